@@ -1,0 +1,60 @@
+"""What the wings hand each other. Shapes are written here once.
+
+B images of a rank's batch in the order [visible..., infrared...], C channels, H x W pixels or positions, L = H*W,
+N pairs, I identities of the training set, K images per identity and modality, M identities in the global batch.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Batch(NamedTuple):
+    """One rank's share of a global training batch.
+
+    Rows are branch-major: all V0, all V1 (if channel augmentation is on), all I. Nothing may rely on more than
+    "visible first": pairs come from labels, branches and positions. `position_B` is the row of the image in the *global*
+    batch, so draws keyed by it do not depend on the world size.
+    """
+
+    images_BCHW: torch.Tensor  # float32, normalised and augmented
+    label_B: torch.Tensor  # int64, 0..I-1
+    branch_B: torch.Tensor  # int64, vocabulary.Branch
+    group_B: torch.Tensor  # int64, the pair group of the image's identity (method §1)
+    position_B: torch.Tensor  # int64, 0..global batch-1
+    row_B: torch.Tensor  # int64, the image's row in the shard index
+    visible: int  # how many of the first rows are visible (V0 and V1)
+    epoch: int
+    step: int
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(*(v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for v in self))
+
+
+class Pairs(NamedTuple):
+    """Cross-modal pairs of one layer's draw: rows of the rank's batch."""
+
+    anchor_N: torch.Tensor  # int64
+    positive_N: torch.Tensor  # int64, same identity, other modality
+    negative_N: torch.Tensor  # int64, another identity of the anchor's group, the positive's modality
+
+
+class Alignment(NamedTuple):
+    """What CMAAM gives the losses for one layer."""
+
+    positive_distance_NL: torch.Tensor  # float32
+    negative_distance_NL: torch.Tensor  # float32
+    comask_NL: torch.Tensor  # float32, detached
+
+
+class ModelOutput(NamedTuple):
+    """Everything a training forward gives the losses. A switched-off module leaves None or an empty tuple."""
+
+    pooled_BC: torch.Tensor  # float32, GeM before the neck
+    logits_BI: torch.Tensor
+    consistency_logits: tuple[torch.Tensor, ...] = ()  # layer 3, layer 4: each N x I
+    consistency_anchor: tuple[torch.Tensor, ...] = ()  # the anchor rows of each, int64 N
+    alignments: tuple[Alignment, ...] = ()  # layer 3, layer 4
+    node_logits: tuple[torch.Tensor, ...] = ()  # one B x I per IPCAM node: g, coarse, fine
+    pair_logits: tuple[torch.Tensor, ...] = ()  # IPCAM stage 4: visible and infrared, each P x I
+    pair_anchor: torch.Tensor | None = None  # the anchor rows of those pairs, int64 P

@@ -1,0 +1,71 @@
+"""The words every floor shares: modalities, splits, branches, the names of a shard set's parts, the user's error."""
+
+from enum import IntEnum, StrEnum
+
+SHARD_FORMAT = "tacaf-shards"
+SHARD_FORMAT_VERSION = 1
+INDEX_FILE = "index.json"
+COLUMN_FOLDER = "columns"
+# One memory-mapped array per fact of an image. Rows are sorted by (pid, modality, camid, number): one identity's images
+# lie together. `offset` and `size` address the image's bytes inside its tar, in bytes.
+COLUMNS = {
+    "shard": "int32",
+    "offset": "int64",
+    "size": "int64",
+    "pid": "int64",
+    "camid": "int16",
+    "modality": "uint8",
+    "split": "uint8",
+    "number": "int32",
+}
+
+
+class InputError(Exception):
+    """Something the user gave cannot be used. The text says what was expected, what came and what to do.
+
+    Every command prints it as one line and exits with status 2; nothing else is caught.
+    """
+
+
+class Modality(StrEnum):
+    """What a camera sees. `code` is the number that stands in arrays (visible 0, infrared 1)."""
+
+    VISIBLE = "visible"
+    INFRARED = "infrared"
+
+    @property
+    def code(self) -> int:
+        return 0 if self is Modality.VISIBLE else 1
+
+    @property
+    def other(self) -> "Modality":
+        return Modality.INFRARED if self is Modality.VISIBLE else Modality.VISIBLE
+
+
+class Split(StrEnum):
+    """The part of a data set an image belongs to. `code` is the number in arrays; 255 stands for none."""
+
+    TRAIN = "train"
+    VAL = "val"
+    TEST = "test"
+
+    @property
+    def code(self) -> int:
+        return {"train": 0, "val": 1, "test": 2}[self.value]
+
+
+class Branch(IntEnum):
+    """The three data branches of one training batch (CAJ): V0, V1 (the same image, channel-exchanged), I."""
+
+    VISIBLE = 0
+    AUGMENTED = 1
+    INFRARED = 2
+
+    @property
+    def modality(self) -> Modality:
+        return Modality.INFRARED if self is Branch.INFRARED else Modality.VISIBLE
+
+
+def sample_key(modality: str, pid: int, camid: int, number: int) -> str:
+    """The key of a sample inside its tar: no dots, since the first dot starts the extension (WebDataset)."""
+    return f"{modality}_{pid:04d}_c{camid}_{number:04d}"
