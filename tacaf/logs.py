@@ -1,0 +1,138 @@
+"""What a run says while it runs: progress on the terminal, metrics.jsonl, environment.json."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+PACKAGES = ("tacaf", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "triton", "numpy")
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of the packages a result depends on; None where one is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def git_commit() -> str | None:
+    """The commit of the source tree, with "+changes" when it has uncommitted ones; None outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def environment(world_size: int) -> dict:
+    """The circumstances of a run: versions, commit, command, devices."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return {
+        "versions": versions(),
+        "commit": git_commit(),
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "world_size": world_size,
+        "cpu": _cpu_name(),
+        "cpu_cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to metrics.jsonl, flushed at once; silent where `path` is None (other ranks)."""
+
+    def __init__(self, path: Path | None, resume_at: int = 0) -> None:
+        self.path = path
+        if path is not None and path.exists():
+            _keep_until(path, resume_at)
+
+    def write(self, **record: object) -> None:
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+
+def read_metrics(path: Path) -> Iterator[dict]:
+    """The records of a metrics.jsonl; a last line cut by a kill is passed over."""
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            continue
+
+
+def _keep_until(path: Path, global_step: int) -> None:
+    """Drop the lines of steps after `global_step`, so that a resumed run writes every step once."""
+    kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["global_step"] <= global_step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    temporary.rename(path)
+
+
+class Progress:
+    """One line that moves on a terminal; a plain line every `every_s` seconds elsewhere; nothing on other ranks."""
+
+    def __init__(self, total: int, start: int, active: bool, every_s: float = 10.0) -> None:
+        self.total, self.done, self.active, self.every_s = total, start, active, every_s
+        self.first, self.began, self.last = start, time.monotonic(), 0.0
+        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) if active and sys.stderr.isatty() else None
+
+    def step(self, text: str) -> None:
+        """Count one step; `text` is shown behind the count."""
+        self.done += 1
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update()
+        elif self.active and (time.monotonic() - self.last >= self.every_s or self.done == self.total):
+            self.last = time.monotonic()
+            print(f"step {self.done}/{self.total} | {text} | {self._left()} left", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        if self.bar is not None:
+            self.bar.write(text)
+        elif self.active:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _left(self) -> str:
+        spent, made = time.monotonic() - self.began, self.done - self.first
+        seconds = int(spent / made * (self.total - self.done)) if made else 0
+        return f"{seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+
+
+@contextmanager
+def stopwatch(times: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds of the block to times[name]."""
+    began = time.perf_counter()
+    yield
+    times[name] = times.get(name, 0.0) + time.perf_counter() - began

@@ -1,0 +1,76 @@
+"""Optimiser and learning-rate schedule: two parameter groups, the rate a pure function of (epoch, step)."""
+
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, model_validator
+
+
+class OptimConfig(BaseModel, extra="forbid", frozen=True):
+    """How parameters are updated (method §6; values of AGW and LbA unless said)."""
+
+    kind: Literal["sgd", "adamw"] = Field("sgd", description="sgd: Nesterov momentum, the field's recipe; adamw: for small models from scratch.")
+    new_rate: float = Field(0.1, gt=0, description="Peak learning rate of new modules at M*K = 32; scaled linearly with M*K for sgd.")
+    backbone_rate: float = Field(0.01, gt=0, description="Peak learning rate of the backbone at M*K = 32; scaled like new_rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay of every parameter.")
+    scale_rate: bool = Field(True, description="Scale the rates by M*K / 32 (identities times images per modality, not branches).")
+    schedule: Literal["milestones", "one_cycle"] = Field(
+        "milestones", description="milestones: linear warm-up, then factors by epoch; one_cycle: linear up, cosine down, per step."
+    )
+    warmup_epochs: float = Field(10.0, ge=0, description="Length of the warm-up in epochs; fractions allowed with one_cycle.")
+    milestones: dict[int, float] = Field(
+        {20: 0.1, 50: 0.01}, description="From this epoch (counted from 0) on, the peak rate times this factor."
+    )
+
+    @model_validator(mode="after")
+    def _whole_warmup(self) -> "OptimConfig":
+        if self.schedule == "milestones" and self.warmup_epochs != int(self.warmup_epochs):
+            raise ValueError(
+                f"warmup_epochs: expected whole epochs with schedule 'milestones', got {self.warmup_epochs}; "
+                "round it or take schedule 'one_cycle'"
+            )
+        return self
+
+
+def build_optimizer(
+    config: OptimConfig,
+    backbone: Iterable[torch.nn.Parameter],
+    new: Iterable[torch.nn.Parameter],
+    images_per_batch_and_modality: int,
+) -> torch.optim.Optimizer:
+    """A torch optimiser with the groups "backbone" and "new"; each group keeps its peak rate as `peak`.
+
+    A torch optimiser is handed to DeepSpeed as it is, so nothing is compiled at start.
+    """
+    scale = images_per_batch_and_modality / 32 if config.scale_rate else 1.0
+    groups = [
+        {"params": [p for p in parameters if p.requires_grad], "name": name, "lr": rate * scale, "peak": rate * scale}
+        for name, parameters, rate in (("backbone", backbone, config.backbone_rate), ("new", new, config.new_rate))
+    ]
+    if config.kind == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def rate_factor(config: OptimConfig, epoch: int, step: int, steps_per_epoch: int, epochs: int) -> float:
+    """The factor on the peak rate for this step. AGW's: (e + 1) / warm-up, then 1, then the milestones."""
+    if config.schedule == "milestones":
+        if epoch < config.warmup_epochs:
+            return (epoch + 1) / config.warmup_epochs
+        passed = [factor for start, factor in sorted(config.milestones.items()) if epoch >= start]
+        return passed[-1] if passed else 1.0
+    now, total = epoch * steps_per_epoch + step, epochs * steps_per_epoch
+    warmup = config.warmup_epochs * steps_per_epoch
+    if now < warmup:
+        return (now + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (now - warmup) / max(1.0, total - warmup)))
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Set every group's rate to factor times its peak; returns {group name: rate} for the log."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak"]
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
