@@ -1,0 +1,50 @@
+"""Philox against the published known answers, and the draws' own promises."""
+
+import numpy as np
+import pytest
+
+from tacaf.draws import Stream, integers, permutation, philox, uniform
+
+# Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, answer.
+KNOWN = [
+    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    (
+        (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+        (0xA4093822, 0x299F31D0),
+        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "answer"), KNOWN)
+def test_known_answers(counter, key, answer):
+    assert tuple(int(word) for word in philox(counter, key)) == answer
+
+
+def test_a_draw_does_not_depend_on_what_is_drawn_beside_it():
+    whole = uniform(Stream.CROP, 3, 5, 7, np.arange(100), 2)
+    assert whole[42] == uniform(Stream.CROP, 3, 5, 7, 42, 2)
+
+
+@pytest.mark.parametrize("changed", ["stream", "seed", "epoch", "step", "position", "draw"])
+def test_every_key_matters(changed):
+    key = {"stream": Stream.CROP, "seed": 1, "epoch": 2, "step": 3, "position": 4, "draw": 5}
+    other = {**key, changed: Stream.FLIP if changed == "stream" else key[changed] + 1}
+    assert uniform(**key) != uniform(**other)
+
+
+def test_uniform_is_uniform():
+    counts, _ = np.histogram(uniform(Stream.FLIP, 0, 0, 0, np.arange(100_000)), bins=20, range=(0, 1))
+    chi_square = float(((counts - 5000) ** 2 / 5000).sum())
+    assert chi_square < 43.8  # 99.9 % of the chi-square distribution with 19 degrees of freedom
+
+
+def test_integers_reach_every_value_and_no_other():
+    assert set(integers(3, Stream.CHANNEL, 0, 0, 0, np.arange(1000)).tolist()) == {0, 1, 2}
+
+
+def test_permutation():
+    first = permutation(50, Stream.IDENTITIES, 1, 0, 0)
+    assert sorted(first.tolist()) == list(range(50))
+    assert not np.array_equal(first, permutation(50, Stream.IDENTITIES, 1, 0, 1))

@@ -1,0 +1,129 @@
+"""The house's import table, read from the source: arrows run one way, heavy imports stay in their one file, import does nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+OURS = ("kernels", "tacaf", "shards", "launch", "perf", "tests")
+FLOOR_1 = tuple(f"tacaf.{name}" for name in ("vocabulary", "draws", "interfaces", "distributed", "checkpoint", "logs", "optim"))
+
+# room (longest prefix wins) -> the rooms of ours it may import. A room may always import itself, except an op another op.
+MAY_IMPORT = {
+    "kernels": ("kernels.common",),
+    "tacaf.vocabulary": (),
+    "tacaf.draws": (),
+    "tacaf.interfaces": ("tacaf.vocabulary",),
+    "tacaf.distributed": ("tacaf.vocabulary",),
+    "tacaf.checkpoint": ("tacaf.vocabulary",),
+    "tacaf.logs": ("tacaf.vocabulary",),
+    "tacaf.optim": ("tacaf.vocabulary",),
+    "tacaf.model": ("kernels", *FLOOR_1),
+    "tacaf.losses": ("kernels", *FLOOR_1),
+    "tacaf.data": FLOOR_1,
+    "tacaf.evaluation": FLOOR_1,
+    "tacaf.inference": ("kernels", "tacaf"),
+    "shards": ("tacaf.vocabulary", "tacaf.draws"),
+    "launch": ("tacaf",),
+    "perf": ("kernels", "tacaf", "shards", "launch"),
+}
+# heavy package -> the files that alone may import it (perf measures them, so it may too)
+HEAVY = {
+    "triton": ("kernels/*/kernel.py", "perf/*.py"),
+    "nvidia.dali": ("tacaf/data/pipeline.py", "perf/*.py"),
+    "deepspeed": ("launch/engine.py", "perf/*.py"),
+    "torch": ("kernels/**/*.py", "kernels/*.py", "tacaf/**/*.py", "tacaf/*.py", "launch/*.py", "perf/*.py"),
+}
+NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py")
+
+
+def _sources() -> list[Path]:
+    return sorted(path for room in OURS[:-1] for path in (ROOT / room).rglob("*.py"))
+
+
+def _imports(path: Path) -> list[tuple[str, int]]:
+    """(module, line) of every import statement, inside functions too; `from a import b` gives a and a.b."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found += [(alias.name, node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.relative_to(ROOT)}:{node.lineno}: relative import; write the whole name"
+            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return found
+
+
+def _inside(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def violations(path: Path, module: str, imports: list[tuple[str, int]]) -> list[str]:
+    """What this file imports against the table."""
+    room = max((name for name in MAY_IMPORT if _inside(module, name)), key=len, default=None)
+    if room is None:  # a package's own empty __init__
+        return [f"{path}:{line}: {name}" for name, line in imports if name.split(".")[0] in OURS]
+    own = ".".join(module.split(".")[:2]) if room == "kernels" else room
+    allowed = (*MAY_IMPORT[room], own)
+    broken = []
+    for name, line in imports:
+        if name.split(".")[0] in OURS and not any(_inside(name, target) for target in allowed):
+            broken.append(f"{path}:{line}: {room} may not import {name}; it may import {', '.join(allowed)}")
+    return broken
+
+
+def test_the_table_holds():
+    broken = []
+    for path in _sources():
+        relative = path.relative_to(ROOT)
+        module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
+        broken += violations(relative, module, _imports(path))
+    assert not broken, "\n".join(broken)
+
+
+def test_the_test_can_fail():
+    assert violations(Path("x.py"), "tacaf.model.ipcam", [("tacaf.losses.total", 3)])
+    assert violations(Path("x.py"), "kernels.soft_align.op", [("kernels.gem_pyramid.op", 1)])
+    assert violations(Path("x.py"), "shards.writer", [("tacaf.data.index.ShardIndex", 1)])
+    assert not violations(Path("x.py"), "tacaf.model.ipcam", [("kernels.ring_aggregate.ring_aggregate", 1), ("tacaf.draws.uniform", 2)])
+
+
+@pytest.mark.parametrize("package", HEAVY)
+def test_heavy_imports_stay_in_their_file(package):
+    broken = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for path in _sources()
+        for name, line in _imports(path)
+        if _inside(name, package)
+        and (
+            not any(path.relative_to(ROOT).match(pattern) for pattern in HEAVY[package])
+            or (package == "torch" and str(path.relative_to(ROOT)) in NO_TORCH)
+        )
+    ]
+    assert not broken, f"{package} may only be imported in {HEAVY[package]}:\n" + "\n".join(broken)
+
+
+def test_shards_and_scoring_work_without_heavy_packages():
+    script = (
+        "import sys, importlib\n"
+        "for name in ('shards.__main__', 'tacaf.evaluation.protocols', 'tacaf.evaluation.ranking'): importlib.import_module(name)\n"
+        "print([m for m in ('triton', 'nvidia.dali', 'deepspeed') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_launch_file_hides_a_standard_module():
+    hidden = [path.name for path in (ROOT / "launch").glob("*.py") if path.stem in sys.stdlib_module_names]
+    assert not hidden, f"launch/ is put first on the path by launchers, so these would hide standard modules: {hidden}"
+
+
+def test_every_file_says_what_it_is_for():
+    silent = [
+        str(path.relative_to(ROOT))
+        for path in _sources()
+        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
+    ]
+    assert not silent
