@@ -1,0 +1,140 @@
+"""`python -m tacaf.evaluation score`: score plain feature files by a protocol."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from tacaf.evaluation.features import load_features
+from tacaf.evaluation.protocols import CIRCUMSTANCES, score
+from tacaf.evaluation.ranking import MEASURES, METRICS
+from tacaf.evaluation.tables import PROTOCOLS
+from tacaf.vocabulary import InputError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a wrong command as every other input error: one line, exit 2."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 when scored, 2 after one line `error: ...` on stderr."""
+    try:
+        _score(_parser().parse_args(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def result_table(result: dict[str, Any]) -> str:
+    """The score JSON as a few lines of text: the protocol in full, then per cent, mean ± sample standard deviation."""
+    names = {name: name.replace("rank", "rank-") for name in MEASURES}
+    cells = {name: f"{100 * result['mean'][name]:.2f}" for name in MEASURES}
+    for name in MEASURES:
+        if result["std"][name] is not None:
+            cells[name] += f" ± {100 * result['std'][name]:.2f}"
+    widths = {name: max(len(cells[name]), len(names[name])) for name in MEASURES}
+    lines = [
+        protocol_text(result),
+        "  ".join(names[name].rjust(widths[name]) for name in MEASURES),
+        "  ".join(cells[name].rjust(widths[name]) for name in MEASURES),
+        f"per cent; chance rank-1 {100 * result['chance_rank1']:.2f}; {result['valid_queries']} of {result['queries']} "
+        f"queries have a match; gallery {result['gallery']}",
+    ]
+    return "\n".join(lines + ([f"note: {result['gallery_draw_note']}"] if result["gallery_draw_note"] else []))
+
+
+def protocol_text(result: dict[str, Any]) -> str:
+    """Everything that decides what the figures mean, on one line. What is not known is not named."""
+    facts = [result["protocol"], result["mode"], result["direction"]]
+    facts += [f"split {result['split']}" if result["split"] is not None else None]
+    facts += [f"{result['shots']} shot{'s' * (result['shots'] != 1)}" if result["shots"] else "whole gallery"]
+    facts += [f"{result['gallery_draw']} draw" if result["gallery_draw"] else None]
+    facts += [f"{len(result['trials'])} trial{'s' * (len(result['trials']) != 1)}", result["metric"]]
+    facts += [f"excluded: {result['exclusion']}", "each pid once" if result["unique_ids"] else "per image"]
+    facts += [f"{result['embedding'] or 'embedding'} {result['embedding_width']} wide"]
+    facts += ["flip" if result["flip"] else None, "re-ranked" if result["rerank"] else None]
+    facts += [f"trained on {result['trained_on']}" if result["trained_on"] is not None else None]
+    facts += [f"seed {result['seed']}" if result["seed"] is not None else None]
+    return ", ".join(str(fact) for fact in facts if fact is not None)
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write atomically: under a temporary name in the same folder, then renamed; an older file survives a failure."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"expected a place to write {path}, got {error.strerror}; choose another --json") from error
+
+
+def _score(args: argparse.Namespace) -> None:
+    result = score(
+        [load_features(path) for path in args.features],
+        args.protocol,
+        mode=args.mode,
+        direction=args.direction,
+        shots=args.shots,
+        gallery_draw=args.gallery_draw,
+        splits=args.splits,
+        metric=args.metric,
+        trials=args.trials,
+        circumstances=_circumstances(args.state),
+        unique_ids=args.unique_ids or None,
+    )
+    print(result_table(result))
+    if args.json is not None:
+        write_json(args.json, result)
+
+
+def _circumstances(pairs: Sequence[str]) -> dict[str, Any]:
+    """`KEY=VALUE` words; a value is read as JSON where it is JSON (true, 3), else as text."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise InputError(f"expected --state KEY=VALUE, got {pair!r}; put an = between them")
+        try:
+            found[key] = json.loads(text)
+        except ValueError:
+            found[key] = text
+    return found
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m tacaf.evaluation", description="Score plain feature files.")
+    verb = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser).add_parser(
+        "score", help="rank-k, mAP and mINP of a feature file under a protocol"
+    )
+    add = verb.add_argument
+    add("--features", type=Path, nargs="+", required=True, metavar="F.npz", help="RegDB takes one file per split")
+    add("--protocol", required=True, choices=tuple(PROTOCOLS))
+    add("--mode", help="sysu_mm01: all_search (default) or indoor_search")
+    add("--direction", help="visible_to_infrared or infrared_to_visible")
+    add("--shots", type=int, default=1, help="gallery images per pid and camera (1 or 10)")
+    add("--metric", default="cosine", choices=METRICS)
+    add("--gallery-draw", help="official (default where rand_perm_cam.mat is found in --splits) or literature")
+    add("--splits", type=Path, help="rand_perm_cam.mat, its folder, or the folder above exp")
+    add("--trials", type=int, default=10, help="gallery draws")
+    add("--unique-ids", action="store_true", help="count each pid once in rank-k where the protocol leaves that open")
+    add(
+        "--state",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help=f"a fact for the JSON: {', '.join(CIRCUMSTANCES)}",
+    )
+    add("--json", type=Path, help="write the result there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,204 @@
+"""The scoring core: distances, and the place of every match in every query's ranked list, without a list of lists.
+
+Q queries, G gallery images, P different gallery pids, K matches of one query, D feature width.
+
+Two observations make it fast. The place of a match is one more than the number of eligible gallery images that are
+nearer, so sorting the *values* of a row and looking the few matches up in it replaces sorting indices and walking them.
+And the place of a pid in a list where each pid counts once is one more than the number of pids whose nearest image is
+nearer than the query's nearest match. Equal distances would make both wrong, so the rows in which a match has an equal
+are found and done again by a stable sort in gallery order.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tacaf.vocabulary import InputError
+
+METRICS = ("cosine", "euclidean")
+RANKS = (1, 5, 10, 20)
+MEASURES = (*(f"rank{k}" for k in RANKS), "mAP", "mINP")
+_CHUNK_ELEMENTS = 1 << 19  # distances in memory at a time: 4 MiB of float64, which a core's cache nearly holds
+
+
+class Ranks(NamedTuple):
+    """What the ranked lists say. A query without an eligible match has 0 everywhere but in eligible_Q."""
+
+    first_Q: np.ndarray  # int64, place of the first match, from 1; of its pid where each pid counts once
+    average_precision_Q: np.ndarray  # float64, mean_j(j / rank_j)
+    inverse_penalty_Q: np.ndarray  # float64, matches / rank of the last match (AGW); its mean is mINP
+    matches_Q: np.ndarray  # int64, eligible gallery images of the query's pid
+    eligible_Q: np.ndarray  # int64, gallery images that are not excluded
+
+
+def normalise(features_ND: np.ndarray, metric: str) -> np.ndarray:
+    """Features ready for `distances`: unit rows for cosine (a zero row stays zero, so its distances are 1).
+
+    float64 stays float64. Smaller types become float32 for cosine, and float64 for euclidean, because
+    |x|^2 + |y|^2 - 2<x,y> loses what float32 has where x is near y.
+    """
+    if metric not in METRICS:
+        raise InputError(f"expected metric {' or '.join(METRICS)}, got {metric!r}; choose one of them")
+    single = metric == "cosine" and features_ND.dtype != np.float64
+    features_ND = features_ND.astype(np.float32 if single else np.float64)
+    norm_N = np.sqrt(np.einsum("nd,nd->n", features_ND, features_ND))
+    if not np.isfinite(norm_N).all():
+        raise InputError(
+            "expected features whose squares fit the number type, got an overflow; scale the features down"
+        )
+    return features_ND / np.maximum(norm_N, 1e-12)[:, None] if metric == "cosine" else features_ND
+
+
+def distances(query_QD: np.ndarray, gallery_GD: np.ndarray, metric: str) -> np.ndarray:
+    """distance_QG between features that went through `normalise`; smaller is closer.
+
+    cosine: 1 - cosine similarity, 0..2. euclidean: the length of the difference.
+    """
+    product_QG = query_QD @ gallery_GD.T
+    if metric == "cosine":
+        return np.subtract(1, product_QG, out=product_QG)
+    product_QG *= -2
+    product_QG += np.einsum("qd,qd->q", query_QD, query_QD)[:, None]
+    product_QG += np.einsum("gd,gd->g", gallery_GD, gallery_GD)
+    np.maximum(product_QG, 0, out=product_QG)
+    return np.sqrt(product_QG, out=product_QG)
+
+
+def rank_features(
+    query_QD: np.ndarray,
+    gallery_GD: np.ndarray,
+    query_pid: np.ndarray,
+    gallery_pid: np.ndarray,
+    metric: str,
+    unique_pids: bool,
+    exclusion: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Ranks:
+    """`rank_distances` of the features' distances, some queries at a time; arguments as there and in `normalise`."""
+    query_QD, gallery_GD = normalise(query_QD, metric), normalise(gallery_GD, metric)
+    parts = []
+    for rows in _chunks(len(query_QD), len(gallery_GD)):
+        part_QG = distances(query_QD[rows], gallery_GD, metric)
+        keys = None if exclusion is None else (exclusion[0][rows], exclusion[1])
+        parts.append(rank_distances(part_QG, query_pid[rows], gallery_pid, unique_pids, keys))
+    return Ranks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def rank_distances(
+    distance_QG: np.ndarray,
+    query_pid: np.ndarray,
+    gallery_pid: np.ndarray,
+    unique_pids: bool,
+    exclusion: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Ranks:
+    """The ranks of the matches in each query's list of eligible gallery images, nearest first.
+
+    distance_QG: finite floats, smaller is closer, equal ones rank in gallery order. query_pid [Q], gallery_pid [G].
+    exclusion: a key per query and per gallery image; equal keys take the gallery image out of that query's list.
+    unique_pids: count each pid once for first_Q (SYSU-MM01's CMC); average precision is always per image.
+    """
+    order_G = np.argsort(gallery_pid, kind="stable")  # the images of a pid side by side
+    pid_G = gallery_pid[order_G]
+    starts_P = np.flatnonzero(np.concatenate(([True], pid_G[1:] != pid_G[:-1])))
+    parts = []
+    for rows in _chunks(len(distance_QG), len(order_G)):
+        part_QG = distance_QG[rows].take(order_G, axis=1)
+        if exclusion is not None:
+            part_QG[exclusion[0][rows, None] == exclusion[1][order_G]] = np.inf
+        parts.append(_rank_chunk(part_QG, query_pid[rows], pid_G, starts_P, order_G, unique_pids))
+    return Ranks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def measures(ranks: Ranks) -> dict[str, float]:
+    """The means over the queries that have a match, as fractions: rank1 ... rank20, mAP, mINP."""
+    valid = ranks.matches_Q > 0
+    if not valid.any():
+        raise InputError(
+            "expected queries whose pid is in the gallery, got none; check the pids, the cameras and the direction"
+        )
+    found = {f"rank{k}": float(np.mean(ranks.first_Q[valid] <= k)) for k in RANKS}
+    found["mAP"] = float(np.mean(ranks.average_precision_Q[valid]))
+    found["mINP"] = float(np.mean(ranks.inverse_penalty_Q[valid]))
+    return found
+
+
+def chance_rank1(ranks: Ranks) -> float:
+    """The rank-1 to expect of a random order: mean over queries with a match of matches / eligible gallery images."""
+    valid = ranks.matches_Q > 0
+    return float(np.mean(ranks.matches_Q[valid] / ranks.eligible_Q[valid]))
+
+
+def _chunks(queries: int, gallery: int) -> list[slice]:
+    size = max(1, _CHUNK_ELEMENTS // max(1, gallery))
+    return [slice(i, i + size) for i in range(0, max(1, queries), size)]
+
+
+def _rank_chunk(
+    distance_QG: np.ndarray,
+    query_pid: np.ndarray,
+    pid_G: np.ndarray,
+    starts_P: np.ndarray,
+    order_G: np.ndarray,
+    unique_pids: bool,
+) -> Ranks:
+    """Ranks for gallery columns grouped by pid, excluded distances infinite; order_G holds the gallery positions."""
+    start_Q, stop_Q = np.searchsorted(pid_G, query_pid), np.searchsorted(pid_G, query_pid, side="right")
+    near_QK = _match_distances(distance_QG, start_Q, stop_Q)
+    matches_Q = np.count_nonzero(near_QK < np.inf, axis=1)
+    eligible_Q = np.count_nonzero(distance_QG < np.inf, axis=1)
+    rank_QK, tied_Q = _match_ranks(np.sort(distance_QG, axis=1), near_QK, matches_Q, eligible_Q)
+    first_Q = rank_QK[:, 0]
+    if unique_pids:
+        first_Q, pid_tied_Q = _pid_places(distance_QG, starts_P, start_Q)
+        tied_Q |= pid_tied_Q
+    for q in np.flatnonzero(tied_Q & (matches_Q > 0)).tolist():
+        rank_K, place = _stable_ranks(distance_QG[q], query_pid[q], pid_G, order_G)
+        rank_QK[q, : len(rank_K)] = rank_K
+        first_Q[q] = place if unique_pids else rank_K[0]
+    valid_Q = matches_Q > 0
+    ordinal_K = np.arange(1, near_QK.shape[1] + 1)
+    precision_QK = np.where(ordinal_K <= matches_Q[:, None], ordinal_K / rank_QK, 0)
+    at_least_one_Q = np.maximum(matches_Q, 1)
+    last_Q = np.take_along_axis(rank_QK, at_least_one_Q[:, None] - 1, axis=1)[:, 0]
+    return Ranks(
+        first_Q * valid_Q, precision_QK.sum(axis=1) / at_least_one_Q, matches_Q / last_Q, matches_Q, eligible_Q
+    )
+
+
+def _match_distances(distance_QG: np.ndarray, start_Q: np.ndarray, stop_Q: np.ndarray) -> np.ndarray:
+    """Q x K: the distances of columns start..stop of each row, ascending; infinity fills up and stands for excluded."""
+    widest = max(1, int((stop_Q - start_Q).max(initial=0)))
+    column_QK = start_Q[:, None] + np.arange(widest)
+    inside_QK = column_QK < stop_Q[:, None]
+    near_QK = np.take_along_axis(distance_QG, np.minimum(column_QK, distance_QG.shape[1] - 1), axis=1)
+    return np.sort(np.where(inside_QK, near_QK, np.inf), axis=1)
+
+
+def _match_ranks(
+    sorted_QG: np.ndarray, near_QK: np.ndarray, matches_Q: np.ndarray, eligible_Q: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Q x K: 1 + how many distances of a row are smaller than each match's; and which rows have a match with an equal."""
+    rank_QK = np.ones(near_QK.shape, np.int64)
+    for q, count in enumerate(matches_Q.tolist()):
+        rank_QK[q, :count] += sorted_QG[q].searchsorted(near_QK[q, :count])
+    following_QK = np.take_along_axis(sorted_QG, np.minimum(rank_QK, sorted_QG.shape[1] - 1), axis=1)
+    tied_Q = np.any((following_QK == near_QK) & (near_QK < np.inf) & (rank_QK < eligible_Q[:, None]), axis=1)
+    return rank_QK, tied_Q
+
+
+def _pid_places(distance_QG: np.ndarray, starts_P: np.ndarray, start_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The place of each query's pid where each pid counts once, and whether another pid's nearest is just as near.
+
+    A query whose pid is not in the gallery gets a place without meaning; its caller passes it over.
+    """
+    nearest_QP = np.minimum.reduceat(distance_QG, starts_P, axis=1)
+    own = np.minimum(np.searchsorted(starts_P, start_Q), len(starts_P) - 1)
+    own_Q1 = np.take_along_axis(nearest_QP, own[:, None], axis=1)
+    return 1 + (nearest_QP < own_Q1).sum(axis=1), (nearest_QP == own_Q1).sum(axis=1) > 1
+
+
+def _stable_ranks(distance_G: np.ndarray, pid: int, pid_G: np.ndarray, order_G: np.ndarray) -> tuple[np.ndarray, int]:
+    """The definition, for one query: sort by distance, equals in gallery order. Ranks of matches, place of the pid."""
+    ranked = np.lexsort((order_G, distance_G))
+    ranked = ranked[np.isfinite(distance_G[ranked])]
+    rank_K = np.flatnonzero(pid_G[ranked] == pid) + 1
+    return rank_K, np.unique(pid_G[ranked[: rank_K[0]]]).size

@@ -1,0 +1,101 @@
+"""The protocols as tables (method §7): who asks, who answers, what is left out, how the gallery comes about.
+
+Code elsewhere reads these rows and never asks for a protocol's name.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tacaf.vocabulary import Modality
+
+VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
+
+
+class Exclusion(Enum):
+    """Which gallery images are out of a query's list."""
+
+    NONE = "none"
+    LOCATION = "same location"  # whatever the pid
+    PID_AND_CAMERA = "same pid and camera"
+
+
+@dataclass(frozen=True)
+class Search:
+    """Who asks whom. Cameras None: every camera."""
+
+    query: Modality
+    gallery: Modality
+    gallery_cameras: tuple[int, ...] | None = None
+
+    @property
+    def direction(self) -> str:
+        return f"{self.query}_to_{self.gallery}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One row of method §7's table. The first search and the first draw are the defaults."""
+
+    name: str
+    selector: str  # what the searches are named by: "mode" or "direction"
+    searches: Mapping[str, Search]
+    exclusion: Exclusion
+    unique_pids: bool  # each pid counts once in the CMC
+    unique_pids_optional: bool = False
+    draws: tuple[str, ...] = ()  # none: the gallery is every image
+    shots: tuple[int, ...] = ()
+    one_file_per_split: bool = False  # a trial is a split with its own model and feature file
+    cameras: Mapping[Modality, tuple[int, ...]] = field(default_factory=dict)  # the data set's own, to catch a mix-up
+    location_of_camera: Mapping[int, int] = field(default_factory=dict)  # cameras not named are their own location
+
+
+BOTH_DIRECTIONS = {
+    "visible_to_infrared": Search(VISIBLE, INFRARED),
+    "infrared_to_visible": Search(INFRARED, VISIBLE),
+}
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(
+            name="sysu_mm01",
+            selector="mode",
+            searches={
+                "all_search": Search(INFRARED, VISIBLE, (1, 2, 4, 5)),
+                "indoor_search": Search(INFRARED, VISIBLE, (1, 2)),
+            },
+            exclusion=Exclusion.LOCATION,
+            unique_pids=True,
+            draws=("official", "literature"),
+            shots=(1, 10),
+            cameras={VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)},
+            location_of_camera={3: 2},  # the infrared camera 3 hangs in the room of camera 2
+        ),
+        Protocol(
+            name="regdb",
+            selector="direction",
+            searches=BOTH_DIRECTIONS,
+            exclusion=Exclusion.NONE,
+            unique_pids=False,
+            unique_pids_optional=True,
+            one_file_per_split=True,
+        ),
+        Protocol(
+            name="llcm",
+            selector="direction",
+            searches=dict(reversed(BOTH_DIRECTIONS.items())),
+            exclusion=Exclusion.PID_AND_CAMERA,
+            unique_pids=True,
+            draws=("literature",),
+            shots=(1,),
+        ),
+        Protocol(
+            name="generic",
+            selector="direction",
+            searches=dict(reversed(BOTH_DIRECTIONS.items())),
+            exclusion=Exclusion.NONE,
+            unique_pids=False,
+            unique_pids_optional=True,
+        ),
+    )
+}
