@@ -1,0 +1,90 @@
+"""The public `gem_pyramid`: checks, choice of path, and the custom op with its fake and its backward.
+
+Legend: B images, H x W positions, C channels, N = sum(levels) pooled stripes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from kernels.common import check_backend, check_positive, check_tensor, compute_dtype, refuse_double_backward
+from kernels.gem_pyramid import plain, reference
+
+
+def gem_pyramid(
+    features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, backend: str = "auto"
+) -> torch.Tensor:
+    """Generalised mean of every horizontal stripe of every level, from one read of the map (method §5.1).
+
+    features_BHWC: B x H x W x C, any floating dtype; levels: stripes per level, each dividing H, e.g. (1, 3, 6); a
+    stripe is H / level rows, its value (mean over positions of max(x, eps)^p)^(1/p).
+    Returns B x N x C, N = sum(levels), coarse to fine as `levels` says and top to bottom inside a level, float32
+    (float64 for float64) whatever comes in. backend: `auto`, `reference` (the definition) or `triton`.
+    Raises TypeError or ValueError before any work.
+    """
+    check_tensor("features_BHWC", features_BHWC, "B x H x W x C")
+    levels = list(levels)
+    _check(features_BHWC, levels, p, eps)
+    path = check_backend(backend, features_BHWC)
+    if path == "reference":
+        return reference.gem_pyramid(features_BHWC, levels, p, eps)
+    return _forward(features_BHWC, levels, float(p), float(eps))
+
+
+def _check(features_BHWC: torch.Tensor, levels: list[int], p: float, eps: float) -> None:
+    shape, height = tuple(features_BHWC.shape), features_BHWC.shape[1]
+    if 0 in shape[1:]:
+        raise ValueError(f"features_BHWC: expected no empty dimension but B, got {shape}; pass whole maps")
+    if not levels:
+        raise ValueError("levels: expected at least one number of stripes, got none; use (1,) for the global mean")
+    for level in levels:
+        if level < 1 or height % level:
+            raise ValueError(
+                f"levels: expected divisors of the map's height {height}, got {level}; choose levels that divide it"
+            )
+    check_positive("p", p)
+    check_positive("eps", eps)
+    tiny = torch.finfo(compute_dtype(features_BHWC)).tiny
+    if eps ** max(p, 1.0) < tiny:
+        raise ValueError(f"eps: expected eps^p >= {tiny:.0e}, got {eps}^{p}, which vanishes; raise eps or lower p")
+
+
+@torch.library.custom_op("kernels::gem_pyramid", mutates_args=())
+def _forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float) -> torch.Tensor:
+    return plain.forward(features_BHWC, levels, p, eps)
+
+
+@_forward.register_fake
+def _(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float) -> torch.Tensor:
+    images, _, _, channels = features_BHWC.shape
+    return features_BHWC.new_empty(images, sum(levels), channels, dtype=compute_dtype(features_BHWC))
+
+
+@torch.library.custom_op("kernels::gem_pyramid_backward", mutates_args=())
+def _backward(
+    grad_BNC: torch.Tensor,
+    features_BHWC: torch.Tensor,
+    pooled_BNC: torch.Tensor,
+    levels: Sequence[int],
+    p: float,
+    eps: float,
+) -> torch.Tensor:
+    return plain.backward(grad_BNC, features_BHWC, pooled_BNC, levels, p, eps)
+
+
+@_backward.register_fake
+def _(grad_BNC, features_BHWC, *_):  # type: ignore[no-untyped-def]
+    return torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    features_BHWC, *ctx.settings = inputs
+    ctx.save_for_backward(features_BHWC, output)
+
+
+def _differentiate(ctx, grad_BNC):  # type: ignore[no-untyped-def]
+    return _backward(grad_BNC, *ctx.saved_tensors, *ctx.settings), None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(lambda ctx, *_: refuse_double_backward("gem_pyramid"))

@@ -1,0 +1,50 @@
+"""The GeM pyramid in plain PyTorch, image by image: every level from one read of the map (derivation: README.md here).
+
+Legend: B images, H x W positions, C channels, N = sum(levels) stripes, coarse to fine.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from kernels.common import compute_dtype
+
+
+def forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float) -> torch.Tensor:
+    """B x N x C: the powers of a row are summed once, the levels add up rows."""
+    images, height, width, channels = features_BHWC.shape
+    rows = features_BHWC.new_empty(images, height, channels, dtype=compute_dtype(features_BHWC))
+    for image, row in zip(features_BHWC, rows, strict=True):
+        torch.sum(_power(image.to(row.dtype).clamp_min(eps), p), dim=1, out=row)
+    means = [rows.unflatten(1, (level, -1)).sum(2) * (level / (height * width)) for level in levels]
+    return torch.cat(means, dim=1).pow_(1 / p)
+
+
+def backward(
+    grad_BNC: torch.Tensor,
+    features_BHWC: torch.Tensor,
+    pooled_BNC: torch.Tensor,
+    levels: Sequence[int],
+    p: float,
+    eps: float,
+) -> torch.Tensor:
+    """dx = max(x, eps)^(p-1) [x >= eps] * sum over levels of grad * pooled^(1-p) / (positions of the stripe)."""
+    _, height, width, _ = features_BHWC.shape
+    slope_BNC = grad_BNC * pooled_BNC.pow(1 - p)
+    stripes = slope_BNC.split(list(levels), dim=1)
+    slope_BHC = sum(
+        (s * (level / (height * width))).repeat_interleave(height // level, dim=1)
+        for s, level in zip(stripes, levels, strict=True)
+    )
+    gradient = torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
+    for image, slope_HC, out in zip(features_BHWC, slope_BHC, gradient, strict=True):
+        x = image.to(slope_HC.dtype)
+        out.copy_(_power(x.clamp_min(eps), p - 1).mul_(slope_HC.unsqueeze(1)).masked_fill_(x < eps, 0))
+    return gradient
+
+
+def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:
+    """x ** exponent; the usual small whole exponents as products, many times faster than pow."""
+    if exponent in (1, 2, 3):
+        return x if exponent == 1 else x * x if exponent == 2 else (x * x).mul_(x)
+    return x.pow(exponent)

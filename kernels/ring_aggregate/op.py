@@ -1,0 +1,85 @@
+"""The public `ring_aggregate`: checks, choice of path, and the custom op with its fake and its backward.
+
+Legend: B images, R parts of the ring, D node width, A projection width.
+"""
+
+import torch
+
+from kernels.common import check_backend, check_tensor, refuse_double_backward
+from kernels.ring_aggregate import plain, reference
+
+
+def ring_aggregate(
+    parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int, backend: str = "auto"
+) -> torch.Tensor:
+    """Let every part of a ring look at itself and its two neighbours, `rounds` times (paper §3; method §5.2).
+
+    A round: b_ij = softmax over j in {i, i-1, i+1 mod R} of <theta_i, phi_j> / sqrt(A); u_i <- sum_j b_ij u_j, and
+    theta, phi follow the same recurrence, being linear in u: project once, before.
+    parts_BRD: B x R x D, R >= 3; theta_BRA, phi_BRA: B x R x A; floating, their dtypes may differ (autocast); rounds
+    >= 1.
+    Returns u after the rounds, B x R x D in the parts' dtype, summed in float32 (float64 for float64); the caller adds
+    the self-connection. backend: `auto`, `reference` (the definition) or `triton`. Raises TypeError or ValueError
+    before any work.
+    """
+    _check(parts_BRD, theta_BRA, phi_BRA, rounds)
+    path = check_backend(backend, parts_BRD)
+    if path == "reference":
+        return reference.ring_aggregate(parts_BRD, theta_BRA, phi_BRA, rounds)
+    return _forward(parts_BRD, theta_BRA, phi_BRA, rounds)
+
+
+def _check(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int) -> None:
+    check_tensor("parts_BRD", parts_BRD, "B x R x D")
+    if parts_BRD.shape[1] < 3:
+        raise ValueError(f"parts_BRD: expected a ring of R >= 3 parts, got {parts_BRD.shape[1]}; use finer levels")
+    for name, projection in (("theta_BRA", theta_BRA), ("phi_BRA", phi_BRA)):
+        check_tensor(name, projection, "B x R x A", parts_BRD.device)
+        if (
+            projection.shape[:2] != parts_BRD.shape[:2]
+            or projection.shape != theta_BRA.shape
+            or not projection.shape[2]
+        ):
+            expected = (*parts_BRD.shape[:2], theta_BRA.shape[-1] or 1)
+            raise ValueError(f"{name}: expected shape {expected}, got {tuple(projection.shape)}; project parts_BRD")
+    if isinstance(rounds, bool) or not isinstance(rounds, int):
+        raise TypeError(f"rounds: expected an integer, got {type(rounds).__name__}; pass a whole number of rounds")
+    if rounds < 1:
+        raise ValueError(f"rounds: expected at least 1, got {rounds}; leave the ring out instead")
+
+
+@torch.library.custom_op("kernels::ring_aggregate", mutates_args=())
+def _forward(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int) -> torch.Tensor:
+    with torch.autocast(parts_BRD.device.type, enabled=False):
+        return plain.forward(parts_BRD, theta_BRA, phi_BRA, rounds)
+
+
+@_forward.register_fake
+def _(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int) -> torch.Tensor:
+    return torch.empty_like(parts_BRD, memory_format=torch.contiguous_format)
+
+
+@torch.library.custom_op("kernels::ring_aggregate_backward", mutates_args=())
+def _backward(
+    grad_BRD: torch.Tensor, parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    with torch.autocast(parts_BRD.device.type, enabled=False):
+        return plain.backward(grad_BRD, parts_BRD, theta_BRA, phi_BRA, rounds)
+
+
+@_backward.register_fake
+def _(grad_BRD, *inputs):  # type: ignore[no-untyped-def]
+    return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3])
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.rounds = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, grad_BRD):  # type: ignore[no-untyped-def]
+    return *_backward(grad_BRD, *ctx.saved_tensors, ctx.rounds), None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(lambda ctx, *_: refuse_double_backward("ring_aggregate"))
