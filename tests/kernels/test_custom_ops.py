@@ -1,0 +1,57 @@
+"""The custom ops: torch's own opcheck, one graph under torch.compile, and a clear refusal of the second derivative."""
+
+import pytest
+import torch
+
+from kernels.align_distance import align_distance
+from kernels.gem_pyramid import gem_pyramid
+from kernels.ring_aggregate import ring_aggregate
+from kernels.soft_align import soft_align
+from tests.kernels.cases import alignment_case, assert_equal, outputs_and_gradients
+
+
+def _cases():
+    """name -> (inputs that take a gradient, the public op on them, the arguments of the custom op)."""
+    f, m, a, k = alignment_case("repeated", torch.float32)
+    u, theta, phi = torch.rand(3, 2, 6, 4, generator=torch.Generator().manual_seed(1))
+    return {
+        "soft_align": ((f,), lambda f: soft_align(f, m, a, k, 50.0), (f, m, a, k, 50.0)),
+        "align_distance": ((f,), lambda f: align_distance(f, m, a, k, 50.0), (f, m, a, k, 50.0)),
+        "ring_aggregate": ((u, theta, phi), lambda *x: ring_aggregate(*x, 2), (u, theta, phi, 2)),
+        "gem_pyramid": (
+            (f.view(4, 3, 3, 8),),
+            lambda x: gem_pyramid(x, (1, 3), 3.0, 1e-6),
+            (f.view(4, 3, 3, 8), [1, 3], 3.0, 1e-6),
+        ),
+    }
+
+
+OPS = ("soft_align", "align_distance", "ring_aggregate", "gem_pyramid")
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_opcheck(name):
+    leaves, _, arguments = _cases()[name]
+    # custom ops hand out every output with requires_grad; the leaves alone ask for it, as in training
+    arguments = tuple(x.detach().clone().requires_grad_() if any(x is y for y in leaves) else x for x in arguments)
+    torch.library.opcheck(getattr(torch.ops.kernels, name).default, arguments)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_one_graph_under_compile(name):
+    torch._dynamo.reset()
+    leaves, op, _ = _cases()[name]
+    compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
+    assert_equal(outputs_and_gradients(compiled, *leaves), outputs_and_gradients(op, *leaves), 1e-6)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_double_backward_is_refused(name):
+    leaves, op, _ = _cases()[name]
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+    out = op(*leaves)
+    first = torch.autograd.grad(
+        (out[0] if isinstance(out, tuple) else out).square().sum(), leaves[0], create_graph=True
+    )
+    with pytest.raises(RuntimeError, match=f'kernels.{name}: expected one backward.*backend="reference"'):
+        first[0].sum().backward()
