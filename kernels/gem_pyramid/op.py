@@ -4,11 +4,14 @@ Legend: B images, H x W positions, C channels, N = sum(levels) pooled stripes.
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 
-from kernels.common import check_backend, check_positive, check_tensor, compute_dtype, refuse_double_backward
+from kernels.common import check_positive, check_tensor, choose_path, compute_dtype, refuse_double_backward
 from kernels.gem_pyramid import plain, reference
+
+WHOLE_POWERS = range(1, 9)  # the kernel multiplies; other powers are left to PyTorch
 
 
 def gem_pyramid(
@@ -25,10 +28,10 @@ def gem_pyramid(
     check_tensor("features_BHWC", features_BHWC, "B x H x W x C")
     levels = list(levels)
     _check(features_BHWC, levels, p, eps)
-    path = check_backend(backend, features_BHWC)
+    path = choose_path(backend, features_BHWC, "" if p in WHOLE_POWERS else f"p = {p} (whole p up to 8)")
     if path == "reference":
         return reference.gem_pyramid(features_BHWC, levels, p, eps)
-    return _forward(features_BHWC, levels, float(p), float(eps))
+    return _forward(features_BHWC, levels, float(p), float(eps), path)
 
 
 def _check(features_BHWC: torch.Tensor, levels: list[int], p: float, eps: float) -> None:
@@ -49,13 +52,21 @@ def _check(features_BHWC: torch.Tensor, levels: list[int], p: float, eps: float)
         raise ValueError(f"eps: expected eps^p >= {tiny:.0e}, got {eps}^{p}, which vanishes; raise eps or lower p")
 
 
+def _module(path: str) -> ModuleType:
+    if path == "plain":
+        return plain
+    from kernels.gem_pyramid import kernel  # here, because it imports Triton
+
+    return kernel
+
+
 @torch.library.custom_op("kernels::gem_pyramid", mutates_args=())
-def _forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float) -> torch.Tensor:
-    return plain.forward(features_BHWC, levels, p, eps)
+def _forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, path: str) -> torch.Tensor:
+    return _module(path).forward(features_BHWC, levels, p, eps)
 
 
 @_forward.register_fake
-def _(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float) -> torch.Tensor:
+def _(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, path: str) -> torch.Tensor:
     images, _, _, channels = features_BHWC.shape
     return features_BHWC.new_empty(images, sum(levels), channels, dtype=compute_dtype(features_BHWC))
 
@@ -68,8 +79,9 @@ def _backward(
     levels: Sequence[int],
     p: float,
     eps: float,
+    path: str,
 ) -> torch.Tensor:
-    return plain.backward(grad_BNC, features_BHWC, pooled_BNC, levels, p, eps)
+    return _module(path).backward(grad_BNC, features_BHWC, pooled_BNC, levels, p, eps)
 
 
 @_backward.register_fake
@@ -83,7 +95,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 
 
 def _differentiate(ctx, grad_BNC):  # type: ignore[no-untyped-def]
-    return _backward(grad_BNC, *ctx.saved_tensors, *ctx.settings), None, None, None
+    return _backward(grad_BNC, *ctx.saved_tensors, *ctx.settings), None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

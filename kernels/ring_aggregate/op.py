@@ -3,10 +3,14 @@
 Legend: B images, R parts of the ring, D node width, A projection width.
 """
 
+from types import ModuleType
+
 import torch
 
-from kernels.common import check_backend, check_tensor, refuse_double_backward
+from kernels.common import check_tensor, choose_path, refuse_double_backward
 from kernels.ring_aggregate import plain, reference
+
+MAX_PARTS = 16  # the kernel keeps R x R x R numbers in registers
 
 
 def ring_aggregate(
@@ -23,10 +27,11 @@ def ring_aggregate(
     before any work.
     """
     _check(parts_BRD, theta_BRA, phi_BRA, rounds)
-    path = check_backend(backend, parts_BRD)
+    obstacle = f"{parts_BRD.shape[1]} parts (up to {MAX_PARTS})" if parts_BRD.shape[1] > MAX_PARTS else ""
+    path = choose_path(backend, parts_BRD, obstacle)
     if path == "reference":
         return reference.ring_aggregate(parts_BRD, theta_BRA, phi_BRA, rounds)
-    return _forward(parts_BRD, theta_BRA, phi_BRA, rounds)
+    return _forward(parts_BRD, theta_BRA, phi_BRA, rounds, path)
 
 
 def _check(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int) -> None:
@@ -48,23 +53,38 @@ def _check(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tens
         raise ValueError(f"rounds: expected at least 1, got {rounds}; leave the ring out instead")
 
 
+def _module(path: str) -> ModuleType:
+    if path == "plain":
+        return plain
+    from kernels.ring_aggregate import kernel  # here, because it imports Triton
+
+    return kernel
+
+
 @torch.library.custom_op("kernels::ring_aggregate", mutates_args=())
-def _forward(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int) -> torch.Tensor:
+def _forward(
+    parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int, path: str
+) -> torch.Tensor:
     with torch.autocast(parts_BRD.device.type, enabled=False):
-        return plain.forward(parts_BRD, theta_BRA, phi_BRA, rounds)
+        return _module(path).forward(parts_BRD, theta_BRA, phi_BRA, rounds)
 
 
 @_forward.register_fake
-def _(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int) -> torch.Tensor:
+def _(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int, path: str) -> torch.Tensor:
     return torch.empty_like(parts_BRD, memory_format=torch.contiguous_format)
 
 
 @torch.library.custom_op("kernels::ring_aggregate_backward", mutates_args=())
 def _backward(
-    grad_BRD: torch.Tensor, parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int
+    grad_BRD: torch.Tensor,
+    parts_BRD: torch.Tensor,
+    theta_BRA: torch.Tensor,
+    phi_BRA: torch.Tensor,
+    rounds: int,
+    path: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.autocast(parts_BRD.device.type, enabled=False):
-        return plain.backward(grad_BRD, parts_BRD, theta_BRA, phi_BRA, rounds)
+        return _module(path).backward(grad_BRD, parts_BRD, theta_BRA, phi_BRA, rounds)
 
 
 @_backward.register_fake
@@ -73,12 +93,12 @@ def _(grad_BRD, *inputs):  # type: ignore[no-untyped-def]
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    *tensors, ctx.rounds = inputs
+    *tensors, ctx.rounds, ctx.path = inputs
     ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx, grad_BRD):  # type: ignore[no-untyped-def]
-    return *_backward(grad_BRD, *ctx.saved_tensors, ctx.rounds), None
+    return *_backward(grad_BRD, *ctx.saved_tensors, ctx.rounds, ctx.path), None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

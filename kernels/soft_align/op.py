@@ -5,7 +5,7 @@ Legend: B images, L = H*W positions, C channels, N pairs.
 
 import torch
 
-from kernels.common import check_alignment, check_backend, check_row_range, compute_dtype, refuse_double_backward
+from kernels.common import check_alignment, check_row_range, choose_path, compute_dtype, refuse_double_backward
 from kernels.soft_align import plain, reference
 
 
@@ -28,7 +28,7 @@ def soft_align(
     caller: reading them would stall the stream.
     """
     check_alignment(features_BLC, mask_BL, anchor_N, target_N, beta)
-    path = check_backend(backend, features_BLC)
+    path = choose_path(backend, features_BLC, "soft_align, which has no Triton kernel")
     if path == "reference":
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.soft_align(features_BLC, mask_BL, anchor_N, target_N, beta)

@@ -17,11 +17,11 @@ def _cases():
     return {
         "soft_align": ((f,), lambda f: soft_align(f, m, a, k, 50.0), (f, m, a, k, 50.0)),
         "align_distance": ((f,), lambda f: align_distance(f, m, a, k, 50.0), (f, m, a, k, 50.0)),
-        "ring_aggregate": ((u, theta, phi), lambda *x: ring_aggregate(*x, 2), (u, theta, phi, 2)),
+        "ring_aggregate": ((u, theta, phi), lambda *x: ring_aggregate(*x, 2), (u, theta, phi, 2, "plain")),
         "gem_pyramid": (
             (f.view(4, 3, 3, 8),),
             lambda x: gem_pyramid(x, (1, 3), 3.0, 1e-6),
-            (f.view(4, 3, 3, 8), [1, 3], 3.0, 1e-6),
+            (f.view(4, 3, 3, 8), [1, 3], 3.0, 1e-6, "plain"),
         ),
     }
 

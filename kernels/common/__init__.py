@@ -3,6 +3,8 @@
 Legend: B images, L = H*W positions, C channels, N pairs, R parts, D node width, A projection width.
 """
 
+import os
+
 import torch
 
 NORM_FLOOR = (
@@ -11,7 +13,7 @@ NORM_FLOOR = (
 DISTANCE_FLOOR = 1e-12  # the squared distance is at least this times the anchor's squared norm (ours, method §4.1)
 MINMAX_FLOOR = 1e-12  # LbA's guard in (x - min) / (max - min + floor)
 
-BACKENDS = ("auto", "reference")
+BACKENDS = ("auto", "reference", "triton")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -78,12 +80,23 @@ def check_positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: expected a finite number > 0, got {value}; choose a positive one")
 
 
-def check_backend(backend: str, tensor: torch.Tensor) -> str:
-    """The path to take: `reference` (the definition, anywhere), `plain` (the same algebra, faster) or `triton`."""
+def choose_path(backend: str, tensor: torch.Tensor, obstacle: str = "") -> str:
+    """`reference` (the definition, anywhere), `plain` (the same algebra, faster on a CPU) or `triton`.
+
+    `auto` takes Triton on a GPU; the definition there if an `obstacle` (words for what the kernel cannot do) stands.
+    """
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}; choose one of these")
+    if tensor.dtype == torch.float64:
+        obstacle = obstacle or "float64"
     if backend == "auto":
-        return "plain"
+        return "plain" if tensor.device.type == "cpu" else "reference" if obstacle else "triton"
+    if backend == "triton" and obstacle:
+        raise ValueError(f'backend: expected a case the Triton kernel holds, got {obstacle}; use backend="reference"')
+    if backend == "triton" and tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ValueError(
+            'backend: expected tensors on a GPU for "triton", got CPU; use "auto", or set TRITON_INTERPRET=1'
+        )
     return backend
 
 

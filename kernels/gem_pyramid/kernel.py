@@ -1,0 +1,139 @@
+"""The GeM pyramid in Triton: one read of the map for all levels, one launch each way.
+
+A program holds one image and BLOCK_C channels and walks down the map in stripes so fine that every level is made of
+whole stripes. Legend: B images, H x W positions, C channels, N = sum(levels) pooled stripes.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+import math
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+
+# (BLOCK_P positions at once, BLOCK_C channels, warps); the first is the default.
+CHOICES = ((32, 128, 4), (32, 64, 4), (16, 256, 4))
+
+
+@triton.jit
+def _member(i_stripe, LEVELS: tl.constexpr, FINE: tl.constexpr, BLOCK_N: tl.constexpr):
+    """For each pooled row n: does it contain the fine stripe; and its level (1 for rows that only pad the block)."""
+    n = tl.arange(0, BLOCK_N)
+    inside = n < 0
+    level_N = tl.full((BLOCK_N,), 1, tl.int32)
+    start = 0
+    for i in tl.static_range(len(LEVELS)):
+        level: tl.constexpr = LEVELS[i]
+        here = (n >= start) & (n < start + level)
+        inside = inside | (here & (n - start == i_stripe // (FINE // level)))
+        level_N = tl.where(here, level, level_N)
+        start += level
+    return inside, level_N
+
+
+@triton.jit
+def _power(x, P: tl.constexpr):
+    result = x
+    for _ in tl.static_range(P - 1):
+        result *= x
+    return result
+
+
+@triton.jit
+def forward_kernel(
+    p_x, p_pooled, channels, eps, positions: tl.constexpr, LEVELS: tl.constexpr, FINE: tl.constexpr, N: tl.constexpr,
+    P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    i_image = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = c < channels
+    stripe: tl.constexpr = positions // FINE
+    b_sum = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
+    for i_stripe in range(FINE):
+        b_stripe = tl.zeros((BLOCK_C,), tl.float32)
+        for first in range(0, stripe, BLOCK_P):
+            p = first + tl.arange(0, BLOCK_P)
+            m_x = (p[:, None] < stripe) & m_c[None, :]
+            o_x = (i_image * positions + i_stripe * stripe + p[:, None]) * channels + c[None, :]
+            x = tl.maximum(tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32), eps)
+            b_stripe += tl.sum(tl.where(m_x, _power(x, P), 0.0), axis=0)
+        inside, _ = _member(i_stripe, LEVELS, FINE, BLOCK_N)
+        b_sum += tl.where(inside[:, None], b_stripe[None, :], 0.0)
+    _, level = _member(0, LEVELS, FINE, BLOCK_N)
+    mean = tl.maximum(b_sum * (level.to(tl.float32) / positions)[:, None], 1e-38)
+    # exp2(log2 / P) is off by some units in the last place; one Newton step on y^P = mean mends that
+    root = tl.exp2(tl.log2(mean) / P)
+    if P > 1:
+        root = root * ((P - 1.0) / P + mean / _power(root, P) / P)
+    n = tl.arange(0, BLOCK_N)
+    o_pooled = (i_image * N + n[:, None]) * channels + c[None, :]
+    tl.store(p_pooled + o_pooled, root, mask=(n[:, None] < N) & m_c[None, :])
+
+
+@triton.jit
+def backward_kernel(
+    p_grad, p_x, p_pooled, p_dx, channels, eps, positions: tl.constexpr, LEVELS: tl.constexpr, FINE: tl.constexpr,
+    N: tl.constexpr, P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    i_image = tl.program_id(0).to(tl.int64)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_c = c < channels
+    stripe: tl.constexpr = positions // FINE
+    n = tl.arange(0, BLOCK_N)
+    o_pooled = (i_image * N + n[:, None]) * channels + c[None, :]
+    m_pooled = (n[:, None] < N) & m_c[None, :]
+    _, level = _member(0, LEVELS, FINE, BLOCK_N)
+    b_slope = tl.load(p_grad + o_pooled, mask=m_pooled, other=0.0) * (level.to(tl.float32) / positions)[:, None]
+    if P > 1:
+        b_slope = b_slope / _power(tl.load(p_pooled + o_pooled, mask=m_pooled, other=1.0), P - 1)
+    for i_stripe in range(FINE):
+        inside, _ = _member(i_stripe, LEVELS, FINE, BLOCK_N)
+        slope = tl.sum(tl.where(inside[:, None], b_slope, 0.0), axis=0)
+        for first in range(0, stripe, BLOCK_P):
+            p = first + tl.arange(0, BLOCK_P)
+            m_x = (p[:, None] < stripe) & m_c[None, :]
+            o_x = (i_image * positions + i_stripe * stripe + p[:, None]) * channels + c[None, :]
+            x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
+            dx = tl.where(x >= eps, slope[None, :], 0.0)
+            if P > 1:
+                dx = dx * _power(x, P - 1)
+            tl.store(p_dx + o_x, dx.to(p_dx.dtype.element_ty), mask=m_x)
+
+
+def _launch(kernel: triton.JITFunction, tensors: tuple[torch.Tensor, ...], levels: Sequence[int], p: float, eps: float,
+            choice: tuple[int, int, int]) -> None:  # fmt: skip
+    images, height, width, channels = next(x.shape for x in tensors if x.dim() == 4)
+    block_p, block_c, warps = choice
+    total = sum(levels)
+    if images:
+        kernel[(images, triton.cdiv(channels, block_c))](
+            *tensors, channels, eps, height * width, tuple(levels), math.lcm(*levels), total, int(p),
+            triton.next_power_of_2(total), block_p, block_c, num_warps=warps,
+        )  # fmt: skip
+
+
+def forward(
+    features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, choice: tuple[int, int, int] = CHOICES[0]
+) -> torch.Tensor:
+    """B x N x C float32."""
+    images, _, _, channels = features_BHWC.shape
+    pooled_BNC = features_BHWC.new_empty(images, sum(levels), channels, dtype=torch.float32)
+    _launch(forward_kernel, (features_BHWC.contiguous(), pooled_BNC), levels, p, eps, choice)
+    return pooled_BNC
+
+
+def backward(
+    grad_BNC: torch.Tensor,
+    features_BHWC: torch.Tensor,
+    pooled_BNC: torch.Tensor,
+    levels: Sequence[int],
+    p: float,
+    eps: float,
+    choice: tuple[int, int, int] = CHOICES[0],
+) -> torch.Tensor:
+    """B x H x W x C in the map's dtype."""
+    gradient = torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
+    tensors = (grad_BNC.contiguous(), features_BHWC.contiguous(), pooled_BNC, gradient)
+    _launch(backward_kernel, tensors, levels, p, eps, choice)
+    return gradient

@@ -1,0 +1,140 @@
+"""Cyclic aggregation in Triton: every round inside one launch, each way (derivation: README.md beside this file).
+
+Theta and phi of round t are M_t theta and M_t phi, M_t the product of the mixing so far. So the scores of every round
+are M_t S_0 M_t^T with S_0 = theta phi^T: after one read of theta and phi the rounds live on R x R numbers in registers.
+Legend: B images, R parts (padded to BLOCK_R), D node width, A projection width.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+import torch
+import triton
+import triton.language as tl
+
+# (numbers of an R x R x block product at once, warps); the first is the default.
+CHOICES = ((4096, 4), (8192, 4), (4096, 2))
+
+
+@triton.jit
+def _product(a_IJ, b_JK):
+    return tl.sum(a_IJ[:, :, None] * b_JK[None, :, :], axis=1)
+
+
+@triton.jit
+def _outer(p_x, p_y, i_image, R, width, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr):
+    """x y^T over the last dimension, R x R, float32."""
+    r = tl.arange(0, BLOCK_R)
+    total = tl.zeros((BLOCK_R, BLOCK_R), tl.float32)
+    for first in range(0, width, BLOCK):
+        d = first + tl.arange(0, BLOCK)
+        m_x = (r[:, None] < R) & (d[None, :] < width)
+        o_x = (i_image * R + r[:, None]) * width + d[None, :]
+        x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
+        y = tl.load(p_y + o_x, mask=m_x, other=0.0).to(tl.float32)
+        total += tl.sum(x[:, None, :] * y[None, :, :], axis=2)
+    return total
+
+
+@triton.jit
+def _mix_store(p_out, p_x, mixing_RR, i_image, R, width, first, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr):
+    """out = mixing x, for BLOCK columns from `first`."""
+    r = tl.arange(0, BLOCK_R)
+    d = first + tl.arange(0, BLOCK)
+    m_x = (r[:, None] < R) & (d[None, :] < width)
+    o_x = (i_image * R + r[:, None]) * width + d[None, :]
+    out = _product(mixing_RR, tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32))
+    tl.store(p_out + o_x, out.to(p_out.dtype.element_ty), mask=m_x)
+
+
+@triton.jit
+def _weight(score_RR, mixing_RR, R, BLOCK_R: tl.constexpr):
+    """The softmax over {i, i-1, i+1 mod R} of this round's scores; rows that only pad keep to themselves."""
+    i = tl.arange(0, BLOCK_R)[:, None]
+    j = tl.arange(0, BLOCK_R)[None, :]
+    near = ((j == (i + 1) % R) | (j == (i + R - 1) % R)) & (i < R) & (j < R)
+    score = _product(_product(mixing_RR, score_RR), tl.trans(mixing_RR))
+    score = tl.where(near | (i == j), score, float("-inf"))
+    weight = tl.exp(score - tl.max(score, axis=1)[:, None])
+    return weight / tl.sum(weight, axis=1)[:, None]
+
+
+@triton.jit
+def _mixing(score_RR, rounds, R, BLOCK_R: tl.constexpr):
+    i = tl.arange(0, BLOCK_R)
+    mixing = tl.where(i[:, None] == i[None, :], 1.0, 0.0)
+    for _ in range(rounds):
+        mixing = _product(_weight(score_RR, mixing, R, BLOCK_R), mixing)
+    return mixing
+
+
+@triton.jit
+def forward_kernel(
+    p_u, p_theta, p_phi, p_out, rounds, scale, R, D, A, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    i_image = tl.program_id(0).to(tl.int64)
+    score = _outer(p_theta, p_phi, i_image, R, A, BLOCK_R, BLOCK) * scale
+    mixing = _mixing(score, rounds, R, BLOCK_R)
+    _mix_store(p_out, p_u, mixing, i_image, R, D, tl.program_id(1) * BLOCK, BLOCK_R, BLOCK)
+
+
+@triton.jit
+def backward_kernel(
+    p_grad, p_u, p_theta, p_phi, p_du, p_dtheta, p_dphi, rounds, scale, R, D, A,
+    BLOCK_R: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    i_image = tl.program_id(0).to(tl.int64)
+    score = _outer(p_theta, p_phi, i_image, R, A, BLOCK_R, BLOCK) * scale
+    d_mixing = _outer(p_grad, p_u, i_image, R, D, BLOCK_R, BLOCK)
+    turned = tl.trans(_mixing(score, rounds, R, BLOCK_R))
+    for first in range(0, D, BLOCK):
+        _mix_store(p_du, p_grad, turned, i_image, R, D, first, BLOCK_R, BLOCK)
+    d_score = tl.zeros((BLOCK_R, BLOCK_R), tl.float32)
+    for back in range(rounds):
+        before = _mixing(score, rounds - 1 - back, R, BLOCK_R)
+        weight = _weight(score, before, R, BLOCK_R)
+        d_weight = _product(d_mixing, tl.trans(before))
+        d_round = weight * (d_weight - tl.sum(weight * d_weight, axis=1)[:, None])
+        d_score += _product(_product(tl.trans(before), d_round), before)
+        along = _product(_product(d_round, before), tl.trans(score))
+        d_mixing = _product(tl.trans(weight), d_mixing) + along + _product(_product(tl.trans(d_round), before), score)
+    d_score *= scale
+    for first in range(0, A, BLOCK):
+        _mix_store(p_dtheta, p_phi, d_score, i_image, R, A, first, BLOCK_R, BLOCK)
+        _mix_store(p_dphi, p_theta, tl.trans(d_score), i_image, R, A, first, BLOCK_R, BLOCK)
+
+
+def _blocks(parts: int, choice: tuple[int, int]) -> tuple[int, int]:
+    block_r = max(triton.next_power_of_2(parts), 4)
+    return block_r, max(choice[0] // block_r**2, 16)
+
+
+def forward(
+    parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int,
+    choice: tuple[int, int] = CHOICES[0],
+) -> torch.Tensor:  # fmt: skip
+    """B x R x D in the parts' dtype."""
+    (images, parts, width), projection = parts_BRD.shape, theta_BRA.shape[-1]
+    out = torch.empty_like(parts_BRD, memory_format=torch.contiguous_format)
+    block_r, block = _blocks(parts, choice)
+    if out.numel():
+        forward_kernel[(images, triton.cdiv(width, block))](
+            parts_BRD.contiguous(), theta_BRA.contiguous(), phi_BRA.contiguous(), out, rounds, projection**-0.5,
+            parts, width, projection, block_r, block, num_warps=choice[1],
+        )  # fmt: skip
+    return out
+
+
+def backward(
+    grad_BRD: torch.Tensor, parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int,
+    choice: tuple[int, int] = CHOICES[0],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """The gradients of parts, theta and phi, each in its dtype."""
+    (images, parts, width), projection = parts_BRD.shape, theta_BRA.shape[-1]
+    inputs = [x.contiguous() for x in (grad_BRD, parts_BRD, theta_BRA, phi_BRA)]
+    d_parts, d_theta, d_phi = (torch.empty_like(x) for x in inputs[1:])
+    block_r, block = _blocks(parts, choice)
+    if images:
+        backward_kernel[(images,)](
+            *inputs, d_parts, d_theta, d_phi, rounds, projection**-0.5, parts, width, projection, block_r, block,
+            num_warps=choice[1],
+        )  # fmt: skip
+    return d_parts, d_theta, d_phi

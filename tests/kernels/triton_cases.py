@@ -1,0 +1,93 @@
+"""The real Triton kernels on small odd shapes: on a GPU as they are, without one in Triton's interpreter.
+
+`test_triton.py` runs this file in a process of its own, because the interpreter must be switched on before Triton is
+imported: `TRITON_INTERPRET=1 python -m pytest tests/kernels/triton_cases.py`, or plainly so on a GPU machine.
+"""
+
+import pytest
+import torch
+
+from kernels.gem_pyramid import gem_pyramid
+from kernels.ring_aggregate import ring_aggregate
+from tests.kernels.cases import assert_equal, outputs_and_gradients
+
+GPU = torch.cuda.is_available()
+DEVICE = "cuda" if GPU else "cpu"
+# bfloat16 only on a GPU: the interpreter is silently wrong there
+DTYPES = (torch.float32, torch.float16, torch.bfloat16) if GPU else (torch.float32, torch.float16)
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """Every buffer that is not filled yet holds NaN, so an element that no program writes shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(2).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def compare(op, dtype, *inputs):
+    """The kernel in `dtype` against the definition in float64 on the same rounded numbers: outputs and gradients."""
+    inputs = [x.to(DEVICE, dtype) for x in inputs]
+    found = outputs_and_gradients(lambda *x: op(*x, "triton"), *inputs)
+    exact = outputs_and_gradients(lambda *x: op(*x, "reference"), *(x.double() for x in inputs))
+    assert_equal([x.double() for x in found], exact, TOLERANCE[dtype])
+
+
+def _randn(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("shape", "levels", "p"),
+    [
+        ((2, 6, 3, 24), (1, 3, 6), 3.0),
+        ((1, 4, 5, 8), (1, 2), 1.0),
+        ((2, 4, 9, 136), (4,), 4.0),  # more channels than a block holds
+        ((1, 2, 40, 8), (2, 1), 2.0),  # more positions than a block holds
+    ],
+)
+def test_gem_pyramid(dtype, shape, levels, p):
+    compare(lambda x, backend: gem_pyramid(x, levels, p, 1e-2, backend=backend), dtype, _randn(*shape))
+
+
+def test_gem_pyramid_of_zeros_and_of_a_turned_map():
+    zeros = torch.zeros(1, 2, 2, 8, device=DEVICE)
+    pooled, gradient = outputs_and_gradients(lambda x: gem_pyramid(x, (1, 2), 3.0, 1e-6, backend="triton"), zeros)
+    torch.testing.assert_close(pooled, torch.full_like(pooled, 1e-6), rtol=1e-5, atol=0)
+    assert not gradient.any()
+    turned = _randn(2, 8, 4, 3).float().to(DEVICE).permute(0, 2, 3, 1)
+    run = lambda x: gem_pyramid(x, (1, 2), 3.0, 1e-2, backend="triton")  # noqa: E731
+    assert_equal(outputs_and_gradients(run, turned), outputs_and_gradients(run, turned.contiguous()), 0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("parts", "rounds", "width", "projection"), [(3, 1, 8, 8), (6, 2, 72, 40), (7, 3, 16, 8), (16, 2, 24, 24)]
+)
+def test_ring_aggregate(dtype, parts, rounds, width, projection):
+    inputs = (_randn(2, parts, width), _randn(2, parts, projection), _randn(2, parts, projection).flip(1))
+    compare(lambda *x: ring_aggregate(*x[:3], rounds, backend=x[3]), dtype, *inputs)
+
+
+def test_ring_aggregate_of_mixed_dtypes_and_of_nothing():
+    u, theta, phi = _randn(3, 2, 6, 8).to(DEVICE)
+    inputs = (u.float(), theta.half(), phi.half())
+    found = outputs_and_gradients(lambda *x: ring_aggregate(*x, 2, backend="triton"), *inputs)
+    exact = outputs_and_gradients(lambda *x: ring_aggregate(*x, 2, backend="reference"), *(x.double() for x in inputs))
+    assert [x.dtype for x in found] == [torch.float32, torch.float32, torch.float16, torch.float16]
+    assert_equal([x.double() for x in found], exact, 1e-3)
+    empty = outputs_and_gradients(lambda *x: ring_aggregate(*x, 2, backend="triton"), *(x[:0] for x in inputs))
+    assert [len(x) for x in empty] == [0, 0, 0, 0]
+
+
+def test_what_the_kernels_do_not_hold_is_refused():
+    with pytest.raises(ValueError, match=r"got p = 2.5 \(whole p up to 8\)"):
+        gem_pyramid(_randn(1, 2, 2, 8).float().to(DEVICE), (1,), 2.5, 1e-2, backend="triton")
+    with pytest.raises(ValueError, match=r"got 17 parts \(up to 16\)"):
+        ring_aggregate(*_randn(3, 1, 17, 8).float().to(DEVICE), 1, backend="triton")
+    with pytest.raises(ValueError, match="got float64"):
+        ring_aggregate(*_randn(3, 1, 3, 8).to(DEVICE), 1, backend="triton")
