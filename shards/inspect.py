@@ -1,0 +1,224 @@
+"""Shows what a shard set holds: a table for the terminal, and a contact sheet as one self-contained HTML file."""
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+import numpy as np
+from PIL import Image
+
+from shards.index_file import IndexFile, read_column, read_index
+from shards.verify import verify
+from tacaf.vocabulary import COLUMNS, InputError, Modality, sample_key
+
+TEMPLATE = Path(__file__).with_name("contact_sheet.html")
+SAMPLED = 64  # images whose size is looked up
+THUMBNAIL_HEIGHT = 144  # pixels
+THUMBNAILS = 6  # of an identity and modality
+
+Table = list[list[str]]  # the first row names the columns
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """An opened set: its index and its columns."""
+
+    folder: Path
+    index: IndexFile
+    columns: dict[str, np.ndarray]
+
+    def key(self, row: int) -> str:
+        modality = list(Modality)[int(self.columns["modality"][row])]
+        return sample_key(modality, *(int(self.columns[name][row]) for name in ("pid", "camid", "number")))
+
+    def image(self, row: int) -> bytes:
+        """The bytes of an image file. InputError if the shard is missing or cut."""
+        path = self.folder / self.index.shards[int(self.columns["shard"][row])].name
+        size = int(self.columns["size"][row])
+        try:
+            with path.open("rb") as file:
+                file.seek(int(self.columns["offset"][row]))
+                data = file.read(size)
+        except OSError as error:
+            raise InputError(f"expected the shard {path}, got: {error.strerror}; run verify, copy it again") from None
+        if len(data) != size:
+            raise InputError(f"{path}: cut before {self.key(row)}; run verify, copy it again")
+        return data
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One thumbnail of the sheet; `data` is a JPEG in base64."""
+
+    key: str
+    data: str
+    width: int
+    height: int
+    caption: str
+
+
+def open_set(folder: Path) -> ShardSet:
+    """Open the set in `folder`. InputError if it is none, or if a quick verification finds a problem."""
+    folder = Path(folder)
+    problems = verify(folder, quick=True)
+    if problems:
+        raise InputError(
+            f"expected a sound shard set in {folder}, got {_count(problems, 'problem')}, first: {problems[0]}"
+        )
+    index = read_index(folder)
+    return ShardSet(folder, index, {name: read_column(folder, name, index.images) for name in COLUMNS})
+
+
+def summary_text(shard_set: ShardSet) -> str:
+    """The tables as text."""
+    return "\n\n".join([_headline(shard_set), *(_align(table) for table in tables(shard_set).values())])
+
+
+def tables(shard_set: ShardSet) -> dict[str, Table]:
+    """The tables by title: splits, cameras, image sizes, shards."""
+    return {
+        "Splits": [
+            ["split", "modality", "identities", "images", "images per identity (min / median / max)"],
+            *_split_rows(shard_set),
+        ],
+        "Cameras": [["camera", "location", "modality", "identities", "images"], *_camera_rows(shard_set)],
+        "Image sizes": [
+            [f"of {min(SAMPLED, shard_set.index.images)} sampled images", "min", "median", "max"],
+            *_size_rows(shard_set),
+        ],
+        "Shards": [["shard", "images", "MiB"], *_shard_rows(shard_set)],
+    }
+
+
+def write_contact_sheet(shard_set: ShardSet, path: Path, identities: int = 12) -> None:
+    """Write an HTML file with the tables and, for up to `identities` people, visible beside infrared images."""
+    if identities < 1:
+        raise InputError(f"expected --identities of at least 1, got {identities}")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    people = [
+        {"pid": pid, "name": (shard_set.index.pid_names or {}).get(pid), "splits": _splits_of(shard_set, pid)}
+        | {"rows": {str(modality): _pictures(shard_set, pid, modality) for modality in Modality}}
+        for pid in _chosen(shard_set, identities)
+    ]
+    text = environment.from_string(TEMPLATE.read_text()).render(
+        name=shard_set.index.name,
+        headline=_headline(shard_set),
+        tables=tables(shard_set),
+        people=people,
+        all_identities=len(np.unique(shard_set.columns["pid"])),
+    )
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"expected a place to write {path}, got: {error.strerror}; choose another --html") from None
+
+
+def _count(things: Sequence[object], name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
+def _headline(shard_set: ShardSet) -> str:
+    index = shard_set.index
+    identities = len(np.unique(shard_set.columns["pid"]))
+    mib = sum(shard.bytes for shard in index.shards) / 2**20
+    shards = f"{_count(index.shards, 'shard')}, {mib:.1f} MiB"
+    text = f"{index.name}: {index.images} images of {identities} identities in {shards}"
+    text += f" ({index.source})"
+    return text + (f"; {index.left_out_count} of its images left out" if index.left_out_count else "")
+
+
+def _split_rows(shard_set: ShardSet) -> Iterator[list[str]]:
+    pids, modalities = shard_set.columns["pid"], shard_set.columns["modality"]
+    for split, members in shard_set.index.splits.items():
+        inside = np.isin(pids, members)
+        for modality in Modality:
+            chosen = pids[inside & (modalities == modality.code)]
+            per_pid = np.unique(chosen, return_counts=True)[1]
+            yield [split, modality, str(len(per_pid)), str(len(chosen)), " / ".join(_spread(per_pid))]
+
+
+def _camera_rows(shard_set: ShardSet) -> Iterator[list[str]]:
+    columns, locations = shard_set.columns, shard_set.index.locations or {}
+    for camid in np.unique(columns["camid"]).tolist():
+        for modality in Modality:
+            chosen = columns["pid"][(columns["camid"] == camid) & (columns["modality"] == modality.code)]
+            if len(chosen):
+                place = str(locations.get(camid, "-"))
+                yield [str(camid), place, modality, str(len(np.unique(chosen))), str(len(chosen))]
+
+
+def _size_rows(shard_set: ShardSet) -> Iterator[list[str]]:
+    rows = _spaced(range(shard_set.index.images), SAMPLED)
+    sizes = np.array([_open(shard_set, row).size for row in rows])
+    for name, values in (("width", sizes[:, 0]), ("height", sizes[:, 1]), ("bytes", shard_set.columns["size"][rows])):
+        yield [name, *_spread(values)]
+
+
+def _shard_rows(shard_set: ShardSet) -> Iterator[list[str]]:
+    for shard in shard_set.index.shards:
+        yield [shard.name, str(shard.images), f"{shard.bytes / 2**20:.1f}"]
+
+
+def _open(shard_set: ShardSet, row: int) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(shard_set.image(row)))
+    except OSError as error:
+        raise InputError(f"{shard_set.key(row)}: expected an image, got: {error}; run verify on the set") from None
+
+
+def _chosen(shard_set: ShardSet, identities: int) -> list[int]:
+    """People spread evenly over the set, with both modalities where there are such."""
+    pids, modalities = shard_set.columns["pid"], shard_set.columns["modality"]
+    visible, infrared = (np.unique(pids[modalities == modality.code]) for modality in Modality)
+    both = np.intersect1d(visible, infrared)
+    return _spaced((both if len(both) else np.unique(pids)).tolist(), identities)
+
+
+def _pictures(shard_set: ShardSet, pid: int, modality: Modality) -> list[Picture]:
+    columns = shard_set.columns
+    rows = np.flatnonzero((columns["pid"] == pid) & (columns["modality"] == modality.code)).tolist()
+    return [_picture(shard_set, row) for row in _spaced(rows, THUMBNAILS)]
+
+
+def _picture(shard_set: ShardSet, row: int) -> Picture:
+    image = _open(shard_set, row)
+    try:
+        small = image.convert("RGB").resize((max(1, image.width * THUMBNAIL_HEIGHT // image.height), THUMBNAIL_HEIGHT))
+    except OSError as error:
+        raise InputError(f"{shard_set.key(row)}: expected a whole image, got: {error}; run verify on the set") from None
+    encoded = io.BytesIO()
+    small.save(encoded, "JPEG", quality=85)
+    camid, number = (int(shard_set.columns[name][row]) for name in ("camid", "number"))
+    caption = f"camera {camid}, {number}" if camid else str(number)
+    return Picture(shard_set.key(row), base64.b64encode(encoded.getvalue()).decode(), *small.size, caption)
+
+
+def _splits_of(shard_set: ShardSet, pid: int) -> str:
+    return ", ".join(split for split, members in shard_set.index.splits.items() if pid in members)
+
+
+def _spaced(items: Sequence[int], count: int) -> list[int]:
+    """At most `count` items, evenly spaced, first and last among them."""
+    places = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
+    return [items[place] for place in places.tolist()]
+
+
+def _spread(values: np.ndarray) -> list[str]:
+    if not len(values):
+        return ["-"] * 3
+    return [f"{value:g}" for value in (values.min(), np.median(values), values.max())]
+
+
+def _align(table: Iterable[Sequence[str]]) -> str:
+    rows = [list(row) for row in table]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
