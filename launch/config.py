@@ -38,6 +38,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     save_every: int = Field(1, ge=1, description="Epochs between checkpoints; the last epoch is always saved.")
     save_every_steps: int | None = Field(None, ge=1, description="Also save after every so many steps of the run.")
     keep: int = Field(2, ge=1, description="How many of the newest checkpoints stay.")
+    choose: Literal["last", "validation"] = Field("last", description="The model that is kept and scored: the last epoch's, or the best on validation identities (needs data.split: train).")
     log_every: int = Field(1, ge=1, description="Steps between lines in metrics.jsonl.")
 
     @model_validator(mode="after")
@@ -80,6 +81,11 @@ class Config(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _fits(self) -> "Config":
         self.model.check_input(self.data.augment.height, self.data.augment.width)
+        if self.train.choose == "validation" and self.data.split != "train":
+            raise ValueError(
+                f"train.choose: expected data.split 'train' with choose 'validation', since other splits hold no identities out, "
+                f"got {self.data.split!r}; set data.split: train or train.choose: last"
+            )
         for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "optimizer", "scheduler", "bf16", "fp16", "torch_autocast"):
             if key in self.deepspeed:
                 raise ValueError(

@@ -100,6 +100,16 @@ def find_checkpoint(folder: Path, must_match: dict) -> Path:
     return path
 
 
+def whole_state(engine) -> dict[str, torch.Tensor]:
+    """The model's state dict, whole, on every rank; under ZeRO-3 the partitioned parameters are gathered first."""
+    if engine.zero_optimization_stage() < 3:
+        return engine.module.state_dict()
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
+        return {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

@@ -1,0 +1,99 @@
+"""Train a TACAFNet: deepspeed launch/train.py --config launch/configs/X.yaml [--set a.b=c ...] [--resume] [--dry-run]
+
+Data, model, engine, then one loop: forward, loss, backward, step, log; at the end of an epoch evaluate and save.
+Everything random is a function of (seed, epoch, step, position), so a resumed run goes on exactly where it stood.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from launch import engine as deepspeed_engine
+from launch.config import Config, load_config
+from launch.dry_run import describe
+from launch.finish import evaluate_epoch, finish, scored_split
+from launch.forward import forward
+from launch.model_file import build_model
+from launch.run_folder import open_run
+from launch.state import TrainState, Watcher, must_match
+from tacaf.data.index import ShardIndex, select_training
+from tacaf.data.pipeline import TrainingPipeline
+from tacaf.data.plan import Plan
+from tacaf.losses.total import TacafLoss
+from tacaf.optim import build_optimizer, rate_factor, set_rates
+from tacaf.vocabulary import InputError
+
+
+def train(config: Config, resume: bool) -> None:
+    place = deepspeed_engine.start_distributed()
+    index = ShardIndex.open(config.data.shards)
+    plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
+    plan.check_ranks(place.world_size)
+    steps = config.train.steps_per_epoch or plan.steps_per_epoch
+    scored_split(config, index)  # an error now, not after the training
+    facts = must_match(config, index)
+    with open_run(config, resume) as run:
+        checkpoints = run / "checkpoints"
+        if resume:
+            deepspeed_engine.find_checkpoint(checkpoints, facts)  # before anything is built
+        model, loaded = build_model(config, plan.training_set.identities)
+        model.to(place.device)
+        optimizer = build_optimizer(config.optim, model.backbone_parameters(), model.new_parameters(), config.data.plan.images_per_modality)
+        engine = deepspeed_engine.build_engine(config, model, optimizer, plan.images // place.world_size)
+        state = TrainState(**deepspeed_engine.resume(engine, checkpoints, facts)["state"]) if resume else TrainState()
+        criterion = TacafLoss(config.loss)
+        watcher = Watcher(config, run, place, state, total=config.train.epochs * steps)
+        watcher.say(f"{plan.training_set.describe()}; {steps} steps an epoch; {loaded}")
+        batches = TrainingPipeline(
+            index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
+            start=(state.epoch, state.step), steps_per_epoch=steps, threads=config.data.threads, prefetch=config.data.prefetch,
+        )  # fmt: skip
+        model.train()
+        while state.epoch < config.train.epochs:
+            batch = next(batches).to(place.device)
+            rates = set_rates(optimizer, rate_factor(config.optim, batch.epoch, batch.step, steps, config.train.epochs))
+            loss, terms = criterion(forward(engine, batch, config), batch.label_B)
+            watcher.refuse_nonfinite(loss.detach(), terms, batch, index)
+            engine.backward(loss)
+            engine.step()
+            state = state.after_step(steps)
+            watcher.step(batch, loss.detach(), terms, rates, plan.images, batches.wait_s)
+            if state.step == 0:
+                state = evaluate_epoch(config, state, engine, index, place, run, watcher, plan.training_set.identities)
+            if state.must_save(config.train):
+                deepspeed_engine.save(engine, checkpoints, state.global_step, {**facts, "state": state._asdict()}, config.train.keep)
+        watcher.close()
+        finish(config, state, engine, plan.training_set.identities, index, place, run)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, required=True, help="YAML file, see launch/configs/")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one value; may be given several times")
+    parser.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
+    parser.add_argument("--dry-run", action="store_true", help="print the resolved config, steps, parameters, memory and disk, and stop")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        config = load_config(arguments.config, arguments.set)
+        if arguments.dry_run:
+            if first:
+                print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
+            return 0
+        train(config, arguments.resume)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    finally:
+        deepspeed_engine.stop_distributed()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
