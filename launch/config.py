@@ -19,7 +19,10 @@ class DataConfig(BaseModel, extra="forbid", frozen=True):
     """Which images, in which batches."""
 
     shards: Path = Field(..., description="Folder of a shard set (python -m shards pack).")
-    split: str = Field("trainval", description="Training identities: trainval (the literature's), train (val chooses), or a named split such as train_1.")
+    split: str = Field(
+        "trainval",
+        description="Training identities: trainval (the literature's), train (val chooses), or a named split such as train_1.",
+    )
     plan: PlanConfig = Field(default_factory=PlanConfig, description="How a global batch is put together.")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Input size and augmentation.")
     threads: int = Field(2, ge=1, description="DALI threads per rank.")
@@ -30,15 +33,24 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     """How long, how precise, and what is kept."""
 
     epochs: int = Field(100, ge=1, description="Epochs of the whole run.")
-    steps_per_epoch: int | None = Field(None, ge=1, description="Cut every epoch to this many steps; null: the plan's own number.")
-    precision: Literal["fp32", "bf16"] = Field("bf16", description="bf16: autocast with fp32 parameters, norms, pooling, distances and losses.")
+    steps_per_epoch: int | None = Field(
+        None, ge=1, description="Cut every epoch to this many steps; null: the plan's own number."
+    )
+    precision: Literal["fp32", "bf16"] = Field(
+        "bf16", description="bf16: autocast with fp32 parameters, norms, pooling, distances and losses."
+    )
     channels_last: bool = Field(True, description="Keep maps channels-last in memory.")
     weights: Path | None = Field(None, description="ImageNet ResNet-50 file (.pth or .safetensors) to start from.")
-    start_from: Path | None = Field(None, description="model.safetensors of a trained TACAFNet to start from; classifiers are new.")
+    start_from: Path | None = Field(
+        None, description="model.safetensors of a trained TACAFNet to start from; classifiers are new."
+    )
     save_every: int = Field(1, ge=1, description="Epochs between checkpoints; the last epoch is always saved.")
     save_every_steps: int | None = Field(None, ge=1, description="Also save after every so many steps of the run.")
     keep: int = Field(2, ge=1, description="How many of the newest checkpoints stay.")
-    choose: Literal["last", "validation"] = Field("last", description="The model that is kept and scored: the last epoch's, or the best on validation identities (needs data.split: train).")
+    choose: Literal["last", "validation"] = Field(
+        "last",
+        description="The model that is kept and scored: the last epoch's, or the best on validation identities (needs data.split: train).",
+    )
     log_every: int = Field(1, ge=1, description="Steps between lines in metrics.jsonl.")
 
     @model_validator(mode="after")
@@ -53,12 +65,20 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
 
     every: int = Field(10, ge=0, description="Epochs between evaluations while training; 0: only at the end.")
     protocol: str = Field("sysu_mm01", description="sysu_mm01, regdb, llcm or generic.")
-    modes: tuple[str, ...] = Field(("all_search", "indoor_search"), description="Modes scored at the end; the first one while training.")
-    shots: tuple[int, ...] = Field((1, 10), description="Gallery images per identity and camera scored at the end; the first one while training.")
-    gallery_draw: Literal["official", "literature"] | None = Field(None, description="null: official where the authors' permutations are given, else literature.")
+    modes: tuple[str, ...] = Field(
+        ("all_search", "indoor_search"), description="Modes scored at the end; the first one while training."
+    )
+    shots: tuple[int, ...] = Field(
+        (1, 10), description="Gallery images per identity and camera scored at the end; the first one while training."
+    )
+    gallery_draw: Literal["official", "literature"] | None = Field(
+        None, description="null: official where the authors' permutations are given, else literature."
+    )
     splits: Path | None = Field(None, description="Folder with rand_perm_cam.mat, for the official draw.")
     metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance between embeddings.")
-    embedding: Literal["full", "global_only"] = Field("full", description="full: global and part features; global_only: the global feature.")
+    embedding: Literal["full", "global_only"] = Field(
+        "full", description="full: global and part features; global_only: the global feature."
+    )
     batch_size: int = Field(64, ge=1, description="Images per forward of the extraction.")
     ranked_lists: int = Field(6, ge=0, description="Ranked lists shown in the report.")
 
@@ -67,7 +87,9 @@ class Config(BaseModel, extra="forbid", frozen=True):
     """One run, whole."""
 
     run: Path = Field(..., description="Folder the run writes.")
-    seed: int = Field(0, ge=0, lt=2**32, description="The seed every draw is a function of, and of the initial weights.")
+    seed: int = Field(
+        0, ge=0, lt=2**32, description="The seed every draw is a function of, and of the initial weights."
+    )
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
@@ -86,7 +108,15 @@ class Config(BaseModel, extra="forbid", frozen=True):
                 f"train.choose: expected data.split 'train' with choose 'validation', since other splits hold no identities out, "
                 f"got {self.data.split!r}; set data.split: train or train.choose: last"
             )
-        for key in ("train_batch_size", "train_micro_batch_size_per_gpu", "optimizer", "scheduler", "bf16", "fp16", "torch_autocast"):
+        for key in (
+            "train_batch_size",
+            "train_micro_batch_size_per_gpu",
+            "optimizer",
+            "scheduler",
+            "bf16",
+            "fp16",
+            "torch_autocast",
+        ):
             if key in self.deepspeed:
                 raise ValueError(
                     f"deepspeed.{key}: expected to be left out, because TACAF sets it from data.plan, optim and train; got "
@@ -121,7 +151,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict:
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise InputError(f"{path}: expected YAML, got {' '.join(str(error).split())}; mend the file") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path}: expected a mapping of keys, got {type(values).__name__}; see launch/configs/ for examples")
+        raise InputError(
+            f"{path}: expected a mapping of keys, got {type(values).__name__}; see launch/configs/ for examples"
+        )
     base = values.pop("base", None)
     return _merge(_read(path.parent / base, (*seen, path.resolve())), values) if base else values
 
@@ -142,7 +174,9 @@ def _apply(values: dict, override: str) -> None:
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise InputError(f"--set {override}: {parent!r} is a value, not a section; see the resolved config with --dry-run")
+            raise InputError(
+                f"--set {override}: {parent!r} is a value, not a section; see the resolved config with --dry-run"
+            )
     try:
         values[last] = yaml.safe_load(text)
     except yaml.YAMLError:
@@ -154,11 +188,17 @@ def _explain(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
         near = difflib.get_close_matches(str(error["loc"][-1]), _keys_at(error["loc"][:-1]), n=1)
-        return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else f"; possible: {', '.join(_keys_at(error['loc'][:-1]))}")
+        return f"{where}: no such key" + (
+            f"; did you mean {near[0]!r}?" if near else f"; possible: {', '.join(_keys_at(error['loc'][:-1]))}"
+        )
     if error["type"] == "missing":
         return f"{where}: expected a value, got none; set it in the file or with --set {where}=..."
     message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" + ("" if error["type"] == "value_error" else f", got {error['input']!r}") if where else message
+    return (
+        f"{where}: {message}" + ("" if error["type"] == "value_error" else f", got {error['input']!r}")
+        if where
+        else message
+    )
 
 
 def _keys_at(location: tuple) -> list[str]:

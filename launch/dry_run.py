@@ -75,7 +75,10 @@ def _saved_by_one_group(config: Config, model: TacafNet) -> float:
         return tensor
 
     batch = _one_group(config)
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"):
+    with (
+        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"),
+    ):
         loss, _ = TacafLoss(config.loss)(forward(model, batch, config), batch.label_B)
     assert math.isfinite(float(loss))
     return float(sum(kept.values()))

@@ -35,7 +35,9 @@ def start_distributed() -> Place:
     cuda = torch.cuda.is_available()
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     if "RANK" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
+        )
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -75,7 +77,9 @@ def save(engine, folder: Path, global_step: int, facts: dict, keep: int) -> None
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.clear_temporary(folder)
     distributed.barrier()
-    engine.save_checkpoint(str(folder), tag=checkpoint.temporary_tag(global_step), client_state={"facts": facts}, save_latest=False)
+    engine.save_checkpoint(
+        str(folder), tag=checkpoint.temporary_tag(global_step), client_state={"facts": facts}, save_latest=False
+    )
     distributed.barrier()
     if distributed.rank() == 0:
         checkpoint.commit(folder, global_step, facts, keep)
@@ -87,7 +91,9 @@ def resume(engine, folder: Path, must_match: dict) -> dict:
     path = find_checkpoint(folder, must_match)
     loaded, client = engine.load_checkpoint(str(folder), tag=path.name)
     if loaded is None:
-        raise InputError(f"{path} could not be loaded although its files are whole; it was perhaps made with another world size or ZeRO stage")
+        raise InputError(
+            f"{path} could not be loaded although its files are whole; it was perhaps made with another world size or ZeRO stage"
+        )
     return client["facts"]
 
 
@@ -95,7 +101,9 @@ def find_checkpoint(folder: Path, must_match: dict) -> Path:
     """The newest whole checkpoint of a run, checked against this run's facts before anything is loaded."""
     path = checkpoint.newest_whole(folder, warn=lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
     if path is None:
-        raise InputError(f"--resume: expected a checkpoint in {folder}, found none; leave --resume out to start the run")
+        raise InputError(
+            f"--resume: expected a checkpoint in {folder}, found none; leave --resume out to start the run"
+        )
     checkpoint.refuse_other(checkpoint.facts_of(path), must_match, path)
     return path
 

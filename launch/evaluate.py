@@ -29,24 +29,40 @@ from tacaf.vocabulary import InputError, Modality
 
 
 def embed_identities(
-    model: TacafNet, index: ShardIndex, pids: np.ndarray, height: int, width: int, settings: EvaluationConfig, place: Place, flip: bool = False
+    model: TacafNet,
+    index: ShardIndex,
+    pids: np.ndarray,
+    height: int,
+    width: int,
+    settings: EvaluationConfig,
+    place: Place,
+    flip: bool = False,
 ) -> tuple[FeatureSet, np.ndarray]:
     """Features of every image of these identities and their rows in the index; the same on every rank.
 
     With `flip` the embedding is the normalised mean of the image's and its mirror image's.
     """
     rows = index.rows_of(pids)
-    
+
     def embed(images_BCHW: torch.Tensor, modality: Modality) -> torch.Tensor:
         found = model.embed(images_BCHW, modality, settings.embedding)
         if flip:
-            found = torch.nn.functional.normalize(found + model.embed(images_BCHW.flip(3), modality, settings.embedding))
+            found = torch.nn.functional.normalize(
+                found + model.embed(images_BCHW.flip(3), modality, settings.embedding)
+            )
         return found
 
     training = model.training
     model.eval()
     batches = EvaluationPipeline(
-        index, rows, height, width, batch_size=settings.batch_size, rank=place.rank, ranks=place.world_size, device_id=place.device_id
+        index,
+        rows,
+        height,
+        width,
+        batch_size=settings.batch_size,
+        rank=place.rank,
+        ranks=place.world_size,
+        device_id=place.device_id,
     )
     features = extract(embed, ((images.to(place.device), found) for images, found in batches), index.columns, rows)
     model.train(training)
@@ -73,8 +89,15 @@ def score_settings(
     shots = settings.shots if protocol == "sysu_mm01" else (1,)
     return [
         score(
-            features, protocol, mode=mode, direction=direction, shots=number, gallery_draw=settings.gallery_draw,
-            splits=settings.splits, metric=settings.metric, circumstances=circumstances,
+            features,
+            protocol,
+            mode=mode,
+            direction=direction,
+            shots=number,
+            gallery_draw=settings.gallery_draw,
+            splits=settings.splits,
+            metric=settings.metric,
+            circumstances=circumstances,
         )
         for mode in modes
         for number in shots
@@ -99,7 +122,13 @@ def write_results(results: list[dict], folder: Path) -> list[Path]:
     paths = []
     for result in results:
         shots = f"{result['shots']}shot" if result["shots"] else None
-        parts = [result["protocol"], result["mode"] or result["direction"], shots, result["gallery_draw"], "flip" if result["flip"] else None]
+        parts = [
+            result["protocol"],
+            result["mode"] or result["direction"],
+            shots,
+            result["gallery_draw"],
+            "flip" if result["flip"] else None,
+        ]
         paths.append(folder / ("-".join(str(part) for part in parts if part) + ".json"))
         write_whole(paths[-1], json.dumps(result, indent=1))
     return paths
@@ -117,11 +146,17 @@ def evaluate(arguments: argparse.Namespace) -> None:
     settings = EvaluationConfig(
         modes=(arguments.mode,) if arguments.mode else EvaluationConfig().modes,
         shots=(arguments.shots,) if arguments.shots else EvaluationConfig().shots,
-        **{name: value for name in ("gallery_draw", "splits", "metric", "embedding", "batch_size") if (value := getattr(arguments, name)) is not None},
+        **{
+            name: value
+            for name in ("gallery_draw", "splits", "metric", "embedding", "batch_size")
+            if (value := getattr(arguments, name)) is not None
+        },
     )
     pids = index.pids_of(arguments.split)
     refuse_leak(index, card.trained_on, pids)
-    features, _ = embed_identities(model.to(place.device), index, pids, card.height, card.width, settings, place, arguments.flip)
+    features, _ = embed_identities(
+        model.to(place.device), index, pids, card.height, card.width, settings, place, arguments.flip
+    )
     if place.rank == 0:
         if arguments.features:
             features.save(arguments.features)
@@ -143,9 +178,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=("all_search", "indoor_search"), help="SYSU-MM01; both when left out")
     parser.add_argument("--direction", choices=("visible_to_infrared", "infrared_to_visible"))
     parser.add_argument("--shots", type=int, choices=(1, 10), help="SYSU-MM01; both when left out")
-    parser.add_argument("--gallery-draw", choices=("official", "literature"), help="official where --splits gives the permutations")
+    parser.add_argument(
+        "--gallery-draw", choices=("official", "literature"), help="official where --splits gives the permutations"
+    )
     parser.add_argument("--splits", type=Path, help="folder with the authors' rand_perm_cam.mat")
-    parser.add_argument("--split", default="test", help="named identity list of the shard set (RegDB: test_1 ... test_10)")
+    parser.add_argument(
+        "--split", default="test", help="named identity list of the shard set (RegDB: test_1 ... test_10)"
+    )
     parser.add_argument("--metric", choices=("cosine", "euclidean"))
     parser.add_argument("--embedding", choices=("full", "global_only"))
     parser.add_argument("--flip", action="store_true", help="average with the mirror image")

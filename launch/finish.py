@@ -26,7 +26,14 @@ def scored_split(config: Config, index: ShardIndex) -> str:
 
 
 def evaluate_epoch(
-    config: Config, state: TrainState, engine, index: ShardIndex, place: Place, run: Path, watcher: Watcher, identities: int
+    config: Config,
+    state: TrainState,
+    engine,
+    index: ShardIndex,
+    place: Place,
+    run: Path,
+    watcher: Watcher,
+    identities: int,
 ) -> TrainState:
     """Score every so many epochs: validation identities if they are held out, else the test identities, to watch only."""
     due = config.evaluation.every and state.epoch % config.evaluation.every == 0
@@ -40,9 +47,13 @@ def evaluate_epoch(
     distributed.average_batchnorm_statistics(engine.module)
     size = (config.data.augment.height, config.data.augment.width)
     features, _ = embed_identities(engine.module, index, index.pids_of(split), *size, config.evaluation, place)
-    settings = config.evaluation.model_copy(update={"modes": config.evaluation.modes[:1], "shots": config.evaluation.shots[:1]})
+    settings = config.evaluation.model_copy(
+        update={"modes": config.evaluation.modes[:1], "shots": config.evaluation.shots[:1]}
+    )
     if split == "val":
-        settings = settings.model_copy(update={"gallery_draw": "literature"})  # the authors' permutations serve the test
+        settings = settings.model_copy(
+            update={"gallery_draw": "literature"}
+        )  # the authors' permutations serve the test
     result = score_settings(features, config.evaluation.protocol, settings, {})[0]
     watcher.evaluated(state, split, result)
     if split == "val" and result["mean"]["mAP"] > state.best:
@@ -53,7 +64,9 @@ def evaluate_epoch(
     return state
 
 
-def finish(config: Config, state: TrainState, engine, identities: int, index: ShardIndex, place: Place, run: Path) -> None:
+def finish(
+    config: Config, state: TrainState, engine, identities: int, index: ShardIndex, place: Place, run: Path
+) -> None:
     """Write model.safetensors, score it by every setting of the config, write the report, print the table."""
     distributed.average_batchnorm_statistics(engine.module)
     tensors = deepspeed_engine.whole_state(engine)
@@ -67,9 +80,13 @@ def finish(config: Config, state: TrainState, engine, identities: int, index: Sh
     split = scored_split(config, index)
     pids = index.pids_of(split)
     refuse_leak(index, card.trained_on, pids)
-    features, rows = embed_identities(model.to(place.device), index, pids, card.height, card.width, config.evaluation, place)
+    features, rows = embed_identities(
+        model.to(place.device), index, pids, card.height, card.width, config.evaluation, place
+    )
     if place.rank == 0:
-        results = score_settings(features, config.evaluation.protocol, config.evaluation, circumstances_of(config.evaluation, card, split))
+        results = score_settings(
+            features, config.evaluation.protocol, config.evaluation, circumstances_of(config.evaluation, card, split)
+        )
         write_results(results, run / "results")
         features.save(run / "results" / "features.npz")
         report = write_report(run, ranked_lists(features, rows, index, config))

@@ -42,7 +42,9 @@ def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
     return model, "weights: from scratch"
 
 
-def save_model(path: Path, state: dict[str, torch.Tensor], config: Config, identities: int, index: ShardIndex, chosen: str) -> None:
+def save_model(
+    path: Path, state: dict[str, torch.Tensor], config: Config, identities: int, index: ShardIndex, chosen: str
+) -> None:
     """Write the model whole or not at all."""
     metadata = {
         "format": FORMAT,
@@ -70,9 +72,13 @@ def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
             card = json.loads((file.metadata() or {}).get("tacaf", "{}"))
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
     except (OSError, SafetensorError) as error:
-        raise InputError(f"expected a model file at {path}, got: {error}; a finished run has model.safetensors") from None
+        raise InputError(
+            f"expected a model file at {path}, got: {error}; a finished run has model.safetensors"
+        ) from None
     if card.get("format") != FORMAT or card.get("format_version") != FORMAT_VERSION:
-        raise InputError(f"{path}: expected format {FORMAT!r} {FORMAT_VERSION}, got {card.get('format')!r} {card.get('format_version')}; export it again")
+        raise InputError(
+            f"{path}: expected format {FORMAT!r} {FORMAT_VERSION}, got {card.get('format')!r} {card.get('format_version')}; export it again"
+        )
     model = TacafNet(ModelConfig.model_validate(card["model"]), card["identities"])
     model.load_state_dict(state)
     keys = {key: card[key] for key in ModelCard._fields if key != "model"}

@@ -17,7 +17,12 @@ def ranked_lists(features: FeatureSet, rows: np.ndarray, index: ShardIndex, conf
     evaluation = config.evaluation
     sysu = evaluation.protocol == "sysu_mm01"
     setting = choose_setting(
-        evaluation.protocol, evaluation.modes[0] if sysu else None, None, evaluation.shots[0] if sysu else 1, evaluation.gallery_draw, evaluation.splits
+        evaluation.protocol,
+        evaluation.modes[0] if sysu else None,
+        None,
+        evaluation.shots[0] if sysu else 1,
+        evaluation.gallery_draw,
+        evaluation.splits,
     )
     trial = make_trials(features, setting, 1)[0]
     reader = ShardReader(index)
@@ -29,7 +34,15 @@ def ranked_lists(features: FeatureSet, rows: np.ndarray, index: ShardIndex, conf
         RankedList(
             image(choice.query),
             int(features.pid[choice.query]),
-            [Match(image(row), int(features.pid[row]), float(distance), bool(features.pid[row] == features.pid[choice.query])) for row, distance in choice.matches],
+            [
+                Match(
+                    image(row),
+                    int(features.pid[row]),
+                    float(distance),
+                    bool(features.pid[row] == features.pid[choice.query]),
+                )
+                for row, distance in choice.matches
+            ],
         )
         for choice in choose_ranked_lists(trial, evaluation.metric, evaluation.ranked_lists, SHOWN, config.seed)
     ]

@@ -26,7 +26,9 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
         return
     held = (folder / "config.yaml").exists()
     if held and not resume:
-        raise InputError(f"run: {folder} already holds a run; add --resume to go on with it, or give another folder with --set run=...")
+        raise InputError(
+            f"run: {folder} already holds a run; add --resume to go on with it, or give another folder with --set run=..."
+        )
     if resume and not held:
         raise InputError(f"--resume: expected a run in {folder}, found none; leave --resume out to start it")
     folder.mkdir(parents=True, exist_ok=True)
@@ -34,9 +36,15 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise InputError(f"run: {folder} is being written by another process; wait for it or give another folder") from None
+            raise InputError(
+                f"run: {folder} is being written by another process; wait for it or give another folder"
+            ) from None
         write_whole(folder / "config.yaml", dump_config(config))
-        starts = json.loads((folder / "environment.json").read_text()) if held and (folder / "environment.json").exists() else []
+        starts = (
+            json.loads((folder / "environment.json").read_text())
+            if held and (folder / "environment.json").exists()
+            else []
+        )
         starts.append(logs.environment(distributed.world_size()))
         write_whole(folder / "environment.json", json.dumps(starts, indent=1))
         distributed.barrier()

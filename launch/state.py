@@ -68,7 +68,15 @@ class Watcher:
         self.began = time.perf_counter()
         self.last_say = 0.0
 
-    def step(self, batch: Batch, loss: torch.Tensor, terms: dict[str, torch.Tensor], rates: dict[str, float], images: int, wait_s: float) -> None:
+    def step(
+        self,
+        batch: Batch,
+        loss: torch.Tensor,
+        terms: dict[str, torch.Tensor],
+        rates: dict[str, float],
+        images: int,
+        wait_s: float,
+    ) -> None:
         """Log one finished step. `images` is the global batch's size; time is the whole step's, evaluation left out."""
         now = time.perf_counter()
         step_s, self.began = now - self.began, now
@@ -80,24 +88,32 @@ class Watcher:
                 terms={name: round(float(term), 6) for name, term in terms.items()}, lr=rates,
                 images_per_s=round(rate, 1), data_wait_share=round(share, 4), step_ms=round(1000 * step_s, 1),
             )  # fmt: skip
-        self.progress.step(f"epoch {batch.epoch} | loss {float(loss):.3f} | {rate:.0f} images/s | waits {100 * share:.1f} %")
+        self.progress.step(
+            f"epoch {batch.epoch} | loss {float(loss):.3f} | {rate:.0f} images/s | waits {100 * share:.1f} %"
+        )
 
     def evaluated(self, state: TrainState, split: str, result: dict) -> None:
         """Log the scores of an epoch, and leave the evaluation's time out of the next step's."""
         mean = result["mean"]
         figures = {name: mean[name] for name in ("rank1", "mAP", "mINP")}
         self.metrics.write(kind="eval", epoch=state.epoch, global_step=state.global_step, split=split, **figures)
-        self.say(f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean['rank1']:.1f} % | mAP {100 * mean['mAP']:.1f} %")
+        self.say(
+            f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean['rank1']:.1f} % | mAP {100 * mean['mAP']:.1f} %"
+        )
         self.began = time.perf_counter()
 
-    def refuse_nonfinite(self, loss: torch.Tensor, terms: dict[str, torch.Tensor], batch: Batch, index: ShardIndex) -> None:
+    def refuse_nonfinite(
+        self, loss: torch.Tensor, terms: dict[str, torch.Tensor], batch: Batch, index: ShardIndex
+    ) -> None:
         """Stop on a loss that is no number, naming the terms; the sample keys go into a file for a replay."""
         if torch.isfinite(loss):
             return
         path = self.run / f"nonfinite-step-{self.global_step}.json"
         values = {name: float(term) for name, term in terms.items()}
         keys = [index.key(int(row)) for row in batch.row_B]
-        write_whole(path, json.dumps({"epoch": batch.epoch, "step": batch.step, "terms": values, "samples": keys}, indent=1))
+        write_whole(
+            path, json.dumps({"epoch": batch.epoch, "step": batch.step, "terms": values, "samples": keys}, indent=1)
+        )
         raise InputError(
             f"expected a finite loss, got {float(loss)} at epoch {batch.epoch}, step {batch.step} ({values}); the samples are in {path}; "
             "lower the learning rate or the loss weights and resume from the last checkpoint"

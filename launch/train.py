@@ -39,7 +39,9 @@ def train(config: Config, resume: bool) -> None:
             deepspeed_engine.find_checkpoint(checkpoints, facts)  # before anything is built
         model, loaded = build_model(config, plan.training_set.identities)
         model.to(place.device)
-        optimizer = build_optimizer(config.optim, model.backbone_parameters(), model.new_parameters(), config.data.plan.images_per_modality)
+        optimizer = build_optimizer(
+            config.optim, model.backbone_parameters(), model.new_parameters(), config.data.plan.images_per_modality
+        )
         engine = deepspeed_engine.build_engine(config, model, optimizer, plan.images // place.world_size)
         state = TrainState(**deepspeed_engine.resume(engine, checkpoints, facts)["state"]) if resume else TrainState()
         criterion = TacafLoss(config.loss)
@@ -62,7 +64,9 @@ def train(config: Config, resume: bool) -> None:
             if state.step == 0:
                 state = evaluate_epoch(config, state, engine, index, place, run, watcher, plan.training_set.identities)
             if state.must_save(config.train):
-                deepspeed_engine.save(engine, checkpoints, state.global_step, {**facts, "state": state._asdict()}, config.train.keep)
+                deepspeed_engine.save(
+                    engine, checkpoints, state.global_step, {**facts, "state": state._asdict()}, config.train.keep
+                )
         watcher.close()
         finish(config, state, engine, plan.training_set.identities, index, place, run)
 
@@ -70,9 +74,13 @@ def train(config: Config, resume: bool) -> None:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, required=True, help="YAML file, see launch/configs/")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="override one value; may be given several times")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="a.b=c", help="override one value; may be given several times"
+    )
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved config, steps, parameters, memory and disk, and stop")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the resolved config, steps, parameters, memory and disk, and stop"
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
     return parser.parse_args(argv)
 

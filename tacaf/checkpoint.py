@@ -80,7 +80,8 @@ def refuse_other(saved: dict, current: dict, path: Path) -> None:
     ]
     if differences:
         raise InputError(
-            f"cannot resume from {path}: it was made by another run. " + "; ".join(differences)
+            f"cannot resume from {path}: it was made by another run. "
+            + "; ".join(differences)
             + ". Resume with the settings it was made with, or start in a new run folder"
         )
 

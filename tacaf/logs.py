@@ -34,7 +34,9 @@ def git_commit() -> str | None:
     root = Path(__file__).resolve().parent.parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
-        status = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True)
+        status = subprocess.run(
+            ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
@@ -42,7 +44,9 @@ def git_commit() -> str | None:
 
 def environment(world_size: int) -> dict:
     """The circumstances of a run: versions, commit, command, devices."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    gpus = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    )
     return {
         "versions": versions(),
         "commit": git_commit(),
@@ -101,7 +105,11 @@ class Progress:
     def __init__(self, total: int, start: int, active: bool, every_s: float = 10.0) -> None:
         self.total, self.done, self.active, self.every_s = total, start, active, every_s
         self.first, self.began, self.last = start, time.monotonic(), 0.0
-        self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) if active and sys.stderr.isatty() else None
+        self.bar = (
+            tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+            if active and sys.stderr.isatty()
+            else None
+        )
 
     def step(self, text: str) -> None:
         """Count one step; `text` is shown behind the count."""

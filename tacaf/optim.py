@@ -11,16 +11,27 @@ from pydantic import BaseModel, Field, model_validator
 class OptimConfig(BaseModel, extra="forbid", frozen=True):
     """How parameters are updated (method §6; values of AGW and LbA unless said)."""
 
-    kind: Literal["sgd", "adamw"] = Field("sgd", description="sgd: Nesterov momentum, the field's recipe; adamw: for small models from scratch.")
-    new_rate: float = Field(0.1, gt=0, description="Peak learning rate of new modules at M*K = 32; scaled linearly with M*K for sgd.")
-    backbone_rate: float = Field(0.01, gt=0, description="Peak learning rate of the backbone at M*K = 32; scaled like new_rate.")
+    kind: Literal["sgd", "adamw"] = Field(
+        "sgd", description="sgd: Nesterov momentum, the field's recipe; adamw: for small models from scratch."
+    )
+    new_rate: float = Field(
+        0.1, gt=0, description="Peak learning rate of new modules at M*K = 32; scaled linearly with M*K for sgd."
+    )
+    backbone_rate: float = Field(
+        0.01, gt=0, description="Peak learning rate of the backbone at M*K = 32; scaled like new_rate."
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay of every parameter.")
-    scale_rate: bool = Field(True, description="Scale the rates by M*K / 32 (identities times images per modality, not branches).")
-    schedule: Literal["milestones", "one_cycle"] = Field(
-        "milestones", description="milestones: linear warm-up, then factors by epoch; one_cycle: linear up, cosine down, per step."
+    scale_rate: bool = Field(
+        True, description="Scale the rates by M*K / 32 (identities times images per modality, not branches)."
     )
-    warmup_epochs: float = Field(10.0, ge=0, description="Length of the warm-up in epochs; fractions allowed with one_cycle.")
+    schedule: Literal["milestones", "one_cycle"] = Field(
+        "milestones",
+        description="milestones: linear warm-up, then factors by epoch; one_cycle: linear up, cosine down, per step.",
+    )
+    warmup_epochs: float = Field(
+        10.0, ge=0, description="Length of the warm-up in epochs; fractions allowed with one_cycle."
+    )
     milestones: dict[int, float] = Field(
         {20: 0.1, 50: 0.01}, description="From this epoch (counted from 0) on, the peak rate times this factor."
     )
@@ -51,7 +62,9 @@ def build_optimizer(
         for name, parameters, rate in (("backbone", backbone, config.backbone_rate), ("new", new, config.new_rate))
     ]
     if config.kind == "sgd":
-        return torch.optim.SGD(groups, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay)
+        return torch.optim.SGD(
+            groups, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay
+        )
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 

@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 OURS = ("kernels", "tacaf", "shards", "launch", "perf", "tests")
-FLOOR_1 = tuple(f"tacaf.{name}" for name in ("vocabulary", "draws", "interfaces", "distributed", "checkpoint", "logs", "optim"))
+FLOOR_1 = tuple(
+    f"tacaf.{name}" for name in ("vocabulary", "draws", "interfaces", "distributed", "checkpoint", "logs", "optim")
+)
 
 # room (longest prefix wins) -> the rooms of ours it may import. A room may always import itself, except an op another op.
 MAY_IMPORT = {
@@ -87,7 +89,9 @@ def test_the_test_can_fail():
     assert violations(Path("x.py"), "tacaf.model.ipcam", [("tacaf.losses.total", 3)])
     assert violations(Path("x.py"), "kernels.soft_align.op", [("kernels.gem_pyramid.op", 1)])
     assert violations(Path("x.py"), "shards.writer", [("tacaf.data.index.ShardIndex", 1)])
-    assert not violations(Path("x.py"), "tacaf.model.ipcam", [("kernels.ring_aggregate.ring_aggregate", 1), ("tacaf.draws.uniform", 2)])
+    assert not violations(
+        Path("x.py"), "tacaf.model.ipcam", [("kernels.ring_aggregate.ring_aggregate", 1), ("tacaf.draws.uniform", 2)]
+    )
 
 
 @pytest.mark.parametrize("package", HEAVY)

@@ -29,8 +29,12 @@ class AugmentConfig(BaseModel, extra="forbid", frozen=True):
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a mirror image.")
     erase: float = Field(0.5, ge=0, le=1, description="Probability of channel erasing.")
     erase_area: tuple[float, float] = Field((0.02, 0.4), description="Range of the erased share of the image.")
-    erase_aspect: float = Field(0.3, gt=0, le=1, description="Aspect ratio h/w of the erased box is drawn from [this, 1/this].")
-    gray: float = Field(0.5, ge=0, le=1, description="Infrared's fourth case: probability of gray instead of unchanged.")
+    erase_aspect: float = Field(
+        0.3, gt=0, le=1, description="Aspect ratio h/w of the erased box is drawn from [this, 1/this]."
+    )
+    gray: float = Field(
+        0.5, ge=0, le=1, description="Infrared's fourth case: probability of gray instead of unchanged."
+    )
     channel_augment_space: Literal["normalized", "raw"] = Field(
         "normalized", description="Where the channel matrix acts: on normalised values (CAJ) or on raw ones (ours)."
     )
@@ -56,11 +60,17 @@ def draw_parameters(
     mirror_B = uniform(Stream.FLIP, *key, position_B) < config.flip
     anchor_B2, shape_B2 = _draw_erasing(config, key, position_B)
     return Parameters(
-        crop_B2.astype(np.int32), mirror_B.astype(np.int32), anchor_B2, shape_B2, _draw_channels(config, key, position_B, branch_B)
+        crop_B2.astype(np.int32),
+        mirror_B.astype(np.int32),
+        anchor_B2,
+        shape_B2,
+        _draw_channels(config, key, position_B, branch_B),
     )
 
 
-def _draw_erasing(config: AugmentConfig, key: tuple[int, int, int], position_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _draw_erasing(
+    config: AugmentConfig, key: tuple[int, int, int], position_B: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (anchor, shape), redrawn until they fit inside the image; those that never fit erase nothing."""
     shape_B2 = np.zeros((len(position_B), 2), dtype=np.int32)
     open_B = uniform(Stream.ERASE, *key, position_B, 0) < config.erase
@@ -69,7 +79,9 @@ def _draw_erasing(config: AugmentConfig, key: tuple[int, int, int], position_B: 
         if not open_B.any():
             break
         position = position_B[open_B]
-        area = (low + (high - low) * uniform(Stream.ERASE, *key, position, 3 + 2 * attempt)) * config.height * config.width
+        area = (
+            (low + (high - low) * uniform(Stream.ERASE, *key, position, 3 + 2 * attempt)) * config.height * config.width
+        )
         ratio = config.erase_aspect
         ratio = ratio + (1 / ratio - ratio) * uniform(Stream.ERASE, *key, position, 4 + 2 * attempt)
         drawn = np.round(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], axis=1)).astype(np.int32)
@@ -83,7 +95,9 @@ def _draw_erasing(config: AugmentConfig, key: tuple[int, int, int], position_B: 
     return anchor_B2.astype(np.int32), shape_B2
 
 
-def _draw_channels(config: AugmentConfig, key: tuple[int, int, int], position_B: np.ndarray, branch_B: np.ndarray) -> np.ndarray:
+def _draw_channels(
+    config: AugmentConfig, key: tuple[int, int, int], position_B: np.ndarray, branch_B: np.ndarray
+) -> np.ndarray:
     """V0: identity. V1: one channel in all three. I: the same for cases 0-2, else gray or unchanged."""
     channel_BCC = np.tile(np.eye(3, dtype=np.float32), (len(position_B), 1, 1))
     copies = np.zeros((3, 3, 3), dtype=np.float32)

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, SHARD_FORMAT, SHARD_FORMAT_VERSION, InputError, Modality, sample_key
+from tacaf.vocabulary import (
+    COLUMN_FOLDER,
+    COLUMNS,
+    INDEX_FILE,
+    SHARD_FORMAT,
+    SHARD_FORMAT_VERSION,
+    InputError,
+    Modality,
+    sample_key,
+)
 
 
 @dataclass(frozen=True)
@@ -40,14 +49,18 @@ class ShardIndex:
                 f"expected a shard set in {folder}, found no {INDEX_FILE}; make one with python -m shards pack, or mend data.shards"
             ) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: expected the index of a shard set, got a damaged or other file ({error}); pack the set again") from None
+            raise InputError(
+                f"{path}: expected the index of a shard set, got a damaged or other file ({error}); pack the set again"
+            ) from None
         if facts["format_version"] != SHARD_FORMAT_VERSION:
             raise InputError(
                 f"{path}: expected format version {SHARD_FORMAT_VERSION}, got {facts['format_version']}; pack the set again with this version"
             )
         columns = {name: _column(folder, name, facts, check_hashes) for name in COLUMNS}
         _check_shards(folder, facts)
-        locations = {int(camid): place for camid, place in facts["locations"].items()} if facts.get("locations") else None
+        locations = (
+            {int(camid): place for camid, place in facts["locations"].items()} if facts.get("locations") else None
+        )
         shards = [folder / shard["name"] for shard in facts["shards"]]
         return cls(folder, facts["name"], hashlib.sha256(text).hexdigest(), facts["splits"], locations, shards, columns)
 
@@ -64,7 +77,9 @@ class ShardIndex:
         if split == "trainval" and "trainval" not in self.splits:
             return np.union1d(self.pids_of("train"), self.pids_of("val"))
         if split not in self.splits:
-            raise InputError(f"expected a split among {', '.join(sorted(self.splits))}, got {split!r}; mend data.split or --split")
+            raise InputError(
+                f"expected a split among {', '.join(sorted(self.splits))}, got {split!r}; mend data.split or --split"
+            )
         return np.unique(np.asarray(self.splits[split], dtype=np.int64))
 
     def rows_of(self, pids: np.ndarray) -> np.ndarray:
@@ -121,7 +136,9 @@ def select_training(index: ShardIndex, split: str) -> TrainingSet:
             )
     both = has.all(axis=0)
     if not both.any():
-        raise InputError(f"expected identities with both modalities in split {split!r} of {index.folder}, found none; check the packing")
+        raise InputError(
+            f"expected identities with both modalities in split {split!r} of {index.folder}, found none; check the packing"
+        )
     return TrainingSet(pids[both], start[:, both], stop[:, both], tuple(pids[~both].tolist()))
 
 

@@ -33,7 +33,13 @@ def _decode(encoded, height: int, width: int, device_id: int | None):
 def _augment(image, height: int, width: int, crop, mirror, matrix, offset, anchor, shape, fill):
     """Crop from the padded image, mirror, normalise and mix channels in one affine map, erase; float32 CHW."""
     image = fn.slice(
-        image, crop, [height, width], axes=[0, 1], normalized_anchor=False, normalized_shape=False, out_of_bounds_policy="pad"
+        image,
+        crop,
+        [height, width],
+        axes=[0, 1],
+        normalized_anchor=False,
+        normalized_shape=False,
+        out_of_bounds_policy="pad",
     )
     image = fn.flip(image, horizontal=mirror)
     image = fn.coord_transform(image, MT=fn.cat(matrix, offset, axis=1), dtype=types.FLOAT)
@@ -68,10 +74,15 @@ class TrainingPipeline:
         pipeline = Pipeline(batch_size=images, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
         with pipeline:
             inputs = fn.external_source(
-                source=self._source, num_outputs=2 + PARAMETERS * len(branches), batch=True, batch_info=True, parallel=False
+                source=self._source,
+                num_outputs=2 + PARAMETERS * len(branches),
+                batch=True,
+                batch_info=True,
+                parallel=False,
             )
             decoded = {
-                modality: _decode(inputs[modality.code], config.height, config.width, device_id) for modality in Modality
+                modality: _decode(inputs[modality.code], config.height, config.width, device_id)
+                for modality in Modality
             }
             outputs = []
             for place, branch in enumerate(branches):
@@ -91,7 +102,10 @@ class TrainingPipeline:
         planned = self.plan.rank_batch(epoch, step, self.rank, self.ranks)
         drawn = draw_parameters(self.augment, self.plan.seed, epoch, step, planned.position_B, planned.branch_B)
         matrix, offset, fill = affine(drawn.channel_BCC, self.augment.channel_augment_space)
-        boxes = (drawn.erase_anchor_B2.astype(np.float32), drawn.erase_shape_B2.astype(np.float32))  # as fn.erase wants them
+        boxes = (
+            drawn.erase_anchor_B2.astype(np.float32),
+            drawn.erase_shape_B2.astype(np.float32),
+        )  # as fn.erase wants them
         values = (drawn.crop_B2, drawn.mirror_B, matrix, offset[:, :, None], *boxes, fill)
         try:
             found = [self._bytes(planned, Branch.VISIBLE), self._bytes(planned, Branch.INFRARED)]
@@ -121,7 +135,8 @@ class TrainingPipeline:
         self.next += 1
         self.wait_s = time.perf_counter() - began
         label, branch, group, position, row = (
-            torch.from_numpy(column) for column in (planned.label_B, planned.branch_B, planned.group_B, planned.position_B, planned.row_B)
+            torch.from_numpy(column)
+            for column in (planned.label_B, planned.branch_B, planned.group_B, planned.position_B, planned.row_B)
         )
         visible = int((planned.branch_B != Branch.INFRARED).sum())
         return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step)
@@ -141,7 +156,9 @@ class EvaluationPipeline:
         matrix, offset, _ = affine(np.eye(3)[None], "normalized")
         self.pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id)
         with self.pipeline:
-            encoded = fn.external_source(source=self._source, num_outputs=1, batch=True, batch_info=True, parallel=False)[0]
+            encoded = fn.external_source(
+                source=self._source, num_outputs=1, batch=True, batch_info=True, parallel=False
+            )[0]
             image = _decode(encoded, height, width, device_id)
             image = fn.coord_transform(image, M=matrix[0].ravel().tolist(), T=offset[0].tolist(), dtype=types.FLOAT)
             self.pipeline.set_outputs(fn.transpose(image, perm=[2, 0, 1]))

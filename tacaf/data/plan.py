@@ -22,8 +22,12 @@ class PlanConfig(BaseModel, extra="forbid", frozen=True):
 
     identities_per_batch: int = Field(8, ge=2, description="M: identities in a global batch (LbA, CAJ).")
     images_per_identity: int = Field(4, ge=1, description="K: images of an identity in each modality (LbA, CAJ).")
-    pair_group: int = Field(2, ge=2, description="Identities that draw negatives from each other; a rank holds whole groups (ours).")
-    channel_augment: bool = Field(True, description="Add the branch V1: the same visible images, channel-exchanged (CAJ).")
+    pair_group: int = Field(
+        2, ge=2, description="Identities that draw negatives from each other; a rank holds whole groups (ours)."
+    )
+    channel_augment: bool = Field(
+        True, description="Add the branch V1: the same visible images, channel-exchanged (CAJ)."
+    )
 
     @model_validator(mode="after")
     def _whole_groups(self) -> "PlanConfig":
@@ -102,7 +106,9 @@ class Plan:
             label_B=np.tile(np.repeat(label_S, config.images_per_identity), repeat),
             branch_B=np.repeat(branch_X, per_branch),
             group_B=np.tile(np.repeat(slot_S // config.pair_group, config.images_per_identity), repeat),
-            position_B=np.concatenate([branch * config.images_per_modality + position_SK.ravel() for branch in branch_X]),
+            position_B=np.concatenate(
+                [branch * config.images_per_modality + position_SK.ravel() for branch in branch_X]
+            ),
         )
 
     def _draw_identity_order(self, epoch: int, cycle: int) -> np.ndarray:
@@ -113,7 +119,10 @@ class Plan:
         wanted = self.config.images_per_identity
         rows = []
         for label in label_S:
-            start, stop = self.training_set.start_2I[modality.code, label], self.training_set.stop_2I[modality.code, label]
+            start, stop = (
+                self.training_set.start_2I[modality.code, label],
+                self.training_set.stop_2I[modality.code, label],
+            )
             count = int(stop - start)
             number, part = divmod(cycle, max(1, count // wanted))
             draw = np.arange(count) + (modality.code << 31)  # the two modalities of an identity draw apart

@@ -1,0 +1,110 @@
+"""Opening a shard set: what it gives, and every way it can be wrong."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tacaf.data.index import ShardIndex, _ranges, select_training
+from tacaf.vocabulary import InputError, Modality
+
+
+@pytest.fixture
+def damaged(sysu_shards, tmp_path):
+    """A copy of the set to break."""
+    return shutil.copytree(sysu_shards, tmp_path / "set")
+
+
+def test_rows_of_are_the_identities_images(sysu_shards):
+    index = ShardIndex.open(sysu_shards, check_hashes=True)
+    pids = index.pids_of("test")
+    expected = [row for row, pid in enumerate(index.columns["pid"]) if pid in set(pids.tolist())]
+    assert index.rows_of(pids).tolist() == expected
+
+
+def test_trainval_is_both(sysu_shards):
+    index = ShardIndex.open(sysu_shards)
+    assert set(index.pids_of("trainval")) == set(index.splits["train"]) | set(index.splits["val"])
+
+
+def test_training_set_ranges(sysu_shards):
+    index = ShardIndex.open(sysu_shards)
+    chosen = select_training(index, "train")
+    for label, pid in enumerate(chosen.pid_I):
+        for modality in Modality:
+            rows = range(chosen.start_2I[modality.code, label], chosen.stop_2I[modality.code, label])
+            expected = np.flatnonzero((index.columns["pid"] == pid) & (index.columns["modality"] == modality.code))
+            assert list(rows) == expected.tolist()
+
+
+def test_ranges_against_a_loop():
+    starts, stops = np.array([3, 7, 7, 20]), np.array([5, 7, 9, 21])
+    assert _ranges(starts, stops).tolist() == [n for a, b in zip(starts, stops, strict=True) for n in range(a, b)]
+
+
+def test_an_identity_without_infrared_is_left_out_and_counted(sysu_shards):
+    index = ShardIndex.open(sysu_shards)
+    columns = dict(index.columns)
+    pid = int(index.pids_of("train")[0])
+    modality = np.array(columns["modality"])
+    modality[columns["pid"] == pid] = Modality.VISIBLE.code
+    columns["modality"] = modality
+    changed = ShardIndex(index.folder, index.name, index.sha256, index.splits, index.locations, index.shards, columns)
+    chosen = select_training(changed, "train")
+    assert chosen.left_out == (pid,)
+    assert pid not in chosen.pid_I
+    assert "1 identities left out" in chosen.describe()
+
+
+def test_a_missing_modality_is_refused(sysu_shards):
+    index = ShardIndex.open(sysu_shards)
+    columns = {**index.columns, "modality": np.zeros(len(index), dtype=np.uint8)}
+    changed = ShardIndex(index.folder, index.name, index.sha256, index.splits, index.locations, index.shards, columns)
+    with pytest.raises(InputError, match="expected infrared images in split 'train'"):
+        select_training(changed, "train")
+
+
+def test_no_set(tmp_path):
+    with pytest.raises(InputError, match=r"found no index\.json"):
+        ShardIndex.open(tmp_path)
+
+
+def test_unknown_split(sysu_shards):
+    with pytest.raises(InputError, match="expected a split among"):
+        ShardIndex.open(sysu_shards).pids_of("holdout")
+
+
+def _edit(folder, **changes):
+    path = folder / "index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "breaks", "says"),
+    [
+        ("text", lambda f: (f / "index.json").write_text("{"), "damaged or other file"),
+        ("format", lambda f: _edit(f, format="coco"), "damaged or other file"),
+        ("version", lambda f: _edit(f, format_version=99), "format version 1, got 99"),
+        ("column", lambda f: (f / "columns" / "pid.npy").unlink(), "expected the column"),
+        ("short", lambda f: np.save(f / "columns" / "pid.npy", np.zeros(3, dtype=np.int64)), "entries of int64"),
+        ("shard", lambda f: next(f.glob("*.tar")).unlink(), "expected the shard"),
+        ("cut", lambda f: _cut(next(f.glob("*.tar"))), "cut or of another set"),
+    ],
+)
+def test_damage_is_named(damaged, name, breaks, says):
+    breaks(damaged)
+    with pytest.raises(InputError, match=says):
+        ShardIndex.open(damaged)
+
+
+def test_a_changed_column_is_found_by_its_hash(damaged):
+    path = damaged / "columns" / "pid.npy"
+    np.save(path, np.load(path)[::-1].copy())
+    ShardIndex.open(damaged)
+    with pytest.raises(InputError, match="sha256"):
+        ShardIndex.open(damaged, check_hashes=True)
+
+
+def _cut(path):
+    path.write_bytes(path.read_bytes()[:-512])
