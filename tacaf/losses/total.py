@@ -1,0 +1,69 @@
+"""The whole training loss (method §6): every term the model's output allows, weighted and summed.
+
+L = identity + triplet + ic * consistency + dt * dense triplet + part * nodes + pair * pair stage.
+"""
+
+import torch
+from pydantic import BaseModel, Field
+
+from tacaf.interfaces import ModelOutput
+from tacaf.losses.dense_triplet import dense_triplet_loss
+from tacaf.losses.identity import identity_loss
+from tacaf.losses.triplet import TripletKind, triplet_loss
+
+
+class LossConfig(BaseModel, extra="forbid", frozen=True):
+    """Weights and margins of the loss. Terms of modules that are switched off do not exist, whatever their weight."""
+
+    ic: float = Field(1.0, ge=0, description="Weight of CMAAM's identity consistency, on each layer (1 in LbA).")
+    dt: float = Field(0.5, ge=0, description="Weight of CMAAM's dense triplet, summed over layers (.5 in LbA).")
+    dense_margin: float = Field(0.3, ge=0, description="Margin of the dense triplet (LbA).")
+    triplet: TripletKind = Field(
+        "batch_hard", description="batch_hard: margin triplet (LbA); wrt: weighted (AGW); adp: adaptive (CAJ)."
+    )
+    margin: float = Field(0.3, ge=0, description="Margin of the batch-hard triplet (LbA).")
+    part: float = Field(1.0, gt=0, description="Weight of the mean cross-entropy over IPCAM's nodes.")
+    pair: float = Field(
+        1.0, gt=0, description="Weight of IPCAM's pair stage; to go without, set model.ipcam.pair_stage: false."
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of every cross-entropy (0 in LbA).")
+
+
+class TacafLoss:
+    """Callable: a training forward's output and the batch's labels to the loss and its terms."""
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+
+    def __call__(self, output: ModelOutput, label_B: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The scalar to differentiate, and every term before its weight, detached (all float32)."""
+        terms = self._terms(output, label_B)
+        weights = {"consistency": self.config.ic, "dense_triplet": self.config.dt}
+        weights |= {"part": self.config.part, "pair": self.config.pair}
+        total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        return total, {name: term.detach() for name, term in terms.items()}
+
+    def _terms(self, output: ModelOutput, label_B: torch.Tensor) -> dict[str, torch.Tensor]:
+        config = self.config
+
+        def classify(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+            return identity_loss(logits, label, config.label_smoothing)
+
+        terms = {
+            "identity": classify(output.logits_BI, label_B),
+            "triplet": triplet_loss(output.pooled_BC, label_B, config.margin, config.triplet),
+        }
+        if output.consistency_logits and config.ic > 0:
+            passes = zip(output.consistency_logits, output.consistency_anchor, strict=True)
+            terms["consistency"] = torch.stack([classify(x, label_B[anchor]) for x, anchor in passes]).sum()
+        if output.alignments and config.dt > 0:
+            terms["dense_triplet"] = torch.stack(
+                [dense_triplet_loss(alignment, config.dense_margin) for alignment in output.alignments]
+            ).sum()
+        if output.node_logits:
+            terms["part"] = torch.stack([classify(node, label_B) for node in output.node_logits]).mean()
+        if output.pair_logits:
+            assert output.pair_anchor is not None
+            pair_label = label_B[output.pair_anchor]
+            terms["pair"] = torch.stack([classify(side, pair_label) for side in output.pair_logits]).mean()
+        return terms

@@ -1,0 +1,80 @@
+"""Triplet losses on the pooled features before the neck, over the global batch: batch-hard, WRT (AGW), ADP (CAJ).
+
+B rows of a rank, G rows of the global batch, C channels. Every row is an anchor; both modalities and all branches are
+mined together, as the ancestors do.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+
+from tacaf.distributed import gather_rows
+
+TripletKind = Literal["batch_hard", "wrt", "adp"]
+
+
+def pairwise_distance(features_GC: torch.Tensor) -> torch.Tensor:
+    """Euclidean distances G x G, float32, with a zero gradient where two rows coincide.
+
+    The Gram form in float64 (ours): it does not cancel, and TF32 cannot touch it. Rows closer than a millionth of their
+    length are the same row to float32 features: their distance is 0, and so is its gradient, which a bare root makes NaN.
+    """
+    with torch.autocast(features_GC.device.type, enabled=False):
+        values = features_GC.double()
+        square_G = values.square().sum(1)
+        sum_GG = square_G[:, None] + square_G[None, :]
+        square_GG = sum_GG - 2 * values @ values.T
+        apart_GG = square_GG > 1e-12 * sum_GG
+        return torch.where(apart_GG, torch.where(apart_GG, square_GG, 1.0).sqrt(), 0.0).float()
+
+
+def batch_hard(distance_GG: torch.Tensor, same_GG: torch.Tensor, margin: float) -> torch.Tensor:
+    """mean relu(hardest positive - hardest negative + margin); LbA's margin is .3."""
+    hardest_positive_G = distance_GG.masked_fill(~same_GG, 0.0).amax(1)
+    hardest_negative_G = distance_GG.masked_fill(same_GG, torch.inf).amin(1)
+    return F.relu(hardest_positive_G - hardest_negative_G + margin).mean()
+
+
+def _softmax_mean(distance_GG: torch.Tensor, chosen_GG: torch.Tensor, sign: float) -> torch.Tensor:
+    """Per row, the mean of the chosen distances weighted by softmax(sign * distance) among them; 0 where none is."""
+    lowest = torch.finfo(distance_GG.dtype).min
+    weight_GG = (sign * distance_GG).masked_fill(~chosen_GG, lowest).softmax(1) * chosen_GG
+    return (weight_GG * distance_GG).sum(1)
+
+
+def weighted_regularisation(distance_GG: torch.Tensor, same_GG: torch.Tensor) -> torch.Tensor:
+    """WRT: mean log(1 + exp(d+ - d-)), d+ and d- softmax-weighted over all positives and negatives (AGW).
+
+    The anchor itself counts as a positive at distance 0, as in AGW's code.
+    """
+    positive_G = _softmax_mean(distance_GG, same_GG, 1.0)
+    negative_G = _softmax_mean(distance_GG, ~same_GG, -1.0)
+    return F.softplus(positive_G - negative_G).mean()
+
+
+def adaptive(distance_GG: torch.Tensor, same_GG: torch.Tensor) -> torch.Tensor:
+    """ADP: WRT on the signed square of d+ - d- (CAJ, alpha = gamma = 1).
+
+    CAJ clamps the square at 88 against overflow, and its loss then sticks there without gradient; softplus does not
+    overflow, so there is no clamp here.
+    """
+    gap_G = _softmax_mean(distance_GG, same_GG, 1.0) - _softmax_mean(distance_GG, ~same_GG, -1.0)
+    return F.softplus(gap_G * gap_G.abs()).mean()
+
+
+def triplet_loss(
+    pooled_BC: torch.Tensor, label_B: torch.Tensor, margin: float = 0.3, kind: TripletKind = "batch_hard"
+) -> torch.Tensor:
+    """A float32 scalar over the rows of all ranks, gathered with gradient; the same number on every rank.
+
+    margin is used by batch_hard alone. Averaging parameter gradients over ranks gives the gradient of the whole batch.
+    """
+    label_G = gather_rows(label_B)
+    same_GG = label_G[:, None] == label_G[None, :]
+    distance_GG = pairwise_distance(gather_rows(pooled_BC))
+    if kind == "wrt":
+        return weighted_regularisation(distance_GG, same_GG)
+    if kind == "adp":
+        return adaptive(distance_GG, same_GG)
+    return batch_hard(distance_GG, same_GG, margin)

@@ -1,0 +1,141 @@
+"""The two-stem ResNet: one stem per modality, layers 1-4 shared, last stride 1 (AGW, LbA).
+
+B images, C channels, H x W. Parameter names are the usual ResNet ones, so ImageNet files load (`weights.py`).
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import nn
+
+from tacaf.model.norm import BatchNorm2d, NormMode
+
+
+class BackboneConfig(BaseModel, extra="forbid", frozen=True):
+    """The shape of the backbone; the defaults are ResNet-50 with last stride 1."""
+
+    width: int = Field(64, ge=4, description="Channels of the stem; stage i has 2**i times as many inside its blocks.")
+    blocks: tuple[int, int, int, int] = Field((3, 4, 6, 3), description="Residual blocks in each of the four stages.")
+    last_stride: Literal[1, 2] = Field(1, description="Stride of stage 4; 1 keeps the finer map (AGW, LbA).")
+    block: Literal["bottleneck", "basic"] = Field(
+        "bottleneck", description="bottleneck: 1x1, 3x3, 1x1 with expansion 4 (ResNet-50); basic: 3x3, 3x3 (ResNet-18)."
+    )
+
+    @property
+    def expansion(self) -> int:
+        return 4 if self.block == "bottleneck" else 1
+
+    def stage_width(self, stage: int) -> int:
+        """Output channels of stage 1..4."""
+        return self.width * 2 ** (stage - 1) * self.expansion
+
+    def map_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the stage-4 map for an image of this size: every stride-2 step rounds up."""
+        stride = 16 * self.last_stride
+        return -(-height // stride), -(-width // stride)
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class Stem(nn.Module):
+    """conv1, bn1, ReLU, max-pool: B x 3 x H x W to B x width x H/4 x W/4. One per modality."""
+
+    def __init__(self, width: int, norm: NormMode) -> None:
+        super().__init__()
+        self.conv1 = _conv(3, width, 7, 2)
+        self.bn1 = BatchNorm2d(width, norm)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+
+    def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
+
+
+class _Block(nn.Module):
+    """What both residual blocks share: the shortcut, projected where the shape changes, and the last ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: NormMode) -> None:
+        super().__init__()
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), BatchNorm2d(outputs, norm))
+
+    def residual(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("a block defines its residual")
+
+    def forward(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        shortcut = features_BCHW if self.downsample is None else self.downsample(features_BCHW)
+        return self.relu(self.residual(features_BCHW) + shortcut)
+
+
+class Bottleneck(_Block):
+    """1x1, 3x3 (carries the stride, as torchvision's), 1x1 with expansion 4."""
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: NormMode) -> None:
+        super().__init__(inputs, 4 * width, stride, norm)
+        self.conv1 = _conv(inputs, width, 1)
+        self.bn1 = BatchNorm2d(width, norm)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.bn2 = BatchNorm2d(width, norm)
+        self.conv3 = _conv(width, 4 * width, 1)
+        self.bn3 = BatchNorm2d(4 * width, norm)
+
+    def residual(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        inner = self.relu(self.bn1(self.conv1(features_BCHW)))
+        return self.bn3(self.conv3(self.relu(self.bn2(self.conv2(inner)))))
+
+
+class BasicBlock(_Block):
+    """3x3 (carries the stride), 3x3."""
+
+    def __init__(self, inputs: int, width: int, stride: int, norm: NormMode) -> None:
+        super().__init__(inputs, width, stride, norm)
+        self.conv1 = _conv(inputs, width, 3, stride)
+        self.bn1 = BatchNorm2d(width, norm)
+        self.conv2 = _conv(width, width, 3)
+        self.bn2 = BatchNorm2d(width, norm)
+
+    def residual(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features_BCHW)))))
+
+
+class Backbone(nn.Module):
+    """Two stems and four shared stages; random Kaiming weights until a file is loaded."""
+
+    def __init__(self, config: BackboneConfig, norm: NormMode) -> None:
+        super().__init__()
+        self.config = config
+        self.visible_stem = Stem(config.width, norm)
+        self.infrared_stem = Stem(config.width, norm)
+        self.layer1 = self._stage(1, 1, norm)
+        self.layer2 = self._stage(2, 2, norm)
+        self.layer3 = self._stage(3, 2, norm)
+        self.layer4 = self._stage(4, config.last_stride, norm)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _stage(self, stage: int, stride: int, norm: NormMode) -> nn.Sequential:
+        block = Bottleneck if self.config.block == "bottleneck" else BasicBlock
+        inputs = self.config.width if stage == 1 else self.config.stage_width(stage - 1)
+        width, outputs = self.config.width * 2 ** (stage - 1), self.config.stage_width(stage)
+        blocks = [block(inputs, width, stride, norm)]
+        blocks += [block(outputs, width, 1, norm) for _ in range(self.config.blocks[stage - 1] - 1)]
+        return nn.Sequential(*blocks)
+
+    def forward(self, images_BCHW: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The maps after layer 3 and layer 4. The first `visible` images take the visible stem, the others the infrared.
+
+        A batch of one modality (visible = 0 or B) runs one stem only.
+        """
+        stems = []
+        if visible > 0:
+            stems.append(self.visible_stem(images_BCHW[:visible]))
+        if visible < images_BCHW.shape[0]:
+            stems.append(self.infrared_stem(images_BCHW[visible:]))
+        layer3_BCHW = self.layer3(self.layer2(self.layer1(torch.cat(stems))))
+        return layer3_BCHW, self.layer4(layer3_BCHW)

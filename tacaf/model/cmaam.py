@@ -1,0 +1,86 @@
+"""CMAAM, the cross-modal alignment attention: every image rebuilt from another one of the other modality.
+
+Paper §4, LbA's CMAlign; exact in method §4. It has no parameters and is not run at test time. B images, N pairs,
+C channels, H x W map, L = H*W positions; p is an anchor position, s a target position.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+
+from kernels.align_distance import align_distance
+from kernels.soft_align import feature_mask, soft_align
+from tacaf.interfaces import Alignment, Pairs
+from tacaf.model.pairs import Direction
+from tacaf.model.pooling import map_BCHW, rows_BHWC
+
+
+class CmaamConfig(BaseModel, extra="forbid", frozen=True):
+    """Where and how sharply features are aligned across modalities in training."""
+
+    enabled: bool = Field(True, description="Align features across modalities in training; free at test time.")
+    layers: tuple[Literal[3], Literal[4]] | tuple[Literal[3]] | tuple[Literal[4]] = Field(
+        (3, 4), description="The backbone stages whose maps are aligned: [3, 4], [3] or [4]."
+    )
+    beta: float = Field(50.0, gt=0, description="Sharpness of the matching: softmax(beta * cosine) (50 in LbA).")
+    direction: Direction = Field(
+        "both", description="both: every image is an anchor; visible_to_infrared: visible images only."
+    )
+    consistency: bool = Field(
+        True, description="Classify the reconstructions too (one more pass of layer 4); turn off where loss.ic is 0."
+    )
+    self_similarity: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of the matching smoothed by the anchor's similarity to itself (slow, plain).",
+    )
+
+
+def smoothed_align(
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    target_N: torch.Tensor,
+    beta: float,
+    weight: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`kernels.soft_align` with S replaced by (1 - weight) S + weight softmax(beta S_aa) S, in plain float32 PyTorch.
+
+    S_aa are the anchor's similarities to itself ("pedestrian feature self-similarity", paper §4; the mixing is ours).
+    Returns reconstruction N x L x C, distance N x L and the detached co-mask N x L.
+    """
+    anchor_NLC, target_NLC = features_BLC[anchor_N].float(), features_BLC[target_N].float()
+    unit_anchor, unit_target = F.normalize(anchor_NLC, dim=-1), F.normalize(target_NLC, dim=-1)
+    similarity_NLL = unit_anchor @ unit_target.mT
+    itself_NLL = (beta * unit_anchor @ unit_anchor.mT).softmax(dim=-1)
+    similarity_NLL = torch.lerp(similarity_NLL, itself_NLL @ similarity_NLL, weight)
+    matching_NLL = (beta * similarity_NLL).softmax(dim=-1)
+    mask_NL = mask_BL[anchor_N]
+    gap_NLC = anchor_NLC - matching_NLL @ target_NLC
+    # The floor and the mask outside the root keep the gradient finite where mask or gap is 0 (method §4.1).
+    floor_NL = 1e-12 * anchor_NLC.detach().square().sum(-1) + torch.finfo(torch.float32).tiny
+    distance_NL = mask_NL * gap_NLC.square().sum(-1).clamp_min(floor_NL).sqrt()
+    both_NL = mask_NL * (matching_NLL.detach() @ mask_BL[target_N][..., None])[..., 0]
+    low, high = both_NL.amin(1, keepdim=True), both_NL.amax(1, keepdim=True)
+    reconstruction_NLC = anchor_NLC - mask_NL[..., None] * gap_NLC
+    return reconstruction_NLC.to(features_BLC.dtype), distance_NL, (both_NL - low) / (high - low + 1e-12)
+
+
+def align(config: CmaamConfig, features_BCHW: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, Alignment]:
+    """One layer: the reconstruction from the positive, N x C x H x W channels-last, and what the dense triplet needs."""
+    height, width = features_BCHW.shape[2:]
+    with torch.autocast(features_BCHW.device.type, enabled=False):
+        features_BLC = rows_BHWC(features_BCHW).flatten(1, 2)
+        mask_BL = feature_mask(features_BLC)
+        positive = (features_BLC, mask_BL, pairs.anchor_N, pairs.positive_N, config.beta)
+        negative = (features_BLC, mask_BL, pairs.anchor_N, pairs.negative_N, config.beta)
+        if config.self_similarity > 0:
+            reconstruction_NLC, near_NL, comask_NL = smoothed_align(*positive, config.self_similarity)
+            far_NL = smoothed_align(*negative, config.self_similarity)[1]
+        else:
+            reconstruction_NLC, near_NL, comask_NL = soft_align(*positive)
+            far_NL = align_distance(*negative)
+    return map_BCHW(reconstruction_NLC, height, width), Alignment(near_NL, far_NL, comask_NL)

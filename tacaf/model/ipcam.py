@@ -1,0 +1,170 @@
+"""IPCAM, the image pair correlation attention: a graph over body parts, and in training a stage across modalities.
+
+Paper §3; the exact reading is method §5. B images, P pairs, N nodes (10 for levels 1/3/6: global, coarse, fine),
+R fine parts, C map channels, D node width, A attention width, I identities. Everything here runs in float32: it is
+under one per cent of the backbone's work, and its softmaxes and norms want it.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field, model_validator
+from torch import nn
+
+from kernels.ring_aggregate import ring_aggregate
+from tacaf.model.head import CLASSIFIER_STD, bn_neck, new_classifier
+from tacaf.model.norm import BatchNorm1d, NormMode
+
+
+class IpcamConfig(BaseModel, extra="forbid", frozen=True):
+    """Part levels, widths and the switches for ablation. The paper names no number: they are ours (method §5)."""
+
+    enabled: bool = Field(True, description="Build IPCAM; without it the embedding is the global feature alone.")
+    levels: tuple[int, ...] = Field(
+        (1, 3, 6), description="Stripes per level: 1 (global) first, the fine level last; the map height must divide."
+    )
+    node_width: int = Field(512, ge=1, description="Width D of a node.")
+    attention_width: int = Field(128, ge=1, description="Width A of the attention projections.")
+    pair_width: int = Field(256, ge=1, description="Compressed width at the end of the pair stage.")
+    rounds: int = Field(2, ge=1, description="Rounds of the cyclic neighbour aggregation.")
+    ring: bool = Field(True, description="Run the cyclic aggregation over the fine parts (the graph keeps its edges).")
+    self_connection: bool = Field(True, description="Add the fine parts as they were after the last round.")
+    pair_stage: bool = Field(True, description="Train with the cross-modal pair stage; never run at test time.")
+    temperature: float = Field(0.1, gt=0, description="Temperature of the pair stage's part matching (divides).")
+    shared_node_classifier: bool = Field(
+        False, description="One classifier for all nodes instead of one each; for data sets of many identities."
+    )
+
+    @model_validator(mode="after")
+    def _nested_levels(self) -> "IpcamConfig":
+        levels = self.levels
+        rising = all(a < b for a, b in zip(levels, levels[1:], strict=False))
+        nested = all(b % a == 0 for a, b in zip(levels, levels[1:], strict=False))
+        if len(levels) < 2 or levels[0] != 1 or not rising or not nested:
+            raise ValueError(
+                f"levels: expected 1 first, then rising counts that divide one another, got {list(levels)}; "
+                "take for example [1, 3, 6], [1, 2, 6] or [1, 6]"
+            )
+        if self.ring and levels[-1] < 3:
+            raise ValueError(
+                f"ring: expected at least 3 fine parts, got {levels[-1]}; take a larger last level or ring: false"
+            )
+        return self
+
+    @property
+    def nodes(self) -> int:
+        return sum(self.levels)
+
+
+def graph_mask(levels: tuple[int, ...]) -> torch.Tensor:
+    """Which node may attend to which, bool N x N, symmetric: self, rings inside a level, containment, star of the global.
+
+    Nodes are numbered coarse to fine. 58 edges for levels 1/3/6 (method §5.3).
+    """
+    mask = torch.eye(sum(levels), dtype=torch.bool)
+    mask[0, :] = mask[:, 0] = True
+    starts = [sum(levels[:i]) for i in range(len(levels))]
+    for level, start in zip(levels, starts, strict=True):
+        for part in range(level):
+            neighbour = start + (part + 1) % level
+            mask[start + part, neighbour] = mask[neighbour, start + part] = True
+    for i in range(1, len(levels) - 1):
+        for part in range(levels[i + 1]):
+            whole, inner = starts[i] + part * levels[i] // levels[i + 1], starts[i + 1] + part
+            mask[whole, inner] = mask[inner, whole] = True
+    return mask
+
+
+def _rows_norm(norm: BatchNorm1d, values_BND: torch.Tensor) -> torch.Tensor:
+    """ReLU(BN(x)) with the statistics over images and nodes together."""
+    return F.relu(norm(values_BND.flatten(0, 1))).unflatten(0, values_BND.shape[:2])
+
+
+class Ipcam(nn.Module):
+    """Stages 1-3: pooled stripes B x N x C to nodes n', B x N x D float32. Runs in training and at test time."""
+
+    def __init__(self, config: IpcamConfig, width: int, norm: NormMode) -> None:
+        super().__init__()
+        self.config = config
+        inner = config.node_width
+        self.embed = nn.ModuleList(nn.Linear(width, inner, bias=False) for _ in config.levels)
+        self.embed_norm = nn.ModuleList(BatchNorm1d(inner, norm) for _ in config.levels)
+        self.theta = nn.Linear(inner, config.attention_width, bias=False)
+        self.phi = nn.Linear(inner, config.attention_width, bias=False)
+        self.graph_weight = nn.Linear(inner, inner, bias=False)
+        self.graph_norm = BatchNorm1d(inner, norm)
+        self.register_buffer("mask", graph_mask(config.levels), persistent=False)
+
+    def forward(self, pooled_BNC: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(pooled_BNC.device.type, enabled=False):
+            levels = self._parts(pooled_BNC.float())
+            if self.config.ring:
+                levels[-1] = self._cyclic(levels[-1])
+            return self._graph(torch.cat(levels, dim=1))
+
+    def _parts(self, pooled_BNC: torch.Tensor) -> list[torch.Tensor]:
+        """Stage 1: one embedding per level, shared by its stripes."""
+        stripes = pooled_BNC.split(self.config.levels, dim=1)
+        steps = zip(self.embed, self.embed_norm, stripes, strict=True)
+        return [_rows_norm(norm, embed(stripe)) for embed, norm, stripe in steps]
+
+    def _cyclic(self, fine_BRD: torch.Tensor) -> torch.Tensor:
+        """Stage 2: rounds of attention to the two neighbours on the ring, then the self-connection once."""
+        mixed_BRD = ring_aggregate(fine_BRD, self.theta(fine_BRD), self.phi(fine_BRD), self.config.rounds)
+        return mixed_BRD + fine_BRD if self.config.self_connection else mixed_BRD
+
+    def _graph(self, nodes_BND: torch.Tensor) -> torch.Tensor:
+        """Stage 3: masked attention over all nodes, the paper's square weight matrix, and a residual."""
+        score_BNN = self.theta(nodes_BND) @ self.phi(nodes_BND).mT / math.sqrt(self.config.attention_width)
+        attention_BNN = score_BNN.masked_fill(~self.mask, -torch.inf).softmax(dim=-1)
+        return nodes_BND + _rows_norm(self.graph_norm, self.graph_weight(attention_BNN @ nodes_BND))
+
+
+class NodeHead(nn.Module):
+    """A BNNeck and a classifier for each node: n' B x N x D to N tensors of logits B x I. Training only."""
+
+    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode) -> None:
+        super().__init__()
+        # One norm over N*D channels is N norms over D; one stacked weight makes the classifiers one batched product.
+        self.neck = bn_neck(config.nodes * config.node_width, norm)
+        count = 1 if config.shared_node_classifier else config.nodes
+        self.classifier = nn.Parameter(torch.empty(count, identities, config.node_width))
+        nn.init.normal_(self.classifier, std=CLASSIFIER_STD)
+
+    def forward(self, nodes_BND: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.autocast(nodes_BND.device.type, enabled=False):
+            necked_BND = self.neck(nodes_BND.flatten(1)).unflatten(1, nodes_BND.shape[1:])
+            return (necked_BND.transpose(0, 1) @ self.classifier.mT).unbind(0)
+
+
+class PairStage(nn.Module):
+    """Stage 4, training only: the parts of a visible image and of its infrared positive, each rebuilt from the other's.
+
+    It needs a partner of known identity, so at test time it would leak labels: it is never run there (method §5.6).
+    """
+
+    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode) -> None:
+        super().__init__()
+        self.temperature = config.temperature
+        self.cross_weight = nn.Linear(config.node_width, config.node_width, bias=False)
+        self.cross_norm = BatchNorm1d(config.node_width, norm)
+        self.compress = nn.Linear(config.node_width, config.pair_width, bias=False)
+        self.compress_norm = BatchNorm1d(config.pair_width, norm)
+        self.classifier = new_classifier(config.pair_width, identities)
+
+    def forward(
+        self, fine_BRD: torch.Tensor, visible_P: torch.Tensor, infrared_P: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Fine nodes of n' and the rows of each pair to logits P x I of the visible and of the infrared side."""
+        with torch.autocast(fine_BRD.device.type, enabled=False):
+            unit_BRD = F.normalize(fine_BRD, dim=-1)
+            similarity_PRR = unit_BRD[visible_P] @ unit_BRD[infrared_P].mT / self.temperature
+            # (X F) W = X (F W): every image is projected once, however many pairs it is in.
+            projected_BRD = self.cross_weight(fine_BRD)
+            visible_PRD = similarity_PRR.softmax(dim=-1) @ projected_BRD[infrared_P]
+            infrared_PRD = similarity_PRR.mT.softmax(dim=-1) @ projected_BRD[visible_P]
+            crossed = _rows_norm(self.cross_norm, torch.cat([visible_PRD, infrared_PRD]))
+            compressed = _rows_norm(self.compress_norm, self.compress(crossed))
+            visible_PI, infrared_PI = self.classifier(compressed.mean(dim=1)).chunk(2)
+            return visible_PI, infrared_PI

@@ -1,0 +1,87 @@
+"""Batch normalisation that ranks share, and that can normalise an extra pass without touching its running statistics."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from tacaf.distributed import sum_over_ranks, world_size
+
+NormMode = Literal["sync", "local"]
+
+
+class _RankNorm(_BatchNorm):
+    """A batch norm with a mode. `sync`: training statistics over the images of all ranks, as one process with the whole
+    batch would have them; `local`: each rank its own. Evaluation uses the running statistics, as always.
+
+    nn.SyncBatchNorm refuses the CPU, so the sums go through `tacaf.distributed`. With one rank the native op runs.
+    """
+
+    def __init__(self, width: int, mode: NormMode) -> None:
+        super().__init__(width)
+        self.mode = mode
+        self.running_frozen = False
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(features)
+        self._check_input_dim(features)
+        if self.mode == "sync" and world_size() > 1:
+            return self._synchronised(features)
+        if self.running_frozen:
+            return F.batch_norm(features, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(features)
+
+    def _synchronised(self, features: torch.Tensor) -> torch.Tensor:
+        """Two sums over ranks, mean then variance of the centred values: no cancellation, and equal to the full batch."""
+        dims = [0, *range(2, features.dim())]
+        shape = [1, -1, *[1] * (features.dim() - 2)]
+        values = features.float()
+        own_count = values.new_tensor([values.numel() / values.shape[1]])
+        totals = sum_over_ranks(torch.cat([values.sum(dims), own_count]))
+        count = totals[-1].detach()
+        mean_C = totals[:-1] / count
+        centred = values - mean_C.view(shape)
+        variance_C = sum_over_ranks(centred.square().sum(dims)) / count
+        if not self.running_frozen:
+            self._remember(mean_C.detach(), variance_C.detach() * (count / (count - 1)))
+        scale_C = self.weight * (variance_C + self.eps).rsqrt()
+        return (centred * scale_C.view(shape) + self.bias.view(shape)).to(features.dtype)
+
+    def _remember(self, mean_C: torch.Tensor, unbiased_variance_C: torch.Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        momentum = self.momentum if self.momentum is not None else 0.1
+        self.running_mean.lerp_(mean_C, momentum)
+        self.running_var.lerp_(unbiased_variance_C, momentum)
+        self.num_batches_tracked.add_(1)
+
+
+class BatchNorm1d(_RankNorm, nn.BatchNorm1d):
+    """`_RankNorm` over B x C."""
+
+
+class BatchNorm2d(_RankNorm, nn.BatchNorm2d):
+    """`_RankNorm` over B x C x H x W."""
+
+
+@contextmanager
+def own_statistics(*modules: nn.Module) -> Iterator[None]:
+    """Inside, training passes through `modules` normalise by their own batch and leave running statistics alone.
+
+    For CMAAM's identity-consistency passes: LbA lets reconstructed features leak into the statistics used at test
+    time; here they do not (method §4, ours).
+    """
+    norms = [part for module in modules for part in module.modules() if isinstance(part, _RankNorm)]
+    for norm in norms:
+        norm.running_frozen = True
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.running_frozen = False

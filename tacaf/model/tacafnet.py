@@ -1,0 +1,162 @@
+"""TacafNet: backbone, head, CMAAM and IPCAM as one model with switches; with everything off it is the AGW/LbA baseline.
+
+B images of a rank, visible first, C channels, H x W, N stripes or nodes, I identities.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, Field
+from torch import nn
+
+from tacaf.interfaces import ModelOutput, Pairs
+from tacaf.model.backbone import Backbone, BackboneConfig
+from tacaf.model.cmaam import CmaamConfig, align
+from tacaf.model.head import Head
+from tacaf.model.ipcam import Ipcam, IpcamConfig, NodeHead, PairStage
+from tacaf.model.norm import NormMode, own_statistics
+from tacaf.model.pooling import gem
+from tacaf.vocabulary import InputError, Modality
+
+Embedding = Literal["full", "global_only"]
+
+
+class ModelConfig(BaseModel, extra="forbid", frozen=True):
+    """The whole model. Only what is switched on is built."""
+
+    backbone: BackboneConfig = Field(BackboneConfig(), description="The two-stem ResNet.")
+    cmaam: CmaamConfig = Field(CmaamConfig(), description="Cross-modal alignment, training only.")
+    ipcam: IpcamConfig = Field(IpcamConfig(), description="Part graph and pair stage.")
+    bn: NormMode = Field(
+        "sync", description="sync: batch statistics over all ranks, equal to one process; local: each rank its own."
+    )
+
+    @property
+    def pair_layers(self) -> tuple[Literal[3, 4], ...]:
+        """The layers whose pairs the model needs in training; direction as `cmaam.direction` (method §5.4)."""
+        wanted = set(self.cmaam.layers) if self.cmaam.enabled else set()
+        if self.ipcam.enabled and self.ipcam.pair_stage:
+            wanted.add(4)
+        return tuple(sorted(wanted))
+
+    def check_input(self, height: int, width: int) -> None:
+        """InputError unless the layer-4 map of such an image divides into the part levels."""
+        rows, _ = self.backbone.map_size(height, width)
+        if not self.ipcam.enabled or rows % self.ipcam.levels[-1] == 0:
+            return
+        stride, fine = 16 * self.backbone.last_stride, self.ipcam.levels[-1]
+        nearest = stride * fine * max(1, round(height / (stride * fine)))
+        raise InputError(
+            f"expected an image height whose layer-4 map divides into the part levels {list(self.ipcam.levels)}, got "
+            f"height {height} with a map of {rows} rows; take height {nearest}, or other model.ipcam.levels"
+        )
+
+
+class TacafNet(nn.Module):
+    """Training: `forward`, all that the losses need. Test: `embed`, one descriptor per image."""
+
+    def __init__(self, config: ModelConfig, identities: int) -> None:
+        super().__init__()
+        self.config = config
+        self.identities = identities
+        self.width = config.backbone.stage_width(4)
+        self.backbone = Backbone(config.backbone, config.bn)
+        self.head = Head(self.width, identities, config.bn)
+        self.ipcam: Ipcam | None = None
+        self.node_head: NodeHead | None = None
+        self.pair_stage: PairStage | None = None
+        if config.ipcam.enabled:
+            self.ipcam = Ipcam(config.ipcam, self.width, config.bn)
+            self.node_head = NodeHead(config.ipcam, identities, config.bn)
+            if config.ipcam.pair_stage:
+                self.pair_stage = PairStage(config.ipcam, identities, config.bn)
+
+    def forward(
+        self, images_BCHW: torch.Tensor, visible: int, pairs3: Pairs | None = None, pairs4: Pairs | None = None
+    ) -> ModelOutput:
+        """A training pass over a batch whose first `visible` rows are visible images.
+
+        `pairs3` and `pairs4` are the draws of `ModelConfig.pair_layers` (`pairs.draw_pairs`).
+        """
+        layer3_BCHW, layer4_BCHW = self.backbone(images_BCHW, visible)
+        pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if self.ipcam else (1,))
+        pooled_BC = pooled_BNC[:, 0]
+        output = ModelOutput(pooled_BC=pooled_BC, logits_BI=self.head(pooled_BC))
+        if self.config.cmaam.enabled:
+            maps = {3: (layer3_BCHW, pairs3), 4: (layer4_BCHW, pairs4)}
+            output = output._replace(**self._align({layer: maps[layer] for layer in self.config.cmaam.layers}))
+        if self.ipcam is not None:
+            output = output._replace(**self._correlate(pooled_BNC, visible, pairs4))
+        return output
+
+    def _align(self, maps: dict[int, tuple[torch.Tensor, Pairs | None]]) -> dict[str, Any]:
+        """CMAAM on each chosen layer: alignments, and the reconstructions classified by the same head."""
+        alignments, logits, anchors = [], [], []
+        for layer, (features_BCHW, pairs) in maps.items():
+            assert pairs is not None, f"CMAAM on layer {layer} needs the pairs of that layer"
+            reconstruction_NCHW, alignment = align(self.config.cmaam, features_BCHW, pairs)
+            alignments.append(alignment)
+            if self.config.cmaam.consistency:
+                logits.append(self._classify_reconstruction(reconstruction_NCHW, layer))
+                anchors.append(pairs.anchor_N)
+        return {
+            "alignments": tuple(alignments),
+            "consistency_logits": tuple(logits),
+            "consistency_anchor": tuple(anchors),
+        }
+
+    def _classify_reconstruction(self, reconstruction_NCHW: torch.Tensor, layer: int) -> torch.Tensor:
+        """Layer 3 re-enters layer 4, layer 4 is pooled as it is; running statistics keep to the real images."""
+        with own_statistics(self.backbone.layer4, self.head):
+            if layer == 3:
+                reconstruction_NCHW = self.backbone.layer4(reconstruction_NCHW)
+            return self.head(gem(reconstruction_NCHW)[:, 0])
+
+    def _correlate(self, pooled_BNC: torch.Tensor, visible: int, pairs4: Pairs | None) -> dict[str, Any]:
+        """IPCAM: node logits, and the pair stage on the visible anchors of the layer-4 draw."""
+        assert self.ipcam is not None
+        assert self.node_head is not None
+        nodes_BND = self.ipcam(pooled_BNC)
+        found: dict[str, Any] = {"node_logits": self.node_head(nodes_BND)}
+        if self.pair_stage is not None:
+            assert pairs4 is not None, "IPCAM's pair stage needs the pairs of layer 4"
+            # Anchors ascend by row and every visible row is one: the first `visible` pairs are V0's and V1's.
+            anchor_P, positive_P = pairs4.anchor_N[:visible], pairs4.positive_N[:visible]
+            fine_BRD = nodes_BND[:, -self.config.ipcam.levels[-1] :]
+            found |= {"pair_logits": self.pair_stage(fine_BRD, anchor_P, positive_P), "pair_anchor": anchor_P}
+        return found
+
+    def embed(self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding = "full") -> torch.Tensor:
+        """Descriptors of images of one modality: B x `embedding_width(embedding)` float32 of length 1 (method §5.6).
+
+        full: concat[L2(BN(GeM)), L2(n'_g), L2(the other nodes)], L2 again; global_only, or without IPCAM, the first.
+        Compare by cosine. The model must be in evaluation mode.
+        """
+        assert not self.training, "embed runs on running statistics: call eval() first"
+        whole = embedding == "full" and self.ipcam is not None
+        _, layer4_BCHW = self.backbone(images_BCHW, len(images_BCHW) if modality is Modality.VISIBLE else 0)
+        pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if whole else (1,))
+        global_BC = F.normalize(self.head.neck(pooled_BNC[:, 0]).float())
+        if not whole:
+            return global_BC
+        assert self.ipcam is not None
+        nodes_BND = self.ipcam(pooled_BNC)
+        parts = [global_BC, F.normalize(nodes_BND[:, 0]), F.normalize(nodes_BND[:, 1:].flatten(1))]
+        return F.normalize(torch.cat(parts, dim=1))
+
+    def embedding_width(self, embedding: Embedding = "full") -> int:
+        """Numbers per descriptor: 7168 for the full default model, 2048 for the global feature alone."""
+        if embedding == "global_only" or self.ipcam is None:
+            return self.width
+        return self.width + self.config.ipcam.nodes * self.config.ipcam.node_width
+
+    def backbone_parameters(self) -> Iterator[nn.Parameter]:
+        """What may come from ImageNet and learns at the lower rate."""
+        return (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
+
+    def new_parameters(self) -> Iterator[nn.Parameter]:
+        """Everything else that learns: neck, classifiers, IPCAM."""
+        named = self.named_parameters()
+        return (value for name, value in named if value.requires_grad and not name.startswith("backbone."))
