@@ -48,11 +48,10 @@ def read_text(path: Path, holds: str) -> str:
 def read_ids(path: Path) -> list[int]:
     """A list of ids separated by commas or white space (SYSU-MM01 and LLCM: one line), ascending, each once."""
     words = re.split(r"[,\s]+", read_text(path, "ids separated by commas").strip(", \n\r\t"))
-    try:
-        return sorted({int(word) for word in words if word})
-    except ValueError:
-        wrong = next(word for word in words if not re.fullmatch("[0-9]+", word))
-        raise InputError(f"{path}: expected ids separated by commas, got {wrong[:40]!r}; restore the file") from None
+    wrong = [word for word in words if word and not re.fullmatch("[0-9]{1,18}", word)]
+    if wrong:
+        raise InputError(f"{path}: expected ids separated by commas, got {wrong[0][:40]!r}; restore the file")
+    return sorted({int(word) for word in words if word})
 
 
 def read_path_list(path: Path) -> list[tuple[str, str]]:

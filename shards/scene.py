@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from shards.figure import Pose, draw_figure
+from shards.canvas import Pose
+from shards.figure import draw_figure
 from shards.wardrobe import CAMERA, VIEW, Dice, Person, dice
 from tacaf.vocabulary import Modality
 
@@ -141,10 +142,11 @@ def _tone(d: Dice, is_visible: bool, low: float = 30, high: float = 220) -> tupl
     return tuple(min(255, max(0, round(grey + part))) for part in (red, green, blue))
 
 
-def _background(view: View, camera: Camera, is_visible: bool, height: int, width: int) -> np.ndarray:
-    """The place behind the person, panned, and its clutter: uint8 [height, width, channels]."""
+def _background(view: View, camera: Camera, is_visible: bool, rows: int, columns: int) -> np.ndarray:
+    """The place behind the person, panned, and its clutter: uint8 [rows, columns, channels]. Out of focus."""
     place, d = dice(CAMERA, camera.scene_key, 2, 0), dice(VIEW, view.key, 0, 0)
     wall, floor = _tone(place, is_visible, 60, 210), _tone(place, is_visible, 50, 180)
+    height, width = rows // 2, columns // 2  # drawn small and enlarged, which blurs it
     image = Image.new("RGB" if is_visible else "L", (width, height), wall)
     draw = ImageDraw.Draw(image)
     horizon = height * (place.between(0.55, 0.8) + d.between(-0.06, 0.06))
@@ -152,13 +154,15 @@ def _background(view: View, camera: Camera, is_visible: bool, height: int, width
     for _ in range(8):  # doors, posters, pillars at fixed places of a panorama eight pictures wide
         left, wide = (place.between(0, 8) - 7 * view.pan) * width, place.between(0.1, 0.6) * width
         top, tall = place.between(-0.1, 0.4) * height, place.between(0.2, 0.7) * height
-        draw.rectangle((left, top, left + wide, min(top + tall, horizon)), fill=_tone(place, is_visible))
+        fill = _tone(place, is_visible)
+        if top < horizon:
+            draw.rectangle((left, top, left + wide, min(top + tall, horizon)), fill=fill)
     for _ in range(view.clutter):
         x, y, size = d.between(-0.1, 1.1) * width, d.between(0.0, 1.0) * height, d.between(0.05, 0.28) * height
         box = (x - size * d.between(0.2, 0.7), y - size, x + size * d.between(0.2, 0.7), y + size)
         fill = _tone(d, is_visible)
         (draw.ellipse if d.chance(0.4) else draw.rectangle)(box, fill=fill)
-    return np.asarray(image.filter(ImageFilter.GaussianBlur(height / 180))).reshape(height, width, -1)
+    return np.atleast_3d(np.asarray(image.resize((columns, rows), Image.Resampling.BILINEAR)))
 
 
 def _noise(key: int, stream: int, count: int) -> np.ndarray:
@@ -166,9 +170,9 @@ def _noise(key: int, stream: int, count: int) -> np.ndarray:
 
     From the raw words of the bit generator, whose values numpy promises to keep.
     """
-    words = np.random.Philox(key=[key, stream]).random_raw((count + 1) // 2)
-    sums = words.view(np.uint8).reshape(-1, 4).sum(axis=1, dtype=np.int32)
-    return ((sums[:count] - 510) / 147.8).astype(np.float32)
+    data = np.random.Philox(key=[key, stream]).random_raw((count + 1) // 2).view(np.uint8)
+    sums = data[0::4].astype(np.uint16) + data[1::4] + data[2::4] + data[3::4]
+    return (sums[:count] - np.float32(510)) / np.float32(147.8)
 
 
 def _occlude(picture: np.ndarray, view: View, is_visible: bool) -> None:
@@ -196,15 +200,17 @@ def render(person: Person, view: View, camera: Camera, modality: Modality, heigh
     is_visible = modality is Modality.VISIBLE
     rows = max(16, round(height * view.size))
     columns = max(8, round(rows * view.aspect))
-    tones, cover, grain = draw_figure(person, view.pose, modality, rows, columns)
+    person_cut = draw_figure(person, view.pose, modality, rows, columns)
     across = np.linspace(-1, 1, columns, dtype=np.float32)[None, :]
     down = np.linspace(-1, 1, rows, dtype=np.float32)[:, None]
-    texture = _noise(view.key, 0, (rows // 2 + 1) * (columns // 2 + 1)).reshape(rows // 2 + 1, -1)
-    texture = texture.repeat(2, axis=0).repeat(2, axis=1)[:rows, :columns]
-    light = (1 + view.gradient * across) * (1 + grain * texture)
-    alpha = cover[..., None].astype(np.float32) / 255
-    behind = _background(view, camera, is_visible, rows, columns)
-    picture = tones * light[..., None] + behind * (1 - alpha) * (1 + 0.5 * view.gradient * across[..., None])
+    picture = _background(view, camera, is_visible, rows, columns) * (1 + 0.5 * view.gradient * across[..., None])
+    cover = person_cut.cover[..., None]
+    tall, wide, _ = cover.shape
+    box = picture[person_cut.top : person_cut.top + tall, person_cut.left : person_cut.left + wide]
+    texture = _noise(view.key, 0, tall * wide).reshape(tall, wide)
+    light = (1 + view.gradient * across[:, person_cut.left : person_cut.left + wide]) * (1 + person_cut.grain * texture)
+    box *= 1 - cover / np.float32(255)
+    box += person_cut.tones * light[..., None]
     _occlude(picture, view, is_visible)
     return _sensed(picture, view, camera, across, down)
 

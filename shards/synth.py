@@ -207,7 +207,7 @@ def synthesise(
     out = Path(out)
     _check(out, layout, identities, seed, images_per_camera, height, workers)
     shots, texts = _LAYOUTS[layout](seed, identities, images_per_camera)
-    partial = out.resolve().with_name(f".{out.resolve().name}.partial-{os.getpid()}")
+    partial = out.resolve().with_name(f"{out.resolve().name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

@@ -23,11 +23,11 @@ HAIR_COLOURS = ((24, 20, 18), (52, 36, 24), (92, 62, 36), (176, 140, 82), (140, 
 SKIN_COLOURS = ((236, 196, 170), (214, 166, 132), (172, 118, 84), (112, 74, 52))
 # material -> (darkest and lightest infrared tone, strength of its grain)
 MATERIALS = {
-    "cotton": (70, 235, 0.05),
-    "wool": (40, 200, 0.10),
-    "denim": (60, 210, 0.12),
-    "nylon": (20, 240, 0.03),
-    "leather": (16, 110, 0.06),
+    "cotton": (70, 235, 0.03),
+    "wool": (40, 200, 0.06),
+    "denim": (60, 210, 0.07),
+    "nylon": (20, 240, 0.02),
+    "leather": (16, 110, 0.04),
 }
 TOP_PATTERNS = ("plain", "plain", "rings", "rings", "bars", "checks", "dots", "blocks", "diagonal")
 BOTTOM_PATTERNS = ("plain", "plain", "plain", "plain", "rings", "bars", "checks", "side")
@@ -147,7 +147,7 @@ def draw_person(seed: int, pid: int) -> Person:
     skin_colour = SKIN_COLOURS[int(tone * len(SKIN_COLOURS))]
     hair_colour = HAIR_COLOURS[int(d.between(0, len(HAIR_COLOURS)))]
     skin = Paint(skin_colour, round(215 - 45 * tone + d.between(-10, 10)), grain=0.02)
-    hair_paint = Paint(hair_colour, round(50 + 0.45 * luminance(hair_colour) + d.between(-15, 15)), grain=0.15)
+    hair_paint = Paint(hair_colour, round(50 + 0.45 * luminance(hair_colour) + d.between(-15, 15)), grain=0.08)
     top = str(d.choice(("tshirt", "shirt", "jacket", "hoodie", "coat", "dress")))
     bottom = str(d.choice(("trousers", "trousers", "shorts", "skirt", "leggings")))
     leg = d.between(0.45, 0.53)

@@ -109,6 +109,7 @@ def pack(
     if shard_mib < 1:
         raise InputError(f"expected --shard-mib of at least 1, got {shard_mib}; 256 is usual")
     ordered = _ordered(records)
+    _check_membership(ordered, splits)
     with new_set(out, overwrite) as folder:
         content = _write_shards(ordered, folder, name, root, shard_mib, skip_bad)
         columns = {column: np.array(values, dtype=COLUMNS[column]) for column, values in content.columns.items()}
@@ -157,6 +158,15 @@ def _ordered(records: Iterable[Record]) -> list[Record]:
         if record.path.suffix.lower() not in SUFFIXES:
             raise InputError(f"{record.path}: expected an image ({', '.join(SUFFIXES)}); leave it out of the list")
     return ordered
+
+
+def _check_membership(ordered: list[Record], splits: Mapping[str, Collection[int]]) -> None:
+    members = {split: set(splits.get(split, ())) for split in Split}
+    for record in ordered:
+        if record.split is not None and record.pid not in members[record.split]:
+            raise InputError(
+                f"{record.path}: expected the list of split {record.split} to name pid {record.pid}; mend the list"
+            )
 
 
 def _write_shards(ordered: list[Record], folder: Path, name: str, root: Path, mib: int, skip_bad: bool) -> _Content:

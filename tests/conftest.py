@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def raw_sysu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A procedural raw set in the SYSU-MM01 layout: 12 identities, 3 images a camera, about 96 pixels high. Read only."""
+    """A procedural raw set in the SYSU-MM01 layout: 12 identities, 3 images a camera, 96 pixels high. Read only."""
     out = tmp_path_factory.mktemp("raw") / "sysu_mm01"
     synthesise(out, layout="sysu_mm01", identities=12, seed=0, images_per_camera=3, height=96, workers=1)
     return out
