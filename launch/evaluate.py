@@ -20,7 +20,7 @@ from tacaf import distributed
 from tacaf.checkpoint import write_whole
 from tacaf.data.index import ShardIndex
 from tacaf.data.pipeline import EvaluationPipeline
-from tacaf.evaluation.__main__ import protocol_text, result_table
+from tacaf.evaluation.__main__ import result_table
 from tacaf.evaluation.extract import extract
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
@@ -136,7 +136,7 @@ def write_results(results: list[dict], folder: Path) -> list[Path]:
 
 def show(results: list[dict]) -> str:
     """The table a person reads at the end."""
-    return "\n\n".join(f"{protocol_text(result)}\n{result_table(result)}" for result in results)
+    return "\n\n".join(result_table(result) for result in results)
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     PAIRS_LAYER4 = 8
     SPLIT = 9
     SYNTH = 10
+    RANKED_LISTS = 11
 
 
 def philox(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

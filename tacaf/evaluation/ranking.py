@@ -176,7 +176,7 @@ def _match_distances(distance_QG: np.ndarray, start_Q: np.ndarray, stop_Q: np.nd
 def _match_ranks(
     sorted_QG: np.ndarray, near_QK: np.ndarray, matches_Q: np.ndarray, eligible_Q: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Q x K: 1 + how many distances of a row are smaller than each match's; and which rows have a match with an equal."""
+    """Q x K: 1 + how many distances of the row are smaller than the match's; and in which rows a match has an equal."""
     rank_QK = np.ones(near_QK.shape, np.int64)
     for q, count in enumerate(matches_Q.tolist()):
         rank_QK[q, :count] += sorted_QG[q].searchsorted(near_QK[q, :count])

@@ -1,0 +1,193 @@
+"""The whole road at the size of a thimble: train, stop, resume, two ranks, score again; each command as a user types it."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parent.parent.parent
+BIN = Path(sys.executable).parent
+STEPS = 3  # of an epoch; two epochs
+TINY = [
+    "model.backbone={width: 8, blocks: [1, 1, 1, 1]}",
+    "model.ipcam={node_width: 16, attention_width: 8, pair_width: 8}",
+    "data.plan={identities_per_batch: 4, images_per_identity: 2}",
+    "data.threads=1",
+    "train.epochs=2",
+    f"train.steps_per_epoch={STEPS}",
+    "train.save_every_steps=2",
+    "train.keep=9",
+    "train.precision=fp32",
+    "evaluation.every=1",
+    "evaluation.batch_size=16",
+    "evaluation.ranked_lists=2",
+]
+
+
+def run(*command: object, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+    """A command of the project in a process of its own, on one thread, so that sums are the same every time."""
+    launcher = [BIN / "deepspeed", "--num_accelerators", ranks] if ranks > 1 else [sys.executable]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment = {
+        name: value for name, value in environment.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
+    done = subprocess.run(
+        [str(part) for part in (*launcher, *command)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    if check:
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def train(shards: Path, folder: Path, *more: str, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+    values = [f"data.shards={shards}", f"run={folder}", *TINY, *(value for value in more if "=" in value)]
+    flags = [value for value in more if "=" not in value]
+    settings = [part for value in values for part in ("--set", value)]
+    return run("launch/train.py", "--config", "launch/configs/demo.yaml", *settings, *flags, ranks=ranks, check=check)
+
+
+def steps_of(folder: Path) -> list[dict]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [record for record in records if record["kind"] == "step"]
+
+
+@pytest.fixture(scope="module")
+def finished(sysu_shards, tmp_path_factory) -> Path:
+    """A run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = train(sysu_shards, folder)
+    assert "rank-1" in done.stdout
+    assert str(folder / "report.html") in done.stdout
+    return folder
+
+
+def test_a_run_folder_is_complete(finished):
+    for name in (
+        "config.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "report.html",
+        "checkpoints/latest",
+    ):
+        assert (finished / name).is_file(), name
+    results = [json.loads(path.read_text()) for path in (finished / "results").glob("*.json")]
+    assert {(result["mode"], result["shots"]) for result in results} == {("all_search", 1), ("indoor_search", 1)}
+    for result in results:
+        assert len(result["trials"]) == 10
+        assert result["trained_on"]["split"] == "trainval"
+        assert result["embedding_width"] == 256 + 10 * 16
+        assert 0 < result["chance_rank1"] < 1
+    assert [record["global_step"] for record in steps_of(finished)] == list(range(1, 2 * STEPS + 1))
+    assert not list((finished / "checkpoints").glob(".tmp-*"))
+
+
+def test_resuming_in_mid_epoch_is_the_uninterrupted_run_bit_for_bit(sysu_shards, finished, tmp_path):
+    folder = tmp_path / "resumed"
+    shutil.copytree(finished, folder)
+    for path in (folder / "checkpoints").glob("step-*"):
+        if path.name != "step-00000002":  # two of three steps of the first epoch
+            shutil.rmtree(path)
+    for name in ("model.safetensors", "report.html"):
+        (folder / name).unlink()
+    shutil.rmtree(folder / "results")
+    train(sysu_shards, folder, "--resume")
+    expected, found = load_file(finished / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert np.array_equal(tensor, found[name]), name
+    losses = [
+        [(record["global_step"], record["loss"], record["terms"]) for record in steps_of(run)]
+        for run in (finished, folder)
+    ]
+    assert losses[0] == losses[1], "every step once, with the same losses"
+
+
+def test_two_ranks_train_as_one(sysu_shards, finished, tmp_path):
+    folder = tmp_path / "two"
+    train(sysu_shards, folder, ranks=2)
+    one, two = steps_of(finished), steps_of(folder)
+    assert len(two) == 2 * STEPS
+    # The log is rank 0's: terms over the global batch agree at once, the others are this rank's half.
+    assert two[0]["terms"]["triplet"] == pytest.approx(one[0]["terms"]["triplet"], rel=1e-3)
+    whole, halves = load_file(finished / "model.safetensors"), load_file(folder / "model.safetensors")
+    name = "backbone.layer1.0.conv1.weight"
+    assert np.abs(whole[name] - halves[name]).max() < 0.05 * np.abs(whole[name]).max()
+
+
+def test_scoring_again_gives_the_same_figures(sysu_shards, finished, tmp_path):
+    out, features = tmp_path / "score.json", tmp_path / "features.npz"
+    mode = ("--protocol", "sysu_mm01", "--mode", "all_search", "--shots", 1)
+    run("launch/evaluate.py", "--run", finished, "--shards", sysu_shards, *mode, "--json", out, "--features", features)
+    first = json.loads((finished / "results" / "sysu_mm01-all_search-1shot-literature.json").read_text())
+    again = json.loads(out.read_text())
+    assert again["mean"] == pytest.approx(first["mean"], abs=1e-6)
+    run("-m", "tacaf.evaluation", "score", "--features", features, *mode, "--json", tmp_path / "plain.json")
+    assert json.loads((tmp_path / "plain.json").read_text())["mean"] == pytest.approx(first["mean"], abs=1e-6)
+
+
+def refused(done: subprocess.CompletedProcess, says: str) -> None:
+    """Exit code 2, one line of error, no traceback."""
+    assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("error:")]) == 1
+
+
+def test_a_run_folder_is_never_overwritten(sysu_shards, finished):
+    before = (finished / "metrics.jsonl").read_bytes()
+    refused(train(sysu_shards, finished, check=False), "already holds a run; add --resume")
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(sysu_shards, finished):
+    done = train(sysu_shards, finished, "model.backbone={width: 16, blocks: [1, 1, 1, 1]}", "--resume", check=False)
+    refused(done, "model.backbone.width: the checkpoint has 8, this run 16")
+
+
+def test_a_damaged_checkpoint_is_passed_over(sysu_shards, finished, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(finished, folder)
+    newest = max((folder / "checkpoints").glob("step-*"))
+    victim = next(newest.glob("*model_states.pt"))
+    victim.write_bytes(victim.read_bytes()[:-100])
+    done = train(sysu_shards, folder, "--resume")
+    assert f"checkpoint {newest} is damaged" in done.stderr
+    assert np.array_equal(
+        load_file(finished / "model.safetensors")["head.classifier.weight"],
+        load_file(folder / "model.safetensors")["head.classifier.weight"],
+    )
+
+
+def test_nothing_to_resume(sysu_shards, tmp_path):
+    refused(train(sysu_shards, tmp_path / "new", "--resume", check=False), "leave --resume out")
+
+
+def test_a_missing_shard_set(tmp_path):
+    refused(train(tmp_path / "absent", tmp_path / "run", check=False), "expected a shard set")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_identities(sysu_shards, tmp_path):
+    done = train(
+        sysu_shards, tmp_path / "run", "data.plan={identities_per_batch: 64, images_per_identity: 2}", check=False
+    )
+    refused(done, "identities_per_batch = 64")
+
+
+def test_dry_run_says_what_it_would_cost_and_writes_nothing(sysu_shards, tmp_path):
+    done = train(sysu_shards, tmp_path / "run", "--dry-run")
+    for word in ("identities_per_batch: 4", "training set", "6 in all", "parameters", "memory a rank", "disk"):
+        assert word in done.stdout
+    assert not (tmp_path / "run").exists()
