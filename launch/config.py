@@ -1,4 +1,4 @@
-"""The configuration of a run: YAML with `base:` inheritance, `--set a.b=c` on top, checked by pydantic before anything starts."""
+"""The configuration of a run: YAML with `base:`, `--set a.b=c` on top, checked by pydantic before anything starts."""
 
 import difflib
 from pathlib import Path
@@ -21,7 +21,9 @@ class DataConfig(BaseModel, extra="forbid", frozen=True):
     shards: Path = Field(..., description="Folder of a shard set (python -m shards pack).")
     split: str = Field(
         "trainval",
-        description="Training identities: trainval (the literature's), train (val chooses), or a named split such as train_1.",
+        description=(
+            "Training identities: trainval (the literature's), train (val chooses), or a named split such as train_1."
+        ),
     )
     plan: PlanConfig = Field(default_factory=PlanConfig, description="How a global batch is put together.")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Input size and augmentation.")
@@ -49,7 +51,10 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     keep: int = Field(2, ge=1, description="How many of the newest checkpoints stay.")
     choose: Literal["last", "validation"] = Field(
         "last",
-        description="The model that is kept and scored: the last epoch's, or the best on validation identities (needs data.split: train).",
+        description=(
+            "The model that is kept and scored: the last epoch's, or the best on validation identities (needs"
+            " data.split: train)."
+        ),
     )
     log_every: int = Field(1, ge=1, description="Steps between lines in metrics.jsonl.")
 
@@ -105,8 +110,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
         self.model.check_input(self.data.augment.height, self.data.augment.width)
         if self.train.choose == "validation" and self.data.split != "train":
             raise ValueError(
-                f"train.choose: expected data.split 'train' with choose 'validation', since other splits hold no identities out, "
-                f"got {self.data.split!r}; set data.split: train or train.choose: last"
+                "train.choose: expected data.split 'train' with choose 'validation', since other splits hold no"
+                f" identities out, got {self.data.split!r}; set data.split: train or train.choose: last"
             )
         for key in (
             "train_batch_size",
@@ -119,8 +124,9 @@ class Config(BaseModel, extra="forbid", frozen=True):
         ):
             if key in self.deepspeed:
                 raise ValueError(
-                    f"deepspeed.{key}: expected to be left out, because TACAF sets it from data.plan, optim and train; got "
-                    f"{self.deepspeed[key]!r}; take it out and set it there (bf16.enabled would also break BatchNorm)"
+                    f"deepspeed.{key}: expected to be left out, because TACAF sets it from data.plan, optim and train;"
+                    f" got {self.deepspeed[key]!r}; take it out and set it there (bf16.enabled would also break"
+                    " BatchNorm)"
                 )
         return self
 

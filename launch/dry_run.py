@@ -41,15 +41,20 @@ def describe(config: Config, ranks: int = 1) -> str:
         "training set": training_set.describe(),
         "steps": f"{steps} an epoch, {steps * config.train.epochs} in all, {plan.images} images each",
         "parameters": f"{cost.parameters:,}",
-        "memory a rank": f"weights and gradients {cost.weights_mib:,.0f} MiB, optimiser {cost.optimizer_mib:,.0f} MiB, kept for backward "
-        f"{cost.saved_mib:,.0f} MiB; by counting, what the allocator adds comes on top",
-        "disk": f"a checkpoint {cost.checkpoint_mib:,.0f} MiB, checkpoints at most {at_most:,.0f} MiB, model file {cost.weights_mib / 2:,.0f} MiB",
+        "memory a rank": (
+            f"weights and gradients {cost.weights_mib:,.0f} MiB, optimiser {cost.optimizer_mib:,.0f} MiB, kept for"
+            f" backward {cost.saved_mib:,.0f} MiB; by counting, what the allocator adds comes on top"
+        ),
+        "disk": (
+            f"a checkpoint {cost.checkpoint_mib:,.0f} MiB, checkpoints at most {at_most:,.0f} MiB, model file"
+            f" {cost.weights_mib / 2:,.0f} MiB"
+        ),
     }
     return dump_config(config) + "\n" + "\n".join(f"{name:14} {text}" for name, text in lines.items())
 
 
 def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
-    """Memory and disk of one rank. The saved tensors are counted in a forward of one pair group and scaled to the rank's."""
+    """Memory and disk of one rank. Saved tensors are counted in a forward of one pair group and scaled."""
     model = TacafNet(config.model, plan.training_set.identities)
     numbers = sum(parameter.numel() for parameter in model.parameters())
     share = ranks if config.deepspeed.get("zero_optimization", {}).get("stage", 0) >= 1 else 1

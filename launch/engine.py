@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -53,7 +53,7 @@ def stop_distributed() -> None:
         torch.distributed.destroy_process_group()
 
 
-def build_engine(config: Config, model: torch.nn.Module, optimizer: torch.optim.Optimizer, images_per_rank: int):
+def build_engine(config: Config, model: torch.nn.Module, optimizer: torch.optim.Optimizer, images_per_rank: int) -> Any:
     """DeepSpeed's engine around the model; the `deepspeed` section of the config is its JSON, passed through."""
     import deepspeed
 
@@ -70,7 +70,7 @@ def build_engine(config: Config, model: torch.nn.Module, optimizer: torch.optim.
     return engine
 
 
-def save(engine, folder: Path, global_step: int, facts: dict, keep: int) -> None:
+def save(engine: Any, folder: Path, global_step: int, facts: dict, keep: int) -> None:
     """A whole checkpoint of this step, on all ranks together; `facts` are plain JSON, the same on every rank."""
     distributed.average_batchnorm_statistics(engine.module)
     if distributed.rank() == 0:
@@ -86,13 +86,14 @@ def save(engine, folder: Path, global_step: int, facts: dict, keep: int) -> None
     distributed.barrier()
 
 
-def resume(engine, folder: Path, must_match: dict) -> dict:
-    """Load the newest whole checkpoint into the engine; its facts. Refuses one of another model, set or seed by name."""
+def resume(engine: Any, folder: Path, must_match: dict) -> dict:
+    """Load the newest whole checkpoint into the engine; its facts. Refuses another model, set or seed by name."""
     path = find_checkpoint(folder, must_match)
     loaded, client = engine.load_checkpoint(str(folder), tag=path.name)
     if loaded is None:
         raise InputError(
-            f"{path} could not be loaded although its files are whole; it was perhaps made with another world size or ZeRO stage"
+            f"{path} could not be loaded although its files are whole; it was perhaps made with another world size or"
+            " ZeRO stage"
         )
     return client["facts"]
 
@@ -108,7 +109,7 @@ def find_checkpoint(folder: Path, must_match: dict) -> Path:
     return path
 
 
-def whole_state(engine) -> dict[str, torch.Tensor]:
+def whole_state(engine: Any) -> dict[str, torch.Tensor]:
     """The model's state dict, whole, on every rank; under ZeRO-3 the partitioned parameters are gathered first."""
     if engine.zero_optimization_stage() < 3:
         return engine.module.state_dict()

@@ -1,4 +1,4 @@
-"""Score a trained model: deepspeed launch/evaluate.py --run RUN --shards SHARDS --protocol sysu_mm01 [--mode all_search] ...
+"""Score a trained model: deepspeed launch/evaluate.py --run RUN --shards SHARDS --protocol sysu_mm01 ...
 
 Every image of the test identities is embedded once, whatever the number of ranks; rank 0 scores and writes
 RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json.
@@ -76,8 +76,8 @@ def refuse_leak(index: ShardIndex, trained_on: dict, pids: np.ndarray) -> None:
     seen = np.intersect1d(index.pids_of(trained_on["split"]), pids)
     if len(seen):
         raise InputError(
-            f"expected identities the model has not seen, got {len(seen)} that it was trained on (split {trained_on['split']!r}, "
-            f"first pid {seen[0]}); score the split that belongs to this model"
+            f"expected identities the model has not seen, got {len(seen)} that it was trained on (split"
+            f" {trained_on['split']!r}, first pid {seen[0]}); score the split that belongs to this model"
         )
 
 

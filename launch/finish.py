@@ -1,7 +1,8 @@
-"""What happens beside the steps: evaluation at the end of an epoch, and the model, the scores and the report at the end."""
+"""What happens beside the steps: evaluation after an epoch; the model, the scores and the report at the end."""
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from launch import engine as deepspeed_engine
 from launch.config import Config
@@ -28,14 +29,14 @@ def scored_split(config: Config, index: ShardIndex) -> str:
 def evaluate_epoch(
     config: Config,
     state: TrainState,
-    engine,
+    engine: Any,
     index: ShardIndex,
     place: Place,
     run: Path,
     watcher: Watcher,
     identities: int,
 ) -> TrainState:
-    """Score every so many epochs: validation identities if they are held out, else the test identities, to watch only."""
+    """Score every so many epochs: held-out validation identities, else the test identities, to watch only."""
     due = config.evaluation.every and state.epoch % config.evaluation.every == 0
     last = state.epoch == config.train.epochs
     validates = config.data.split == "train" and len(index.pids_of("val")) > 0
@@ -65,7 +66,14 @@ def evaluate_epoch(
 
 
 def finish(
-    config: Config, state: TrainState, engine, identities: int, index: ShardIndex, place: Place, run: Path
+    config: Config,
+    state: TrainState,
+    engine: Any,
+    index: ShardIndex,
+    place: Place,
+    run: Path,
+    watcher: Watcher,
+    identities: int,
 ) -> None:
     """Write model.safetensors, score it by every setting of the config, write the report, print the table."""
     distributed.average_batchnorm_statistics(engine.module)
@@ -87,6 +95,8 @@ def finish(
         results = score_settings(
             features, config.evaluation.protocol, config.evaluation, circumstances_of(config.evaluation, card, split)
         )
+        watcher.evaluated(state, split, results[0])
+        watcher.close()
         write_results(results, run / "results")
         features.save(run / "results" / "features.npz")
         report = write_report(run, ranked_lists(features, rows, index, config))

@@ -32,7 +32,7 @@ class ModelCard(NamedTuple):
 
 
 def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
-    """A new model on CPU from the run's seed, with the weights the config names; and a line that says what was loaded."""
+    """A new model on CPU from the run's seed, with the weights the config names, and a line on what was loaded."""
     torch.manual_seed(config.seed)
     model = TacafNet(config.model, identities)
     if config.train.weights:
@@ -62,6 +62,7 @@ def save_model(
     temporary = path.with_name(f".{path.name}.tmp")
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     save_file(tensors, temporary, {"tacaf": json.dumps(metadata)})
+    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
     temporary.rename(path)
 
 
@@ -77,7 +78,8 @@ def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
         ) from None
     if card.get("format") != FORMAT or card.get("format_version") != FORMAT_VERSION:
         raise InputError(
-            f"{path}: expected format {FORMAT!r} {FORMAT_VERSION}, got {card.get('format')!r} {card.get('format_version')}; export it again"
+            f"{path}: expected format {FORMAT!r} {FORMAT_VERSION}, got {card.get('format')!r}"
+            f" {card.get('format_version')}; export it again"
         )
     model = TacafNet(ModelConfig.model_validate(card["model"]), card["identities"])
     model.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""Ranked lists for the report: queries of the first trial, chosen by a rule, with their images read back from the shards."""
+"""Ranked lists for the report: queries of the first trial, drawn by seed, with their images read from the shards."""
 
 import numpy as np
 

@@ -27,7 +27,8 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
     held = (folder / "config.yaml").exists()
     if held and not resume:
         raise InputError(
-            f"run: {folder} already holds a run; add --resume to go on with it, or give another folder with --set run=..."
+            f"run: {folder} already holds a run; add --resume to go on with it, or give another folder with --set"
+            " run=..."
         )
     if resume and not held:
         raise InputError(f"--resume: expected a run in {folder}, found none; leave --resume out to start it")

@@ -84,7 +84,8 @@ class Watcher:
         rate, share = images / step_s, wait_s / step_s
         if self.global_step % self.config.train.log_every == 0:
             self.metrics.write(
-                kind="step", epoch=batch.epoch, step=batch.step, global_step=self.global_step, loss=round(float(loss), 6),
+                kind="step", epoch=batch.epoch, step=batch.step, global_step=self.global_step,
+                loss=round(float(loss), 6),
                 terms={name: round(float(term), 6) for name, term in terms.items()}, lr=rates,
                 images_per_s=round(rate, 1), data_wait_share=round(share, 4), step_ms=round(1000 * step_s, 1),
             )  # fmt: skip
@@ -98,7 +99,8 @@ class Watcher:
         figures = {name: mean[name] for name in ("rank1", "mAP", "mINP")}
         self.metrics.write(kind="eval", epoch=state.epoch, global_step=state.global_step, split=split, **figures)
         self.say(
-            f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean['rank1']:.1f} % | mAP {100 * mean['mAP']:.1f} %"
+            f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean['rank1']:.1f} % | mAP"
+            f" {100 * mean['mAP']:.1f} %"
         )
         self.began = time.perf_counter()
 
@@ -115,8 +117,8 @@ class Watcher:
             path, json.dumps({"epoch": batch.epoch, "step": batch.step, "terms": values, "samples": keys}, indent=1)
         )
         raise InputError(
-            f"expected a finite loss, got {float(loss)} at epoch {batch.epoch}, step {batch.step} ({values}); the samples are in {path}; "
-            "lower the learning rate or the loss weights and resume from the last checkpoint"
+            f"expected a finite loss, got {float(loss)} at epoch {batch.epoch}, step {batch.step} ({values}); the"
+            f" samples are in {path}; lower the learning rate or the loss weights and resume from the last checkpoint"
         )
 
     def say(self, text: str) -> None:

@@ -49,7 +49,8 @@ def train(config: Config, resume: bool) -> None:
         watcher.say(f"{plan.training_set.describe()}; {steps} steps an epoch; {loaded}")
         batches = TrainingPipeline(
             index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
-            start=(state.epoch, state.step), steps_per_epoch=steps, threads=config.data.threads, prefetch=config.data.prefetch,
+            start=(state.epoch, state.step), steps_per_epoch=steps,
+            threads=config.data.threads, prefetch=config.data.prefetch,
         )  # fmt: skip
         model.train()
         while state.epoch < config.train.epochs:
@@ -67,8 +68,7 @@ def train(config: Config, resume: bool) -> None:
                 deepspeed_engine.save(
                     engine, checkpoints, state.global_step, {**facts, "state": state._asdict()}, config.train.keep
                 )
-        watcher.close()
-        finish(config, state, engine, plan.training_set.identities, index, place, run)
+        finish(config, state, engine, index, place, run, watcher, plan.training_set.identities)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

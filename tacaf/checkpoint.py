@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from tacaf.vocabulary import InputError
@@ -57,7 +58,7 @@ def commit(folder: Path, global_step: int, facts: dict, keep: int, best: bool = 
     return final
 
 
-def newest_whole(folder: Path, warn) -> Path | None:
+def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
     """The newest checkpoint whose files match its manifest; a damaged one is named through `warn` and passed over."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         problem = _problem(path)

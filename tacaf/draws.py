@@ -8,6 +8,7 @@ numpy arrays because numpy's own Philox gives one sequence per object, and a bat
 from enum import IntEnum
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 _MULTIPLIERS = (np.uint64(0xD2511F53), np.uint64(0xCD9E8D57))
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -33,7 +34,7 @@ class Stream(IntEnum):
 
 
 def philox(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Philox4x32-10: four broadcastable words of counter and two of key, each below 2**32, to four uint64 arrays of 32 bits."""
+    """Philox4x32-10: four counter words and two key words below 2**32, to four uint64 arrays of 32 bits."""
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -48,7 +49,9 @@ def philox(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
     return c0, c1, c2, c3
 
 
-def uniform(stream: Stream, seed: int, epoch: int, step: int, position=0, draw=0) -> np.ndarray:
+def uniform(
+    stream: Stream, seed: int, epoch: int, step: int, position: ArrayLike = 0, draw: ArrayLike = 0
+) -> np.ndarray:
     """Uniform float64 in [0, 1), 53 bits, of the broadcast shape of `position` and `draw`.
 
     `position` is the place in the global batch (or the identity, or whatever the stream counts), `draw` counts the
@@ -58,9 +61,11 @@ def uniform(stream: Stream, seed: int, epoch: int, step: int, position=0, draw=0
     return ((high >> np.uint64(5)) * 67108864.0 + (low >> np.uint64(6))) / 9007199254740992.0
 
 
-def integers(limit, stream: Stream, seed: int, epoch: int, step: int, position=0, draw=0) -> np.ndarray:
+def integers(
+    limit: ArrayLike, stream: Stream, seed: int, epoch: int, step: int, position: ArrayLike = 0, draw: ArrayLike = 0
+) -> np.ndarray:
     """Uniform int64 in [0, limit), limit < 2**32 (a number or an array that broadcasts). Arguments as `uniform`."""
-    return np.floor(uniform(stream, seed, epoch, step, position, draw) * limit).astype(np.int64)
+    return np.floor(uniform(stream, seed, epoch, step, position, draw) * np.asarray(limit)).astype(np.int64)
 
 
 def permutation(size: int, stream: Stream, seed: int, epoch: int, step: int, position: int = 0) -> np.ndarray:

@@ -4,7 +4,7 @@ B images of a rank's batch in the order [visible..., infrared...], C channels, H
 N pairs, I identities of the training set, K images per identity and modality, M identities in the global batch.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -13,7 +13,7 @@ class Batch(NamedTuple):
     """One rank's share of a global training batch.
 
     Rows are branch-major: all V0, all V1 (if channel augmentation is on), all I. Nothing may rely on more than
-    "visible first": pairs come from labels, branches and positions. `position_B` is the row of the image in the *global*
+    "visible first": pairs come from labels, branches and positions. `position_B` is the image's row in the *global*
     batch, so draws keyed by it do not depend on the world size.
     """
 
@@ -28,7 +28,12 @@ class Batch(NamedTuple):
     step: int
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(*(v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for v in self))
+        moved: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in self._asdict().items()
+            if isinstance(value, torch.Tensor)
+        }
+        return self._replace(**moved)
 
 
 class Pairs(NamedTuple):

@@ -1,4 +1,4 @@
-"""Augmentation by channel relationship: the parameters of every image, drawn here, and the reference of every operation.
+"""Augmentation by channel relationship: every image's parameters, drawn here, and the reference of each operation.
 
 resize -> pad with raw 0 -> crop -> flip -> normalise -> erase -> channel matrix (paper §2, CAJ; method §2). The DALI
 graph in `pipeline.py` executes exactly these parameters; the functions below are its definition and its test.
@@ -82,8 +82,8 @@ def _draw_erasing(
         area = (
             (low + (high - low) * uniform(Stream.ERASE, *key, position, 3 + 2 * attempt)) * config.height * config.width
         )
-        ratio = config.erase_aspect
-        ratio = ratio + (1 / ratio - ratio) * uniform(Stream.ERASE, *key, position, 4 + 2 * attempt)
+        flat = config.erase_aspect
+        ratio = flat + (1 / flat - flat) * uniform(Stream.ERASE, *key, position, 4 + 2 * attempt)
         drawn = np.round(np.stack([np.sqrt(area * ratio), np.sqrt(area / ratio)], axis=1)).astype(np.int32)
         fits = (drawn < (config.height, config.width)).all(axis=1)
         where = np.flatnonzero(open_B)[fits]
@@ -165,7 +165,7 @@ def erase(image_HWC: np.ndarray, anchor: np.ndarray, shape: np.ndarray) -> np.nd
 
 
 def reference(image_HWC: np.ndarray, config: AugmentConfig, parameters: Parameters, place: int) -> np.ndarray:
-    """The whole chain for one decoded RGB image (uint8, any size) and row `place` of the parameters: float32 C x H x W."""
+    """The chain for a decoded RGB image (uint8, any size) and row `place` of the parameters: float32 C x H x W."""
     matrix_CC = parameters.channel_BCC[place].astype(np.float64)
     image = resize(image_HWC, config.height, config.width)
     image = pad_crop(image, config.pad, tuple(parameters.crop_B2[place]))

@@ -46,7 +46,8 @@ class ShardIndex:
                 raise KeyError("format")
         except FileNotFoundError:
             raise InputError(
-                f"expected a shard set in {folder}, found no {INDEX_FILE}; make one with python -m shards pack, or mend data.shards"
+                f"expected a shard set in {folder}, found no {INDEX_FILE}; make one with python -m shards pack, or mend"
+                " data.shards"
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
@@ -54,7 +55,8 @@ class ShardIndex:
             ) from None
         if facts["format_version"] != SHARD_FORMAT_VERSION:
             raise InputError(
-                f"{path}: expected format version {SHARD_FORMAT_VERSION}, got {facts['format_version']}; pack the set again with this version"
+                f"{path}: expected format version {SHARD_FORMAT_VERSION}, got {facts['format_version']}; pack the set"
+                " again with this version"
             )
         columns = {name: _column(folder, name, facts, check_hashes) for name in COLUMNS}
         _check_shards(folder, facts)
@@ -73,7 +75,7 @@ class ShardIndex:
         return sample_key(modality, *(int(self.columns[name][row]) for name in ("pid", "camid", "number")))
 
     def pids_of(self, split: str) -> np.ndarray:
-        """The pids of a named list, ascending int64; `trainval` is train and val together (the literature's training set)."""
+        """The pids of a named list, ascending int64; `trainval` is train and val (the literature's training set)."""
         if split == "trainval" and "trainval" not in self.splits:
             return np.union1d(self.pids_of("train"), self.pids_of("val"))
         if split not in self.splits:
@@ -131,13 +133,14 @@ def select_training(index: ShardIndex, split: str) -> TrainingSet:
     for modality in Modality:
         if not has[modality.code].any():
             raise InputError(
-                f"expected {modality} images in split {split!r} of {index.folder}, found none among {len(pids)} identities; "
-                "training needs both modalities: pack the set with both"
+                f"expected {modality} images in split {split!r} of {index.folder}, found none among {len(pids)}"
+                " identities; training needs both modalities: pack the set with both"
             )
     both = has.all(axis=0)
     if not both.any():
         raise InputError(
-            f"expected identities with both modalities in split {split!r} of {index.folder}, found none; check the packing"
+            f"expected identities with both modalities in split {split!r} of {index.folder}, found none; check the"
+            " packing"
         )
     return TrainingSet(pids[both], start[:, both], stop[:, both], tuple(pids[~both].tolist()))
 
@@ -159,8 +162,8 @@ def _column(folder: Path, name: str, facts: dict, check_hash: bool) -> np.ndarra
         raise InputError(f"expected the column {path}, got: {error}; the set is damaged, pack it again") from None
     if column.shape != (facts["images"],) or column.dtype != COLUMNS[name]:
         raise InputError(
-            f"{path}: expected {facts['images']} entries of {COLUMNS[name]}, got shape {column.shape} of {column.dtype}; "
-            "the set is damaged, pack it again"
+            f"{path}: expected {facts['images']} entries of {COLUMNS[name]}, got shape {column.shape} of"
+            f" {column.dtype}; the set is damaged, pack it again"
         )
     if check_hash and hashlib.sha256(path.read_bytes()).hexdigest() != facts["columns"][name]["sha256"]:
         raise InputError(f"{path}: its sha256 is not the one in {INDEX_FILE}; the set is damaged, pack it again")
@@ -174,5 +177,6 @@ def _check_shards(folder: Path, facts: dict) -> None:
             raise InputError(f"expected the shard {path}, found none; copy the set again or pack it again")
         if path.stat().st_size != shard["bytes"]:
             raise InputError(
-                f"{path}: expected {shard['bytes']} bytes, got {path.stat().st_size}; the shard is cut or of another set, copy it again"
+                f"{path}: expected {shard['bytes']} bytes, got {path.stat().st_size}; the shard is cut or of another"
+                " set, copy it again"
             )

@@ -7,6 +7,7 @@ holds no random operator and resuming means starting to count elsewhere. V0 and 
 import io
 import time
 from collections.abc import Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,18 +21,20 @@ from tacaf.data.reader import ShardReader
 from tacaf.interfaces import Batch
 from tacaf.vocabulary import Branch, InputError, Modality
 
+Node: TypeAlias = Any  # DALI's data node
 PARAMETERS = 7  # external inputs per branch: crop, mirror, matrix, offset, erase anchor, erase shape, erase fill
 MAX_PIXELS = 2**26  # more than any detector's crop; keeps a hostile header from filling the memory
 
 
-def _decode(encoded, height: int, width: int, device_id: int | None):
+def _decode(encoded: Node, height: int, width: int, device_id: int | None) -> Node:
     """RGB uint8 HWC of the wanted size; bilinear, no antialiasing."""
     image = fn.decoders.image(encoded, device="cpu" if device_id is None else "mixed", output_type=types.RGB)
     return fn.resize(image, resize_y=height, resize_x=width, interp_type=types.INTERP_LINEAR, antialias=False)
 
 
-def _augment(image, height: int, width: int, crop, mirror, matrix, offset, anchor, shape, fill):
+def _augment(image: Node, height: int, width: int, *parameters: Node) -> Node:
     """Crop from the padded image, mirror, normalise and mix channels in one affine map, erase; float32 CHW."""
+    crop, mirror, matrix, offset, anchor, shape, fill = parameters
     image = fn.slice(
         image,
         crop,
@@ -55,7 +58,8 @@ class TrainingPipeline:
     """
 
     def __init__(
-        self, index: ShardIndex, plan: Plan, augment: AugmentConfig, *, rank: int = 0, ranks: int = 1, device_id: int | None = None,
+        self, index: ShardIndex, plan: Plan, augment: AugmentConfig, *,
+        rank: int = 0, ranks: int = 1, device_id: int | None = None,
         start: tuple[int, int] = (0, 0), steps_per_epoch: int | None = None, threads: int = 2, prefetch: int = 2,
     ) -> None:  # fmt: skip
         plan.check_ranks(ranks)
@@ -96,7 +100,7 @@ class TrainingPipeline:
         """(epoch, step) of the batch with this number, counted from the start of the run."""
         return divmod(count, self.steps)
 
-    def _source(self, info) -> tuple[list[np.ndarray], ...]:
+    def _source(self, info: Any) -> tuple[list[np.ndarray], ...]:
         """Bytes and parameters of one batch: pure in the batch's number."""
         epoch, step = self.where(self.first + info.iteration)
         planned = self.plan.rank_batch(epoch, step, self.rank, self.ranks)
@@ -146,7 +150,8 @@ class EvaluationPipeline:
     """Images as they are, each of this rank's rows once: yields (images float32 [b, 3, H, W], rows int64 [b])."""
 
     def __init__(
-        self, index: ShardIndex, rows: np.ndarray, height: int, width: int, *, batch_size: int = 64, rank: int = 0, ranks: int = 1,
+        self, index: ShardIndex, rows: np.ndarray, height: int, width: int, *,
+        batch_size: int = 64, rank: int = 0, ranks: int = 1,
         device_id: int | None = None, threads: int = 2,
     ) -> None:  # fmt: skip
         self.rows = np.asarray(rows, dtype=np.int64)[rank::ranks]
@@ -164,7 +169,7 @@ class EvaluationPipeline:
             self.pipeline.set_outputs(fn.transpose(image, perm=[2, 0, 1]))
         self.pipeline.build()
 
-    def _source(self, info) -> tuple[list[np.ndarray]]:
+    def _source(self, info: Any) -> tuple[list[np.ndarray]]:
         rows = self._batch(info.iteration)
         if not len(rows):  # DALI asks ahead: past the end it gets the last rows again, which nobody collects
             rows = self.rows[-1:]
@@ -188,7 +193,7 @@ class EvaluationPipeline:
             number += 1
 
 
-def _to_torch(output) -> torch.Tensor:
+def _to_torch(output: Any) -> torch.Tensor:
     """A DALI batch as a tensor of its own: DALI will use the memory again."""
     dense = output.as_tensor()
     return torch.from_dlpack(dense).clone()

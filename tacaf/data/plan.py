@@ -33,8 +33,8 @@ class PlanConfig(BaseModel, extra="forbid", frozen=True):
     def _whole_groups(self) -> "PlanConfig":
         if self.identities_per_batch % self.pair_group:
             raise ValueError(
-                f"expected identities_per_batch to be a multiple of pair_group, got {self.identities_per_batch} and {self.pair_group}; "
-                "change one of them"
+                f"expected identities_per_batch to be a multiple of pair_group, got {self.identities_per_batch} and"
+                f" {self.pair_group}; change one of them"
             )
         return self
 
@@ -63,8 +63,9 @@ class Plan:
     def __init__(self, training_set: TrainingSet, config: PlanConfig, seed: int) -> None:
         if training_set.identities < config.identities_per_batch:
             raise InputError(
-                f"expected at least data.plan.identities_per_batch = {config.identities_per_batch} identities with both modalities, "
-                f"got {training_set.identities}; lower it (a multiple of pair_group) or take a larger split"
+                f"expected at least data.plan.identities_per_batch = {config.identities_per_batch} identities with both"
+                f" modalities, got {training_set.identities}; lower it (a multiple of pair_group) or take a larger"
+                " split"
             )
         self.training_set, self.config, self.seed = training_set, config, seed
         self.steps_per_epoch = math.ceil(max(training_set.images) / config.images_per_modality)
@@ -81,8 +82,9 @@ class Plan:
         groups = self.config.identities_per_batch // self.config.pair_group
         if groups % ranks:
             raise InputError(
-                f"expected the {groups} pair groups of a batch (identities_per_batch / pair_group) to divide among the ranks, got {ranks} "
-                f"ranks; take a number of ranks that divides {groups}, or another data.plan.identities_per_batch"
+                f"expected the {groups} pair groups of a batch (identities_per_batch / pair_group) to divide among the"
+                f" ranks, got {ranks} ranks; take a number of ranks that divides {groups}, or another"
+                " data.plan.identities_per_batch"
             )
 
     def global_batch(self, epoch: int, step: int) -> PlannedBatch:

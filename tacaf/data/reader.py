@@ -28,8 +28,9 @@ class ShardReader:
         data = self._map(shard)[offset : offset + size]
         if len(data) != size or not data.startswith(tuple(SIGNATURES)):
             raise InputError(
-                f"{self.where(row)}: expected an image of {size} bytes at offset {offset} ({', '.join(SIGNATURES.values())}), "
-                f"got {len(data)} bytes starting with {data[:4].hex() or 'nothing'}; run python -m shards verify"
+                f"{self.where(row)}: expected an image of {size} bytes at offset {offset}"
+                f" ({', '.join(SIGNATURES.values())}), got {len(data)} bytes starting with"
+                f" {data[:4].hex() or 'nothing'}; run python -m shards verify"
             )
         return np.frombuffer(data, dtype=np.uint8)
 

@@ -60,9 +60,16 @@ def protocol_text(result: dict[str, Any]) -> str:
     facts += [f"excluded: {result['exclusion']}", "each pid once" if result["unique_ids"] else "per image"]
     facts += [f"{result['embedding'] or 'embedding'} {result['embedding_width']} wide"]
     facts += ["flip" if result["flip"] else None, "re-ranked" if result["rerank"] else None]
-    facts += [f"trained on {result['trained_on']}" if result["trained_on"] is not None else None]
+    facts += [f"trained on {_training(result['trained_on'])}" if result["trained_on"] is not None else None]
     facts += [f"seed {result['seed']}" if result["seed"] is not None else None]
     return ", ".join(str(fact) for fact in facts if fact is not None)
+
+
+def _training(trained_on: Any) -> str:
+    """`trained_on` as words: a mapping's values, of a hash the beginning."""
+    if not isinstance(trained_on, dict):
+        return str(trained_on)
+    return " ".join(str(value)[:12] if key == "sha256" else str(value) for key, value in trained_on.items())
 
 
 def write_json(path: Path, result: dict[str, Any]) -> None:

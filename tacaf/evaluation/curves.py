@@ -2,14 +2,16 @@
 
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 POINTS = 400  # at most, on one line: more cannot be seen and only make the file large
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "tacaf",  # the same run gives the same bytes
     "font.family": "sans-serif",
@@ -18,9 +20,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#e4e4e4",
-    "axes.prop_cycle": matplotlib.cycler(
-        color=["#2563a8", "#d1622b", "#2f8f5b", "#8b4fa3", "#b58a00", "#c23b5e", "#5b6770"]
-    ),
+    "axes.prop_cycle": cycler(color=["#2563a8", "#d1622b", "#2f8f5b", "#8b4fa3", "#b58a00", "#c23b5e", "#5b6770"]),
 }
 
 
@@ -50,9 +50,12 @@ def _loss(axes: Axes, at: np.ndarray, steps: Sequence[dict]) -> None:
 
 
 def _scores(axes: Axes, scores: Sequence[dict]) -> None:
-    at = [record["global_step"] for record in scores]
-    for name, label in (("rank1", "rank-1"), ("mAP", "mAP"), ("mINP", "mINP")):
-        axes.plot(at, [100 * record[name] for record in scores], marker="o", markersize=3, label=label)
+    for split, marker in zip(sorted({record["split"] for record in scores}), "os^v", strict=False):
+        own = [record for record in scores if record["split"] == split]
+        at = [record["global_step"] for record in own]
+        for name, label in (("rank1", "rank-1"), ("mAP", "mAP"), ("mINP", "mINP")):
+            values = [100 * record[name] for record in own]
+            axes.plot(at, values, marker=marker, markersize=4, label=f"{label}, {split}")
 
 
 def _rates(axes: Axes, at: np.ndarray, steps: Sequence[dict]) -> None:
@@ -63,14 +66,13 @@ def _rates(axes: Axes, at: np.ndarray, steps: Sequence[dict]) -> None:
 def _speed(axes: Axes, at: np.ndarray, steps: Sequence[dict]) -> None:
     _line(axes, at, [record["images_per_s"] for record in steps], "images/s")
     share = axes.twinx()
-    _line(share, at, [100 * record["data_wait_share"] for record in steps], "data wait, per cent", color="#d1622b")
+    _line(share, at, [100 * record["data_wait_share"] for record in steps], "data wait (right)", color="#d1622b")
     share.set_ylim(0, 100)
     share.set_ylabel("data wait, per cent of the step")
     share.grid(False)
-    axes.plot([], [], color="#d1622b", label="data wait (right)")
 
 
-def _line(axes: Axes, at: np.ndarray, values: Sequence[float], label: str, **style: object) -> None:
+def _line(axes: Axes, at: np.ndarray, values: Sequence[float], label: str, **style: Any) -> None:
     """A curve of at most POINTS points, each the mean of its neighbours."""
     parts = np.array_split(np.arange(len(at)), min(POINTS, len(at)))
     series = np.asarray(values, dtype=float)
@@ -86,7 +88,7 @@ def _figure(draw: Callable[[Axes], None], across: str, up: str, bottom: float | 
         axes.set_ylabel(up)
         if bottom is not None:
             axes.set_ylim(bottom=bottom)
-        axes.legend(frameon=False, fontsize=8, ncols=2)
+        figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=4)
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     return text.getvalue()[text.getvalue().index("<svg") :]

@@ -25,8 +25,8 @@ def extract(
 ) -> FeatureSet:
     """Embed every batch of this rank, gather the ranks, sort by row: the same set on every rank, whatever their number.
 
-    embed: images [b, C, H, W] of one modality, and that modality, to embeddings [b, d]; in evaluation mode, by the caller.
-    batches: this rank's (images, rows), rows int64 [b], the images' places in `columns`; modalities may be mixed. A rank
+    embed: images [b, C, H, W] of one modality, and that modality, to embeddings [b, d]; the caller sets the mode.
+    batches: this rank's (images, rows), rows int64 [b], the images' places in `columns`; modalities may mix. A rank
     may have none, and ranks may repeat an image to fill their last batch: the first copy is kept.
     columns: whole index columns `pid`, `camid`, `modality` (codes) and `number`.
     rows: the rows that must come out; InputError names one that did not.
@@ -44,9 +44,8 @@ def extract(
             f"expected features of {len(np.unique(rows))} images, got {len(kept)} (row {different[0]} differs); "
             "make the batches cover the images once"
         )
-    facts = (np.asarray(columns[name])[kept].astype(np.int64) for name in ("pid", "camid"))
-    number = np.asarray(columns["number"])[kept].astype(np.int64)
-    return FeatureSet(features.numpy()[first], *facts, modality[kept].astype(np.uint8), number)
+    pid, camid, number = (np.asarray(columns[name])[kept].astype(np.int64) for name in ("pid", "camid", "number"))
+    return FeatureSet(features.numpy()[first], pid, camid, modality[kept].astype(np.uint8), number)
 
 
 def _embed_batch(

@@ -1,4 +1,4 @@
-"""report.html of a run: results beside the published numbers, curves, ranked lists, circumstances; one file, no links."""
+"""report.html of a run: results beside the published numbers, curves, ranked lists, circumstances; one file."""
 
 import base64
 import json
@@ -55,7 +55,7 @@ def choose_ranked_lists(trial: Trial, metric: str, n: int, shown: int, seed: int
     """
     features = trial.features
     gallery_GD = normalise(features.features[trial.gallery_rows], metric)
-    chosen = []
+    chosen: list[Choice] = []
     for place in permutation(len(trial.query_rows), Stream.RANKED_LISTS, seed, 0, 0).tolist():
         if len(chosen) == n:
             break

@@ -18,7 +18,7 @@ def pairwise_distance(features_GC: torch.Tensor) -> torch.Tensor:
     """Euclidean distances G x G, float32, with a zero gradient where two rows coincide.
 
     The Gram form in float64 (ours): it does not cancel, and TF32 cannot touch it. Rows closer than a millionth of their
-    length are the same row to float32 features: their distance is 0, and so is its gradient, which a bare root makes NaN.
+    length are the same row to float32 features: their distance is 0, its gradient too, where a bare root gives NaN.
     """
     with torch.autocast(features_GC.device.type, enabled=False):
         values = features_GC.double()

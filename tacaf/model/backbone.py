@@ -128,7 +128,7 @@ class Backbone(nn.Module):
         return nn.Sequential(*blocks)
 
     def forward(self, images_BCHW: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The maps after layer 3 and layer 4. The first `visible` images take the visible stem, the others the infrared.
+        """The maps after layer 3 and layer 4. The first `visible` images take the visible stem, others the infrared.
 
         A batch of one modality (visible = 0 or B) runs one stem only.
         """

@@ -70,7 +70,7 @@ def smoothed_align(
 
 
 def align(config: CmaamConfig, features_BCHW: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, Alignment]:
-    """One layer: the reconstruction from the positive, N x C x H x W channels-last, and what the dense triplet needs."""
+    """One layer: the positive's reconstruction, N x C x H x W channels-last, and what the dense triplet needs."""
     height, width = features_BCHW.shape[2:]
     with torch.autocast(features_BCHW.device.type, enabled=False):
         features_BLC = rows_BHWC(features_BCHW).flatten(1, 2)

@@ -6,6 +6,8 @@ under one per cent of the backbone's work, and its softmaxes and norms want it.
 """
 
 import math
+from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +41,8 @@ class IpcamConfig(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _nested_levels(self) -> "IpcamConfig":
         levels = self.levels
-        rising = all(a < b for a, b in zip(levels, levels[1:], strict=False))
-        nested = all(b % a == 0 for a, b in zip(levels, levels[1:], strict=False))
+        rising = all(a < b for a, b in pairwise(levels))
+        nested = all(b % a == 0 for a, b in pairwise(levels))
         if len(levels) < 2 or levels[0] != 1 or not rising or not nested:
             raise ValueError(
                 f"levels: expected 1 first, then rising counts that divide one another, got {list(levels)}; "
@@ -58,7 +60,7 @@ class IpcamConfig(BaseModel, extra="forbid", frozen=True):
 
 
 def graph_mask(levels: tuple[int, ...]) -> torch.Tensor:
-    """Which node may attend to which, bool N x N, symmetric: self, rings inside a level, containment, star of the global.
+    """Which node may attend to which, bool N x N, symmetric: self, rings in a level, containment, star of the global.
 
     Nodes are numbered coarse to fine. 58 edges for levels 1/3/6 (method §5.3).
     """
@@ -107,7 +109,7 @@ class Ipcam(nn.Module):
         """Stage 1: one embedding per level, shared by its stripes."""
         stripes = pooled_BNC.split(self.config.levels, dim=1)
         steps = zip(self.embed, self.embed_norm, stripes, strict=True)
-        return [_rows_norm(norm, embed(stripe)) for embed, norm, stripe in steps]
+        return [_rows_norm(cast(BatchNorm1d, norm), embed(stripe)) for embed, norm, stripe in steps]
 
     def _cyclic(self, fine_BRD: torch.Tensor) -> torch.Tensor:
         """Stage 2: rounds of attention to the two neighbours on the ring, then the self-connection once."""
@@ -117,7 +119,7 @@ class Ipcam(nn.Module):
     def _graph(self, nodes_BND: torch.Tensor) -> torch.Tensor:
         """Stage 3: masked attention over all nodes, the paper's square weight matrix, and a residual."""
         score_BNN = self.theta(nodes_BND) @ self.phi(nodes_BND).mT / math.sqrt(self.config.attention_width)
-        attention_BNN = score_BNN.masked_fill(~self.mask, -torch.inf).softmax(dim=-1)
+        attention_BNN = score_BNN.masked_fill(~cast(torch.Tensor, self.mask), -torch.inf).softmax(dim=-1)
         return nodes_BND + _rows_norm(self.graph_norm, self.graph_weight(attention_BNN @ nodes_BND))
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation that ranks share, and that can normalise an extra pass without touching its running statistics."""
+"""Batch normalisation that ranks share, and that can normalise an extra pass without moving its running statistics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,7 +37,7 @@ class _RankNorm(_BatchNorm):
         return super().forward(features)
 
     def _synchronised(self, features: torch.Tensor) -> torch.Tensor:
-        """Two sums over ranks, mean then variance of the centred values: no cancellation, and equal to the full batch."""
+        """Two sums over ranks, mean then variance of the centred values: no cancellation, equal to the full batch."""
         dims = [0, *range(2, features.dim())]
         shape = [1, -1, *[1] * (features.dim() - 2)]
         values = features.float()

@@ -65,8 +65,8 @@ def _slot_order(slots: _Slots, uniform_BD: np.ndarray, label: int, branch: int) 
     anchors = slots.rows(label, branch)
     if len(anchors) != len(targets):
         raise InputError(
-            f"expected as many images of an identity in either modality, got {len(anchors)} and {len(targets)} for label "
-            f"{label}; fill each identity up to images_per_identity by repeating"
+            f"expected as many images of an identity in either modality, got {len(anchors)} and {len(targets)} for"
+            f" label {label}; fill each identity up to images_per_identity by repeating"
         )
     return np.argsort(uniform_BD[targets, branch], kind="stable").tolist()
 

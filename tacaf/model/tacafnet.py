@@ -36,7 +36,7 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
     @property
     def pair_layers(self) -> tuple[Literal[3, 4], ...]:
         """The layers whose pairs the model needs in training; direction as `cmaam.direction` (method §5.4)."""
-        wanted = set(self.cmaam.layers) if self.cmaam.enabled else set()
+        wanted: set[Literal[3, 4]] = set(self.cmaam.layers) if self.cmaam.enabled else set()
         if self.ipcam.enabled and self.ipcam.pair_stage:
             wanted.add(4)
         return tuple(sorted(wanted))

@@ -1,4 +1,4 @@
-"""The DALI graph against the references pixel by pixel, the same batches for all ranks, exact resuming, damage named."""
+"""The DALI graph against the references pixel by pixel, the same batches for all ranks, exact resume, damage named."""
 
 import io
 import pickle

@@ -1,4 +1,4 @@
-"""The whole road at the size of a thimble: train, stop, resume, two ranks, score again; each command as a user types it."""
+"""The whole road at the size of a thimble: train, stop, resume, two ranks, score again, as a user types it."""
 
 import json
 import os
