@@ -2,13 +2,15 @@
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tacaf.data.augment import AugmentConfig
 from tacaf.data.plan import PlanConfig
+from tacaf.evaluation.tables import PROTOCOLS
+from tacaf.evaluation.trials import Setting, choose_setting
 from tacaf.losses.total import LossConfig
 from tacaf.model.tacafnet import ModelConfig
 from tacaf.optim import OptimConfig
@@ -65,13 +67,24 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
         return self
 
 
+class Asked(NamedTuple):
+    """One thing to score under a protocol."""
+
+    mode: str | None
+    direction: str | None
+    shots: int
+
+
 class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     """What is scored, and how often."""
 
     every: int = Field(10, ge=0, description="Epochs between evaluations while training; 0: only at the end.")
     protocol: str = Field("sysu_mm01", description="sysu_mm01, regdb, llcm or generic.")
     modes: tuple[str, ...] = Field(
-        ("all_search", "indoor_search"), description="Modes scored at the end; the first one while training."
+        ("all_search", "indoor_search"), description="SYSU-MM01: modes scored at the end; the first one while training."
+    )
+    directions: tuple[str, ...] = Field(
+        (), description="Other protocols: directions scored at the end; empty: every one the protocol has."
     )
     shots: tuple[int, ...] = Field(
         (1, 10), description="Gallery images per identity and camera scored at the end; the first one while training."
@@ -86,6 +99,23 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     )
     batch_size: int = Field(64, ge=1, description="Images per forward of the extraction.")
     ranked_lists: int = Field(6, ge=0, description="Ranked lists shown in the report.")
+
+    @model_validator(mode="after")
+    def _defined(self) -> "EvaluationConfig":
+        for asked in self.asked():
+            self.setting(asked)
+        return self
+
+    def asked(self) -> list[Asked]:
+        """What is scored at the end, in this order; the first of it while training."""
+        table = PROTOCOLS.get(self.protocol)
+        if table is None or table.selector == "mode":
+            return [Asked(mode, None, shots) for mode in self.modes for shots in self.shots]
+        return [Asked(None, direction, 1) for direction in self.directions or table.searches]
+
+    def setting(self, asked: Asked) -> Setting:
+        """The protocol with every choice made. InputError for what it does not define."""
+        return choose_setting(self.protocol, *asked, self.gallery_draw, self.splits)
 
 
 class Config(BaseModel, extra="forbid", frozen=True):

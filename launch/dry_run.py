@@ -6,6 +6,7 @@ from typing import NamedTuple
 import torch
 
 from launch.config import Config, dump_config
+from launch.finish import check_scoring
 from launch.forward import forward
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
@@ -31,6 +32,7 @@ class Estimate(NamedTuple):
 def describe(config: Config, ranks: int = 1) -> str:
     """The text of --dry-run. Opens the shard set, so that every combination is checked against it."""
     index = ShardIndex.open(config.data.shards)
+    check_scoring(config, index)
     training_set = select_training(index, config.data.split)
     plan = Plan(training_set, config.data.plan, config.seed)
     plan.check_ranks(ranks)

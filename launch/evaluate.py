@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from launch import engine as deepspeed_engine
-from launch.config import EvaluationConfig
+from launch.config import Asked, EvaluationConfig
 from launch.engine import Place
 from launch.model_file import ModelCard, load_model
 from tacaf import distributed
@@ -24,6 +25,7 @@ from tacaf.evaluation.__main__ import result_table
 from tacaf.evaluation.extract import extract
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
+from tacaf.evaluation.trials import choose_setting
 from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import InputError, Modality
 
@@ -81,26 +83,19 @@ def refuse_leak(index: ShardIndex, trained_on: dict, pids: np.ndarray) -> None:
         )
 
 
-def score_settings(
-    features: FeatureSet, protocol: str, settings: EvaluationConfig, circumstances: dict, direction: str | None = None
-) -> list[dict]:
-    """One result for every mode and number of shots the settings name."""
-    modes = settings.modes if protocol == "sysu_mm01" else (None,)
-    shots = settings.shots if protocol == "sysu_mm01" else (1,)
+def score_all(features: FeatureSet, settings: EvaluationConfig, asked: list[Asked], circumstances: dict) -> list[dict]:
+    """One result for each of `asked`."""
     return [
         score(
             features,
-            protocol,
-            mode=mode,
-            direction=direction,
-            shots=number,
+            settings.protocol,
+            *one,
             gallery_draw=settings.gallery_draw,
             splits=settings.splits,
             metric=settings.metric,
             circumstances=circumstances,
         )
-        for mode in modes
-        for number in shots
+        for one in asked
     ]
 
 
@@ -143,15 +138,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     place = deepspeed_engine.start_distributed()
     model, card = load_model(arguments.run / "model.safetensors")
     index = ShardIndex.open(arguments.shards)
-    settings = EvaluationConfig(
-        modes=(arguments.mode,) if arguments.mode else EvaluationConfig().modes,
-        shots=(arguments.shots,) if arguments.shots else EvaluationConfig().shots,
-        **{
-            name: value
-            for name in ("gallery_draw", "splits", "metric", "embedding", "batch_size")
-            if (value := getattr(arguments, name)) is not None
-        },
-    )
+    settings = chosen_settings(arguments)
     pids = index.pids_of(arguments.split)
     refuse_leak(index, card.trained_on, pids)
     features, _ = embed_identities(
@@ -161,13 +148,29 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if arguments.features:
             features.save(arguments.features)
         facts = circumstances_of(settings, card, arguments.split, arguments.flip)
-        results = score_settings(features, arguments.protocol, settings, facts, arguments.direction)
+        results = score_all(features, settings, settings.asked(), facts)
         paths = write_results(results, arguments.run / "results")
         if arguments.json:
             write_whole(arguments.json, json.dumps(results[0] if len(results) == 1 else results, indent=1))
         print(show(results))
         print("written: " + ", ".join(map(str, paths)))
     distributed.barrier()
+
+
+def chosen_settings(arguments: argparse.Namespace) -> EvaluationConfig:
+    """The command's options as settings. InputError for what the protocol does not define."""
+    choose_setting(arguments.protocol, arguments.mode, arguments.direction)
+    values = {
+        "modes": [arguments.mode] if arguments.mode else None,
+        "directions": [arguments.direction] if arguments.direction and not arguments.mode else None,
+        "shots": [arguments.shots] if arguments.shots else None,
+        **{name: getattr(arguments, name) for name in ("protocol", "gallery_draw", "splits", "metric", "embedding")},
+        "batch_size": arguments.batch_size,
+    }
+    try:
+        return EvaluationConfig.model_validate({name: value for name, value in values.items() if value is not None})
+    except ValidationError as error:
+        raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

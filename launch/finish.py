@@ -4,16 +4,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from launch import engine as deepspeed_engine
-from launch.config import Config
+from launch.config import Config, EvaluationConfig
 from launch.engine import Place
-from launch.evaluate import circumstances_of, embed_identities, refuse_leak, score_settings, show, write_results
+from launch.evaluate import circumstances_of, embed_identities, refuse_leak, score_all, show, write_results
 from launch.model_file import load_model, save_model
 from launch.ranked import ranked_lists
 from launch.state import TrainState, Watcher
 from tacaf import distributed
 from tacaf.data.index import ShardIndex
+from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.report import write_report
+from tacaf.evaluation.trials import make_trials
 
 BEST = "best.safetensors"
 MODEL = "model.safetensors"
@@ -22,8 +26,32 @@ MODEL = "model.safetensors"
 def scored_split(config: Config, index: ShardIndex) -> str:
     """The identities scored at the end: `test`, or for a numbered split such as train_3 its own test_3."""
     name = config.data.split.replace("train", "test") if config.data.split.startswith("train_") else "test"
-    index.pids_of(name)  # an InputError now rather than after the training
+    index.pids_of(name)
     return name
+
+
+def check_scoring(config: Config, index: ShardIndex) -> None:
+    """InputError before the training for what could not be scored after it: split, cameras, gallery, validation."""
+    splits = [scored_split(config, index)] + (["val"] if config.train.choose == "validation" else [])
+    for split in splits:
+        rows = index.rows_of(index.pids_of(split))
+        columns = {name: np.asarray(index.columns[name][rows]) for name in ("pid", "camid", "modality", "number")}
+        features = FeatureSet(np.zeros((len(rows), 1), np.float32), **columns)
+        settings = settings_for(config, split)
+        for asked in settings.asked():
+            make_trials(features, settings.setting(asked), 1)
+
+
+def settings_for(config: Config, split: str) -> EvaluationConfig:
+    """The evaluation settings; the authors' permutations, made for the test identities, serve no others."""
+    settings = config.evaluation
+    official = settings.setting(settings.asked()[0]).gallery_draw == "official"
+    return settings.model_copy(update={"gallery_draw": "literature"}) if split == "val" and official else settings
+
+
+def validates(config: Config, index: ShardIndex) -> bool:
+    """Whether identities are held out to choose the model by."""
+    return config.data.split == "train" and "val" in index.splits
 
 
 def evaluate_epoch(
@@ -39,23 +67,16 @@ def evaluate_epoch(
     """Score every so many epochs: held-out validation identities, else the test identities, to watch only."""
     due = config.evaluation.every and state.epoch % config.evaluation.every == 0
     last = state.epoch == config.train.epochs
-    validates = config.data.split == "train" and len(index.pids_of("val")) > 0
-    if not due and not (last and validates):
+    held_out = validates(config, index)
+    # without held-out identities `finish` scores the last epoch's model on the same ones
+    if not (held_out if last else due):
         return state
-    if last and not validates:
-        return state  # `finish` scores the same model on the same identities
-    split = "val" if validates else scored_split(config, index)
+    split = "val" if held_out else scored_split(config, index)
     distributed.average_batchnorm_statistics(engine.module)
     size = (config.data.augment.height, config.data.augment.width)
     features, _ = embed_identities(engine.module, index, index.pids_of(split), *size, config.evaluation, place)
-    settings = config.evaluation.model_copy(
-        update={"modes": config.evaluation.modes[:1], "shots": config.evaluation.shots[:1]}
-    )
-    if split == "val":
-        settings = settings.model_copy(
-            update={"gallery_draw": "literature"}
-        )  # the authors' permutations serve the test
-    result = score_settings(features, config.evaluation.protocol, settings, {})[0]
+    settings = settings_for(config, split)
+    result = score_all(features, settings, settings.asked()[:1], {})[0]
     watcher.evaluated(state, split, result)
     if split == "val" and result["mean"]["mAP"] > state.best:
         state = state._replace(best=result["mean"]["mAP"], best_epoch=state.epoch)
@@ -92,9 +113,8 @@ def finish(
         model.to(place.device), index, pids, card.height, card.width, config.evaluation, place
     )
     if place.rank == 0:
-        results = score_settings(
-            features, config.evaluation.protocol, config.evaluation, circumstances_of(config.evaluation, card, split)
-        )
+        facts = circumstances_of(config.evaluation, card, split)
+        results = score_all(features, config.evaluation, config.evaluation.asked(), facts)
         watcher.evaluated(state, split, results[0])
         watcher.close()
         write_results(results, run / "results")

@@ -7,23 +7,15 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.report import Match, RankedList, choose_ranked_lists
-from tacaf.evaluation.trials import choose_setting, make_trials
+from tacaf.evaluation.trials import make_trials
 
 SHOWN = 10
 
 
 def ranked_lists(features: FeatureSet, rows: np.ndarray, index: ShardIndex, config: Config) -> list[RankedList]:
-    """The config's number of lists under its first mode and shots; `rows` are the index rows of the features."""
+    """The config's number of lists of what is asked first; `rows` are the index rows of the features."""
     evaluation = config.evaluation
-    sysu = evaluation.protocol == "sysu_mm01"
-    setting = choose_setting(
-        evaluation.protocol,
-        evaluation.modes[0] if sysu else None,
-        None,
-        evaluation.shots[0] if sysu else 1,
-        evaluation.gallery_draw,
-        evaluation.splits,
-    )
+    setting = evaluation.setting(evaluation.asked()[0])
     trial = make_trials(features, setting, 1)[0]
     reader = ShardReader(index)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from launch import engine as deepspeed_engine
 from launch.config import Config, load_config
 from launch.dry_run import describe
-from launch.finish import evaluate_epoch, finish, scored_split
+from launch.finish import check_scoring, evaluate_epoch, finish
 from launch.forward import forward
 from launch.model_file import build_model
 from launch.run_folder import open_run
@@ -31,7 +31,7 @@ def train(config: Config, resume: bool) -> None:
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     plan.check_ranks(place.world_size)
     steps = config.train.steps_per_epoch or plan.steps_per_epoch
-    scored_split(config, index)  # an error now, not after the training
+    check_scoring(config, index)  # an error now, not after the training
     facts = must_match(config, index)
     with open_run(config, resume) as run:
         checkpoints = run / "checkpoints"

@@ -11,6 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from shards import regdb
+from shards.synth import synthesise
+
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
 STEPS = 3  # of an epoch; two epochs
@@ -137,6 +140,20 @@ def test_scoring_again_gives_the_same_figures(sysu_shards, finished, tmp_path):
     assert json.loads((tmp_path / "plain.json").read_text())["mean"] == pytest.approx(first["mean"], abs=1e-6)
 
 
+def test_another_data_set_in_bf16(tmp_path):
+    """RegDB's layout: a numbered split with its own test identities, both directions, no other split."""
+    synthesise(tmp_path / "raw", layout="regdb", identities=12, seed=0, height=96, workers=1)
+    shards, folder = regdb.pack(tmp_path / "raw", tmp_path / "shards").folder, tmp_path / "run"
+    values = ("data.split=train_2", "evaluation.protocol=regdb", "train.precision=bf16", "train.epochs=1")
+    train(shards, folder, *values)
+    assert all(np.isfinite(record["loss"]) for record in steps_of(folder))
+    results = [json.loads(path.read_text()) for path in (folder / "results").glob("*.json")]
+    assert {result["direction"] for result in results} == {"visible_to_infrared", "infrared_to_visible"}
+    assert {(result["split"], result["trained_on"]["split"]) for result in results} == {("test_2", "train_2")}
+    other = ("--run", folder, "--shards", shards, "--protocol", "regdb", "--split", "test_1")
+    refused(run("launch/evaluate.py", *other, check=False), "expected identities the model has not seen")
+
+
 def refused(done: subprocess.CompletedProcess, says: str) -> None:
     """Exit code 2, one line of error, no traceback."""
     assert done.returncode == 2, done.stdout[-2000:] + done.stderr[-2000:]
@@ -184,6 +201,12 @@ def test_too_few_identities(sysu_shards, tmp_path):
         sysu_shards, tmp_path / "run", "data.plan={identities_per_batch: 64, images_per_identity: 2}", check=False
     )
     refused(done, "identities_per_batch = 64")
+
+
+def test_a_protocol_of_another_data_set_is_refused_before_the_training(tmp_path, sysu_shards):
+    done = train(sysu_shards, tmp_path / "run", "evaluation.protocol=regdb", "data.split=train_1", check=False)
+    refused(done, "expected a split among")
+    assert not (tmp_path / "run").exists()
 
 
 def test_dry_run_says_what_it_would_cost_and_writes_nothing(sysu_shards, tmp_path):
