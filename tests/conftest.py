@@ -1,9 +1,14 @@
 """What several rooms' tests share: a small raw set, the same set packed, and where the authors' own files lie."""
 
 import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from shards import sysu_mm01
 from shards.synth import synthesise
@@ -35,3 +40,33 @@ def golden() -> Path:
             "repository (github.com/wuancong/SYSU-MM01) and set TACAF_GOLDEN to the folder above sysu_mm01"
         )
     return folder
+
+
+@pytest.fixture
+def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]], list]:
+    """Call it with work(rank): two threads run it as two ranks that meet in the norms' sums and the losses' gathers.
+
+    Both live in one autograd graph, so the gradient flows between them as through `tacaf.distributed`.
+    """
+    own, meeting, slots = threading.local(), threading.Barrier(2, timeout=30), [None, None]
+
+    def exchange(tensor: Any) -> list:
+        slots[own.rank] = tensor
+        meeting.wait()
+        seen = list(slots)
+        meeting.wait()
+        return seen
+
+    monkeypatch.setattr("tacaf.model.norm.world_size", lambda: 2)
+    monkeypatch.setattr("tacaf.model.norm.sum_over_ranks", lambda tensor: sum(exchange(tensor)))
+    monkeypatch.setattr("tacaf.losses.triplet.gather_rows", lambda tensor: torch.cat(exchange(tensor)))
+
+    def run(work: Callable[[int], Any]) -> list:
+        def as_rank(rank: int) -> Any:
+            own.rank = rank
+            return work(rank)
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(as_rank, range(2)))
+
+    return run
