@@ -60,6 +60,16 @@ def test_an_identitys_images_are_each_the_positive_of_one_anchor(augmented):
                 assert sorted(slot[pairs.positive_N[chosen]].tolist()) == [0, 1, 2, 3]
 
 
+def test_every_branch_and_identity_has_a_permutation_of_its_own():
+    batch, seen = tiny_batch(identities=2, images=4), Counter()
+    for step in range(20):
+        pairs = pairs_of(batch._replace(step=step))
+        orders = (pairs.positive_N % 4).view(3, 2, 4).tolist()  # branch, identity, slot
+        seen["branches"] += orders[0][0] == orders[1][0]
+        seen["identities"] += orders[0][0] == orders[0][1]
+    assert all(count < 5 for count in seen.values())  # by chance 1 in 24
+
+
 def test_every_choice_is_fair():
     """Over 300 steps: positives' slots, the coin, negatives' identities and slots. Deterministic draws, wide bounds."""
     batch = tiny_batch(identities=4, images=2, pair_group=4)

@@ -104,6 +104,17 @@ def test_the_pair_stage_sees_visible_anchors_and_their_infrared_positives(monkey
     assert torch.equal(batch.label_B[visible_P], batch.label_B[infrared_P])
 
 
+def test_each_layer_is_aligned_by_its_own_pairs():
+    model, batch = tiny_model(), tiny_batch()
+    pairs3, pairs4 = pairs_of(batch, 3), pairs_of(batch, 4)
+    other = pairs3._replace(positive_N=pairs3.negative_N, negative_N=pairs3.positive_N)
+    layer3, layer4 = model(batch.images_BCHW, batch.visible, pairs3, pairs4).alignments
+    changed3, same4 = model(batch.images_BCHW, batch.visible, other, pairs4).alignments
+    assert all(torch.equal(a, b) for a, b in zip(layer4, same4, strict=True))
+    assert not torch.allclose(layer3.positive_distance_NL, changed3.positive_distance_NL)
+    torch.testing.assert_close(layer3.positive_distance_NL, changed3.negative_distance_NL, rtol=1e-3, atol=1e-3)
+
+
 def test_consistency_classifies_the_reconstructions_with_the_same_layers():
     """A pair of an image with itself and a sharp matching rebuilds the image: the logits are the plain ones."""
     model, batch = tiny_model(cmaam={"beta": 1e6}, ipcam=OFF), tiny_batch()
