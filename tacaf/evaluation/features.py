@@ -86,7 +86,8 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     if not path.is_file():
         raise InputError(f"expected a feature file (.npz), got {path}, which is no file; check the path")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # opened here, because numpy leaves the file open when it is no archive
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise InputError(f"{path}: expected an .npz with {', '.join(ARRAYS)}, got one array; use numpy.savez")
             missing = [name for name in ARRAYS if name not in archive.files]
