@@ -228,8 +228,8 @@ def test_the_command_as_a_user_types_it(tmp_path):
     np.savez(tmp_path / "F.npz", **arrays())
     base = [sys.executable, "-m", "tacaf.evaluation", "score", "--features", tmp_path / "F.npz"]
     done = subprocess.run(
-        [*base, "--protocol", "sysu_mm01", "--mode", "indoor_search", "--state", "seed=7"]
-        + ["--json", tmp_path / "s.json"],
+        [*base, "--protocol", "sysu_mm01", "--mode", "indoor_search", "--state", "seed=7",
+         "--json", tmp_path / "s.json"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     result = json.loads((tmp_path / "s.json").read_text())
