@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 PACKAGES = ("tacaf", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "triton", "numpy")
 
@@ -105,11 +104,11 @@ class Progress:
     def __init__(self, total: int, start: int, active: bool, every_s: float = 10.0) -> None:
         self.total, self.done, self.active, self.every_s = total, start, active, every_s
         self.first, self.began, self.last = start, time.monotonic(), 0.0
-        self.bar = (
-            tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
-            if active and sys.stderr.isatty()
-            else None
-        )
+        self.bar = None
+        if active and sys.stderr.isatty():
+            from tqdm import tqdm  # here, so that measuring scripts run where only PyTorch is installed
+
+            self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
     def step(self, text: str) -> None:
         """Count one step; `text` is shown behind the count."""

@@ -7,10 +7,7 @@ Legend: B images, L positions, C channels, N pairs; a the anchor, k the target o
 
 import torch
 
-from kernels.common import compute_dtype, distance_floor, norms, similarity_backward
-
-# Below |f - w| = .1 |f| the Gram form has lost two of float32's seven digits in the square.
-CANCELS = 0.01
+from kernels.common import CANCELS, compute_dtype, distance_floor, norms, similarity_backward
 
 
 def forward(
@@ -60,14 +57,22 @@ def backward(
     slope = grad_distance_NL * mask_BL.to(features.dtype)[anchor_N]
     slope_NL = torch.where(counts, slope / torch.where(counts, root_NL, 1.0), 0.0)
     gradient, along, grad_gram = torch.zeros_like(features), torch.zeros_like(norm), torch.zeros_like(gram_BLL)
+    near_NL = counts & (root_NL.square() < CANCELS * norm[anchor_N].square())
     for n, (a, k) in enumerate(zip(anchor_N.tolist(), target_N.tolist(), strict=True)):
         probability = torch.softmax(beta * similarity_NLL[n], dim=-1)
-        slope_a = slope_NL[n].unsqueeze(1)
-        sloped = probability * slope_a
+        near = near_NL[n].nonzero().squeeze(-1)
+        slope = slope_NL[n].index_fill(0, near, 0)
+        sloped = probability * slope.unsqueeze(1)
         product = (similarity_NLL[n] * norm[a].unsqueeze(1)).mul_(norm[k])
-        grad_probability = torch.mm(probability, gram_BLL[k]).sub_(product).mul_(slope_a)
+        grad_probability = torch.mm(probability, gram_BLL[k]).sub_(product).mul_(slope.unsqueeze(1))
+        if len(near):  # these rows are subtracted before they are multiplied, as in forward
+            rows = probability[near]
+            grad_warp = (rows @ features[k]).sub_(features[a][near]).mul_(slope_NL[n][near].unsqueeze(1))
+            grad_probability[near] = grad_warp @ features[k].mT
+            gradient[k].addmm_(rows.mT, grad_warp)
+            gradient[a].index_add_(0, near, grad_warp, alpha=-1)
         grad, along_a, along_k = similarity_backward(probability, grad_probability, similarity_NLL[n], beta)
-        along[a] += along_a * inverse[a].square() - slope_NL[n]
+        along[a] += along_a * inverse[a].square() - slope
         along[k] += along_k * inverse[k].square()
         grad.mul_(inverse[a].unsqueeze(1)).mul_(inverse[k]).sub_(sloped)
         gradient[a].addmm_(grad, features[k])

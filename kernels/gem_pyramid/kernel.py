@@ -24,11 +24,10 @@ def _member(i_stripe, LEVELS: tl.constexpr, FINE: tl.constexpr, BLOCK_N: tl.cons
     level_N = tl.full((BLOCK_N,), 1, tl.int32)
     start = 0
     for i in tl.static_range(len(LEVELS)):
-        level: tl.constexpr = LEVELS[i]
-        here = (n >= start) & (n < start + level)
-        inside = inside | (here & (n - start == i_stripe // (FINE // level)))
-        level_N = tl.where(here, level, level_N)
-        start += level
+        here = (n >= start) & (n < start + LEVELS[i])
+        inside = inside | (here & (n - start == i_stripe // (FINE // LEVELS[i])))
+        level_N = tl.where(here, LEVELS[i], level_N)
+        start += LEVELS[i]
     return inside, level_N
 
 
@@ -58,9 +57,9 @@ def forward_kernel(
             o_x = (i_image * positions + i_stripe * stripe + p[:, None]) * channels + c[None, :]
             x = tl.maximum(tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32), eps)
             b_stripe += tl.sum(tl.where(m_x, _power(x, P), 0.0), axis=0)
-        inside, _ = _member(i_stripe, LEVELS, FINE, BLOCK_N)
+        inside, same = _member(i_stripe, LEVELS, FINE, BLOCK_N)
         b_sum += tl.where(inside[:, None], b_stripe[None, :], 0.0)
-    _, level = _member(0, LEVELS, FINE, BLOCK_N)
+    first_rows, level = _member(0, LEVELS, FINE, BLOCK_N)
     mean = tl.maximum(b_sum * (level.to(tl.float32) / positions)[:, None], 1e-38)
     # exp2(log2 / P) is off by some units in the last place; one Newton step on y^P = mean mends that
     root = tl.exp2(tl.log2(mean) / P)
@@ -83,12 +82,12 @@ def backward_kernel(
     n = tl.arange(0, BLOCK_N)
     o_pooled = (i_image * N + n[:, None]) * channels + c[None, :]
     m_pooled = (n[:, None] < N) & m_c[None, :]
-    _, level = _member(0, LEVELS, FINE, BLOCK_N)
+    first_rows, level = _member(0, LEVELS, FINE, BLOCK_N)
     b_slope = tl.load(p_grad + o_pooled, mask=m_pooled, other=0.0) * (level.to(tl.float32) / positions)[:, None]
     if P > 1:
         b_slope = b_slope / _power(tl.load(p_pooled + o_pooled, mask=m_pooled, other=1.0), P - 1)
     for i_stripe in range(FINE):
-        inside, _ = _member(i_stripe, LEVELS, FINE, BLOCK_N)
+        inside, same = _member(i_stripe, LEVELS, FINE, BLOCK_N)
         slope = tl.sum(tl.where(inside[:, None], b_slope, 0.0), axis=0)
         for first in range(0, stripe, BLOCK_P):
             p = first + tl.arange(0, BLOCK_P)
@@ -109,7 +108,7 @@ def _launch(kernel: triton.JITFunction, tensors: tuple[torch.Tensor, ...], level
     if images:
         kernel[(images, triton.cdiv(channels, block_c))](
             *tensors, channels, eps, height * width, tuple(levels), math.lcm(*levels), total, int(p),
-            triton.next_power_of_2(total), block_p, block_c, num_warps=warps,
+            triton.next_power_of_2(total), block_p, block_c, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 # (numbers of an R x R x block product at once, warps); the first is the default.
-CHOICES = ((4096, 4), (8192, 4), (4096, 2))
+CHOICES = ((8192, 4), (4096, 2))
 
 
 @triton.jit
@@ -118,7 +118,7 @@ def forward(
     if out.numel():
         forward_kernel[(images, triton.cdiv(width, block))](
             parts_BRD.contiguous(), theta_BRA.contiguous(), phi_BRA.contiguous(), out, rounds, projection**-0.5,
-            parts, width, projection, block_r, block, num_warps=choice[1],
+            parts, width, projection, block_r, block, num_warps=choice[1], enable_fp_fusion=True,
         )  # fmt: skip
     return out
 
@@ -135,6 +135,6 @@ def backward(
     if images:
         backward_kernel[(images,)](
             *inputs, d_parts, d_theta, d_phi, rounds, projection**-0.5, parts, width, projection, block_r, block,
-            num_warps=choice[1],
+            num_warps=choice[1], enable_fp_fusion=True,
         )  # fmt: skip
     return d_parts, d_theta, d_phi

@@ -3,9 +3,18 @@
 Legend: B images, L = H*W positions, C channels, N pairs.
 """
 
+from types import ModuleType
+
 import torch
 
-from kernels.common import check_alignment, check_row_range, choose_path, compute_dtype, refuse_double_backward
+from kernels.common import (
+    alignment_obstacle,
+    check_alignment,
+    check_row_range,
+    choose_path,
+    compute_dtype,
+    refuse_double_backward,
+)
 from kernels.soft_align import plain, reference
 
 
@@ -24,30 +33,48 @@ def soft_align(
     Returns reconstruction N x L x C (dtype of the features), distance N x L = |f - reconstruction| over channels and
     co-mask N x L, both float32 (float64 for float64); the co-mask carries no gradient. N may be 0.
     backend: `auto`, `reference` (the definition) or `triton`.
-    Raises TypeError or ValueError before any work. On a GPU rows outside the batch stop the device instead of the
-    caller: reading them would stall the stream.
+    Raises TypeError or ValueError before any work. On a GPU a pair with a row outside the batch gives NaN instead:
+    reading the rows to check them would stall the stream.
     """
     check_alignment(features_BLC, mask_BL, anchor_N, target_N, beta)
-    path = choose_path(backend, features_BLC, "soft_align, which has no Triton kernel")
+    path = choose_path(backend, features_BLC, alignment_obstacle(features_BLC))
     if path == "reference":
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.soft_align(features_BLC, mask_BL, anchor_N, target_N, beta)
-    outputs = _forward(features_BLC, mask_BL.detach(), anchor_N, target_N, float(beta))
+    outputs = _forward(features_BLC, mask_BL.detach(), anchor_N, target_N, float(beta), path)
     return outputs[0], outputs[1], outputs[2].detach()
+
+
+def _module(path: str) -> ModuleType:
+    if path == "plain":
+        return plain
+    from kernels.soft_align import kernel  # here, because it imports Triton
+
+    return kernel
 
 
 @torch.library.custom_op("kernels::soft_align", mutates_args=())
 def _forward(
-    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, target_N: torch.Tensor, beta: float
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    target_N: torch.Tensor,
+    beta: float,
+    path: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     check_row_range(anchor_N, target_N, len(features_BLC))
     with torch.autocast(features_BLC.device.type, enabled=False):
-        return plain.forward(features_BLC, mask_BL, anchor_N, target_N, beta)
+        return _module(path).forward(features_BLC, mask_BL, anchor_N, target_N, beta)
 
 
 @_forward.register_fake
 def _(
-    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, target_N: torch.Tensor, beta: float
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    target_N: torch.Tensor,
+    beta: float,
+    path: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     pairs, (_, length, channels) = len(anchor_N), features_BLC.shape
     dtype = compute_dtype(features_BLC)
@@ -68,10 +95,11 @@ def _backward(
     reconstruction_NLC: torch.Tensor,
     root_NL: torch.Tensor,
     similarity_NLL: torch.Tensor,
+    path: str,
 ) -> torch.Tensor:
     saved = (reconstruction_NLC, root_NL, similarity_NLL)
     with torch.autocast(features_BLC.device.type, enabled=False):
-        return plain.backward(
+        return _module(path).backward(
             grad_reconstruction_NLC, grad_distance_NL, features_BLC, mask_BL, anchor_N, target_N, beta, *saved
         )
 
@@ -82,7 +110,7 @@ def _(grad_reconstruction_NLC, grad_distance_NL, features_BLC, *saved):  # type:
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    features_BLC, mask_BL, anchor_N, target_N, ctx.beta = inputs
+    features_BLC, mask_BL, anchor_N, target_N, ctx.beta, ctx.path = inputs
     reconstruction_NLC, _, _, root_NL, similarity_NLL = output
     ctx.save_for_backward(features_BLC, mask_BL, anchor_N, target_N, reconstruction_NLC, root_NL, similarity_NLL)
 
@@ -90,7 +118,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
 def _differentiate(ctx, grad_reconstruction_NLC, grad_distance_NL, *_):  # type: ignore[no-untyped-def]
     features_BLC, mask_BL, anchor_N, target_N, *saved = ctx.saved_tensors
     inputs = (features_BLC, mask_BL, anchor_N, target_N, ctx.beta)
-    return _backward(grad_reconstruction_NLC, grad_distance_NL, *inputs, *saved), None, None, None, None
+    return _backward(grad_reconstruction_NLC, grad_distance_NL, *inputs, *saved, ctx.path), None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

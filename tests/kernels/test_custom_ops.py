@@ -15,8 +15,8 @@ def _cases():
     f, m, a, k = alignment_case("repeated", torch.float32)
     u, theta, phi = torch.rand(3, 2, 6, 4, generator=torch.Generator().manual_seed(1))
     return {
-        "soft_align": ((f,), lambda f: soft_align(f, m, a, k, 50.0), (f, m, a, k, 50.0)),
-        "align_distance": ((f,), lambda f: align_distance(f, m, a, k, 50.0), (f, m, a, k, 50.0)),
+        "soft_align": ((f,), lambda f: soft_align(f, m, a, k, 50.0), (f, m, a, k, 50.0, "plain")),
+        "align_distance": ((f,), lambda f: align_distance(f, m, a, k, 50.0), (f, m, a, k, 50.0, "plain")),
         "ring_aggregate": ((u, theta, phi), lambda *x: ring_aggregate(*x, 2), (u, theta, phi, 2, "plain")),
         "gem_pyramid": (
             (f.view(4, 3, 3, 8),),

@@ -1,0 +1,195 @@
+"""What the kernel benchmark runs: shapes, the plain formulas to beat, and the bytes and FLOPs each op needs at least.
+
+Legend: B images, L positions, C channels, N pairs, R parts, D node width, A projection width; e bytes of an element.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+
+from kernels.align_distance import align_distance
+from kernels.align_distance import reference as align_distance_reference
+from kernels.common import DISTANCE_FLOOR, NORM_FLOOR, feature_mask, minmax
+from kernels.gem_pyramid import gem_pyramid
+from kernels.gem_pyramid import reference as gem_pyramid_reference
+from kernels.ring_aggregate import reference as ring_aggregate_reference
+from kernels.ring_aggregate import ring_aggregate
+from kernels.soft_align import reference as soft_align_reference
+from kernels.soft_align import soft_align
+
+BETA = 50.0
+Tensors = tuple[torch.Tensor, ...]
+Inputs = tuple[Tensors, Tensors]  # those that get a gradient, and the constants
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op at a shape. The functions take the inputs, then the constants; they return one tensor or several."""
+
+    op: str
+    shape: dict[str, int]
+    inputs: Callable[[torch.dtype, str], Inputs]
+    eager: Callable[..., torch.Tensor | Tensors]  # plain formulas in the inputs' dtype; compiled, also the rival
+    ours: Callable[..., torch.Tensor | Tensors]
+    definition: Callable[..., torch.Tensor | Tensors]
+    flops: dict[str, float]  # "forward", "backward": multiplications and additions of the products
+    moved: dict[str, Callable[[int], float]] = field(repr=False)  # element size -> bytes that must move at least
+
+    @property
+    def name(self) -> str:
+        return f"{self.op} " + " ".join(f"{key}={value}" for key, value in self.shape.items())
+
+
+def cases(device: str) -> list[Case]:
+    """The real shapes: 64 and 96 images of 288x144, 384x144, and on a GPU a batch of 512."""
+    alignment = [(64, 162, 1024), (64, 162, 2048), (96, 162, 1024), (96, 162, 2048), (64, 216, 2048)]
+    if device == "cuda":
+        alignment += [(512, 162, 1024), (512, 162, 2048)]
+    found = [build(*shape) for shape in alignment for build in (soft_align_case, align_distance_case, both_case)]
+    images = (64, 96, 512) if device == "cuda" else (64, 96)
+    return found + [build(count) for count in images for build in (gem_pyramid_case, ring_aggregate_case)]
+
+
+def _pairs(images: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every image an anchor once; positives and negatives in the other half, as in a batch of two modalities."""
+    draw = torch.Generator().manual_seed(1)
+    half = images // 2
+    anchor = torch.arange(images)
+    other = torch.where(anchor < half, half, 0)
+    positive, negative = (other + torch.randint(half, (images,), generator=draw) for _ in range(2))
+    return anchor.to(device), positive.to(device), negative.to(device)
+
+
+def _features(images: int, length: int, channels: int, dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Like maps after ReLU, and near enough to each other that the softmax is not one-hot."""
+    draw = torch.Generator().manual_seed(2)
+    common = torch.rand(1, length, channels, generator=draw)
+    return (common + torch.randn(images, length, channels, generator=draw)).relu().to(device, dtype)
+
+
+def plain_probability(features: torch.Tensor, anchor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """softmax(beta cos), the products in the features' dtype."""
+    unit = F.normalize(features.float(), dim=-1).to(features.dtype)
+    return torch.softmax(BETA * (unit[anchor] @ unit[target].mT).float(), dim=-1)
+
+
+def plain_distance(anchor_NLC: torch.Tensor, warp_NLC: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
+    """m |f - w| over channels in float32, safe where w = f."""
+    square = (anchor_NLC.float() - warp_NLC.float()).square().sum(-1)
+    floor = DISTANCE_FLOOR * anchor_NLC.detach().float().norm(dim=-1).clamp_min(NORM_FLOOR).square()
+    return mask_NL * torch.where(square > floor, square, floor).sqrt()
+
+
+def plain_soft_align(features: torch.Tensor, mask: torch.Tensor, anchor: torch.Tensor, target: torch.Tensor) -> Tensors:
+    """The usual formulas, as a re-id code would write them under autocast."""
+    probability = plain_probability(features, anchor, target)
+    own, m = features[anchor], mask[anchor]
+    warp = probability.to(features.dtype) @ features[target]
+    blend = m.unsqueeze(-1).to(features.dtype)
+    seen = (probability.detach() @ mask[target].unsqueeze(-1)).squeeze(-1)
+    return blend * warp + (1 - blend) * own, plain_distance(own, warp, m), minmax(m * seen)
+
+
+def plain_align_distance(
+    features: torch.Tensor, mask: torch.Tensor, anchor: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """The usual formulas; the warp is written."""
+    warp = plain_probability(features, anchor, target).to(features.dtype) @ features[target]
+    return plain_distance(features[anchor], warp, mask[anchor])
+
+
+def _alignment_inputs(images: int, length: int, channels: int) -> Callable[[torch.dtype, str], Inputs]:
+    def inputs(dtype: torch.dtype, device: str) -> Inputs:
+        features = _features(images, length, channels, dtype, device)
+        return (features,), (feature_mask(features), *_pairs(images, device))
+
+    return inputs
+
+
+def soft_align_case(images: int, length: int, channels: int) -> Case:
+    """The positives rebuilt."""
+    one = 2.0 * images * length * length * channels  # a product of L x L x C for every pair
+    maps = images * length * channels
+    return Case(
+        "soft_align", {"B": images, "N": images, "L": length, "C": channels},
+        _alignment_inputs(images, length, channels),
+        lambda f, m, anchor, positive, _: plain_soft_align(f, m, anchor, positive),
+        lambda f, m, anchor, positive, _: soft_align(f, m, anchor, positive, BETA),
+        lambda f, m, anchor, positive, _: soft_align_reference.soft_align(f, m, anchor, positive, BETA),
+        {"forward": 2 * one, "backward": 4 * one},
+        {"forward": lambda e: 2.0 * maps * e, "backward": lambda e: 4.0 * maps * e},
+    )  # fmt: skip
+
+
+def align_distance_case(images: int, length: int, channels: int) -> Case:
+    """The negatives measured."""
+    one, cube = 2.0 * images * length * length * channels, 2.0 * images * length**3
+    maps = images * length * channels
+    return Case(
+        "align_distance", {"B": images, "N": images, "L": length, "C": channels},
+        _alignment_inputs(images, length, channels),
+        lambda f, m, anchor, _, negative: plain_align_distance(f, m, anchor, negative),
+        lambda f, m, anchor, _, negative: align_distance(f, m, anchor, negative, BETA),
+        lambda f, m, anchor, _, negative: align_distance_reference.align_distance(f, m, anchor, negative, BETA),
+        {"forward": 2 * one + cube, "backward": 3 * one + 2 * cube},
+        {"forward": lambda e: 1.0 * maps * e, "backward": lambda e: 2.0 * maps * e},
+    )  # fmt: skip
+
+
+def both_case(images: int, length: int, channels: int) -> Case:
+    """One layer of CMAAM: the positives rebuilt, the negatives measured."""
+    parts = soft_align_case(images, length, channels), align_distance_case(images, length, channels)
+
+    def together(way: str) -> Callable[..., Tensors]:
+        return lambda *tensors: (*getattr(parts[0], way)(*tensors), getattr(parts[1], way)(*tensors))
+
+    def moved(pass_: str) -> Callable[[int], float]:
+        return lambda e: parts[0].moved[pass_](e) + parts[1].moved[pass_](e)
+
+    return Case(
+        "alignment", {"B": images, "N": 2 * images, "L": length, "C": channels}, parts[0].inputs,
+        together("eager"), together("ours"), together("definition"),
+        {name: parts[0].flops[name] + parts[1].flops[name] for name in ("forward", "backward")},
+        {name: moved(name) for name in ("forward", "backward")},
+    )  # fmt: skip
+
+
+def gem_pyramid_case(images: int) -> Case:
+    height, width, channels, levels = 18, 9, 2048, (1, 3, 6)
+    maps = images * height * width * channels
+
+    def inputs(dtype: torch.dtype, device: str) -> Inputs:
+        return (_features(images, height * width, channels, dtype, device).view(images, height, width, channels),), ()
+
+    return Case(
+        "gem_pyramid", {"B": images, "H": height, "W": width, "C": channels}, inputs,
+        lambda x: gem_pyramid_reference.gem_pyramid(x, levels, 3.0, 1e-6),
+        lambda x: gem_pyramid(x, levels, 3.0, 1e-6),
+        lambda x: gem_pyramid_reference.gem_pyramid(x, levels, 3.0, 1e-6),
+        {"forward": 0.0, "backward": 0.0},
+        {"forward": lambda e: 1.0 * maps * e, "backward": lambda e: 2.0 * maps * e},
+    )  # fmt: skip
+
+
+def ring_aggregate_case(images: int) -> Case:
+    parts, width, projection = 6, 512, 128
+    numbers = images * parts * (width + 2 * projection)
+
+    def inputs(dtype: torch.dtype, device: str) -> Inputs:
+        draw = torch.Generator().manual_seed(3)
+        sizes = (width, projection, projection)
+        return tuple(torch.randn(images, parts, size, generator=draw).to(device, dtype) for size in sizes), ()
+
+    return Case(
+        "ring_aggregate", {"B": images, "R": parts, "D": width, "A": projection}, inputs,
+        lambda u, t, p: ring_aggregate_reference.ring_aggregate(u, t, p, 2),
+        lambda u, t, p: ring_aggregate(u, t, p, 2),
+        lambda u, t, p: ring_aggregate_reference.ring_aggregate(u, t, p, 2),
+        {"forward": 0.0, "backward": 0.0},
+        {
+            "forward": lambda e: (numbers + images * parts * width) * e,
+            "backward": lambda e: (2 * numbers + images * parts * width) * e,
+        },
+    )  # fmt: skip

@@ -1,0 +1,169 @@
+"""Compiles every Triton kernel for GPUs that need not be there: registers, shared memory and spills of each.
+
+python perf/compile_report.py [--arch 80 90 100] [--choices all] --json FILE
+
+The launchers run on tensors without storage; what they would launch is caught and compiled for each architecture, so
+the report shows exactly the arguments, alignments and tuning choices of a real call. Exit status 1 if anything spills
+or wants more shared memory than the chip has.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+from kernels.align_distance import kernel as align_distance
+from kernels.common.kernel import Tile
+from kernels.gem_pyramid import kernel as gem_pyramid
+from kernels.ring_aggregate import kernel as ring_aggregate
+from kernels.soft_align import kernel as soft_align
+
+# tf32: float32 inputs whose products may be TF32 (torch.set_float32_matmul_precision("high")); fp32: exact
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may ask for (CUDA programming guide)
+TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
+Launch = tuple[JITFunction, tuple[Any, ...], dict[str, Any]]
+
+
+def _gem_pyramid(dtype: torch.dtype, choice: tuple[int, ...]) -> None:
+    features, levels = torch.empty(64, 18, 9, 2048, dtype=dtype, device="meta"), (1, 3, 6)
+    pooled = gem_pyramid.forward(features, levels, 3.0, 1e-6, choice)
+    gem_pyramid.backward(pooled, features, pooled, levels, 3.0, 1e-6, choice)
+
+
+def _ring_aggregate(dtype: torch.dtype, choice: tuple[int, ...]) -> None:
+    parts, projection = (torch.empty(64, 6, width, dtype=dtype, device="meta") for width in (512, 128))
+    ring_aggregate.forward(parts, projection, projection, 2, choice)
+    ring_aggregate.backward(parts, parts, projection, projection, 2, choice)
+
+
+def _alignment(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    features, mask = torch.empty(64, 162, 2048, dtype=dtype, device="meta"), torch.empty(64, 162, device="meta")
+    rows = torch.empty(64, dtype=torch.int64, device="meta")
+    return features, mask, rows, rows
+
+
+def _soft_align(dtype: torch.dtype, choice: Tile) -> None:
+    inputs = _alignment(dtype)
+    reconstruction, distance, _, *saved = soft_align.forward(*inputs, 50.0, choice)
+    soft_align.backward(reconstruction, distance, *inputs, 50.0, reconstruction, *saved, choice)
+
+
+def _align_distance(dtype: torch.dtype, choice: Tile) -> None:
+    inputs = _alignment(dtype)
+    distance, *saved = align_distance.forward(*inputs, 50.0, choice)
+    align_distance.backward(distance, *inputs, 50.0, *saved, choice)
+
+
+# op -> (its launches in a dtype with a tuning choice, the choices; the first is the default)
+OPS: dict[str, tuple[Callable[..., None], tuple[tuple[int, ...], ...]]] = {
+    "soft_align": (_soft_align, soft_align.CHOICES),
+    "align_distance": (_align_distance, align_distance.CHOICES),
+    "gem_pyramid": (_gem_pyramid, gem_pyramid.CHOICES),
+    "ring_aggregate": (_ring_aggregate, ring_aggregate.CHOICES),
+}
+
+
+def caught(run: Callable[[], None]) -> list[Launch]:
+    """The kernel launches of `run`, none of them made."""
+    launches: list[Launch] = []
+    original = JITFunction.run
+    JITFunction.run = lambda self, *args, grid, warmup, **kwargs: launches.append((self, args, kwargs))
+    try:
+        run()
+    finally:
+        JITFunction.run = original
+    return launches
+
+
+def source(kernel: JITFunction, args: tuple[Any, ...]) -> ASTSource:
+    """What Triton would compile for these arguments: types, constants, divisibility by 16."""
+    signature, constants, attributes = {}, {}, {}
+    for i, (param, value) in enumerate(zip(kernel.params, args, strict=True)):
+        if param.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+            signature[param.name], constants[(i,)] = "constexpr", value
+        elif isinstance(value, torch.Tensor):
+            signature[param.name] = "*" + TYPES[value.dtype]
+            attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, int):
+            signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
+            if value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
+        else:
+            signature[param.name] = "fp32"
+    return ASTSource(kernel, signature, constants, attributes)
+
+
+def compiled_with_log(kernel_source: ASTSource, arch: int, options: dict[str, Any]) -> tuple[Any, str]:
+    """The compiled kernel and what NVIDIA's assembler said of it. The cache is passed over: it keeps no log."""
+    log = io.StringIO()
+    with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), contextlib.redirect_stdout(log):
+        triton.knobs.nvidia.dump_ptxas_log = True
+        triton.knobs.compilation.always_compile = True
+        compiled = triton.compile(kernel_source, target=GPUTarget("cuda", arch, 32), options=options)
+    return compiled, log.getvalue()
+
+
+def usage(log: str) -> tuple[int, int]:
+    """(registers, bytes spilled: stores and loads) from the assembler's log."""
+    registers = re.search(r"Used (\d+) registers", log)
+    spilled = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
+    assert registers, log
+    assert len(spilled) == 2, log
+    return int(registers[1]), sum(map(int, spilled))
+
+
+def rows(op: str, dtype: str, arch: int, choice: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """One row a kernel of the op in this dtype, for this architecture and tuning choice."""
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    for kernel, args, options in caught(lambda: OPS[op][0](DTYPES[dtype], choice)):
+        compiled, log = compiled_with_log(source(kernel, args), arch, options)
+        registers, spill = usage(log)
+        yield {
+            "op": op, "kernel": kernel.__name__, "dtype": dtype, "arch": arch, "choice": list(choice),
+            "registers": registers, "shared_bytes": compiled.metadata.shared, "spill_bytes": spill,
+            "warps": compiled.metadata.num_warps, "tensor_cores": tensor_cores(compiled.asm["ptx"]),
+            "triton": triton.__version__,
+        }  # fmt: skip
+
+
+def tensor_cores(ptx: str) -> str:
+    """Which matrix instruction the kernel uses, if any."""
+    return next((name for name in ("tcgen05.mma", "wgmma.mma", "mma.sync") if name in ptx), "none")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
+    parser.add_argument("--op", nargs="+", default=list(OPS), choices=list(OPS))
+    parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
+    parser.add_argument(
+        "--choices", default="default", choices=["default", "all"], help="the tuning choices to compile"
+    )
+    parser.add_argument("--json", type=Path, required=True)
+    wanted = parser.parse_args()
+    report = []
+    for op in wanted.op:
+        for choice in OPS[op][1] if wanted.choices == "all" else OPS[op][1][:1]:
+            report += [row for arch in wanted.arch for dtype in wanted.dtype for row in rows(op, dtype, arch, choice)]
+    wanted.json.write_text(json.dumps(report, indent=1) + "\n")
+    bad = [r for r in report if r["spill_bytes"] or r["shared_bytes"] > SHARED_LIMIT[r["arch"]]]
+    for row in report:
+        mark = "  <-- spills or too much shared memory" if row in bad else ""
+        print(*(f"{row[key]}" for key in row if key != "triton"), mark)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

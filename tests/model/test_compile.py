@@ -1,0 +1,28 @@
+"""torch.compile keeps the whole model in one graph, the kernels as opaque ops inside, and computes the same."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+
+from tacaf.losses.total import LossConfig, TacafLoss
+from tests.model.cases import pairs_of, tiny_batch, tiny_model
+
+
+@pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-4), (True, 5e-2)])
+def test_one_graph(bf16, tolerance):
+    model, data = tiny_model().train(), tiny_batch()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
+    pairs = [pairs_of(data, layer) for layer in (3, 4)]
+    results = []
+    for network in (model, compiled):
+        with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
+            output = network(data.images_BCHW, data.visible, *pairs)
+        loss, _ = TacafLoss(LossConfig())(output, data.label_B)
+        loss.backward()
+        results.append([output.logits_BI, *(parameter.grad for parameter in network.parameters())])
+    for eager, graph in zip(*results, strict=True):
+        if eager is None:  # a parameter that is frozen
+            continue
+        assert (graph - eager).norm().item() <= tolerance * eager.norm().item() + 1e-6

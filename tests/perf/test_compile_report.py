@@ -1,0 +1,78 @@
+"""Every Triton kernel compiles for three generations of GPUs without spilling and inside their shared memory."""
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", minversion="3.6")
+from perf.compile_report import DTYPES, OPS, SHARED_LIMIT, usage
+
+ROOT = Path(__file__).parents[2]
+
+
+def report(folder: Path, choices: str) -> list[dict]:
+    """The rows of all architectures, each compiled in a process of its own: the compiler works on one core."""
+
+    def one(arch: int) -> list[dict]:
+        path = folder / f"{arch}.json"
+        command = ["perf/compile_report.py", "--arch", str(arch), "--choices", choices, "--json", str(path)]
+        done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+        return json.loads(path.read_text())
+
+    with ThreadPoolExecutor(2) as pool:
+        return [row for rows in pool.map(one, SHARED_LIMIT) for row in rows]
+
+
+@pytest.fixture(scope="module")
+def defaults(tmp_path_factory) -> list[dict]:
+    return report(tmp_path_factory.mktemp("report"), "default")
+
+
+def test_nothing_spills_and_shared_memory_suffices(defaults):
+    for row in defaults:
+        assert row["spill_bytes"] == 0, row
+        assert row["shared_bytes"] <= SHARED_LIMIT[row["arch"]], row
+        assert 0 < row["registers"] <= 255, row
+
+
+def test_the_report_is_of_everything(defaults):
+    assert {(row["op"], row["dtype"], row["arch"]) for row in defaults} == {
+        (op, dtype, arch) for op in OPS for dtype in DTYPES for arch in SHARED_LIMIT
+    }
+
+
+def test_products_run_on_tensor_cores(defaults):
+    products = {
+        "scores_kernel",
+        "warp_kernel",
+        "probability_gradient_kernel",
+        "gradient_kernel",
+        "gram_gradient_kernel",
+    }
+    wanted = {80: "mma.sync", 90: "wgmma.mma", 100: "tcgen05.mma"}
+    found = [row for row in defaults if row["kernel"] in products and row["dtype"] in ("bf16", "fp16")]
+    assert {row["kernel"] for row in found} == products
+    for row in found:
+        assert row["tensor_cores"] == wanted[row["arch"]], row
+
+
+def test_the_log_of_a_spilling_kernel_is_understood():
+    log = (
+        "ptxas info    : Function properties for k\n"
+        "    16 bytes stack frame, 24 bytes spill stores, 28 bytes spill loads\n"
+        "ptxas info    : Used 255 registers, used 1 barriers"
+    )
+    assert usage(log) == (255, 52)
+
+
+@pytest.mark.long
+def test_every_tuning_choice(tmp_path):
+    rows = report(tmp_path, "all")
+    assert {tuple(row["choice"]) for row in rows} == {
+        tuple(choice) for _, choices in OPS.values() for choice in choices
+    }
