@@ -193,15 +193,39 @@ def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
     return {"copy_bytes_per_s": 2 * size / copy_ms * 1000, "matrix_flops_per_s": 2 * side**3 / product_ms * 1000}
 
 
+def providers_of(case: Case, leaves: Tensors, constants: Tensors, device: str) -> dict[str, Callable]:
+    """What is timed, by name; PyTorch's fused attention only where one of its fused kernels takes the head dimension."""
+    providers = {"eager": case.eager}
+    if device == "cuda":
+        providers["compiled"] = torch.compile(case.eager)
+        if case.sdpa is not None:
+            fused = fused_only(case.sdpa)
+            try:
+                runs(fused, leaves, constants)["both"]()
+                providers["sdpa"] = fused
+            except RuntimeError as error:
+                print(f"{case.name}: sdpa: not measured: {str(error).splitlines()[0]}", flush=True)
+    providers["triton" if device == "cuda" else "cpu path"] = case.ours
+    return providers
+
+
+def fused_only(function: Callable) -> Callable:
+    """The function with PyTorch's unfused attention switched off, so that it fails rather than fall back."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    def call(*tensors: torch.Tensor) -> Any:
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+            return function(*tensors)
+
+    return call
+
+
 def measure(
     case: Case, place: int, dtype: str, device: str, ceiling: dict[str, float], seconds: float
 ) -> Iterator[dict]:
     """A row for every provider and pass."""
     leaves, constants = leaves_of(case, DTYPES[dtype], device)
-    providers = {"eager": case.eager}
-    if device == "cuda":
-        providers["compiled"] = torch.compile(case.eager)
-    providers["triton" if device == "cuda" else "cpu path"] = case.ours
+    providers = providers_of(case, leaves, constants, device)
     eager_ms: dict[str, float] = {}
     for provider, function in providers.items():
         passes = runs(function, leaves, constants)
@@ -288,18 +312,19 @@ def main(argv: list[str] | None = None) -> int:
         print_peak(chosen[int(wanted.peak_of[1])], DTYPES[dtype], wanted.peak_of[0])
         return 0
     ceiling = ceilings(wanted.device, DTYPES[dtype])
+    facts = {"environment": environment(1), "device": wanted.device, "ceilings": ceiling}
+    todo = [case for case in chosen if wanted.images in (None, case.shape["B"])]
     rows: list[dict] = []
-    for case in chosen:
-        if wanted.images in (None, case.shape["B"]):
-            check(case, DTYPES[dtype], wanted.device)
-            place = [one for one in chosen if one.op == case.op].index(case)
-            for row in measure(case, place, dtype, wanted.device, ceiling, wanted.seconds):
-                rows.append(row)
-                print(text(row), flush=True)
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"environment": environment(1), "device": wanted.device, "ceilings": ceiling}
-        wanted.json.write_text(json.dumps({**facts, "columns": COLUMNS, "rows": rows}, indent=1) + "\n")
+    for done, case in enumerate(todo, start=1):
+        check(case, DTYPES[dtype], wanted.device)
+        place = [one for one in chosen if one.op == case.op].index(case)
+        for row in measure(case, place, dtype, wanted.device, ceiling, wanted.seconds):
+            rows.append(row)
+            print(text(row), flush=True)
+        if wanted.json:  # after every case, so that a run that is stopped keeps what it measured
+            wanted.json.parent.mkdir(parents=True, exist_ok=True)
+            found = {**facts, "complete": done == len(todo), "columns": COLUMNS, "rows": rows}
+            wanted.json.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
 

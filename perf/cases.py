@@ -36,6 +36,7 @@ class Case:
     definition: Callable[..., torch.Tensor | Tensors]
     flops: dict[str, float]  # "forward", "backward": multiplications and additions of the products
     moved: dict[str, Callable[[int], float]] = field(repr=False)  # element size -> bytes that must move at least
+    sdpa: Callable[..., torch.Tensor | Tensors] | None = None  # plain formulas around PyTorch's fused attention
 
     @property
     def name(self) -> str:
@@ -100,6 +101,38 @@ def plain_align_distance(
     return plain_distance(features[anchor], warp, mask[anchor])
 
 
+def sdpa_warp(
+    features: torch.Tensor, mask: torch.Tensor, anchor: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Warp (N, L, C) and warped mask (N, L) by PyTorch's fused attention: the mask rides along as one more channel.
+
+    Keys and values are padded to the same width, a multiple of 8, because some of the fused backends ask for that.
+    """
+    channels = features.shape[-1]
+    unit = F.pad(F.normalize(features.float(), dim=-1).to(features.dtype), (0, 8))
+    value = torch.cat([features, F.pad(mask.unsqueeze(-1).to(features.dtype), (0, 7))], dim=-1)
+    found = F.scaled_dot_product_attention(
+        unit[anchor].unsqueeze(1), unit[target].unsqueeze(1), value[target].unsqueeze(1), scale=BETA
+    ).squeeze(1)
+    return found[..., :channels], found[..., channels].detach().float()
+
+
+def sdpa_soft_align(features: torch.Tensor, mask: torch.Tensor, anchor: torch.Tensor, target: torch.Tensor) -> Tensors:
+    """`plain_soft_align` with the fused attention."""
+    warp, seen = sdpa_warp(features, mask, anchor, target)
+    own, m = features[anchor], mask[anchor]
+    blend = m.unsqueeze(-1).to(features.dtype)
+    return blend * warp + (1 - blend) * own, plain_distance(own, warp, m), minmax(m * seen)
+
+
+def sdpa_align_distance(
+    features: torch.Tensor, mask: torch.Tensor, anchor: torch.Tensor, target: torch.Tensor
+) -> torch.Tensor:
+    """`plain_align_distance` with the fused attention."""
+    warp, _ = sdpa_warp(features, mask, anchor, target)
+    return plain_distance(features[anchor], warp, mask[anchor])
+
+
 def _alignment_inputs(images: int, length: int, channels: int) -> Callable[[torch.dtype, str], Inputs]:
     def inputs(dtype: torch.dtype, device: str) -> Inputs:
         features = _features(images, length, channels, dtype, device)
@@ -120,6 +153,7 @@ def soft_align_case(images: int, length: int, channels: int) -> Case:
         lambda f, m, anchor, positive, _: soft_align_reference.soft_align(f, m, anchor, positive, BETA),
         {"forward": 2 * one, "backward": 4 * one},
         {"forward": lambda e: 2.0 * maps * e, "backward": lambda e: 4.0 * maps * e},
+        lambda f, m, anchor, positive, _: sdpa_soft_align(f, m, anchor, positive),
     )  # fmt: skip
 
 
@@ -135,6 +169,7 @@ def align_distance_case(images: int, length: int, channels: int) -> Case:
         lambda f, m, anchor, _, negative: align_distance_reference.align_distance(f, m, anchor, negative, BETA),
         {"forward": 2 * one + cube, "backward": 3 * one + 2 * cube},
         {"forward": lambda e: 1.0 * maps * e, "backward": lambda e: 2.0 * maps * e},
+        lambda f, m, anchor, _, negative: sdpa_align_distance(f, m, anchor, negative),
     )  # fmt: skip
 
 
@@ -153,6 +188,7 @@ def both_case(images: int, length: int, channels: int) -> Case:
         together("eager"), together("ours"), together("definition"),
         {name: parts[0].flops[name] + parts[1].flops[name] for name in ("forward", "backward")},
         {name: moved(name) for name in ("forward", "backward")},
+        together("sdpa"),
     )  # fmt: skip
 
 
