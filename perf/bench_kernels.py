@@ -194,7 +194,7 @@ def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
 
 
 def providers_of(case: Case, leaves: Tensors, constants: Tensors, device: str) -> dict[str, Callable]:
-    """What is timed, by name; PyTorch's fused attention only where one of its fused kernels takes the head dimension."""
+    """What is timed, by name; PyTorch's fused attention only where one of its kernels takes the head dimension."""
     providers = {"eager": case.eager}
     if device == "cuda":
         providers["compiled"] = torch.compile(case.eager)

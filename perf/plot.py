@@ -1,0 +1,125 @@
+"""A kernel benchmark's result file as a Markdown table and a picture, both written beside it.
+
+    python perf/plot.py perf/results/kernels_cpu.json      # kernels_cpu.md, kernels_cpu.svg
+
+One panel for each pass: time as a multiple of eager's, lower is faster, and the least time that the measured ceilings
+allow as a mark. Reads nothing but the file, so a result that came from another machine draws the same.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+PASSES = ("forward", "backward", "both")
+COLOURS = {"eager": "#9aa4ad", "compiled": "#b58a00", "sdpa": "#8b4fa3", "triton": "#2563a8", "cpu path": "#2563a8"}
+STYLE = {"svg.fonttype": "none", "svg.hashsalt": "tacaf", "font.size": 9, "axes.spines.top": False,
+         "axes.spines.right": False, "axes.axisbelow": True}  # fmt: skip
+
+
+def read(path: Path) -> dict:
+    """The result file; ValueError where it is none."""
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict) or not found.get("rows") or "provider" not in found["rows"][0]:
+        raise ValueError(
+            f"expected a result of perf/bench_kernels.py with rows, got {path}; make one with --json {path}"
+        )
+    return found
+
+
+def shape_of(row: dict) -> str:
+    return " ".join(f"{key}={value}" for key, value in row["shape"].items())
+
+
+def circumstances(found: dict) -> list[str]:
+    """Machine, versions, commit, time, ceilings: what the figures mean."""
+    facts, ceiling = found["environment"], found["ceilings"]
+    device = (
+        ", ".join(facts["gpus"]) if found["device"] == "cuda" else f"{facts['cpu']}, {facts['torch_threads']} threads"
+    )
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("python", "torch", "triton"))
+    lines = [
+        f"Measured on: {device}. {versions}. Commit {facts['commit']}, {facts['started']}.",
+        f"Ceilings of the same run: copy {ceiling['copy_bytes_per_s'] / 1e9:.1f} GB/s, matrix product "
+        f"{ceiling['matrix_flops_per_s'] / 1e12:.3g} TFLOP/s. Command: `{facts['command']}`.",
+    ]
+    return lines if found["complete"] else [*lines, "**Not complete**: the run was stopped before its last case."]
+
+
+def table(found: dict) -> str:
+    """Every row of the file."""
+    lines = ["# Kernels", "", *circumstances(found), "", "Times in ms (p20 / p50 / p80 of single calls); to eager: how many "
+             "times as fast; memory in MiB; -: not measured.", ""]  # fmt: skip
+    head = ("op", "shape", "dtype", "provider", "pass", "p20 / p50 / p80", "graph", "to eager", "peak", "saved",
+            "MiB counted", "GFLOP counted", "of ceiling")  # fmt: skip
+    lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for row in found["rows"]:
+        cells = (
+            row["op"], shape_of(row), row["dtype"], row["provider"], row["pass"],
+            f"{row['p20_ms']:.3f} / {row['p50_ms']:.3f} / {row['p80_ms']:.3f}", _or_dash(row["graph_ms"], ".3f"),
+            f"{row['ratio_to_eager']:.2f}", _or_dash(row["peak_mib"], ".0f"), f"{row['saved_mib']:.1f}",
+            f"{row['bytes'] / 2**20:.1f}", f"{row['flops'] / 1e9:.1f}", f"{100 * row['share_of_ceiling']:.0f} %",
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _or_dash(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def picture(found: dict) -> Figure:
+    """A panel for each pass, a group of bars for each op and shape."""
+    names = list(dict.fromkeys((row["op"], shape_of(row), row["dtype"]) for row in found["rows"]))
+    providers = list(dict.fromkeys(row["provider"] for row in found["rows"]))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(11, 1.2 + 0.17 * len(names) * (len(providers) + 1)), layout="constrained")
+        panels = figure.subplots(1, len(PASSES), sharey=True)
+        for axes, name in zip(panels, PASSES, strict=True):
+            _panel(axes, found["rows"], name, names, providers)
+        panels[0].set_yticks(range(len(names)), [f"{op}, {dtype}\n{shape}" for op, shape, dtype in names], fontsize=7)
+        panels[0].invert_yaxis()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=6)
+        figure.supxlabel("time, eager = 1 (shorter is faster)", fontsize=9)
+    return figure
+
+
+def _panel(axes: Axes, rows: list[dict], name: str, names: list[tuple], providers: list[str]) -> None:
+    thick = 0.8 / len(providers)
+    own = [row for row in rows if row["pass"] == name]
+    for place, provider in enumerate(providers):
+        mine = [row for row in own if row["provider"] == provider]
+        at = [names.index((row["op"], shape_of(row), row["dtype"])) - 0.4 + thick * (place + 0.5) for row in mine]
+        axes.barh(at, [1 / row["ratio_to_eager"] for row in mine], thick, label=provider, color=COLOURS.get(provider))
+    best = [row for row in own if row["provider"] == providers[-1]]
+    axes.scatter(
+        [row["share_of_ceiling"] / row["ratio_to_eager"] for row in best],
+        [names.index((row["op"], shape_of(row), row["dtype"])) for row in best],
+        marker="|", s=90, color="#c23b5e", label="least the ceilings allow",
+    )  # fmt: skip
+    axes.axvline(1, color="#9aa4ad", linewidth=0.8)
+    axes.set_title(name, fontsize=10)
+    axes.set_xlim(0, min(2.5, 1.05 * max(1 / row["ratio_to_eager"] for row in own)))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path, metavar="FILE.json")
+    path = parser.parse_args(argv).results
+    try:
+        found = read(path)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    path.with_suffix(".md").write_text(table(found))
+    picture(found).savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    print(f"{path.with_suffix('.md')}, {path.with_suffix('.svg')}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
