@@ -52,8 +52,8 @@ def circumstances(found: dict) -> list[str]:
 
 def table(found: dict) -> str:
     """Every row of the file."""
-    lines = ["# Kernels", "", *circumstances(found), "", "Times in ms (p20 / p50 / p80 of single calls); to eager: how many "
-             "times as fast; memory in MiB; -: not measured.", ""]  # fmt: skip
+    lines = ["# Kernels", "", *circumstances(found), "", "Times in ms (p20 / p50 / p80 of single calls); to eager: how "
+             "many times as fast; memory in MiB; -: not measured.", ""]  # fmt: skip
     head = ("op", "shape", "dtype", "provider", "pass", "p20 / p50 / p80", "graph", "to eager", "peak", "saved",
             "MiB counted", "GFLOP counted", "of ceiling")  # fmt: skip
     lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
