@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tacaf.data.augment import AugmentConfig
 from tacaf.data.plan import PlanConfig
+from tacaf.data.storage import RemoteConfig
 from tacaf.evaluation.tables import PROTOCOLS
 from tacaf.evaluation.trials import Setting, choose_setting
 from tacaf.losses.total import LossConfig
@@ -20,7 +21,10 @@ from tacaf.vocabulary import InputError
 class DataConfig(BaseModel, extra="forbid", frozen=True):
     """Which images, in which batches."""
 
-    shards: Path = Field(..., description="Folder of a shard set (python -m shards pack).")
+    shards: str = Field(
+        ..., description="Folder of a shard set (python -m shards pack), or its address: http://, https://, s3:// ..."
+    )
+    remote: RemoteConfig = Field(default_factory=RemoteConfig, description="How a set at an address is read.")
     split: str = Field(
         "trainval",
         description=(
@@ -31,6 +35,19 @@ class DataConfig(BaseModel, extra="forbid", frozen=True):
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Input size and augmentation.")
     threads: int = Field(2, ge=1, description="DALI threads per rank.")
     prefetch: int = Field(2, ge=1, description="Batches prepared ahead.")
+    workers: int = Field(
+        0, ge=0, description="Processes per rank that read images, for slow storage; 0: the rank itself reads."
+    )
+    on_bad_sample: Literal["stop", "replace"] = Field(
+        "stop",
+        description=(
+            "An image that cannot be read or decoded: stop naming it, or show the next sound one of the same identity"
+            " and modality instead. Evaluation always stops."
+        ),
+    )
+    bad_sample_share: float = Field(
+        0.001, ge=0, lt=1, description="With replace: stop when more than this share of the images was unusable."
+    )
 
 
 class TrainConfig(BaseModel, extra="forbid", frozen=True):

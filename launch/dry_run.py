@@ -31,7 +31,7 @@ class Estimate(NamedTuple):
 
 def describe(config: Config, ranks: int = 1) -> str:
     """The text of --dry-run. Opens the shard set, so that every combination is checked against it."""
-    index = ShardIndex.open(config.data.shards)
+    index = ShardIndex.open(config.data.shards, config.data.remote)
     check_scoring(config, index)
     training_set = select_training(index, config.data.split)
     plan = Plan(training_set, config.data.plan, config.seed)

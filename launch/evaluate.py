@@ -176,7 +176,7 @@ def chosen_settings(arguments: argparse.Namespace) -> EvaluationConfig:
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="run folder with model.safetensors")
-    parser.add_argument("--shards", type=Path, required=True, help="shard set to score on")
+    parser.add_argument("--shards", required=True, help="shard set to score on: a folder or an address")
     parser.add_argument("--protocol", choices=("sysu_mm01", "regdb", "llcm", "generic"), required=True)
     parser.add_argument("--mode", choices=("all_search", "indoor_search"), help="SYSU-MM01; both when left out")
     parser.add_argument("--direction", choices=("visible_to_infrared", "infrared_to_visible"))

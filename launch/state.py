@@ -1,6 +1,7 @@
 """Where a run stands, what a resumed run must have in common with it, and what it says of each step."""
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from tacaf.vocabulary import InputError
 
 # Settings a resumed run may change: where things lie, how often something is written, what is scored.
 FREE = {
-    "data": ("shards", "threads", "prefetch"),
+    "data": ("shards", "remote", "threads", "prefetch", "workers", "bad_sample_share"),
     "train": ("save_every", "save_every_steps", "keep", "log_every", "weights", "start_from"),
 }
 
@@ -123,6 +124,11 @@ class Watcher:
 
     def say(self, text: str) -> None:
         self.progress.say(text)
+
+    def warn(self, text: str) -> None:
+        """On every rank, and in the first one's metrics."""
+        self.metrics.write(kind="warning", global_step=self.global_step, text=text)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         self.progress.close()

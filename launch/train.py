@@ -27,7 +27,7 @@ from tacaf.vocabulary import InputError
 
 def train(config: Config, resume: bool) -> None:
     place = deepspeed_engine.start_distributed()
-    index = ShardIndex.open(config.data.shards)
+    index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     plan.check_ranks(place.world_size)
     steps = config.train.steps_per_epoch or plan.steps_per_epoch
@@ -50,7 +50,9 @@ def train(config: Config, resume: bool) -> None:
         batches = TrainingPipeline(
             index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
             start=(state.epoch, state.step), steps_per_epoch=steps,
-            threads=config.data.threads, prefetch=config.data.prefetch,
+            threads=config.data.threads, prefetch=config.data.prefetch, workers=config.data.workers,
+            on_bad_sample=config.data.on_bad_sample, bad_sample_share=config.data.bad_sample_share,
+            report=watcher.warn,
         )  # fmt: skip
         model.train()
         while state.epoch < config.train.epochs:

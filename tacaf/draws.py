@@ -15,6 +15,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _MASK = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 _ROUNDS = 10
+_FEISTEL_ROUNDS = 8  # four make it a good permutation (Luby and Rackoff); small sizes want more
 
 
 class Stream(IntEnum):
@@ -31,6 +32,7 @@ class Stream(IntEnum):
     SPLIT = 9
     SYNTH = 10
     RANKED_LISTS = 11
+    WINDOWS = 12
 
 
 def philox(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -50,9 +52,9 @@ def philox(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray
 
 
 def uniform(
-    stream: Stream, seed: int, epoch: int, step: int, position: ArrayLike = 0, draw: ArrayLike = 0
+    stream: Stream, seed: int, epoch: int, step: ArrayLike, position: ArrayLike = 0, draw: ArrayLike = 0
 ) -> np.ndarray:
-    """Uniform float64 in [0, 1), 53 bits, of the broadcast shape of `position` and `draw`.
+    """Uniform float64 in [0, 1), 53 bits, of the broadcast shape of `step`, `position` and `draw`.
 
     `position` is the place in the global batch (or the identity, or whatever the stream counts), `draw` counts the
     draws and redraws made for it. All numbers are in [0, 2**32). Source: ours (method §1).
@@ -72,3 +74,35 @@ def permutation(size: int, stream: Stream, seed: int, epoch: int, step: int, pos
     """A random order of range(size), int64: the argsort of one uniform per element. Arguments as `uniform`."""
     keys = uniform(stream, seed, epoch, step, position, np.arange(size))
     return np.argsort(keys, kind="stable")
+
+
+def permuted(
+    place: ArrayLike, size: int, stream: Stream, seed: int, epoch: int, step: int, position: int = 0
+) -> np.ndarray:
+    """What a random order of range(size) holds at `place` (each below `size`), int64 of its shape.
+
+    The rest of the order is never drawn, so a batch costs the same whether there are a hundred identities or a hundred
+    million: a Feistel network over the bits of `size`, with Philox as its round function, is a permutation of the next
+    power of two, and what falls outside range(size) is sent through again until it falls inside. Size below 2**32.
+    Source: Luby and Rackoff 1988; Black and Rogaway 2002 ("cycle walking"). Other arguments as `uniform`.
+    """
+    found = np.array(place, dtype=np.uint64)
+    bits = max(size - 1, 0).bit_length()
+    outside = np.ones(found.shape, dtype=bool)
+    while bits and outside.any():
+        found[outside] = _feistel(found[outside], bits, (position, step, epoch), (int(seed), int(stream)))
+        outside = found >= size
+    return found.astype(np.int64)
+
+
+def _feistel(value: np.ndarray, bits: int, counter: tuple[int, int, int], key: tuple[int, int]) -> np.ndarray:
+    """A permutation of range(2**bits): the low and the high bits change in turn by what a draw from the others says."""
+    low_bits = np.uint64((bits + 1) // 2)
+    low_mask, high_mask = (np.uint64(2 ** int(width) - 1) for width in (low_bits, bits - int(low_bits)))
+    low, high = value & low_mask, value >> low_bits
+    for number in range(_FEISTEL_ROUNDS):
+        if number % 2:
+            low = low ^ (philox((high + np.uint64(number << 16), *counter), key)[0] & low_mask)
+        else:
+            high = high ^ (philox((low + np.uint64(number << 16), *counter), key)[0] & high_mask)
+    return high << low_bits | low

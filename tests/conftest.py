@@ -31,6 +31,14 @@ def sysu_shards(raw_sysu: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 @pytest.fixture(scope="session")
+def sysu_shards_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 identities, 2 images a camera, in several shards of about 1 MiB. Read only."""
+    raw = tmp_path_factory.mktemp("raw") / "many"
+    synthesise(raw, layout="sysu_mm01", identities=80, seed=1, images_per_camera=2, height=128, workers=2)
+    return sysu_mm01.pack(raw, tmp_path_factory.mktemp("shards") / "many", shard_mib=1).folder
+
+
+@pytest.fixture(scope="session")
 def golden() -> Path:
     """The folder above `sysu_mm01/rand_perm_cam.mat`: $TACAF_GOLDEN, or shared/golden beside the repository."""
     folder = Path(os.environ.get("TACAF_GOLDEN") or ROOT.parent / "shared" / "golden")

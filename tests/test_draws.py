@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tacaf.draws import Stream, integers, permutation, philox, uniform
+from tacaf.draws import Stream, integers, permutation, permuted, philox, uniform
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, answer.
 KNOWN = [
@@ -48,3 +48,30 @@ def test_permutation():
     first = permutation(50, Stream.IDENTITIES, 1, 0, 0)
     assert sorted(first.tolist()) == list(range(50))
     assert not np.array_equal(first, permutation(50, Stream.IDENTITIES, 1, 0, 1))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 9, 64, 395, 1000])
+def test_permuted_is_a_permutation(size):
+    whole = permuted(np.arange(size), size, Stream.IDENTITIES, 4, 1, 2)
+    assert sorted(whole.tolist()) == list(range(size))
+    assert permuted([size - 1], size, Stream.IDENTITIES, 4, 1, 2) == whole[-1], "one place alone gives the same"
+
+
+def test_permuted_puts_everything_everywhere_equally_often():
+    size, orders = 12, 1000
+    counts = np.zeros((size, size))
+    follows = np.zeros((size, size))
+    for step in range(orders):
+        order = permuted(np.arange(size), size, Stream.IDENTITIES, 0, 0, step)
+        counts[np.arange(size), order] += 1
+        follows[order[:-1], order[1:]] += 1
+    expected = orders / size
+    assert ((counts - expected) ** 2 / expected).sum() < 172.7  # 99.9 % of chi-square, 121 degrees of freedom
+    pairs = orders / size  # (size - 1) places for a neighbour, size (size - 1) pairs
+    assert ((follows[~np.eye(size, dtype=bool)] - pairs) ** 2 / pairs).sum() < 188.0  # the same for 131
+
+
+def test_permuted_of_a_hundred_million_draws_only_what_is_asked():
+    first = permuted(np.arange(1000), 10**8, Stream.IDENTITIES, 0, 0, 0)
+    assert len(np.unique(first)) == 1000
+    assert 0.45e8 < first.mean() < 0.55e8

@@ -4,9 +4,11 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from tacaf.data.storage import File, LocalStore, RemoteConfig, Store, open_store
 from tacaf.vocabulary import (
     COLUMN_FOLDER,
     COLUMNS,
@@ -26,29 +28,34 @@ class ShardIndex:
     `sha256` is the hash of index.json, which holds the hashes of everything else: the identity of the set.
     """
 
-    folder: Path
+    store: Store
     name: str
     sha256: str
     splits: dict[str, list[int]]
     locations: dict[int, int] | None
-    shards: list[Path]
+    shards: list[File]
     columns: dict[str, np.ndarray] = field(repr=False)
 
     @classmethod
-    def open(cls, folder: Path, check_hashes: bool = False) -> "ShardIndex":
-        """Open and check a set; `check_hashes` also re-hashes the columns. InputError says what is missing or wrong."""
-        folder = Path(folder)
-        path = folder / INDEX_FILE
+    def open(cls, location: str | Path, remote: RemoteConfig | None = None, check_hashes: bool = False) -> "ShardIndex":
+        """Open and check the set in a folder or at an address; `check_hashes` also re-hashes a folder's columns.
+
+        InputError says what is missing or wrong.
+        """
+        store = open_store(location, remote)
+        path = store.where(INDEX_FILE)
         try:
-            text = path.read_bytes()
+            text = store.read(INDEX_FILE)
             facts = json.loads(text)
             if facts["format"] != SHARD_FORMAT:
                 raise KeyError("format")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise InputError(
-                f"expected a shard set in {folder}, found no {INDEX_FILE}; make one with python -m shards pack, or mend"
-                " data.shards"
+                f"expected a shard set in {location}, found no {INDEX_FILE}; make one with python -m shards pack, or"
+                " mend data.shards"
             ) from None
+        except OSError as error:
+            raise InputError(f"expected to read {path}, got: {error.strerror}; mend data.shards") from None
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{path}: expected the index of a shard set, got a damaged or other file ({error}); pack the set again"
@@ -58,13 +65,33 @@ class ShardIndex:
                 f"{path}: expected format version {SHARD_FORMAT_VERSION}, got {facts['format_version']}; pack the set"
                 " again with this version"
             )
-        columns = {name: _column(folder, name, facts, check_hashes) for name in COLUMNS}
-        _check_shards(folder, facts)
+        columns = {name: _column(store, name, facts, check_hashes) for name in COLUMNS}
+        shards = [File(shard["name"], shard["bytes"], shard["sha256"]) for shard in facts["shards"]]
+        if isinstance(store, LocalStore):
+            _check_shards(store.folder, shards)
         locations = (
             {int(camid): place for camid, place in facts["locations"].items()} if facts.get("locations") else None
         )
-        shards = [folder / shard["name"] for shard in facts["shards"]]
-        return cls(folder, facts["name"], hashlib.sha256(text).hexdigest(), facts["splits"], locations, shards, columns)
+        sha256 = hashlib.sha256(text).hexdigest()
+        return cls(store, facts["name"], sha256, facts["splits"], locations, shards, columns)
+
+    @property
+    def remote(self) -> bool:
+        """Whether its shards are fetched from a server."""
+        return not isinstance(self.store, LocalStore)
+
+    @property
+    def place(self) -> str:
+        """Folder or address, for messages."""
+        return self.store.where("").rstrip("/")
+
+    def __getstate__(self) -> dict:
+        """Columns travel as the names of their files, not as gigabytes, wherever they were mapped."""
+        return {**self.__dict__, "columns": {name: _Mapped.of(column) for name, column in self.columns.items()}}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self.columns.update({name: column.array() for name, column in state["columns"].items()})
 
     def __len__(self) -> int:
         return len(self.columns["pid"])
@@ -101,6 +128,8 @@ class TrainingSet:
     start_2I: np.ndarray  # int64
     stop_2I: np.ndarray  # int64
     left_out: tuple[int, ...]  # pids lacking a modality
+    camid_R: np.ndarray = field(repr=False)  # of every row of the index
+    shard_I: np.ndarray = field(repr=False)  # where each identity lies; an identity is never cut
 
     @property
     def identities(self) -> int:
@@ -111,6 +140,15 @@ class TrainingSet:
         """Images of the visible and of the infrared modality."""
         visible, infrared = (self.stop_2I - self.start_2I).sum(axis=1)
         return int(visible), int(infrared)
+
+    def shard_bounds(self) -> np.ndarray:
+        """The labels of the n-th shard that holds any are `bounds[n] <= label < bounds[n + 1]`; int64 [X + 1]."""
+        return np.append(np.flatnonzero(np.diff(self.shard_I, prepend=-1)), self.identities)
+
+    def range_of(self, row: int) -> tuple[int, int]:
+        """(start, stop) of the rows of the same identity and modality as `row`."""
+        code, label = (int(place[0]) for place in np.nonzero((self.start_2I <= row) & (row < self.stop_2I)))
+        return int(self.start_2I[code, label]), int(self.stop_2I[code, label])
 
     def short_of(self, images_per_identity: int) -> int:
         """How many (identity, modality) have fewer images than a batch takes, so that some repeat in it."""
@@ -133,16 +171,18 @@ def select_training(index: ShardIndex, split: str) -> TrainingSet:
     for modality in Modality:
         if not has[modality.code].any():
             raise InputError(
-                f"expected {modality} images in split {split!r} of {index.folder}, found none among {len(pids)}"
+                f"expected {modality} images in split {split!r} of {index.place}, found none among {len(pids)}"
                 " identities; training needs both modalities: pack the set with both"
             )
     both = has.all(axis=0)
     if not both.any():
         raise InputError(
-            f"expected identities with both modalities in split {split!r} of {index.folder}, found none; check the"
+            f"expected identities with both modalities in split {split!r} of {index.place}, found none; check the"
             " packing"
         )
-    return TrainingSet(pids[both], start[:, both], stop[:, both], tuple(pids[~both].tolist()))
+    start, stop = start[:, both], stop[:, both]
+    shard_I = np.asarray(index.columns["shard"][start[0]])
+    return TrainingSet(pids[both], start, stop, tuple(pids[~both].tolist()), index.columns["camid"], shard_I)
 
 
 def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
@@ -154,29 +194,50 @@ def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
     return offsets + np.arange(lengths.sum())
 
 
-def _column(folder: Path, name: str, facts: dict, check_hash: bool) -> np.ndarray:
-    path = folder / COLUMN_FOLDER / f"{name}.npy"
+class _Mapped(NamedTuple):
+    """A column on its way to another process: the file it is mapped from, or the array itself."""
+
+    content: np.ndarray | str
+
+    @classmethod
+    def of(cls, column: np.ndarray) -> "_Mapped":
+        return cls(str(column.filename) if isinstance(column, np.memmap) and column.filename else np.asarray(column))
+
+    def array(self) -> np.ndarray:
+        if isinstance(self.content, str):
+            return np.load(self.content, mmap_mode="r", allow_pickle=False)
+        return self.content
+
+
+def _column(store: Store, name: str, facts: dict, check_hash: bool) -> np.ndarray:
+    member = f"{COLUMN_FOLDER}/{name}.npy"
+    where, most = store.where(member), 4096 + facts["images"] * np.dtype(COLUMNS[name]).itemsize
     try:
-        column = np.load(path, mmap_mode="r", allow_pickle=False)
+        file = store.open(File(member, most, facts["columns"][name]["sha256"]))
+        try:
+            right = not check_hash or hashlib.sha256(file.read()).hexdigest() == facts["columns"][name]["sha256"]
+            column = np.load(file.name, mmap_mode="r", allow_pickle=False)
+        finally:
+            store.keep(file)
     except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"expected the column {path}, got: {error}; the set is damaged, pack it again") from None
+        raise InputError(f"expected the column {where}, got: {error}; the set is damaged, pack it again") from None
+    if not right:
+        raise InputError(f"{where}: its sha256 is not the one in {INDEX_FILE}; the set is damaged, pack it again")
     if column.shape != (facts["images"],) or column.dtype != COLUMNS[name]:
         raise InputError(
-            f"{path}: expected {facts['images']} entries of {COLUMNS[name]}, got shape {column.shape} of"
+            f"{where}: expected {facts['images']} entries of {COLUMNS[name]}, got shape {column.shape} of"
             f" {column.dtype}; the set is damaged, pack it again"
         )
-    if check_hash and hashlib.sha256(path.read_bytes()).hexdigest() != facts["columns"][name]["sha256"]:
-        raise InputError(f"{path}: its sha256 is not the one in {INDEX_FILE}; the set is damaged, pack it again")
     return column
 
 
-def _check_shards(folder: Path, facts: dict) -> None:
-    for shard in facts["shards"]:
-        path = folder / shard["name"]
+def _check_shards(folder: Path, shards: list[File]) -> None:
+    for shard in shards:
+        path = folder / shard.name
         if not path.is_file():
             raise InputError(f"expected the shard {path}, found none; copy the set again or pack it again")
-        if path.stat().st_size != shard["bytes"]:
+        if path.stat().st_size != shard.size:
             raise InputError(
-                f"{path}: expected {shard['bytes']} bytes, got {path.stat().st_size}; the shard is cut or of another"
+                f"{path}: expected {shard.size} bytes, got {path.stat().st_size}; the shard is cut or of another"
                 " set, copy it again"
             )

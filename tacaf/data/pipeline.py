@@ -4,26 +4,24 @@ Encoded bytes and every random parameter come in through one external source, a 
 holds no random operator and resuming means starting to count elsewhere. V0 and V1 are two crops of one decoded image.
 """
 
-import io
 import time
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
-from PIL import Image
 
 from tacaf.data.augment import AugmentConfig, affine, draw_parameters
 from tacaf.data.index import ShardIndex
 from tacaf.data.plan import Plan, PlannedBatch
-from tacaf.data.reader import ShardReader
+from tacaf.data.reader import BadSampleError, ShardReader
 from tacaf.interfaces import Batch
 from tacaf.vocabulary import Branch, InputError, Modality
 
 Node: TypeAlias = Any  # DALI's data node
 PARAMETERS = 7  # external inputs per branch: crop, mirror, matrix, offset, erase anchor, erase shape, erase fill
-MAX_PIXELS = 2**26  # more than any detector's crop; keeps a hostile header from filling the memory
 
 
 def _decode(encoded: Node, height: int, width: int, device_id: int | None) -> Node:
@@ -50,42 +48,118 @@ def _augment(image: Node, height: int, width: int, *parameters: Node) -> Node:
     return fn.transpose(image, perm=[2, 0, 1])
 
 
+class TrainingSource:
+    """Bytes and parameters of this rank's share of a batch: pure in the batch's number and in `instead`.
+
+    Can be pickled, so that DALI's worker processes call it too.
+    """
+
+    def __init__(
+        self, reader: ShardReader, plan: Plan, augment: AugmentConfig, steps: int, rank: int, ranks: int
+    ) -> None:
+        self.reader, self.plan, self.augment, self.steps = reader, plan, augment, steps
+        self.rank, self.ranks = rank, ranks
+        self.first = 0
+        self.instead: dict[int, int] = {}  # unusable row -> the row shown in its place
+        self.error: InputError | None = None
+
+    def where(self, count: int) -> tuple[int, int]:
+        """(epoch, step) of the batch with this number, counted from the start of the run."""
+        return divmod(count, self.steps)
+
+    def planned(self, count: int) -> PlannedBatch:
+        """The plan of the batch with this number, unusable images replaced."""
+        planned = self.plan.rank_batch(*self.where(count), self.rank, self.ranks)
+        if not self.instead:
+            return planned
+        rows = [self.instead.get(row, row) for row in planned.row_B.tolist()]
+        return planned._replace(row_B=np.array(rows, dtype=np.int64))
+
+    def __call__(self, info: Any) -> tuple[list[np.ndarray], ...]:
+        count = self.first + info.iteration
+        planned = self.planned(count)
+        drawn = draw_parameters(
+            self.augment, self.plan.seed, *self.where(count), planned.position_B, planned.branch_B
+        )  # fmt: skip
+        matrix, offset, fill = affine(drawn.channel_BCC, self.augment.channel_augment_space)
+        boxes = (
+            drawn.erase_anchor_B2.astype(np.float32),
+            drawn.erase_shape_B2.astype(np.float32),
+        )  # as fn.erase wants them
+        values = (drawn.crop_B2, drawn.mirror_B, matrix, offset[:, :, None], *boxes, fill)
+        try:
+            found = [self._bytes(planned, Branch.VISIBLE), self._bytes(planned, Branch.INFRARED)]
+        except InputError as error:
+            self.error = error  # an error raised here would come back wrapped in DALI's own
+            raise
+        for branch in self.plan.config.branches:
+            own = planned.branch_B == branch
+            found += [[np.asarray(one) for one in value[own]] for value in values]
+        return tuple(found)
+
+    def _bytes(self, planned: PlannedBatch, branch: Branch) -> list[np.ndarray]:
+        return [self.reader.read(row) for row in planned.row_B[planned.branch_B == branch]]
+
+
 class TrainingPipeline:
     """This rank's share of every global batch from (epoch, step) on, for ever.
 
-    `wait_s` is how long the caller waited for the last batch, in seconds. Images that cannot be read or decoded raise
-    InputError naming shard and key.
+    `wait_s` is how long the caller waited for the last batch, in seconds. With `workers` the reading happens in that
+    many processes, which helps where storage is slow; batches are the same. An image that cannot be read or decoded
+    raises InputError naming shard and key, or with `on_bad_sample` "replace" gives way to the next sound one of its
+    identity and modality; `replaced` counts those, `report` gets a sentence for each, and beyond `bad_sample_share` of
+    the training images the error comes after all.
     """
 
     def __init__(
         self, index: ShardIndex, plan: Plan, augment: AugmentConfig, *,
         rank: int = 0, ranks: int = 1, device_id: int | None = None,
-        start: tuple[int, int] = (0, 0), steps_per_epoch: int | None = None, threads: int = 2, prefetch: int = 2,
+        start: tuple[int, int] = (0, 0), steps_per_epoch: int | None = None,
+        threads: int = 2, prefetch: int = 2, workers: int = 0,
+        on_bad_sample: Literal["stop", "replace"] = "stop", bad_sample_share: float = 0.001,
+        report: Callable[[str], None] = print,
     ) -> None:  # fmt: skip
         plan.check_ranks(ranks)
-        self.plan, self.augment, self.rank, self.ranks = plan, augment, rank, ranks
-        self.steps = steps_per_epoch or plan.steps_per_epoch
-        self.first = start[0] * self.steps + start[1]
-        self.next = self.first
+        self.plan, self.augment, self.report = plan, augment, report
+        self.device_id, self.threads, self.prefetch, self.workers = device_id, threads, prefetch, workers
+        self.on_bad_sample, self.bad_sample_share = on_bad_sample, bad_sample_share
         self.reader = ShardReader(index)
+        self.source = TrainingSource(
+            self.reader, plan, augment, steps_per_epoch or plan.steps_per_epoch, rank, ranks
+        )  # fmt: skip
+        self.next = start[0] * self.source.steps + start[1]
         self.wait_s = 0.0
-        self._error: InputError | None = None
-        self.pipeline = self._build(device_id, threads, prefetch)
+        self.ahead = FetchAhead(self.reader) if index.remote and plan.config.window_shards else None
+        self.pipeline = self._build()
 
-    def _build(self, device_id: int | None, threads: int, prefetch: int) -> Pipeline:
+    @property
+    def replaced(self) -> int:
+        """Images of this rank's share that were unusable so far, each counted once."""
+        return len(self.source.instead)
+
+    def _build(self) -> Pipeline:
+        """The graph, from the next step on."""
         config, branches = self.augment, self.plan.config.branches
-        images = self.plan.config.images_per_modality // self.ranks
-        pipeline = Pipeline(batch_size=images, num_threads=threads, device_id=device_id, prefetch_queue_depth=prefetch)
+        self.source.first = self.next
+        pipeline = Pipeline(
+            batch_size=self.plan.config.images_per_modality // self.source.ranks,
+            num_threads=self.threads,
+            device_id=self.device_id,
+            prefetch_queue_depth=self.prefetch,
+            py_num_workers=max(1, self.workers),
+            py_start_method="spawn",
+        )
         with pipeline:
             inputs = fn.external_source(
-                source=self._source,
+                source=self.source,
                 num_outputs=2 + PARAMETERS * len(branches),
                 batch=True,
                 batch_info=True,
-                parallel=False,
+                parallel=bool(self.workers),
+                prefetch_queue_depth=self.prefetch if self.workers else None,
             )
             decoded = {
-                modality: _decode(inputs[modality.code], config.height, config.width, device_id)
+                modality: _decode(inputs[modality.code], config.height, config.width, self.device_id)
                 for modality in Modality
             }
             outputs = []
@@ -96,45 +170,16 @@ class TrainingPipeline:
         pipeline.build()
         return pipeline
 
-    def where(self, count: int) -> tuple[int, int]:
-        """(epoch, step) of the batch with this number, counted from the start of the run."""
-        return divmod(count, self.steps)
-
-    def _source(self, info: Any) -> tuple[list[np.ndarray], ...]:
-        """Bytes and parameters of one batch: pure in the batch's number."""
-        epoch, step = self.where(self.first + info.iteration)
-        planned = self.plan.rank_batch(epoch, step, self.rank, self.ranks)
-        drawn = draw_parameters(self.augment, self.plan.seed, epoch, step, planned.position_B, planned.branch_B)
-        matrix, offset, fill = affine(drawn.channel_BCC, self.augment.channel_augment_space)
-        boxes = (
-            drawn.erase_anchor_B2.astype(np.float32),
-            drawn.erase_shape_B2.astype(np.float32),
-        )  # as fn.erase wants them
-        values = (drawn.crop_B2, drawn.mirror_B, matrix, offset[:, :, None], *boxes, fill)
-        try:
-            found = [self._bytes(planned, Branch.VISIBLE), self._bytes(planned, Branch.INFRARED)]
-        except InputError as error:
-            self._error = error  # an error raised here would come back wrapped in DALI's own
-            raise
-        for branch in self.plan.config.branches:
-            own = planned.branch_B == branch
-            found += [list(value[own]) for value in values]
-        return tuple(found)
-
-    def _bytes(self, planned: PlannedBatch, branch: Branch) -> list[np.ndarray]:
-        return [self.reader.read(row) for row in planned.row_B[planned.branch_B == branch]]
-
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         began = time.perf_counter()
-        epoch, step = self.where(self.next)
-        planned = self.plan.rank_batch(epoch, step, self.rank, self.ranks)
-        try:
-            outputs = self.pipeline.run()
-        except RuntimeError as error:
-            raise self._error or _explain(error, self.reader, planned.row_B) from None
+        epoch, step = self.source.where(self.next)
+        if self.ahead is not None:
+            self.ahead.want(self.plan.shards_ahead(epoch, step))
+        outputs = self._run()
+        planned = self.source.planned(self.next)
         images_BCHW = torch.cat([_to_torch(output) for output in outputs])
         self.next += 1
         self.wait_s = time.perf_counter() - began
@@ -144,6 +189,78 @@ class TrainingPipeline:
         )
         visible = int((planned.branch_B != Branch.INFRARED).sum())
         return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step)
+
+    def _run(self) -> Any:
+        """The graph's outputs for the next batch; after replacing what is unusable, from a graph built anew."""
+        while True:
+            try:
+                return self.pipeline.run()
+            except Exception as error:  # DALI's own from the graph, a bare one from a worker process
+                problem = self._find_problem()
+                if problem is None:
+                    raise self.source.error or error from None
+                if self.on_bad_sample == "stop":
+                    raise problem from None
+                self._replace(problem)
+                self.source.error = None
+                del self.pipeline  # its workers end before the new ones begin
+                self.pipeline = self._build()
+
+    def _find_problem(self) -> BadSampleError | None:
+        """The first unusable image of the batches that the graph may have been working on."""
+        ahead = range(self.next, self.next + self.prefetch + max(1, self.workers) + 1)
+        rows = np.concatenate([self.source.planned(count).row_B for count in ahead])
+        for row in dict.fromkeys(rows.tolist()):
+            try:
+                self.reader.check(row)
+            except BadSampleError as problem:
+                return problem
+        return None
+
+    def _replace(self, problem: BadSampleError) -> None:
+        """The next sound image of the same identity and modality, in the order of the index and round to its start.
+
+        So the choice depends on the images alone, not on rank, step or what was replaced before.
+        """
+        start, stop = self.plan.training_set.range_of(problem.row)
+        others = [*range(problem.row + 1, stop), *range(start, problem.row)]
+        found = next((row for row in others if row not in self.source.instead and self._sound(row)), None)
+        if found is None:
+            raise InputError(f"{problem}; no other image of this identity and modality can take its place") from None
+        self.source.instead[problem.row] = found
+        share = self.replaced / sum(self.plan.training_set.images)
+        self.report(
+            f"{problem}; {self.reader.index.key(found)} takes its place; replaced so far: {self.replaced} images"
+            f" ({100 * share:.2g} %)"
+        )
+        if share > self.bad_sample_share:
+            raise InputError(
+                f"expected at most {100 * self.bad_sample_share:g} % unusable images (data.bad_sample_share), got"
+                f" {self.replaced} of {sum(self.plan.training_set.images)}, the last: {problem}"
+            )
+
+    def _sound(self, row: int) -> bool:
+        try:
+            self.reader.check(row)
+        except BadSampleError:
+            return False
+        return True
+
+
+class FetchAhead:
+    """Fetches the shards of coming steps in a thread, so that a remote set does not keep the training waiting."""
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader = reader
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch")
+        self._asked: frozenset[int] = frozenset()
+
+    def want(self, shards: np.ndarray) -> None:
+        """Begin with those not asked for the last time. What fails here fails again, and is told, when it is read."""
+        wanted = frozenset(shards.tolist())
+        for shard in sorted(wanted - self._asked):
+            self._thread.submit(self.reader.fetch, shard)
+        self._asked = wanted
 
 
 class EvaluationPipeline:
@@ -200,18 +317,10 @@ def _to_torch(output: Any) -> torch.Tensor:
 
 
 def _explain(error: RuntimeError, reader: ShardReader, rows: np.ndarray) -> Exception:
-    """DALI's error as ours: find the image that does not decode, or give DALI's first line."""
+    """DALI's error as ours: the image that does not decode, or what DALI said."""
     for row in np.unique(rows):
         try:
-            with Image.open(io.BytesIO(reader.read(int(row)).tobytes())) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"{image.width} x {image.height} pixels")
-                image.load()
-        except InputError as problem:
+            reader.check(int(row))
+        except BadSampleError as problem:
             return problem
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-            return InputError(
-                f"{reader.where(int(row))}: expected a whole image, got one that does not decode ({problem}); "
-                "run python -m shards verify, replace the raw file and pack again (or pack with --skip-bad)"
-            )
     return error

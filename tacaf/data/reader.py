@@ -1,14 +1,28 @@
 """Encoded images by offset: row of the index in, bytes of the tar out."""
 
+import io
 import mmap
+from collections import OrderedDict
 
 import numpy as np
+from PIL import Image
 
 from tacaf.data.index import ShardIndex
+from tacaf.data.storage import CacheFullError
 from tacaf.vocabulary import InputError
 
 # First bytes of the formats a set may hold. A member that starts otherwise was not read at the right place.
 SIGNATURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
+MAX_PIXELS = 2**26  # more than any detector's crop; keeps a hostile header from filling the memory
+OPEN_SHARDS = 256  # mapped at a time: far below the files a process may open
+
+
+class BadSampleError(InputError):
+    """An image that cannot be used. `row` is its place in the index."""
+
+    def __init__(self, row: int, text: str) -> None:
+        super().__init__(text)
+        self.row = row
 
 
 class ShardReader:
@@ -16,30 +30,77 @@ class ShardReader:
 
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
-        self._maps: dict[int, mmap.mmap] = {}
+        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+        self._checked = np.zeros(len(index), dtype=bool)
 
     def __getstate__(self) -> dict:
-        return {"index": self.index, "_maps": {}}
+        return {"index": self.index, "_maps": OrderedDict(), "_checked": np.zeros(len(self.index), dtype=bool)}
 
     def read(self, row: int) -> np.ndarray:
-        """The encoded image of a row as uint8 [bytes]. InputError names shard, key and what came instead."""
+        """The encoded image of a row as uint8 [bytes]. BadSampleError names shard, key and what came instead."""
         columns = self.index.columns
         shard, offset, size = (int(columns[name][row]) for name in ("shard", "offset", "size"))
         data = self._map(shard)[offset : offset + size]
         if len(data) != size or not data.startswith(tuple(SIGNATURES)):
-            raise InputError(
+            raise BadSampleError(
+                row,
                 f"{self.where(row)}: expected an image of {size} bytes at offset {offset}"
                 f" ({', '.join(SIGNATURES.values())}), got {len(data)} bytes starting with"
-                f" {data[:4].hex() or 'nothing'}; run python -m shards verify"
+                f" {data[:4].hex() or 'nothing'}; run python -m shards verify",
             )
+        if not self._checked[row]:  # the header only, and once: decoding is the pipeline's
+            self._check_size(row, data)
+            self._checked[row] = True
         return np.frombuffer(data, dtype=np.uint8)
+
+    def check(self, row: int) -> None:
+        """Decode the image with another library than the pipeline's. BadSampleError says what is wrong with it."""
+        try:
+            with Image.open(io.BytesIO(self.read(row).tobytes())) as image:
+                image.load()
+        except (OSError, ValueError, SyntaxError) as problem:
+            raise BadSampleError(row, self._undecodable(row, str(problem))) from None
 
     def where(self, row: int) -> str:
         """Shard and key of a row, for messages."""
-        return f"{self.index.shards[int(self.index.columns['shard'][row])]}, sample {self.index.key(row)}"
+        shard = self.index.shards[int(self.index.columns["shard"][row])]
+        return f"{self.index.store.where(shard.name)}, sample {self.index.key(row)}"
+
+    def fetch(self, shard: int) -> None:
+        """Have this shard on this node, where the set is a remote one."""
+        self.index.store.open(self.index.shards[shard]).close()
+
+    def _check_size(self, row: int, data: bytes) -> None:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
+            raise BadSampleError(row, self._undecodable(row, str(problem))) from None
+        if width * height > MAX_PIXELS:
+            raise BadSampleError(row, self._undecodable(row, f"{width} x {height} pixels"))
+
+    def _undecodable(self, row: int, problem: str) -> str:
+        return (
+            f"{self.where(row)}: expected a whole image, got one that does not decode ({problem}); run python -m shards"
+            " verify, replace the raw file and pack again (or pack with --skip-bad, or set data.on_bad_sample: replace)"
+        )
 
     def _map(self, shard: int) -> mmap.mmap:
-        if shard not in self._maps:
-            with self.index.shards[shard].open("rb") as file:
-                self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if shard in self._maps:
+            self._maps.move_to_end(shard)
+            return self._maps[shard]
+        file = self.index.shards[shard]
+        try:
+            opened = self.index.store.open(file)
+        except CacheFullError:  # what this reader holds open cannot be removed to make room
+            self._keep(0)
+            opened = self.index.store.open(file)
+        with opened:
+            self._maps[shard] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # keeps the file, and its lock
+        self._keep(OPEN_SHARDS)
         return self._maps[shard]
+
+    def _keep(self, count: int) -> None:
+        """Unmap all but the `count` shards used last."""
+        while len(self._maps) > count:
+            self._maps.popitem(last=False)[1].close()

@@ -50,7 +50,7 @@ def test_an_identity_without_infrared_is_left_out_and_counted(sysu_shards):
     modality = np.array(columns["modality"])
     modality[columns["pid"] == pid] = Modality.VISIBLE.code
     columns["modality"] = modality
-    changed = ShardIndex(index.folder, index.name, index.sha256, index.splits, index.locations, index.shards, columns)
+    changed = ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, index.shards, columns)
     chosen = select_training(changed, "train")
     assert chosen.left_out == (pid,)
     assert pid not in chosen.pid_I
@@ -60,7 +60,7 @@ def test_an_identity_without_infrared_is_left_out_and_counted(sysu_shards):
 def test_a_missing_modality_is_refused(sysu_shards):
     index = ShardIndex.open(sysu_shards)
     columns = {**index.columns, "modality": np.zeros(len(index), dtype=np.uint8)}
-    changed = ShardIndex(index.folder, index.name, index.sha256, index.splits, index.locations, index.shards, columns)
+    changed = ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, index.shards, columns)
     with pytest.raises(InputError, match="expected infrared images in split 'train'"):
         select_training(changed, "train")
 

@@ -3,6 +3,9 @@
 import io
 import pickle
 import shutil
+import struct
+import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import EvaluationPipeline, TrainingPipeline
 from tacaf.data.plan import Plan, PlanConfig
 from tacaf.data.reader import ShardReader
+from tacaf.data.storage import File
 from tacaf.vocabulary import InputError
 
 LEVEL = 1 / (255 * STD.min())  # one of 256 levels after normalisation
@@ -49,7 +53,15 @@ def lossless(sysu_shards, folder, height, width):
         blob += buffer.getvalue()
     path = folder / "images.bin"
     path.write_bytes(bytes(blob))
-    return ShardIndex(index.folder, index.name, index.sha256, index.splits, index.locations, [path], columns)
+    return ShardIndex(
+        index.store,
+        index.name,
+        index.sha256,
+        index.splits,
+        index.locations,
+        [File(str(path), path.stat().st_size, "")],
+        columns,
+    )
 
 
 @pytest.mark.parametrize("space", ["normalized", "raw"])
@@ -134,14 +146,15 @@ def test_evaluation_shows_every_image_once(index, ranks):
 
 def with_bytes(index: ShardIndex, tmp_path, row: int, data: bytes) -> ShardIndex:
     """The same index with other bytes where this row's image lies."""
-    path = shutil.copy(index.shards[int(index.columns["shard"][row])], tmp_path / "broken.tar")
+    shard = int(index.columns["shard"][row])
+    path = shutil.copy(index.store.where(index.shards[shard].name), tmp_path / "broken.tar")
     offset, size = int(index.columns["offset"][row]), int(index.columns["size"][row])
     with open(path, "r+b") as file:
         file.seek(offset)
         file.write(data[:size].ljust(size, b"\0"))
     shards = list(index.shards)
-    shards[int(index.columns["shard"][row])] = path
-    return ShardIndex(index.folder, index.name, index.sha256, index.splits, index.locations, shards, index.columns)
+    shards[shard] = File(str(path), index.shards[shard].size, "")
+    return ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, shards, index.columns)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "not an image"])
@@ -158,3 +171,111 @@ def test_the_reader_can_be_sent_to_a_worker(index):
     reader = ShardReader(index)
     reader.read(0)
     assert (pickle.loads(pickle.dumps(reader)).read(0) == reader.read(0)).all()
+
+
+def broken_set(index: ShardIndex, tmp_path, rows: list[int]) -> ShardIndex:
+    """The set with these rows' images cut in their headers."""
+    for row in rows:
+        data = ShardReader(index).read(row).tobytes()
+        folder = tmp_path / str(row)
+        folder.mkdir()
+        index = with_bytes(index, folder, row, data[:30])
+    return index
+
+
+def test_a_bad_image_gives_way_to_the_next_of_its_identity(index, tmp_path, plan):
+    bad = sorted({int(row) for row in plan.global_batch(0, 0).row_B[[3, -1]]} | {int(plan.global_batch(0, 2).row_B[0])})
+    said: list[str] = []
+    options = {"on_bad_sample": "replace", "bad_sample_share": 0.5}
+    broken = broken_set(index, tmp_path, bad)
+    pipeline = TrainingPipeline(broken, plan, SIZE, report=said.append, **options)
+    batches = [next(pipeline) for _ in range(3)]
+    assert pipeline.replaced == len(bad) == len(said)
+    for row, text in zip(sorted(bad), sorted(said), strict=True):
+        assert index.key(row) in text
+    assert "takes its place; replaced so far: 1 images" in said[0]
+    for step, batch in enumerate(batches):
+        planned = plan.global_batch(0, step).row_B
+        changed = np.isin(planned, bad)
+        assert changed.any() == (batch.row_B.numpy() != planned).any()
+        for row, other in zip(planned[changed], batch.row_B.numpy()[changed], strict=True):
+            start, stop = plan.training_set.range_of(int(row))
+            assert other not in bad
+            assert start <= other < stop, "the same identity and modality"
+    # other ranks, a resume, reading in other processes: the same images in the place of the bad ones
+    parts = [TrainingPipeline(broken, plan, SIZE, rank=rank, ranks=2, report=said.append, **options) for rank in (0, 1)]
+    halves = [next(part) for part in parts]
+    order = torch.argsort(torch.cat([half.position_B for half in halves]))
+    assert torch.equal(torch.cat([half.images_BCHW for half in halves])[order], batches[0].images_BCHW)
+    resumed = TrainingPipeline(broken, plan, SIZE, start=(0, 2), workers=2, report=said.append, **options)
+    assert torch.equal(next(resumed).images_BCHW, batches[2].images_BCHW)
+
+
+def test_two_bad_neighbours_give_way_to_the_third(index, tmp_path, plan):
+    row = int(plan.global_batch(0, 0).row_B[0])
+    start, stop = plan.training_set.range_of(row)
+    place = (row - start + 1) % (stop - start) + start
+    broken = broken_set(index, tmp_path, [row, place])
+    pipeline = TrainingPipeline(
+        broken, plan, SIZE, on_bad_sample="replace", bad_sample_share=0.5, report=lambda text: None
+    )
+    assert int(next(pipeline).row_B[0]) == (row - start + 2) % (stop - start) + start
+
+
+def test_too_many_bad_images_stop_after_all(index, tmp_path, plan):
+    row = int(plan.global_batch(0, 0).row_B[0])
+    pipeline = TrainingPipeline(
+        broken_set(index, tmp_path, [row]), plan, SIZE,
+        on_bad_sample="replace", bad_sample_share=0.001, report=lambda text: None,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"at most 0.1 % unusable images \(data.bad_sample_share\), got 1 of"):
+        next(pipeline)
+
+
+def test_an_identity_without_a_sound_image_stops(index, tmp_path, plan):
+    start, stop = plan.training_set.range_of(int(plan.global_batch(0, 0).row_B[0]))
+    pipeline = TrainingPipeline(
+        broken_set(index, tmp_path, [*range(start, stop)]), plan, SIZE,
+        on_bad_sample="replace", bad_sample_share=0.5, report=lambda text: None,
+    )  # fmt: skip
+    with pytest.raises(InputError, match="no other image of this identity and modality"):
+        next(pipeline)
+
+
+def giant_png() -> bytes:
+    """A PNG whose header promises 60,000 x 60,000 pixels and whose body holds none."""
+    header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 8) + b"IDAT"
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (giant_png(), "60000 x 60000 pixels|decompression bomb"),
+        (b"", "got .* bytes starting with 00000000"),
+        (b"GIF89a" + bytes(100), "starting with 47494638"),
+        (b"\xff\xd8\xff\xe0" + bytes(200), "does not decode"),
+    ],
+    ids=["giant", "empty", "another format", "a header alone"],
+)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_hostile_images_are_named(index, tmp_path, plan, data, says, workers):
+    row = int(plan.global_batch(0, 0).row_B[3])
+    broken = with_bytes(index, tmp_path, row, data)
+    with pytest.raises(InputError, match=says) as caught:
+        next(TrainingPipeline(broken, plan, SIZE, workers=workers))
+    assert index.key(row) in str(caught.value)
+    with pytest.raises(InputError, match=index.key(row)):
+        list(EvaluationPipeline(broken, np.array([row]), 48, 24))
+
+
+def test_a_shard_that_lost_its_end_is_named(index, tmp_path, plan):
+    shard = int(index.columns["shard"][int(plan.global_batch(0, 0).row_B[0])])
+    path = tmp_path / "cut.tar"
+    path.write_bytes(Path(index.store.where(index.shards[shard].name)).read_bytes()[:1000])
+    shards = list(index.shards)
+    shards[shard] = File(str(path), 1000, "")
+    broken = ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, shards, index.columns)
+    with pytest.raises(InputError, match=r"cut\.tar.*expected an image of"):
+        next(TrainingPipeline(broken, plan, SIZE))

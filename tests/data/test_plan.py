@@ -11,11 +11,13 @@ from tacaf.data.plan import Plan, PlanConfig
 from tacaf.vocabulary import Branch, InputError
 
 
-def training_set(counts_2I) -> TrainingSet:
-    """Identities with these image counts, visible row first, packed one after another."""
+def training_set(counts_2I, cameras=1, per_shard=1000) -> TrainingSet:
+    """Identities with these image counts, visible row first, packed one after another; cameras by turns."""
     counts = np.asarray(counts_2I)
     stops = np.cumsum(counts.T.ravel()).reshape(-1, 2).T
-    return TrainingSet(np.arange(counts.shape[1]) + 100, stops - counts, stops, ())
+    camid_R = (np.arange(counts.sum()) % cameras).astype(np.int16)
+    shard_I = np.arange(counts.shape[1]) // per_shard
+    return TrainingSet(np.arange(counts.shape[1]) + 100, stops - counts, stops, (), camid_R, shard_I)
 
 
 PLAN = Plan(
@@ -124,3 +126,78 @@ def test_bad_combinations():
 
 def test_short_identities_are_counted():
     assert PLAN.training_set.short_of(5) == 4
+
+
+def plan_with(counts_2I, seed=3, cameras=1, per_shard=1000, **config) -> Plan:
+    settings = {"identities_per_batch": 4, "images_per_identity": 4, **config}
+    return Plan(training_set(counts_2I, cameras, per_shard), PlanConfig(**settings), seed)
+
+
+def labels_of_cycle(plan: Plan, epoch: int, cycle: int) -> np.ndarray:
+    steps = range(cycle * plan.steps_per_cycle, (cycle + 1) * plan.steps_per_cycle)
+    wanted = plan.config.images_per_identity
+    return np.concatenate(
+        [plan.global_batch(epoch, step).label_B[: plan.config.images_per_modality][::wanted] for step in steps]
+    )
+
+
+def test_windows_keep_to_a_few_shards_and_show_every_identity():
+    plan = plan_with(np.full((2, 60), 4), per_shard=5, window_shards=3)
+    orders = []
+    for cycle in range(3):
+        labels = labels_of_cycle(plan, 1, cycle)
+        assert sorted(labels.tolist()) == list(range(60)), "each identity once a cycle"
+        windows = [set((labels[start : start + 15] // 5).tolist()) for start in range(0, 60, 15)]
+        assert [len(window) for window in windows] == [3, 3, 3, 3]
+        assert set.union(*windows) == set(range(12))
+        orders.append((labels.tolist(), windows))
+    assert orders[0][1] != orders[1][1], "other shards together in the next cycle"
+    assert orders[0][0][:15] != sorted(orders[0][0][:15])
+
+
+def test_uneven_shards_and_a_short_last_window():
+    counts = np.full((2, 41), 4)
+    plan = plan_with(counts, per_shard=7, window_shards=4)  # shards of 7 7 7 7 7 6: windows of four shards and of two
+    labels = labels_of_cycle(plan, 0, 0)
+    assert len(np.unique(labels)) == len(labels) == 40
+    parts = [plan.rank_batch(0, 7, rank, 2) for rank in range(2)]
+    whole = plan.global_batch(0, 7)
+    assert sorted(np.concatenate([part.row_B for part in parts]).tolist()) == sorted(whole.row_B.tolist())
+
+
+def test_a_window_of_the_whole_set_is_no_window_but_in_order():
+    assert sorted(labels_of_cycle(plan_with(np.full((2, 12), 4), per_shard=5, window_shards=99), 0, 0)) == list(
+        range(12)
+    )
+
+
+@pytest.mark.parametrize("wanted", [2, 4, 6])
+def test_cameras_take_turns(wanted):
+    counts = np.array([[40, 40, 40, 40, 12], [9, 9, 9, 9, 9]])
+    plan = plan_with(counts, cameras=4, sampler="camera", images_per_identity=wanted)
+    seen = np.zeros((5, 2, 4), dtype=int)
+    for step in range(40):
+        batch = plan.global_batch(0, step)
+        for label, branch, row in zip(batch.label_B, batch.branch_B, batch.row_B, strict=True):
+            if branch != Branch.AUGMENTED:
+                seen[label, Branch(branch).modality.code, plan.training_set.camid_R[row]] += 1
+        for label in np.unique(batch.label_B):
+            rows = batch.row_B[(batch.label_B == label) & (batch.branch_B == 0)]
+            assert len(set(rows.tolist())) == wanted, "no image twice in a batch"
+            cameras = np.bincount(plan.training_set.camid_R[rows], minlength=4)
+            assert cameras.max() - cameras.min() <= 1, "as even as K allows"
+    assert (seen.max(axis=2) - seen.min(axis=2) <= wanted).all(), "as often as the others over time"
+
+
+def test_a_camera_that_sits_cycles_out_still_shows_every_image():
+    plan = plan_with(np.full((2, 4), 16), cameras=4, sampler="camera", images_per_identity=2)
+    batches = [plan.global_batch(0, step) for step in range(8)]  # 16 images of 4 cameras, 2 a step
+    rows = np.concatenate([batch.row_B[batch.label_B == 0] for batch in batches])  # other labels begin elsewhere
+    assert len(np.unique(rows)) == 2 * 16
+
+
+def test_without_cameras_the_samplers_agree():
+    counts = np.array([[9, 8, 7, 9], [4, 5, 6, 7]])
+    plans = [plan_with(counts, sampler=sampler) for sampler in ("identity", "camera")]
+    for step in range(5):
+        assert (plans[0].global_batch(0, step).row_B == plans[1].global_batch(0, step).row_B).all()

@@ -1,0 +1,266 @@
+"""Where the files of a shard set lie: in a local folder, or on a server behind a cache on this node.
+
+A remote file is fetched once per node, whole, its hash checked, and renamed into place last; so processes that ask at
+once, and kills in mid-download, leave either the right file or none. fsspec's own caches check no hash and know no
+limit, hence this one.
+"""
+
+import fcntl
+import hashlib
+import mmap
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from fsspec import AbstractFileSystem
+from fsspec.core import url_to_fs
+from pydantic import BaseModel, Field
+
+from tacaf.vocabulary import InputError
+
+GIB = 2**30
+CHUNK = 2**20
+FIRST_WAIT_S = 1.0  # before asking again; twice as long each time
+
+
+class RemoteConfig(BaseModel, extra="forbid", frozen=True):
+    """How a shard set on a server is read (data.shards: http://, https://, s3:// ...). None of it changes a batch."""
+
+    cache: Path = Field(
+        Path("~/.cache/tacaf"), description="Folder on this node that keeps fetched files; shared by its processes."
+    )
+    limit_gib: float = Field(100.0, gt=0, description="The cache stays below this; the longest unused files go first.")
+    timeout_s: float = Field(60.0, gt=0, description="A server silent for so long is asked again.")
+    attempts: int = Field(4, ge=1, description="How often a file is asked for before the run stops.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Passed to fsspec's file system, such as s3's endpoint_url or anon."
+    )
+
+
+class File(NamedTuple):
+    """A file of a set as its index names it: bytes at most; `sha256` also names it in a cache."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+class CacheFullError(InputError):
+    """What is open or being fetched leaves no room under the limit."""
+
+
+class Store(Protocol):
+    """The files of one set."""
+
+    def read(self, name: str) -> bytes:
+        """A small file, whole. FileNotFoundError where there is none."""
+
+    def open(self, file: File) -> BinaryIO:
+        """The file, to be mapped; it stays on this node until it is closed."""
+
+    def keep(self, file: BinaryIO) -> None:
+        """Let an opened file stay on this node as long as this store lives, in this process."""
+
+    def where(self, name: str) -> str:
+        """Folder or address and name, for messages."""
+
+
+def open_store(location: str | Path, config: RemoteConfig | None = None) -> Store:
+    """The store of a folder or an address. InputError for an address whose kind no installed package reads."""
+    location = str(location)
+    if "://" not in location or location.startswith("file://"):
+        return LocalStore(Path(location.removeprefix("file://")))
+    return CachedStore(location, config or RemoteConfig())
+
+
+class LocalStore:
+    """A folder. Its files are not hashed here: python -m shards verify does that."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str) -> bytes:
+        return (self.folder / name).read_bytes()
+
+    def open(self, file: File) -> BinaryIO:
+        return (self.folder / file.name).open("rb")
+
+    def keep(self, file: BinaryIO) -> None:
+        file.close()
+
+    def where(self, name: str) -> str:
+        return str(self.folder / name)
+
+
+class CachedStore:
+    """An address, read through the cache. Can be pickled; connections stay behind."""
+
+    def __init__(self, address: str, config: RemoteConfig) -> None:
+        self.address, self.config = address.rstrip("/"), config
+        self.cache = config.cache.expanduser()
+        self._files: AbstractFileSystem | None = None
+        self._kept: list[mmap.mmap] = []
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"expected to write the cache {self.cache}, got: {error.strerror}; set data.remote.cache"
+            ) from None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_files": None, "_kept": []}
+
+    def keep(self, file: BinaryIO) -> None:
+        with file:
+            self._kept.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # holds the file, and its lock
+
+    def where(self, name: str) -> str:
+        return f"{self.address}/{name}"
+
+    def read(self, name: str) -> bytes:
+        return self._asking(name, lambda files, path: files.cat_file(path))
+
+    def open(self, file: File) -> BinaryIO:
+        """The cached file under a shared lock, so that no process removes it while it is read."""
+        while True:
+            path = self._fetched(file)
+            try:
+                opened = path.open("rb")
+            except FileNotFoundError:  # removed between the two lines to make room for another
+                continue
+            fcntl.flock(opened, fcntl.LOCK_SH)
+            if os.fstat(opened.fileno()).st_nlink:
+                os.utime(path)  # used last
+                return opened
+            opened.close()
+
+    def _fetched(self, file: File) -> Path:
+        """The path in the cache, after fetching where needed. One process of the node fetches, the others wait."""
+        path = self.cache / f"{file.sha256}.whole"
+        if path.exists():
+            return path
+        with _locked(self.cache / f"{file.sha256}.lock"):
+            if not path.exists():
+                part = self.cache / f"{file.sha256}.part"
+                try:
+                    self._reserve(part, file)
+                    self._asking(file.name, lambda files, remote: self._download(files, remote, file, part))
+                    part.rename(path)
+                except FileNotFoundError:
+                    raise InputError(
+                        f"expected {self.where(file.name)}, which the index names, found none there; copy the set again"
+                    ) from None
+                finally:
+                    part.unlink(missing_ok=True)
+        return path
+
+    def _reserve(self, part: Path, file: File) -> None:
+        """Make room, and take it before anybody else does: the empty file already has its size."""
+        with _locked(self.cache / "room.lock"):
+            part.unlink(missing_ok=True)
+            self._make_room(file.size)
+            try:
+                with part.open("wb") as reserved:
+                    os.posix_fallocate(reserved.fileno(), 0, file.size)
+            except OSError as error:
+                part.unlink(missing_ok=True)
+                raise InputError(
+                    f"expected {file.size} bytes of room for {self.where(file.name)} in {self.cache}, got:"
+                    f" {error.strerror}; free some, or set data.remote.cache"
+                ) from None
+
+    def _make_room(self, size: int) -> None:
+        """Remove what was used longest ago, and what killed downloads left, until `size` more bytes fit."""
+        limit = int(self.config.limit_gib * GIB)
+        held = {path: path.stat() for ending in ("whole", "part") for path in self.cache.glob(f"*.{ending}")}
+        used = sum(facts.st_size for facts in held.values())
+        for path in sorted(held, key=lambda path: (path.suffix == ".whole", held[path].st_mtime_ns)):
+            abandoned = path.suffix == ".part" and _free(path.with_suffix(".lock"))
+            if not abandoned and (path.suffix == ".part" or used + size <= limit or not _free(path)):
+                continue
+            path.unlink(missing_ok=True)
+            used -= held[path].st_size
+        if used + size > limit:
+            raise CacheFullError(
+                f"expected room for {size} bytes in {self.cache}, got {used} bytes in use under the limit of"
+                f" {self.config.limit_gib:g} GiB; raise data.remote.limit_gib, or lower data.plan.window_shards: the"
+                " cache must hold two windows"
+            )
+
+    def _download(self, files: AbstractFileSystem, remote: str, file: File, part: Path) -> None:
+        """Into the reserved file, hashed on the way."""
+        found, size = hashlib.sha256(), 0
+        streamed = {"block_size": 0} if self.address.startswith("http") else {}  # not every server knows ranges
+        with files.open(remote, "rb", **streamed) as source, part.open("r+b") as target:
+            while chunk := source.read(CHUNK):
+                size += len(chunk)
+                if size > file.size:
+                    raise OSError(f"more than the expected {file.size} bytes")
+                found.update(chunk)
+                target.write(chunk)
+            target.truncate()
+            os.fsync(target.fileno())
+        if found.hexdigest() != file.sha256:
+            raise OSError(f"{size} bytes with another sha256 than the index says")
+
+    def _asking(self, name: str, ask: Any) -> Any:
+        """The answer, asking again after a failure. Every library behind fsspec has errors of its own, so all count."""
+        for attempt in range(self.config.attempts):
+            if attempt:
+                time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
+            try:
+                return ask(self._connected(), f"{self._root}/{name}")
+            except (FileNotFoundError, InputError):
+                raise
+            except Exception as error:
+                problem = f"{type(error).__name__} {error}".strip()
+        raise InputError(
+            f"expected {self.where(name)}, got {problem} ({self.config.attempts} attempts); check the server, the"
+            " address data.shards, and data.remote"
+        )
+
+    def _connected(self) -> AbstractFileSystem:
+        if self._files is None:
+            try:
+                self._files, self._root = url_to_fs(self.address, **_options(self.address, self.config))
+            except (ImportError, ValueError) as error:
+                raise InputError(
+                    f"data.shards: expected an address that an installed package reads, got {self.address} ({error})"
+                ) from None
+        return self._files
+
+
+def _options(address: str, config: RemoteConfig) -> dict[str, Any]:
+    """The timeout in each file system's own words, and the user's options on top."""
+    kind, timeout = address.split("://")[0], config.timeout_s
+    if kind in ("http", "https"):
+        from aiohttp import ClientTimeout  # fsspec needs it for these addresses, and no others
+
+        silent = ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
+        return {"client_kwargs": {"timeout": silent}, "skip_instance_cache": True, **config.options}
+    if kind == "s3":
+        return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout}, **config.options}
+    return dict(config.options)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Alone among the processes and threads of this node; a kill lets go."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _free(path: Path) -> bool:
+    """Nobody holds a lock on this file."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except FileNotFoundError:
+        return True
+    except BlockingIOError:
+        return False
