@@ -1,7 +1,8 @@
 """Augmentation by channel relationship: every image's parameters, drawn here, and the reference of each operation.
 
 resize -> pad with raw 0 -> crop -> flip -> normalise -> erase -> channel matrix (paper §2, CAJ; method §2). The DALI
-graph in `pipeline.py` executes exactly these parameters; the functions below are its definition and its test.
+graph in `pipeline.py` and the tensors of `pixels.py` execute exactly these parameters; the functions below are their
+definition and their test.
 B images, H x W pixels, C = 3 channels.
 """
 
@@ -110,22 +111,6 @@ def _draw_channels(
     gray = (case == 3) & (uniform(Stream.CHANNEL, *key, position_B[adapt], 1) < config.gray)
     channel_BCC[adapt[gray]] = np.tile(GRAY, (3, 1))
     return channel_BCC
-
-
-def affine(channel_BCC: np.ndarray, space: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Normalisation and channel matrix as one map of raw 0..255 values: matrix [B,3,3], offset [B,3], erase fill [B,3].
-
-    normalized: M diag(1/std) x - M (mean/std), and an erased pixel becomes M fill. raw: diag(1/std) M x - mean/std, and
-    an erased pixel becomes fill itself, since the matrix acts before the erasing there.
-    """
-    scale = np.diag(1 / (255 * STD))
-    shift = MEAN / STD
-    if space == "normalized":
-        matrix, offset, fill = channel_BCC @ scale, -(channel_BCC @ shift), channel_BCC @ ERASE_FILL
-    else:
-        matrix = scale @ channel_BCC
-        offset, fill = np.tile(-shift, (len(channel_BCC), 1)), np.tile(ERASE_FILL, (len(channel_BCC), 1))
-    return matrix.astype(np.float32), offset.astype(np.float32), fill.astype(np.float32)
 
 
 def resize(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:

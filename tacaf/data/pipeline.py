@@ -2,6 +2,7 @@
 
 Encoded bytes and every random parameter come in through one external source, a pure function of the step, so the graph
 holds no random operator and resuming means starting to count elsewhere. V0 and V1 are two crops of one decoded image.
+Erasing and the channel matrix follow in `pixels.py`.
 """
 
 import time
@@ -13,15 +14,16 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
 
-from tacaf.data.augment import AugmentConfig, affine, draw_parameters
+from tacaf.data.augment import MEAN, STD, AugmentConfig, Parameters, draw_parameters
 from tacaf.data.index import ShardIndex
+from tacaf.data.pixels import finish
 from tacaf.data.plan import Plan, PlannedBatch
 from tacaf.data.reader import BadSampleError, ShardReader
 from tacaf.interfaces import Batch
 from tacaf.vocabulary import Branch, InputError, Modality
 
 Node: TypeAlias = Any  # DALI's data node
-PARAMETERS = 7  # external inputs per branch: crop, mirror, matrix, offset, erase anchor, erase shape, erase fill
+PARAMETERS = 2  # external inputs per branch: crop, mirror
 
 
 def _decode(encoded: Node, height: int, width: int, device_id: int | None) -> Node:
@@ -30,9 +32,8 @@ def _decode(encoded: Node, height: int, width: int, device_id: int | None) -> No
     return fn.resize(image, resize_y=height, resize_x=width, interp_type=types.INTERP_LINEAR, antialias=False)
 
 
-def _augment(image: Node, height: int, width: int, *parameters: Node) -> Node:
-    """Crop from the padded image, mirror, normalise and mix channels in one affine map, erase; float32 CHW."""
-    crop, mirror, matrix, offset, anchor, shape, fill = parameters
+def _crop(image: Node, height: int, width: int, crop: Node, mirror: Node) -> Node:
+    """Crop from the image padded with raw 0, mirror, normalise; float32 CHW."""
     image = fn.slice(
         image,
         crop,
@@ -42,10 +43,14 @@ def _augment(image: Node, height: int, width: int, *parameters: Node) -> Node:
         normalized_shape=False,
         out_of_bounds_policy="pad",
     )
-    image = fn.flip(image, horizontal=mirror)
-    image = fn.coord_transform(image, MT=fn.cat(matrix, offset, axis=1), dtype=types.FLOAT)
-    image = fn.erase(image, anchor=anchor, shape=shape, axes=[0, 1], fill_value=fill)
-    return fn.transpose(image, perm=[2, 0, 1])
+    return _normalise(image, mirror)
+
+
+def _normalise(image: Node, mirror: Node | int = 0) -> Node:
+    mean, std = (255 * MEAN).tolist(), (255 * STD).tolist()
+    return fn.crop_mirror_normalize(
+        image, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT, output_layout="CHW"
+    )  # fmt: skip
 
 
 class TrainingSource:
@@ -75,18 +80,16 @@ class TrainingSource:
         rows = [self.instead.get(row, row) for row in planned.row_B.tolist()]
         return planned._replace(row_B=np.array(rows, dtype=np.int64))
 
+    def drawn(self, count: int, planned: PlannedBatch) -> Parameters:
+        """What is done to each image of that batch."""
+        return draw_parameters(
+            self.augment, self.plan.seed, *self.where(count), planned.position_B, planned.branch_B
+        )  # fmt: skip
+
     def __call__(self, info: Any) -> tuple[list[np.ndarray], ...]:
         count = self.first + info.iteration
         planned = self.planned(count)
-        drawn = draw_parameters(
-            self.augment, self.plan.seed, *self.where(count), planned.position_B, planned.branch_B
-        )  # fmt: skip
-        matrix, offset, fill = affine(drawn.channel_BCC, self.augment.channel_augment_space)
-        boxes = (
-            drawn.erase_anchor_B2.astype(np.float32),
-            drawn.erase_shape_B2.astype(np.float32),
-        )  # as fn.erase wants them
-        values = (drawn.crop_B2, drawn.mirror_B, matrix, offset[:, :, None], *boxes, fill)
+        drawn = self.drawn(count, planned)
         try:
             found = [self._bytes(planned, Branch.VISIBLE), self._bytes(planned, Branch.INFRARED)]
         except InputError as error:
@@ -94,7 +97,7 @@ class TrainingSource:
             raise
         for branch in self.plan.config.branches:
             own = planned.branch_B == branch
-            found += [[np.asarray(one) for one in value[own]] for value in values]
+            found += [list(drawn.crop_B2[own]), [np.asarray(one) for one in drawn.mirror_B[own]]]
         return tuple(found)
 
     def _bytes(self, planned: PlannedBatch, branch: Branch) -> list[np.ndarray]:
@@ -165,7 +168,7 @@ class TrainingPipeline:
             outputs = []
             for place, branch in enumerate(branches):
                 own = inputs[2 + place * PARAMETERS : 2 + (place + 1) * PARAMETERS]
-                outputs.append(_augment(decoded[branch.modality], config.height, config.width, *own))
+                outputs.append(_crop(decoded[branch.modality], config.height, config.width, *own))
             pipeline.set_outputs(*outputs)
         pipeline.build()
         return pipeline
@@ -180,7 +183,7 @@ class TrainingPipeline:
             self.ahead.want(self.plan.shards_ahead(epoch, step))
         outputs = self._run()
         planned = self.source.planned(self.next)
-        images_BCHW = torch.cat([_to_torch(output) for output in outputs])
+        images_BCHW = self._finished([_to_torch(output) for output in outputs], self.source.drawn(self.next, planned))
         self.next += 1
         self.wait_s = time.perf_counter() - began
         label, branch, group, position, row = (
@@ -190,11 +193,24 @@ class TrainingPipeline:
         visible = int((planned.branch_B != Branch.INFRARED).sum())
         return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step)
 
+    def _finished(self, branches: list[torch.Tensor], drawn: Parameters) -> torch.Tensor:
+        """The batch in memory of its own: DALI will use that of its outputs again."""
+        first = branches[0]
+        size = sum(len(images) for images in branches)
+        out_BCHW = torch.empty((size, *first.shape[1:]), dtype=first.dtype, device=first.device)
+        start = 0
+        for images in branches:
+            own = slice(start, start + len(images))
+            part = Parameters(*(values[own] for values in drawn))
+            finish(images, part, self.augment.channel_augment_space, out_BCHW[own])
+            start += len(images)
+        return out_BCHW
+
     def _run(self) -> Any:
         """The graph's outputs for the next batch; after replacing what is unusable, from a graph built anew."""
         while True:
             try:
-                return self.pipeline.run()
+                return self.pipeline.run(_stream(self.device_id))
             except Exception as error:  # DALI's own from the graph, a bare one from a worker process
                 problem = self._find_problem()
                 if problem is None:
@@ -272,18 +288,16 @@ class EvaluationPipeline:
         device_id: int | None = None, threads: int = 2,
     ) -> None:  # fmt: skip
         self.rows = np.asarray(rows, dtype=np.int64)[rank::ranks]
-        self.batch_size = batch_size
+        self.batch_size, self.device_id = batch_size, device_id
         self.reader = ShardReader(index)
         self._error: InputError | None = None
-        matrix, offset, _ = affine(np.eye(3)[None], "normalized")
         self.pipeline = Pipeline(batch_size=batch_size, num_threads=threads, device_id=device_id)
         with self.pipeline:
             encoded = fn.external_source(
                 source=self._source, num_outputs=1, batch=True, batch_info=True, parallel=False
             )[0]
             image = _decode(encoded, height, width, device_id)
-            image = fn.coord_transform(image, M=matrix[0].ravel().tolist(), T=offset[0].tolist(), dtype=types.FLOAT)
-            self.pipeline.set_outputs(fn.transpose(image, perm=[2, 0, 1]))
+            self.pipeline.set_outputs(_normalise(image))
         self.pipeline.build()
 
     def _source(self, info: Any) -> tuple[list[np.ndarray]]:
@@ -303,17 +317,21 @@ class EvaluationPipeline:
         number = 0
         while len(rows := self._batch(number)):
             try:
-                (output,) = self.pipeline.run()
+                (output,) = self.pipeline.run(_stream(self.device_id))
             except RuntimeError as error:
                 raise self._error or _explain(error, self.reader, rows) from None
-            yield _to_torch(output), torch.from_numpy(rows)
+            yield _to_torch(output).clone(), torch.from_numpy(rows)
             number += 1
 
 
+def _stream(device_id: int | None) -> Any:
+    """The stream that will read DALI's outputs, so that their memory is not used again before it has."""
+    return None if device_id is None else torch.cuda.current_stream(device_id)
+
+
 def _to_torch(output: Any) -> torch.Tensor:
-    """A DALI batch as a tensor of its own: DALI will use the memory again."""
-    dense = output.as_tensor()
-    return torch.from_dlpack(dense).clone()
+    """A DALI batch as a tensor in DALI's memory, which the next batch uses again."""
+    return torch.from_dlpack(output.as_tensor())
 
 
 def _explain(error: RuntimeError, reader: ShardReader, rows: np.ndarray) -> Exception:

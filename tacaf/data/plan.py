@@ -85,6 +85,7 @@ class Plan:
         self.training_set, self.config, self.seed = training_set, config, seed
         self.steps_per_epoch = math.ceil(max(training_set.images) / config.images_per_modality)
         self.steps_per_cycle = training_set.identities // config.identities_per_batch
+        self._shard_bounds = training_set.shard_bounds() if config.window_shards else None
         self._drawn: dict[tuple[int, int], _Windows] = {}
 
     @property
@@ -168,7 +169,8 @@ class Plan:
 
     def _draw_windows(self, epoch: int, cycle: int) -> "_Windows":
         """The shards in the random order of this cycle, cut into windows."""
-        bounds = self.training_set.shard_bounds()
+        bounds = self._shard_bounds
+        assert bounds is not None, "only asked for where there are windows"
         order = permutation(len(bounds) - 1, Stream.WINDOWS, self.seed, epoch, cycle)
         shard_end_X = np.cumsum(np.diff(bounds)[order])
         wide = self.config.window_shards or len(order)

@@ -8,11 +8,9 @@ from tacaf.data.augment import (
     GRAY,
     AugmentConfig,
     Parameters,
-    affine,
     draw_parameters,
     normalise,
     pad_crop,
-    reference,
     resize,
 )
 from tacaf.vocabulary import Branch
@@ -89,22 +87,6 @@ def test_pad_crop():
     image = np.arange(12, dtype=np.uint8).reshape(3, 4, 1)
     moved = pad_crop(image, 2, (-1, 1))
     assert moved[:, :, 0].tolist() == [[0, 0, 0, 0], [1, 2, 3, 0], [5, 6, 7, 0]]
-
-
-@pytest.mark.parametrize("space", ["normalized", "raw"])
-def test_the_affine_map_is_the_chain(space, drawn):
-    rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (40, 20, 3), dtype=np.uint8)
-    config = CONFIG.model_copy(update={"channel_augment_space": space})
-    for place in range(12):
-        matrix, offset, fill = (values[0] for values in affine(drawn.channel_BCC[place : place + 1], space))
-        chain = reference(image, config, drawn, place)
-        cropped = pad_crop(image, 4, tuple(drawn.crop_B2[place]))
-        cropped = cropped[:, ::-1] if drawn.mirror_B[place] else cropped
-        fused = cropped @ matrix.T + offset
-        (top, left), (height, width) = drawn.erase_anchor_B2[place], drawn.erase_shape_B2[place]
-        fused[top : top + height, left : left + width] = fill
-        assert np.abs(fused.transpose(2, 0, 1) - chain).max() < 1e-5
 
 
 def test_normalise_and_fill():

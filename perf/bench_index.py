@@ -1,0 +1,110 @@
+"""How the index and the plan do at size: 10 million images of 1 million identities, no pixels needed.
+
+    python perf/bench_index.py [--identities 1000000] [--json FILE]
+
+Writes a shard set's index and columns (the tars are empty files of the right length), then measures in a fresh process:
+seconds to open it and to select the training set, peak memory, and milliseconds for a batch at steps anywhere in the
+first hundred epochs, with and without windows. A batch is asked for cold each time, as after a resume.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from tacaf.data.index import ShardIndex, select_training
+from tacaf.data.plan import Plan, PlanConfig
+from tacaf.logs import environment
+from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, SHARD_FORMAT, SHARD_FORMAT_VERSION
+
+IMAGES_OF_A_MODALITY = 5
+IDENTITIES_OF_A_SHARD = 650  # 256 MiB of images of 40 kB
+IMAGE_BYTES = 40_000
+STEPS = 40  # timed batches
+
+
+def write_index(folder: Path, identities: int) -> None:
+    """A shard set of `identities` people, ten images each, whose tars hold nothing."""
+    each = 2 * IMAGES_OF_A_MODALITY
+    row = np.arange(identities * each)
+    pid, inside = row // each, row % each
+    shard = pid // IDENTITIES_OF_A_SHARD
+    columns = {
+        "shard": shard, "offset": (row - shard * IDENTITIES_OF_A_SHARD * each) * IMAGE_BYTES,
+        "size": np.full(len(row), IMAGE_BYTES), "pid": pid, "camid": 1 + inside % 3,
+        "modality": inside // IMAGES_OF_A_MODALITY, "split": np.zeros(len(row)), "number": 1 + inside,
+    }  # fmt: skip
+    (folder / COLUMN_FOLDER).mkdir(parents=True)
+    for name, values in columns.items():
+        np.save(folder / COLUMN_FOLDER / f"{name}.npy", values.astype(COLUMNS[name]))
+    shards = []
+    for number, images in enumerate(np.bincount(shard).tolist()):
+        path = folder / f"paper-{number:06d}.tar"
+        with path.open("wb") as file:
+            file.truncate(images * IMAGE_BYTES)
+        shards.append({"name": path.name, "bytes": images * IMAGE_BYTES, "sha256": "0" * 64, "images": images})
+    facts = {
+        "format": SHARD_FORMAT, "format_version": SHARD_FORMAT_VERSION, "name": "paper", "images": len(row),
+        "splits": {"train": list(range(identities))}, "locations": None, "shards": shards,
+        "columns": {name: {"dtype": COLUMNS[name], "sha256": "0" * 64} for name in COLUMNS},
+    }  # fmt: skip
+    (folder / INDEX_FILE).write_text(json.dumps(facts))
+
+
+def measure(folder: Path) -> dict:
+    """Times and peak memory of this process."""
+    before = _memory_mib("VmRSS")
+    began = time.perf_counter()
+    index = ShardIndex.open(folder)
+    opened = time.perf_counter()
+    training_set = select_training(index, "train")
+    selected = time.perf_counter()
+    found = {"images": len(index), "identities": training_set.identities, "open_s": opened - began,
+             "select_s": selected - opened}  # fmt: skip
+    draw = np.random.default_rng(0)
+    for name, config in {"": {}, "_windows": {"window_shards": 64}, "_cameras": {"sampler": "camera"}}.items():
+        times = []
+        plan = Plan(training_set, PlanConfig(**config), seed=0)
+        for epoch in draw.integers(0, 100, STEPS).tolist():  # nothing is kept from another epoch's batch
+            step = int(draw.integers(plan.steps_per_epoch))
+            start = time.perf_counter()
+            plan.global_batch(epoch, step)
+            times.append(1000 * (time.perf_counter() - start))
+        found |= {f"batch{name}_ms_median": float(np.median(times)), f"batch{name}_ms_max": max(times)}
+    return {**found, "peak_memory_mib": _memory_mib("VmHWM"), "memory_before_mib": before}
+
+
+def _memory_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name + ":")).split()[1]) / 1024
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--identities", type=int, default=1_000_000)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    wanted = parser.parse_args(argv)
+    if wanted.child:
+        print(json.dumps(measure(wanted.child)))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        write_index(Path(folder) / "set", wanted.identities)
+        command = [sys.executable, __file__, "--child", str(Path(folder) / "set")]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    for name, value in result.items():
+        print(f"{name:24} {value:,.2f}" if isinstance(value, float) else f"{name:24} {value:,}")
+    if wanted.json:
+        wanted.json.parent.mkdir(parents=True, exist_ok=True)
+        wanted.json.write_text(json.dumps({"environment": environment(1), "result": result}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
