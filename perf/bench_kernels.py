@@ -297,6 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--images", type=int, help="only cases of this many images")
     parser.add_argument("--seconds", type=float, default=0.2, help="about how long a provider's pass is timed")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--check", action="store_true", help="no figures: every case in every dtype against float64")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--predict", type=Path, metavar="FILE", help="no run: the least times on an H200, as a table")
     wanted = parser.parse_args(argv)
@@ -311,9 +312,15 @@ def main(argv: list[str] | None = None) -> int:
     if wanted.peak_of:
         print_peak(chosen[int(wanted.peak_of[1])], DTYPES[dtype], wanted.peak_of[0])
         return 0
+    todo = [case for case in chosen if wanted.images in (None, case.shape["B"])]
+    if wanted.check:
+        for name in (wanted.dtype,) if wanted.dtype else DTYPES:
+            for case in todo:
+                check(case, DTYPES[name], wanted.device)
+                print(f"right: {case.name} {name}", flush=True)
+        return 0
     ceiling = ceilings(wanted.device, DTYPES[dtype])
     facts = {"environment": environment(1), "device": wanted.device, "ceilings": ceiling}
-    todo = [case for case in chosen if wanted.images in (None, case.shape["B"])]
     rows: list[dict] = []
     for done, case in enumerate(todo, start=1):
         check(case, DTYPES[dtype], wanted.device)

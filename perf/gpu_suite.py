@@ -1,9 +1,10 @@
 """Everything a GPU machine can tell, in one command: python perf/gpu_suite.py --out DIR [--minutes 8]
 
-Correctness first (the kernel tests on the GPU), then the kernel benchmark in bf16, then a training step of the whole
-model. Each part runs in a process of its own inside what is left of the time, and leaves a file in DIR even when it
-fails; `summary.json` and `summary.md` say what ran. PyTorch and Triton are enough for the kernels; what else a part
-needs and does not find (pytest, pydantic) makes it "not measured", with the reason.
+Correctness first (every op at the real shapes in every dtype against float64, then the kernel tests), then the kernel
+benchmark in bf16, then a training step of the whole model. Each part runs in a process of its own inside what is left
+of the time, and leaves a file in DIR even when it fails; `summary.json` and `summary.md` say what ran. PyTorch and
+Triton are enough for the kernels; what else a part needs and does not find (pytest, pydantic) makes it "not measured",
+with the reason.
 """
 
 import argparse
@@ -18,9 +19,13 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
+# the kernel tests that run on a GPU, without the project's plugins and fixtures: those need more than PyTorch
+TESTS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", "-c", os.devnull, "--rootdir", ".",
+         "tests/kernels/triton_cases.py")  # fmt: skip
 # name, what must be importable, share of the time it may take, command
 PARTS = (
-    ("tests", ("pytest",), 0.3, ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not long", "tests/kernels")),
+    ("right", (), 0.2, ("perf/bench_kernels.py", "--check", "--images", "64")),
+    ("tests", ("pytest",), 0.3, TESTS),
     ("kernels_64", (), 0.3, ("perf/bench_kernels.py", "--images", "64", "--json", "{out}/kernels_64.json")),
     ("kernels_512", (), 0.3, ("perf/bench_kernels.py", "--images", "512", "--json", "{out}/kernels_512.json")),
     ("train", ("pydantic",), 0.2, ("perf/bench_train.py", "--seconds", "5", "--json", "{out}/train.json")),

@@ -33,6 +33,15 @@ def test_a_wrong_result_gives_no_figure(case):
         bench_kernels.check(replace(case, ours=off), torch.float32, "cpu")
 
 
+def test_check_goes_through_every_dtype_and_prints_no_figure(monkeypatch, capsys):
+    monkeypatch.setattr(bench_kernels, "cases", lambda device: SMALL[:2])
+    assert bench_kernels.main(["--device", "cpu", "--check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith("right: ") for line in lines)
+    assert {line.split()[-1] for line in lines} == {"bf16", "fp16", "fp32"}
+
+
 def test_rows_hold_the_promised_columns():
     case = SMALL[0]
     ceiling = {"copy_bytes_per_s": 1e10, "matrix_flops_per_s": 1e11}
