@@ -213,9 +213,11 @@ class CachedStore:
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
             try:
                 return ask(self._connected(), f"{self._root}/{name}")
-            except (FileNotFoundError, InputError):
+            except InputError:
                 raise
             except Exception as error:
+                if isinstance(error, FileNotFoundError) and not _no_answer(error.__cause__):
+                    raise
                 problem = f"{type(error).__name__} {error}".strip()
         raise InputError(
             f"expected {self.where(name)}, got {problem} ({self.config.attempts} attempts); check the server, the"
@@ -231,6 +233,15 @@ class CachedStore:
                     f"data.shards: expected an address that an installed package reads, got {self.address} ({error})"
                 ) from None
         return self._files
+
+
+def _no_answer(cause: BaseException | None) -> bool:
+    """Whether "not found" only means that nobody answered: fsspec's HTTP says the same for both."""
+    if cause is None or isinstance(cause, FileNotFoundError):
+        return False
+    from aiohttp import ClientConnectionError
+
+    return isinstance(cause, (OSError, ClientConnectionError)) or getattr(cause, "status", 404) >= 500
 
 
 def _options(address: str, config: RemoteConfig) -> dict[str, Any]:

@@ -200,3 +200,13 @@ def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="expected to write the cache"):
         CachedStore("http://127.0.0.1:9", RemoteConfig(cache=tmp_path / "file" / "cache"))
+
+
+def test_a_server_that_vanishes_is_named_and_what_was_fetched_stays(local, config):
+    with serving(local.store.folder) as server:
+        reader = ShardReader(ShardIndex.open(server.address, config))
+        here, there = (int(rows_of_shard(local, shard)[0]) for shard in (0, 1))
+        reader.read(here)
+    assert reader.read(here + 1).tobytes() == ShardReader(local).read(here + 1).tobytes()
+    with pytest.raises(InputError, match=rf"{local.shards[1].name}, got .*check the server"):
+        reader.read(there)
