@@ -6,7 +6,9 @@ RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json.
 
 import argparse
 import json
+import math
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from launch import engine as deepspeed_engine
 from launch.config import Asked, EvaluationConfig
 from launch.engine import Place
 from launch.model_file import ModelCard, load_model
+from launch.stop import StopRequest
 from tacaf import distributed
 from tacaf.checkpoint import write_whole
 from tacaf.data.index import ShardIndex
@@ -39,10 +42,12 @@ def embed_identities(
     settings: EvaluationConfig,
     place: Place,
     flip: bool = False,
+    stop: StopRequest | None = None,
 ) -> tuple[FeatureSet, np.ndarray]:
     """Features of every image of these identities and their rows in the index; the same on every rank.
 
-    With `flip` the embedding is the normalised mean of the image's and its mirror image's.
+    With `flip` the embedding is the normalised mean of the image's and its mirror image's. With `stop`, StoppedError
+    between two batches, the model as it was.
     """
     rows = index.rows_of(pids)
 
@@ -56,7 +61,7 @@ def embed_identities(
 
     training = model.training
     model.eval()
-    batches = EvaluationPipeline(
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]] = EvaluationPipeline(
         index,
         rows,
         height,
@@ -66,8 +71,13 @@ def embed_identities(
         ranks=place.world_size,
         device_id=place.device_id,
     )
-    features = extract(embed, ((images.to(place.device), found) for images, found in batches), index.columns, rows)
-    model.train(training)
+    if stop is not None:
+        shared = math.ceil(len(rows) // place.world_size / settings.batch_size)
+        batches = stop.between(batches, shared)
+    try:
+        features = extract(embed, ((images.to(place.device), found) for images, found in batches), index.columns, rows)
+    finally:
+        model.train(training)
     return features, np.sort(rows)
 
 

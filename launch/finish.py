@@ -68,13 +68,16 @@ def evaluate_epoch(
     due = config.evaluation.every and state.epoch % config.evaluation.every == 0
     last = state.epoch == config.train.epochs
     held_out = validates(config, index)
+    state = state._replace(evaluated=state.epoch)
     # without held-out identities `finish` scores the last epoch's model on the same ones
     if not (held_out if last else due):
         return state
     split = "val" if held_out else scored_split(config, index)
     distributed.average_batchnorm_statistics(engine.module)
     size = (config.data.augment.height, config.data.augment.width)
-    features, _ = embed_identities(engine.module, index, index.pids_of(split), *size, config.evaluation, place)
+    features, _ = embed_identities(
+        engine.module, index, index.pids_of(split), *size, config.evaluation, place, stop=watcher.stop
+    )
     settings = settings_for(config, split)
     result = score_all(features, settings, settings.asked()[:1], {})[0]
     watcher.evaluated(state, split, result)
@@ -110,7 +113,7 @@ def finish(
     pids = index.pids_of(split)
     refuse_leak(index, card.trained_on, pids)
     features, rows = embed_identities(
-        model.to(place.device), index, pids, card.height, card.width, config.evaluation, place
+        model.to(place.device), index, pids, card.height, card.width, config.evaluation, place, stop=watcher.stop
     )
     if place.rank == 0:
         facts = circumstances_of(config.evaluation, card, split)

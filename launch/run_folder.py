@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launch.config import Config, dump_config
 from tacaf import distributed, logs
-from tacaf.checkpoint import write_whole
+from tacaf.checkpoint import mend, write_whole
 from tacaf.vocabulary import InputError
 
 
@@ -40,6 +40,7 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
             raise InputError(
                 f"run: {folder} is being written by another process; wait for it or give another folder"
             ) from None
+        mend(folder / "checkpoints")
         write_whole(folder / "config.yaml", dump_config(config))
         starts = (
             json.loads((folder / "environment.json").read_text())

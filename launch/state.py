@@ -10,6 +10,7 @@ import torch
 
 from launch.config import Config, TrainConfig
 from launch.engine import Place
+from launch.stop import StopRequest
 from tacaf.checkpoint import write_whole
 from tacaf.data.index import ShardIndex
 from tacaf.interfaces import Batch
@@ -31,6 +32,12 @@ class TrainState(NamedTuple):
     global_step: int = 0
     best: float = -1.0  # mAP on validation identities
     best_epoch: int = -1
+    evaluated: int = 0  # epochs whose evaluation is done
+
+    @property
+    def awaits_evaluation(self) -> bool:
+        """An epoch has ended and its evaluation has not; so it is after a stop in the middle of one."""
+        return self.step == 0 and self.epoch > self.evaluated
 
     def after_step(self, steps_per_epoch: int) -> "TrainState":
         epoch, step = divmod(self.epoch * steps_per_epoch + self.step + 1, steps_per_epoch)
@@ -61,8 +68,11 @@ def _flat(values: dict, prefix: str) -> dict:
 class Watcher:
     """Writes metrics.jsonl and the progress line; silent on every rank but the first."""
 
-    def __init__(self, config: Config, run: Path, place: Place, state: TrainState, total: int) -> None:
+    def __init__(
+        self, config: Config, run: Path, place: Place, state: TrainState, total: int, stop: StopRequest
+    ) -> None:
         first = place.rank == 0
+        self.stop = stop
         self.config, self.run, self.global_step = config, run, state.global_step
         self.metrics = MetricsWriter(run / "metrics.jsonl" if first else None, state.global_step)
         self.progress = Progress(total, state.global_step, active=first)

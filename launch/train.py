@@ -2,6 +2,7 @@
 
 Data, model, engine, then one loop: forward, loss, backward, step, log; at the end of an epoch evaluate and save.
 Everything random is a function of (seed, epoch, step, position), so a resumed run goes on exactly where it stood.
+SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from launch.forward import forward
 from launch.model_file import build_model
 from launch.run_folder import open_run
 from launch.state import TrainState, Watcher, must_match
+from launch.stop import EXIT_CODE, StoppedError, StopRequest
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
@@ -25,7 +27,7 @@ from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.vocabulary import InputError
 
 
-def train(config: Config, resume: bool) -> None:
+def train(config: Config, resume: bool, stop: StopRequest) -> None:
     place = deepspeed_engine.start_distributed()
     index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
@@ -37,7 +39,8 @@ def train(config: Config, resume: bool) -> None:
         checkpoints = run / "checkpoints"
         if resume:
             deepspeed_engine.find_checkpoint(checkpoints, facts)  # before anything is built
-        model, loaded = build_model(config, plan.training_set.identities)
+        identities = plan.training_set.identities
+        model, loaded = build_model(config, identities)
         model.to(place.device)
         optimizer = build_optimizer(
             config.optim, model.backbone_parameters(), model.new_parameters(), config.data.plan.images_per_modality
@@ -45,7 +48,7 @@ def train(config: Config, resume: bool) -> None:
         engine = deepspeed_engine.build_engine(config, model, optimizer, plan.images // place.world_size)
         state = TrainState(**deepspeed_engine.resume(engine, checkpoints, facts)["state"]) if resume else TrainState()
         criterion = TacafLoss(config.loss)
-        watcher = Watcher(config, run, place, state, total=config.train.epochs * steps)
+        watcher = Watcher(config, run, place, state, total=config.train.epochs * steps, stop=stop)
         watcher.say(f"{plan.training_set.describe()}; {steps} steps an epoch; {loaded}")
         batches = TrainingPipeline(
             index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
@@ -55,22 +58,38 @@ def train(config: Config, resume: bool) -> None:
             report=watcher.warn,
         )  # fmt: skip
         model.train()
-        while state.epoch < config.train.epochs:
-            batch = next(batches).to(place.device)
-            rates = set_rates(optimizer, rate_factor(config.optim, batch.epoch, batch.step, steps, config.train.epochs))
-            loss, terms = criterion(forward(engine, batch, config), batch.label_B)
-            watcher.refuse_nonfinite(loss.detach(), terms, batch, index)
-            engine.backward(loss)
-            engine.step()
-            state = state.after_step(steps)
-            watcher.step(batch, loss.detach(), terms, rates, plan.images, batches.wait_s)
-            if state.step == 0:
-                state = evaluate_epoch(config, state, engine, index, place, run, watcher, plan.training_set.identities)
-            if state.must_save(config.train):
-                deepspeed_engine.save(
-                    engine, checkpoints, state.global_step, {**facts, "state": state._asdict()}, config.train.keep
+
+        def save() -> TrainState:
+            whole = {**facts, "state": state._asdict()}
+            deepspeed_engine.save(engine, checkpoints, state.global_step, whole, config.train.keep)
+            return state
+
+        saved = state if resume else None
+        try:
+            while True:
+                if state.awaits_evaluation:
+                    state = evaluate_epoch(config, state, engine, index, place, run, watcher, identities)
+                if state.must_save(config.train) and state != saved:
+                    saved = save()
+                if state.epoch == config.train.epochs:
+                    break
+                stop.check()
+                batch = next(batches).to(place.device)
+                rates = set_rates(
+                    optimizer, rate_factor(config.optim, batch.epoch, batch.step, steps, config.train.epochs)
                 )
-        finish(config, state, engine, index, place, run, watcher, plan.training_set.identities)
+                loss, terms = criterion(forward(engine, batch, config), batch.label_B)
+                watcher.refuse_nonfinite(loss.detach(), terms, batch, index)
+                engine.backward(loss)
+                engine.step()
+                state = state.after_step(steps)
+                watcher.step(batch, loss.detach(), terms, rates, plan.images, batches.wait_s)
+            finish(config, state, engine, index, place, run, watcher, identities)
+        except StoppedError:
+            if state != saved:
+                save()
+            watcher.say(f"asked to stop: saved after step {state.global_step}; --resume goes on from there")
+            raise
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -96,10 +115,12 @@ def main(argv: list[str] | None = None) -> int:
             if first:
                 print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
-        train(config, arguments.resume)
+        train(config, arguments.resume, StopRequest().listen())
     except InputError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except StoppedError:
+        return EXIT_CODE
     finally:
         deepspeed_engine.stop_distributed()
     return 0

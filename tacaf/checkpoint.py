@@ -16,6 +16,7 @@ from tacaf.vocabulary import InputError
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
+OLD = ".old-"
 
 
 def tag_of(global_step: int) -> str:
@@ -30,6 +31,13 @@ def clear_temporary(folder: Path) -> None:
     """Remove what a killed save left behind."""
     for path in folder.glob(".tmp-*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def mend(folder: Path) -> None:
+    """After a kill in mid-commit: a checkpoint that had been moved aside for its successor comes back."""
+    for old in folder.glob(f"{OLD}*"):
+        final = folder / old.name.removeprefix(OLD)
+        shutil.rmtree(old) if final.exists() else old.rename(final)
 
 
 def commit(folder: Path, global_step: int, facts: dict, keep: int, best: bool = False) -> Path:
@@ -47,10 +55,12 @@ def commit(folder: Path, global_step: int, facts: dict, keep: int, best: bool = 
     write_whole(temporary / MANIFEST, json.dumps({"facts": facts, "files": files}, indent=1))
     for path in temporary.rglob("*"):
         _fsync(path)
-    if final.exists():
-        shutil.rmtree(final)
+    old = folder / f"{OLD}{final.name}"
+    if final.exists():  # saved again, after a stop in the evaluation; at no moment is neither there
+        final.rename(old)
     temporary.rename(final)
     _fsync(folder)
+    shutil.rmtree(old, ignore_errors=True)
     write_whole(folder / LATEST, final.name + "\n")
     if best:
         write_whole(folder / "best", final.name + "\n")

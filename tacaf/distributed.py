@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 
+_control_group: dist.ProcessGroup | None = None
+
 
 def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -64,8 +66,18 @@ def mean_over_ranks(value: float) -> float:
 
 
 def any_rank(flag: bool) -> bool:
-    """True on every rank if it is true on one: how ranks agree to stop together."""
-    return mean_over_ranks(float(flag)) > 0
+    """True on every rank if it is true on one: how ranks agree to stop together.
+
+    Over a group of its own on the CPU, so that asking at every step never waits for a GPU.
+    """
+    global _control_group
+    if world_size() == 1:
+        return flag
+    if _control_group is None:
+        _control_group = dist.new_group(backend="gloo")
+    found = torch.tensor([int(flag)])
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control_group)
+    return bool(found.item())
 
 
 def average_batchnorm_statistics(module: torch.nn.Module) -> None:

@@ -3,14 +3,18 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
+from launch.stop import EXIT_CODE
 from shards import regdb
 from shards.synth import synthesise
 
@@ -33,36 +37,47 @@ TINY = [
 ]
 
 
-def run(*command: object, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+def start(*command: object, ranks: int = 1) -> subprocess.Popen:
     """A command of the project in a process of its own, on one thread, so that sums are the same every time."""
     launcher = [BIN / "deepspeed", "--num_accelerators", ranks] if ranks > 1 else [sys.executable]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
     environment = {
         name: value for name, value in environment.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
-    done = subprocess.run(
-        [str(part) for part in (*launcher, *command)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
+    words = [str(part) for part in (*launcher, *command)]
+    return subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+def run(*command: object, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+    with start(*command, ranks=ranks) as process:
+        out, err = process.communicate(timeout=400)
     if check:
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return done
+        assert process.returncode == 0, out[-3000:] + err[-3000:]
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def train(shards: Path, folder: Path, *more: str, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+def command_of(shards: Path, folder: Path, *more: str) -> list[str]:
+    """The words of a tiny training; `more` are values (a=b) and flags."""
     values = [f"data.shards={shards}", f"run={folder}", *TINY, *(value for value in more if "=" in value)]
     flags = [value for value in more if "=" not in value]
     settings = [part for value in values for part in ("--set", value)]
-    return run("launch/train.py", "--config", "launch/configs/demo.yaml", *settings, *flags, ranks=ranks, check=check)
+    return ["launch/train.py", "--config", "launch/configs/demo.yaml", *settings, *flags]
+
+
+def train(shards: Path, folder: Path, *more: str, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
+    return run(*command_of(shards, folder, *more), ranks=ranks, check=check)
+
+
+def records_of(folder: Path, kind: str) -> list[dict]:
+    path = folder / "metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [record for record in records if record["kind"] == kind]
 
 
 def steps_of(folder: Path) -> list[dict]:
-    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [record for record in records if record["kind"] == "step"]
+    return records_of(folder, "step")
 
 
 @pytest.fixture(scope="module")
@@ -106,15 +121,64 @@ def test_resuming_in_mid_epoch_is_the_uninterrupted_run_bit_for_bit(sysu_shards,
         (folder / name).unlink()
     shutil.rmtree(folder / "results")
     train(sysu_shards, folder, "--resume")
-    expected, found = load_file(finished / "model.safetensors"), load_file(folder / "model.safetensors")
-    assert expected.keys() == found.keys()
-    for name, tensor in expected.items():
-        assert np.array_equal(tensor, found[name]), name
+    same_run(finished, folder)
+
+
+def same_run(expected: Path, found: Path) -> None:
+    """The same weights bit for bit, and every step once with the same losses."""
+    weights = [load_file(folder / "model.safetensors") for folder in (expected, found)]
+    assert weights[0].keys() == weights[1].keys()
+    for name, tensor in weights[0].items():
+        assert np.array_equal(tensor, weights[1][name]), name
     losses = [
-        [(record["global_step"], record["loss"], record["terms"]) for record in steps_of(run)]
-        for run in (finished, folder)
+        [(record["global_step"], record["loss"], record["terms"]) for record in steps_of(folder)]
+        for folder in (expected, found)
     ]
-    assert losses[0] == losses[1], "every step once, with the same losses"
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("steps", "number"), [(0, signal.SIGTERM), (1, signal.SIGUSR1), (STEPS, signal.SIGTERM)],
+    ids=["at the first step", "between steps", "in the evaluation"],
+)  # fmt: skip
+def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(sysu_shards, finished, tmp_path, steps, number):
+    folder = tmp_path / "stopped"
+    with start(*command_of(sysu_shards, folder)) as process:
+        seen = process.stdout.readline()
+        while "steps an epoch" not in seen:
+            seen = process.stdout.readline()
+        while len(steps_of(folder)) < steps:
+            time.sleep(0.005)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=100)
+    assert process.returncode == EXIT_CODE, out[-2000:] + err[-2000:]
+    assert "--resume goes on from there" in out
+    assert "Traceback" not in err
+    assert not (folder / "model.safetensors").exists()
+    assert steps <= len(steps_of(folder)) < 2 * STEPS
+    train(sysu_shards, folder, "--resume")
+    same_run(finished, folder)
+    scores = [records_of(run, "eval") for run in (finished, folder)]
+    assert scores[0] == scores[1], "every evaluation once, with the same scores"
+
+
+def test_one_rank_asked_to_stop_stops_all(sysu_shards, tmp_path):
+    folder = tmp_path / "stopped"
+    with start(*command_of(sysu_shards, folder, "train.epochs=200"), ranks=2) as process:
+        while not steps_of(folder):
+            assert process.poll() is None
+            time.sleep(0.02)
+        ranks = [
+            child
+            for child in psutil.Process(process.pid).children(recursive=True)
+            if "launch/train.py" in child.cmdline() and child.environ().get("RANK") == "1"
+        ]
+        ranks[-1].send_signal(signal.SIGUSR1)
+        out, err = process.communicate(timeout=100)
+    assert process.returncode == EXIT_CODE, out[-2000:] + err[-2000:]
+    last = steps_of(folder)[-1]["global_step"]
+    assert f"saved after step {last}" in out
+    assert (folder / "checkpoints" / f"step-{last:08d}" / "manifest.json").is_file()
 
 
 def test_two_ranks_train_as_one(sysu_shards, finished, tmp_path):
