@@ -178,8 +178,8 @@ def _manifest_parser(data_sets: "argparse._SubParsersAction[_Parser]") -> None:
         help="any data set, from a list of its images",
         description="Pack any data set from a list of its images. Columns (or JSON keys): path, relative to --root; "
         f"pid, a number or a name; modality, visible (also {also[Modality.VISIBLE]}) or infrared "
-        f"(also {also[Modality.INFRARED]}); optionally camid, a number, 0 where there is none, and split, train, val or test. Other columns are ignored. Without splits the "
-        "identities are drawn into train and test.",
+        f"(also {also[Modality.INFRARED]}); optionally camid, a number, 0 where there is none, and split, train, val "
+        "or test. Other columns are ignored. Without splits the identities are drawn into train and test.",
     )
     listed = parser.add_mutually_exclusive_group(required=True)
     listed.add_argument("--csv", type=Path, metavar="FILE", help="the list, UTF-8, with a header")
