@@ -9,6 +9,7 @@ from types import FrameType
 from typing import NoReturn
 
 from shards import inspect, llcm, manifest, regdb, synth, sysu_mm01
+from shards.remove import remove
 from shards.verify import verify
 from shards.writer import Packed, PackOptions
 from tacaf.vocabulary import InputError, Modality
@@ -106,6 +107,11 @@ def _verify(args: argparse.Namespace) -> int:
     return 1 if problems else 0
 
 
+def _remove(args: argparse.Namespace) -> int:
+    print(remove(args.shards, args.pid).summary())
+    return 0
+
+
 def _inspect(args: argparse.Namespace) -> int:
     shard_set = inspect.open_set(args.shards)
     print(inspect.summary_text(shard_set))
@@ -136,6 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     _manifest_parser(data_sets)
     _verify_parser(verbs)
     _inspect_parser(verbs)
+    _remove_parser(verbs)
     return parser
 
 
@@ -207,6 +214,25 @@ def _inspect_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.add_argument("--html", type=Path, metavar="FILE", help="write a contact sheet, one file, to FILE")
     verb.add_argument("--identities", type=int, default=12, metavar="N", help="identities on the sheet (default 12)")
     verb.set_defaults(run=_inspect)
+
+
+def _remove_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = verbs.add_parser(
+        "remove",
+        help="take people out of a shard set",
+        description="Take people out of a shard set: images, facts, rows and names. Shards without them stay as they "
+        "are, the others are written anew, and old and new set change places in one step. Raw folders, other copies "
+        "and trained models are yours to deal with.",
+    )
+    verb.add_argument("shards", type=Path, metavar="SHARDS")
+    verb.add_argument(
+        "--pid",
+        nargs="+",
+        required=True,
+        metavar="N",
+        help="numbers or, in a set with names, names; pid=N or name=N where a word could be both",
+    )
+    verb.set_defaults(run=_remove)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:

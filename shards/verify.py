@@ -12,10 +12,10 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.images import decode_problem
-from shards.index_file import NO_SPLIT, IndexFile, read_column, read_index, tally
+from shards.index_file import NO_SPLIT, IndexFile, read_column, read_index, row_key, tally
 from shards.output import file_sha256
 from shards.tar import BLOCK, INDEX_VERSION, Component, index_text, padded
-from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, InputError, Modality, Split, sample_key
+from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, InputError, Modality, Split
 
 _FACTS_LIMIT = 65_536  # bytes; the facts of a sample take about a hundred
 _MODALITIES = {modality.code: modality for modality in Modality}
@@ -92,7 +92,7 @@ def _check_rows(index: IndexFile, columns: Columns) -> Iterator[str]:
     order = np.lexsort([columns[name] for name in ("number", "camid", "modality", "pid")])
     if not np.array_equal(order, np.arange(index.images)):
         row = int(np.flatnonzero(order != np.arange(index.images))[0])
-        yield f"columns: row {row} ({_key(columns, row)}): rows are not sorted by pid, modality, camid, number"
+        yield f"columns: row {row} ({row_key(columns, row)}): rows are not sorted by pid, modality, camid, number"
     ends = columns["offset"] + columns["size"]
     for number, shard in enumerate(index.shards):
         rows = np.flatnonzero(columns["shard"] == number)
@@ -114,6 +114,9 @@ def _check_counts(index: IndexFile, columns: Columns) -> Iterator[str]:
             got, stated = found.get(split, {}).get(modality), index.counts.get(split, {}).get(modality)
             if got != stated:
                 yield f"index.json: counts of {split}, {modality}: stated {stated or 'none'}, recounted {got or 'none'}"
+    back = pids.intersection(index.removed.pids if index.removed else ())
+    if back:
+        yield f"index.json: pid {min(back)} is stated as removed, but has images; remove it again"
     for split, members in index.splits.items():
         if set(members) - pids:
             yield f"index.json: split {split} names pid {min(set(members) - pids)}, which has no image"
@@ -158,7 +161,7 @@ def _check_idx(path: Path, columns: Columns, rows: np.ndarray) -> Iterator[str]:
         yield f"{path.name}: expected '{INDEX_VERSION} {len(rows)}' and {len(rows)} lines, got {got}; copy it again"
         return
     for row, line in zip(rows.tolist(), lines[1:], strict=True):
-        key, offset, size = _key(columns, row), int(columns["offset"][row]), int(columns["size"][row])
+        key, offset, size = row_key(columns, row), int(columns["offset"][row]), int(columns["size"][row])
         words = line.split(" ")
         expected = [str(offset), str(size), f"{key}.{words[0]}", "json", str(offset + padded(size) + BLOCK)]
         if words[1:6] != expected or words[7:] != [f"{key}.json"]:
@@ -181,7 +184,7 @@ def _check_tar(path: Path, columns: Columns, rows: np.ndarray) -> Iterator[str]:
         samples = []
         for place, row in enumerate(rows.tolist()):
             pair = members[2 * place : 2 * place + 2]
-            key = _key(columns, row)
+            key = row_key(columns, row)
             if len(pair) < 2 or pair[0].name.partition(".")[0] != key or pair[1].name != f"{key}.json":
                 names = " and ".join(member.name for member in pair) or "the end"
                 unread = len(rows) - place
@@ -237,11 +240,6 @@ def _facts_problem(data: bytes, columns: Columns, row: int) -> str | None:
 
 def _is_safe(member: tarfile.TarInfo) -> bool:
     return member.isreg() and "/" not in member.name and "\\" not in member.name and member.name.partition(".")[0] != ""
-
-
-def _key(columns: Columns, row: int) -> str:
-    modality = _MODALITIES[int(columns["modality"][row])]
-    return sample_key(modality, *(int(columns[name][row]) for name in ("pid", "camid", "number")))
 
 
 def _column(name: str) -> str:
