@@ -98,7 +98,7 @@ def _options(args: argparse.Namespace) -> PackOptions:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    problems = verify(args.shards, quick=args.quick)
+    problems = verify(args.shards, quick=args.quick, workers=args.workers)
     for problem in problems:
         print(problem)
     checked = "structure, counts and sizes" if args.quick else "hashes, members, facts and images"
@@ -204,6 +204,7 @@ def _verify_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = verbs.add_parser("verify", help=text, description=text)
     verb.add_argument("shards", type=Path, metavar="SHARDS")
     verb.add_argument("--quick", action="store_true", help="structure, counts and sizes only; does not read the tars")
+    verb.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     verb.set_defaults(run=_verify)
 
 

@@ -8,7 +8,16 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, InputError, Modality, sample_key
+from tacaf.vocabulary import (
+    COLUMN_FOLDER,
+    COLUMNS,
+    INDEX_FILE,
+    SHARD_FORMAT,
+    SHARD_FORMAT_VERSION,
+    InputError,
+    Modality,
+    sample_key,
+)
 
 NO_SPLIT = 255  # the split column of an image that belongs to no single split (RegDB has ten)
 Count = Field(ge=0, strict=True)
@@ -81,17 +90,35 @@ def read_index(folder: Path) -> IndexFile:
     """The index of the set in `folder`. InputError where there is none, or one that does not have the form above."""
     path = folder / INDEX_FILE
     try:
-        return IndexFile.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"expected a shard set in {folder}, found no {INDEX_FILE}; pack one there first") from None
     except OSError as error:
         raise InputError(f"expected to read {path}, got: {error.strerror}; mend that and try again") from None
+    try:
+        return IndexFile.model_validate_json(text)
     except ValidationError as error:
+        _check_version(path, text)
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
             f"{path}: expected the index of a shard set, got at {place}: {first['msg']}; copy or pack the set again"
         ) from None
+
+
+def _check_version(path: Path, text: bytes) -> None:
+    """InputError for an index of our format in another version, whatever else it may hold."""
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(facts, dict) and facts.get("format") == SHARD_FORMAT:
+        version = facts.get("format_version")
+        if isinstance(version, int) and version != SHARD_FORMAT_VERSION:
+            raise InputError(
+                f"{path}: expected format_version {SHARD_FORMAT_VERSION}, got {version}; read the set with the TACAF "
+                "that wrote it, or pack it again"
+            )
 
 
 def read_column(folder: Path, name: str, images: int) -> np.ndarray:
