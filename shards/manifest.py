@@ -32,6 +32,7 @@ MODALITIES = {
 }
 TEST_SHARE, SEED = 0.3, 0
 _NUMBER = "[0-9]{1,18}"
+_CONTROL = "[\x00-\x1f\x7f\ud800-\udfff]"  # and what is no character
 
 Fields = dict[str, str]
 
@@ -241,6 +242,8 @@ def _row(place: str, fields: Fields) -> Row:
     for name in NEEDED:
         if not fields.get(name):
             raise InputError(f"{place}: expected a {name}, got none; mend the line")
+        if re.search(_CONTROL, fields[name]):
+            raise InputError(f"{place}: expected a {name} in plain text, got {fields[name][:80]!r}; mend the line")
     pid, modality = fields["pid"], fields["modality"].lower()
     if re.fullmatch("-[0-9]+", pid):
         raise InputError(f"{place}: expected a pid of at least 0 or a name, got {pid}; leave the line out")

@@ -176,7 +176,7 @@ def _drop_strangers(place: Workplace, wanted: set[str]) -> None:
             path.unlink()
     if strangers:
         print(
-            f"{place.out}: {len(strangers)} shards of an interrupted packing dropped: images, lists or options have "
+            f"{place.out}: dropped {len(strangers)} of the shards finished before: images, lists or options have "
             "changed since",
             file=sys.stderr,
         )

@@ -229,6 +229,8 @@ FILES = {
     "h.jsonl": (b'{"path": null, "pid": 1, "modality": "ir"}\n', r"h\.jsonl:1: expected path as text"),
     "i.jsonl": (b'{"path": "a.jpg", "pid": "\xff"}\n', r"i\.jsonl:1: expected UTF-8 text"),
     "j.jsonl": (b"[" * 100_000 + b"\n", r"j\.jsonl:1: expected a JSON object, got no JSON"),
+    "k.csv": (b'path,pid,modality\n"a\nb.jpg",1,rgb\n', r"k\.csv:3: expected a path in plain text, got 'a\\nb\.jpg'"),
+    "l.jsonl": (b'{"path": "a.jpg", "pid": "\\ud800", "modality": "ir"}\n', r"l\.jsonl:1: expected a pid in plain"),
     "k.jsonl": (b'{"path": "a\\u0000.jpg", "pid": 1, "modality": "ir"}\n', r"k\.jsonl:1: expected"),
 }
 
