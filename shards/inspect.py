@@ -130,7 +130,9 @@ def _headline(shard_set: ShardSet) -> str:
     shards = f"{_count(index.shards, 'shard')}, {mib:.1f} MiB"
     text = f"{index.name}: {index.images} images of {identities} identities in {shards}"
     text += f" ({index.source})"
-    return text + (f"; {index.left_out_count} of its images left out" if index.left_out_count else "")
+    text += f"; {index.left_out_count} of its images left out" if index.left_out_count else ""
+    removed = index.removed
+    return text + (f"; {removed.images} images of {_count(removed.pids, 'person')} removed" if removed else "")
 
 
 def _split_rows(shard_set: ShardSet) -> Iterator[list[str]]:

@@ -187,7 +187,8 @@ def _clear(place: Workplace) -> None:
 
 def _keep_finished(place: Workplace) -> int:
     """Remove what belongs to no finished shard, and the folder if nothing is left; how many there are."""
-    records = {path.stem for path in place.shards.glob("*.json")} if place.shards.exists() else set()
+    tars = {path.stem for path in place.shards.glob("*.tar")}
+    records = {path.stem for path in place.shards.glob("*.json")} & tars
     if not records:
         shutil.rmtree(place.shards, ignore_errors=True)
         return 0

@@ -91,7 +91,7 @@ def pack(
     with new_set(out, overwrite) as place:
         folder = place.set
         jobs = list(plan(ordered, root, place.shards, shard_mib * 2**20, skip_bad))
-        content = _assemble(zip(jobs, _write_shards(jobs, place, processes), strict=True), place, name)
+        content = _collect(zip(jobs, _write_shards(jobs, place, processes), strict=True), name)
         columns = {column: np.array(values, dtype=COLUMNS[column]) for column, values in content.columns.items()}
         kept = {split: sorted(set(pids).intersection(content.columns["pid"])) for split, pids in splits.items()}
         omissions = sorted([*left_out, *content.bad], key=lambda omission: omission.path)
@@ -109,6 +109,8 @@ def pack(
             source=source,
         )
         check_counts(kept, index.counts)
+        for job, shard in zip(content.jobs, content.shards, strict=True):
+            _place(job, folder / shard.name)
         write_text(folder / INDEX_FILE, index.to_json())
     return Packed(out, index, (*warnings, *_missing(splits, kept)))
 
@@ -116,6 +118,7 @@ def pack(
 @dataclass
 class _Content:
     shards: list[ShardFacts] = field(default_factory=list)
+    jobs: list[ShardJob] = field(default_factory=list)  # of `shards`, one by one
     columns: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     bad: list[Omission] = field(default_factory=list)
 
@@ -182,26 +185,31 @@ def _drop_strangers(place: Workplace, wanted: set[str]) -> None:
         )
 
 
-def _assemble(shards: Iterable[tuple[ShardJob, FinishedShard]], place: Workplace, name: str) -> _Content:
-    """Give the finished shards their numbers and names in the set, and make the rows."""
+def _collect(shards: Iterable[tuple[ShardJob, FinishedShard]], name: str) -> _Content:
+    """The rows of the set and the numbered shards; one in which every image is bad gets no number."""
     content = _Content()
     for job, shard in shards:
         content.bad += [Omission(relative(job.records[n].path, job.root), why) for n, why in shard.bad.items()]
-        if not shard.offset:  # nothing but bad images
+        if not shard.offset:
             continue
         number = len(content.shards)
-        tar = place.set / f"{name}-{number:06d}.tar"
-        for suffix in (".tar", ".idx"):
-            # A second name, so that a failure after this keeps the shard; without hard links it would be made anew.
-            if not link(job.file(suffix), tar.with_suffix(suffix)):
-                job.file(suffix).rename(tar.with_suffix(suffix))
         packed = [record for n, record in enumerate(job.records) if n not in shard.bad]
         for record, offset, size in zip(packed, shard.offset, shard.size, strict=True):
             _add_row(content.columns, record, number, offset, size)
-        content.shards.append(
-            ShardFacts(name=tar.name, bytes=shard.bytes, sha256=shard.sha256, images=len(shard.offset))
-        )
+        file = f"{name}-{number:06d}.tar"
+        content.shards.append(ShardFacts(name=file, bytes=shard.bytes, sha256=shard.sha256, images=len(shard.offset)))
+        content.jobs.append(job)
     return content
+
+
+def _place(job: ShardJob, tar: Path) -> None:
+    """Give a finished shard its name in the set: a second one, so that a failure after this keeps the shard.
+
+    Without hard links it is moved, and such a failure costs it; that is why this comes late.
+    """
+    for suffix in (".tar", ".idx"):
+        if not link(job.file(suffix), tar.with_suffix(suffix)):
+            job.file(suffix).rename(tar.with_suffix(suffix))
 
 
 def _add_row(columns: dict[str, list[int]], record: Record, shard: int, offset: int, size: int) -> None:

@@ -11,6 +11,7 @@ import pytest
 from shards import output
 from shards.__main__ import main
 from shards.index_file import read_index
+from shards.inspect import open_set, summary_text
 from shards.remove import remove
 from shards.verify import verify
 from shards.writer import pack
@@ -103,6 +104,7 @@ def test_removals_add_up(folder):
     remove(folder, ["6", "6"])
     assert index_of(folder)["removed"] == {"pids": [1, 6], "images": 8}
     assert verify(folder) == []
+    assert summary_text(open_set(folder)).splitlines()[0].endswith("; 8 images of 2 persons removed")
     with pytest.raises(InputError, match="got 1, which has been removed before"):
         remove(folder, ["1"])
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from shards import llcm, output, shard_job
+from shards import llcm, output, shard_job, writer
 from shards.__main__ import main
 from shards.output import new_set
 from shards.record import Record
@@ -182,7 +182,15 @@ def test_without_hard_links_nothing_is_lost(tmp_path, monkeypatch):
         raise OSError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(output.os, "link", refuse)
+    monkeypatch.setattr(writer, "write_column", refuse)
+    with pytest.raises(PermissionError) as raised:
+        pack_raw(tmp_path / "raw", tmp_path / "b", records)
+    assert raised.value.__notes__[0].startswith("4 finished shards wait")
+    monkeypatch.undo()
+    monkeypatch.setattr(output.os, "link", refuse)
+    finished = identities(tmp_path / "b")
     pack_raw(tmp_path / "raw", tmp_path / "b", records)
+    assert set(finished.values()) == set(identities(tmp_path / "b").values())
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
 
 
