@@ -193,7 +193,7 @@ def _keep_finished(place: Workplace) -> int:
         shutil.rmtree(place.shards, ignore_errors=True)
         return 0
     for path in place.shards.iterdir():
-        if path.suffix == ".partial" or path.stem not in records:
+        if path.stem not in records:
             path.unlink()
     return len(records)
 

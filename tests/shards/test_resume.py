@@ -346,13 +346,14 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
         try:
             wait_until(lambda: len(list(records.glob("*.json"))) == 3 or process.poll() is not None)
             finished, workers = identities(out), children_of(process.pid)
-            assert len(workers) >= 2
+            at_work = [pid for pid in workers if b"spawn_main" in command_line(pid)]
+            assert len(at_work) == 2
+            assert all(blocks_ctrl_c(pid) for pid in at_work), "a terminal sends it to them too"
             assert main(llcm_command(root, out, workers=1)) == 2
             assert f"but process {process.pid} is" in capsys.readouterr().err
             if how == "a worker":
-                for pid in workers:
-                    if b"spawn_main" in command_line(pid):
-                        os.kill(pid, signal.SIGKILL)
+                for pid in at_work:
+                    os.kill(pid, signal.SIGKILL)
             elif how == "SIGINT":
                 os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers too
             else:
@@ -361,7 +362,7 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
         finally:
             process.kill()
     assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130, "a worker": 2}[how]
-    wait_until(lambda: not any(b"spawn_main" in command_line(pid) for pid in workers))
+    wait_until(lambda: not any(b"spawn_main" in command_line(pid) for pid in at_work))
     assert not out.exists()
     assert not list(out.parent.rglob("index.json"))
     if how != "SIGKILL":
@@ -386,6 +387,12 @@ def command_line(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
+
+
+def blocks_ctrl_c(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
+    return bool(int(blocked, 16) >> (signal.SIGINT - 1) & 1)
 
 
 def test_a_full_disk_is_one_clear_error(tmp_path):
@@ -428,7 +435,7 @@ if sys.argv[3] == "exchange":
     output._exchange = lambda *names: exchange(*names) and die()
 else:
     output._exchange = lambda *names: False
-    os.rename = lambda source, target: die() if source.name == "set" else rename(source, target)
+    os.rename = lambda source, target: die() if source.parent.name == "set.packing" else rename(source, target)
 root = Path(sys.argv[1])
 pack_raw(root, Path(sys.argv[2]), [r for r in noise_records(root, 4)], overwrite=True)
 """
