@@ -32,8 +32,8 @@ class Removal:
     def summary(self) -> str:
         pids = ", ".join(map(str, self.pids[:5])) + (", ..." if len(self.pids) > 5 else "")
         return (
-            f"{self.folder}: removed {self.images} images of {len(self.pids)} identities (pid {pids}); "
-            f"{self.rewritten} shards written anew, {self.index.images} images stay in {len(self.index.shards)} shards"
+            f"{self.folder}: removed pid {pids}; images removed: {self.images}, left: {self.index.images}; "
+            f"shards written anew: {self.rewritten} of {len(self.index.shards)}"
         )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.images import SUFFIXES
-from shards.index_file import NO_SPLIT, ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, tally
+from shards.index_file import NO_SPLIT, ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index, tally
 from shards.output import Workplace, file_sha256, link, new_set, sync, write_text
 from shards.record import Omission, Record
 from shards.shard_job import FinishedShard, ShardJob, finished, plan, relative, write_shard
@@ -109,10 +109,11 @@ def pack(
             source=source,
         )
         check_counts(kept, index.counts)
+        back = _back(out, kept_pids=set(content.columns["pid"]))
         for job, shard in zip(content.jobs, content.shards, strict=True):
             _place(job, folder / shard.name)
         write_text(folder / INDEX_FILE, index.to_json())
-    return Packed(out, index, (*warnings, *_missing(splits, kept)))
+    return Packed(out, index, (*warnings, *_missing(splits, kept), *back))
 
 
 @dataclass
@@ -255,3 +256,14 @@ def _missing(splits: Mapping[str, Collection[int]], kept: dict[str, list[int]]) 
         missing = sorted(set(pids).difference(kept[split]))
         if missing:
             yield f"{len(missing)} identities of the list {split} have no images, the first is {missing[0]}"
+
+
+def _back(out: Path, kept_pids: set[int]) -> list[str]:
+    """Who was removed from the set that is about to be replaced, and is in the new one."""
+    removed = read_index(out).removed if (out / INDEX_FILE).exists() else None
+    return [
+        f"pid {pid} was removed from the set that this one replaces and is back; remove it again, and from the raw "
+        "folder"
+        for pid in (removed.pids if removed else ())
+        if pid in kept_pids
+    ]

@@ -228,9 +228,7 @@ def test_a_set_set_aside_by_a_kill_is_brought_back(folder):
 
 def test_the_command(folder, tmp_path, capsys):
     assert main(["remove", str(folder), "--pid", "1", "5"]) == 0
-    assert "removed 8 images of 2 identities (pid 1, 5); 2 shards written anew, 24 images stay in 4 shards" in (
-        capsys.readouterr().out
-    )
+    assert "removed pid 1, 5; images removed: 8, left: 24; shards written anew: 2 of 4" in (capsys.readouterr().out)
     for words in (["--pid", "1"], ["--pid"], []):
         assert main(["remove", str(folder), *words]) == 2
     assert main(["remove", str(tmp_path / "absent/set"), "--pid", "1"]) == 2
@@ -239,6 +237,17 @@ def test_the_command(folder, tmp_path, capsys):
     assert main(["remove", str(folder), "--pid", "2"]) == 2
     shown = capsys.readouterr().err
     assert [line[:6] for line in shown.splitlines()] == ["error:"] * 5
+
+
+def test_packing_over_the_set_warns_of_who_comes_back(folder, tmp_path):
+    remove(folder, ["1", "5"])
+    records = [record for record in noise_records(tmp_path / "raw", PIDS) if record.pid != 5]
+    splits = {"train": [1, 2, 3, 4], "test": [6, 7, 8]}
+    again = pack(records, folder, "noise", splits, root=tmp_path / "raw", source="noise", overwrite=True)
+    assert again.warnings == (
+        "pid 1 was removed from the set that this one replaces and is back; remove it again, and from the raw folder",
+    )
+    assert pack(records, folder, "noise", splits, root=tmp_path / "raw", source="", overwrite=True).warnings == ()
 
 
 def test_who_comes_back_is_a_problem(folder):
