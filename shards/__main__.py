@@ -5,12 +5,14 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
-from shards import inspect, llcm, regdb, synth, sysu_mm01
+from shards import inspect, llcm, manifest, regdb, synth, sysu_mm01
+from shards.remove import remove
 from shards.verify import verify
-from shards.writer import Packed
-from tacaf.vocabulary import InputError
+from shards.writer import Packed, PackOptions
+from tacaf.vocabulary import InputError, Modality
 
 # A data set with folders and lists of its own: what `--root` must hold, and its packer.
 DATA_SETS: dict[str, tuple[str, Callable[..., Packed]]] = {
@@ -18,7 +20,11 @@ DATA_SETS: dict[str, tuple[str, Callable[..., Packed]]] = {
     regdb.NAME: ("Visible, Thermal and idx/{train,test}_{visible,thermal}_{1..10}.txt", regdb.pack),
     llcm.NAME: ("vis, nir, test_vis, test_nir and idx/{train_vis,train_nir,test_id}.txt", llcm.pack),
 }
-INTERRUPTED = 130
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class _Terminated(BaseException):
+    """SIGTERM, so that a polite kill ends like an error and cleans up."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -34,14 +40,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         return args.run(args)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _failed(error, str(error), 2)
     except OSError as error:  # disk full, no permission: the text names the file
-        print(f"error: {error}; nothing was left half-written", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing was left half-written", file=sys.stderr)
-        return INTERRUPTED
+        return _failed(error, str(error), 2)
+    except KeyboardInterrupt as stop:
+        return _failed(stop, "interrupted", INTERRUPTED)
+    except _Terminated as stop:
+        return _failed(stop, "terminated", TERMINATED)
+
+
+def _failed(error: BaseException, text: str, status: int) -> int:
+    """One line that says what happened, and (the notes) what was kept of the work."""
+    notes = getattr(error, "__notes__", [])
+    if not notes and not isinstance(error, InputError):
+        notes = ["nothing was left half-written"]
+    print("error: " + "; ".join([text, *notes]), file=sys.stderr)
+    return status
 
 
 def _synth(args: argparse.Namespace) -> int:
@@ -60,19 +74,42 @@ def _synth(args: argparse.Namespace) -> int:
 
 def _pack(args: argparse.Namespace) -> int:
     _, pack = DATA_SETS[args.data_set]
-    packed = pack(args.root, args.out, shard_mib=args.shard_mib, skip_bad=args.skip_bad, overwrite=args.overwrite)
+    print(pack(args.root, args.out, **_options(args)).summary())
+    return 0
+
+
+def _pack_manifest(args: argparse.Namespace) -> int:
+    packed = manifest.pack(
+        args.root,
+        args.out,
+        args.csv or args.jsonl,
+        jsonl=args.csv is None,
+        name=args.name,
+        test_share=args.test_share,
+        seed=args.seed,
+        **_options(args),
+    )
     print(packed.summary())
     return 0
 
 
+def _options(args: argparse.Namespace) -> PackOptions:
+    return PackOptions(shard_mib=args.shard_mib, skip_bad=args.skip_bad, overwrite=args.overwrite, workers=args.workers)
+
+
 def _verify(args: argparse.Namespace) -> int:
-    problems = verify(args.shards, quick=args.quick)
+    problems = verify(args.shards, quick=args.quick, workers=args.workers)
     for problem in problems:
         print(problem)
     checked = "structure, counts and sizes" if args.quick else "hashes, members, facts and images"
     result = f"{len(problems)} problems" if problems else "sound"
     print(f"{args.shards}: {result} ({checked} checked)")
     return 1 if problems else 0
+
+
+def _remove(args: argparse.Namespace) -> int:
+    print(remove(args.shards, args.pid).summary())
+    return 0
 
 
 def _inspect(args: argparse.Namespace) -> int:
@@ -95,14 +132,17 @@ def _parser() -> argparse.ArgumentParser:
     pack = verbs.add_parser(
         "pack",
         help="pack a data set's folders into shards",
-        description="Pack a data set's own folders into shards: original bytes, the same input gives the same bytes, "
-        "and nothing is left behind when it fails.",
+        description="Pack images into shards: original bytes, and the same input gives the same bytes. Nothing appears "
+        "in --out before it is whole. The shards that an interrupted packing finished wait in a folder beside it, and "
+        "the same command goes on from them.",
     )
     data_sets = pack.add_subparsers(metavar="DATA_SET", dest="data_set", required=True, parser_class=_Parser)
     for name, (holds, _) in DATA_SETS.items():
         _pack_parser(data_sets.add_parser(name, help=f"folder with {holds}"), holds)
+    _manifest_parser(data_sets)
     _verify_parser(verbs)
     _inspect_parser(verbs)
+    _remove_parser(verbs)
     return parser
 
 
@@ -129,7 +169,34 @@ def _pack_parser(data_set: argparse.ArgumentParser, holds: str) -> None:
     )
     data_set.add_argument("--skip-bad", action="store_true", help="leave unreadable images out and list them")
     data_set.add_argument("--shard-mib", type=int, default=256, metavar="N", help="a shard's size in MiB (default 256)")
+    data_set.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     data_set.set_defaults(run=_pack)
+
+
+def _manifest_parser(data_sets: "argparse._SubParsersAction[_Parser]") -> None:
+    also = {
+        modality: ", ".join(
+            word for word, meant in manifest.MODALITIES.items() if meant is modality and word != modality
+        )
+        for modality in Modality
+    }
+    parser = data_sets.add_parser(
+        "manifest",
+        help="any data set, from a list of its images",
+        description="Pack any data set from a list of its images. Columns (or JSON keys): path, relative to --root; "
+        f"pid, a number or a name; modality, visible (also {also[Modality.VISIBLE]}) or infrared "
+        f"(also {also[Modality.INFRARED]}); optionally camid, a number, 0 where there is none, and split, train, val "
+        "or test. Other columns are ignored. Without splits the identities are drawn into train and test.",
+    )
+    listed = parser.add_mutually_exclusive_group(required=True)
+    listed.add_argument("--csv", type=Path, metavar="FILE", help="the list, UTF-8, with a header")
+    listed.add_argument("--jsonl", type=Path, metavar="FILE", help="the list, one JSON object a line")
+    parser.add_argument("--name", help="beginning of the shards' names (default: the list's name)")
+    share, seed = manifest.TEST_SHARE, manifest.SEED
+    parser.add_argument("--test-share", type=float, metavar="P", help=f"part drawn for the test (default {share})")
+    parser.add_argument("--seed", type=int, metavar="S", help=f"of the draw (default {seed})")
+    _pack_parser(parser, "the images")
+    parser.set_defaults(run=_pack_manifest)
 
 
 def _verify_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
@@ -137,6 +204,7 @@ def _verify_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb = verbs.add_parser("verify", help=text, description=text)
     verb.add_argument("shards", type=Path, metavar="SHARDS")
     verb.add_argument("--quick", action="store_true", help="structure, counts and sizes only; does not read the tars")
+    verb.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     verb.set_defaults(run=_verify)
 
 
@@ -149,7 +217,29 @@ def _inspect_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     verb.set_defaults(run=_inspect)
 
 
+def _remove_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+    verb = verbs.add_parser(
+        "remove",
+        help="take people out of a shard set",
+        description="Take people out of a shard set: images, facts, rows and names. Shards without them stay as they "
+        "are, the others are written anew, and old and new set change places in one step. Raw folders, other copies "
+        "and trained models are yours to deal with.",
+    )
+    verb.add_argument("shards", type=Path, metavar="SHARDS")
+    verb.add_argument(
+        "--pid",
+        nargs="+",
+        required=True,
+        metavar="N",
+        help="numbers or, in a set with names, names; pid=N or name=N where a word could be both",
+    )
+    verb.set_defaults(run=_remove)
+
+
+def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
+    raise _Terminated
+
+
 if __name__ == "__main__":
-    # A polite kill ends like an error, so that the unfinished folder is removed.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main())

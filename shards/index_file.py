@@ -1,13 +1,23 @@
 """index.json of a shard set and the columns beside it: their form, in one place for writing, verifying, inspecting."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError
 
-from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, InputError, Modality
+from tacaf.vocabulary import (
+    COLUMN_FOLDER,
+    COLUMNS,
+    INDEX_FILE,
+    SHARD_FORMAT,
+    SHARD_FORMAT_VERSION,
+    InputError,
+    Modality,
+    sample_key,
+)
 
 NO_SPLIT = 255  # the split column of an image that belongs to no single split (RegDB has ten)
 Count = Field(ge=0, strict=True)
@@ -44,6 +54,13 @@ class LeftOut(BaseModel, extra="forbid", frozen=True):
     reason: str
 
 
+class Removed(BaseModel, extra="forbid", frozen=True):
+    """Who was taken out of the set after it was packed."""
+
+    pids: list[int] = Field(description="ascending")
+    images: int = Count
+
+
 class IndexFile(BaseModel, extra="forbid", frozen=True):
     """The content of index.json (house §4). Everything else of a set is hashed by it."""
 
@@ -60,10 +77,12 @@ class IndexFile(BaseModel, extra="forbid", frozen=True):
     left_out: list[LeftOut]
     left_out_count: int = Field(ge=0, description="images left out; one entry of left_out may stand for many")
     source: str = Field(description="free text: what was packed")
+    removed: Removed | None = Field(None, description="not in the file where nobody was")
 
     def to_json(self) -> str:
         """One line a key: small, and readable with any pager."""
-        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in self.model_dump(mode="json").items())
+        values = self.model_dump(mode="json", exclude=None if self.removed else {"removed"})
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
         return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
@@ -71,17 +90,35 @@ def read_index(folder: Path) -> IndexFile:
     """The index of the set in `folder`. InputError where there is none, or one that does not have the form above."""
     path = folder / INDEX_FILE
     try:
-        return IndexFile.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"expected a shard set in {folder}, found no {INDEX_FILE}; pack one there first") from None
     except OSError as error:
         raise InputError(f"expected to read {path}, got: {error.strerror}; mend that and try again") from None
+    try:
+        return IndexFile.model_validate_json(text)
     except ValidationError as error:
+        _check_version(path, text)
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"])) or "the file"
         raise InputError(
             f"{path}: expected the index of a shard set, got at {place}: {first['msg']}; copy or pack the set again"
         ) from None
+
+
+def _check_version(path: Path, text: bytes) -> None:
+    """InputError for an index of our format in another version, whatever else it may hold."""
+    try:
+        facts = json.loads(text)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(facts, dict) and facts.get("format") == SHARD_FORMAT:
+        version = facts.get("format_version")
+        if isinstance(version, int) and version != SHARD_FORMAT_VERSION:
+            raise InputError(
+                f"{path}: expected format_version {SHARD_FORMAT_VERSION}, got {version}; read the set with the TACAF "
+                "that wrote it, or pack it again"
+            )
 
 
 def read_column(folder: Path, name: str, images: int) -> np.ndarray:
@@ -103,6 +140,12 @@ def read_column(folder: Path, name: str, images: int) -> np.ndarray:
             f"{COLUMN_FOLDER}/{name}.npy: expected ({images},) of {COLUMNS[name]}, got {got}; copy the set again"
         )
     return column
+
+
+def row_key(columns: Mapping[str, np.ndarray], row: int) -> str:
+    """The key of the sample that a row stands for."""
+    modality = list(Modality)[int(columns["modality"][row])]
+    return sample_key(modality, *(int(columns[name][row]) for name in ("pid", "camid", "number")))
 
 
 def tally(pids: np.ndarray, modalities: np.ndarray, splits: dict[str, list[int]]) -> dict[str, dict[Modality, Tally]]:

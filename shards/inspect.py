@@ -11,9 +11,9 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from shards.index_file import IndexFile, read_column, read_index
+from shards.index_file import IndexFile, read_column, read_index, row_key
 from shards.verify import verify
-from tacaf.vocabulary import COLUMNS, InputError, Modality, sample_key
+from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 TEMPLATE = Path(__file__).with_name("contact_sheet.html")
 SAMPLED = 64  # images whose size is looked up
@@ -32,8 +32,7 @@ class ShardSet:
     columns: dict[str, np.ndarray]
 
     def key(self, row: int) -> str:
-        modality = list(Modality)[int(self.columns["modality"][row])]
-        return sample_key(modality, *(int(self.columns[name][row]) for name in ("pid", "camid", "number")))
+        return row_key(self.columns, row)
 
     def image(self, row: int) -> bytes:
         """The bytes of an image file. InputError if the shard is missing or cut."""
@@ -131,7 +130,9 @@ def _headline(shard_set: ShardSet) -> str:
     shards = f"{_count(index.shards, 'shard')}, {mib:.1f} MiB"
     text = f"{index.name}: {index.images} images of {identities} identities in {shards}"
     text += f" ({index.source})"
-    return text + (f"; {index.left_out_count} of its images left out" if index.left_out_count else "")
+    text += f"; {index.left_out_count} of its images left out" if index.left_out_count else ""
+    removed = index.removed
+    return text + (f"; {removed.images} images of {_count(removed.pids, 'person')} removed" if removed else "")
 
 
 def _split_rows(shard_set: ShardSet) -> Iterator[list[str]]:

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from shards.images import SUFFIXES
-from shards.writer import Omission
+from shards.record import Omission
 from tacaf.vocabulary import InputError
 
 

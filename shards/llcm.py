@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Unpack
 
 from shards.layout import check_disjoint, image_files, need_folder, not_images, pid_folders, read_ids, read_path_list
-from shards.writer import Omission, Packed, PackOptions, Record
+from shards.record import Omission, Record
+from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
 from tacaf.vocabulary import InputError, Modality, Split
 

@@ -1,32 +1,100 @@
-"""The output folder of a packing: written under a temporary name, synchronised to disk, renamed when it is whole."""
+"""The output folder of a packing: put together in a working folder beside it, and put in its place when it is whole.
 
+Beside `out` stands `<out>.packing` while a packing runs, and after one that was interrupted:
+    lock      held by the one process that may write here; the system releases it when the process ends, however
+    shards/   finished shards, which the next packing goes on from
+    set/      the new set; exchanged with `out` at the end
+    old/      for a moment the old set, on a file system that cannot exchange two folders
+"""
+
+import ctypes
+import errno
+import fcntl
 import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from shards.index_file import read_index
 from tacaf.vocabulary import COLUMN_FOLDER, INDEX_FILE, InputError
 
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system without locks: go without
+_NO_EXCHANGE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """The folders of a packing."""
+
+    out: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.out.with_name(self.out.name + ".packing")
+
+    @property
+    def lock(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def shards(self) -> Path:
+        return self.folder / "shards"
+
+    @property
+    def set(self) -> Path:
+        return self.folder / "set"
+
+    @property
+    def old(self) -> Path:
+        return self.folder / "old"
+
 
 @contextmanager
-def new_set(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside `out` that becomes `out` when the block ends well, and vanishes when it does not.
+def new_set(out: Path, overwrite: bool) -> Iterator[Workplace]:
+    """A workplace whose `set` becomes `out` when the block ends well.
 
-    With `overwrite` an older shard set stays in place until then. InputError if something else is in the way.
+    When it does not, `out` is as before, and nothing stays but the finished shards: a note at the error says where.
+    With `overwrite` an older shard set stays in place until the end, and a kill leaves the one or the other.
+    InputError if something else is in the way, or another process is at work on `out`.
     """
-    _check_target(out, overwrite)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    place = Workplace(out)
+    with _locked(place):
+        _check_own(place)
+        _clear(place)
+        _check_target(out, overwrite)
+        try:
+            (place.set / COLUMN_FOLDER).mkdir(parents=True)
+            place.shards.mkdir(exist_ok=True)
+            yield place
+            _commit(place)
+        except BaseException as error:
+            _clear(place)
+            waiting = _keep_finished(place)
+            if waiting:
+                error.add_note(
+                    f"{waiting} finished shard{'s wait' if waiting > 1 else ' waits'} in {place.shards}: "
+                    "the same command goes on from there"
+                )
+            raise
+        shutil.rmtree(place.shards)
+        if place.set.exists():  # exchanged: this is the old set
+            shutil.rmtree(place.set)
+
+
+def link(source: Path, target: Path) -> bool:
+    """Give a file a second name without copying it; False on a file system that has no hard links."""
     try:
-        (partial / COLUMN_FOLDER).mkdir(parents=True)
-        yield partial
-        _commit(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.link(source, target)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            return False
+        raise
+    return True
 
 
 def write_text(path: Path, text: str) -> None:
@@ -42,10 +110,92 @@ def sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def file_sha256(path: Path) -> str:
     """The sha256 of a file, as 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def _locked(place: Workplace) -> Iterator[None]:
+    handle = _take_lock(place)
+    try:
+        yield
+    finally:
+        place.lock.unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it is gone
+        with suppress(OSError):  # finished shards wait in it
+            place.folder.rmdir()
+        os.close(handle)
+
+
+def _take_lock(place: Workplace) -> int:
+    """The open lock file. InputError if another process holds it."""
+    while True:
+        place.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(place.lock, os.O_RDWR | os.O_CREAT, 0o666)
+        except FileNotFoundError:  # its owner has just removed the folder
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                owner = os.read(handle, 32).decode(errors="replace") or "unknown"
+                os.close(handle)
+                raise InputError(
+                    f"expected nobody else at work on {place.out}, but process {owner} is; wait until it is done, or "
+                    "choose another --out"
+                ) from None
+            if error.errno not in _NO_LOCKS:
+                os.close(handle)
+                raise
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), os.stat(place.lock)):
+                os.truncate(handle, 0)
+                os.write(handle, str(os.getpid()).encode())
+                return handle
+        os.close(handle)  # its owner removed it between our opening and our locking
+
+
+def _check_own(place: Workplace) -> None:
+    """What is in the working folder gets deleted, so it must be ours."""
+    own = {path.name for path in (place.lock, place.shards, place.set, place.old)}
+    strange = sorted(path.name for path in place.folder.iterdir() if path.name not in own)
+    if strange:
+        raise InputError(f"expected only a packing's leftovers in {place.folder}, found {strange[0]}; move it away")
+
+
+def _clear(place: Workplace) -> None:
+    """Remove an unfinished set; bring back an old one that was set aside when the process was killed."""
+    if place.old.exists():
+        if not place.out.exists():
+            os.rename(place.old, place.out)
+        else:
+            shutil.rmtree(place.old)
+    if place.set.exists():
+        shutil.rmtree(place.set)
+
+
+def _keep_finished(place: Workplace) -> int:
+    """Remove what belongs to no finished shard, and the folder if nothing is left; how many there are."""
+    tars = {path.stem for path in place.shards.glob("*.tar")}
+    records = {path.stem for path in place.shards.glob("*.json")} & tars
+    if not records:
+        shutil.rmtree(place.shards, ignore_errors=True)
+        return 0
+    for path in place.shards.iterdir():
+        if path.stem not in records:
+            path.unlink()
+    return len(records)
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -53,6 +203,8 @@ def _check_target(out: Path, overwrite: bool) -> None:
         return
     if not out.is_dir():
         raise InputError(f"expected a folder for the shards, got the file {out}; choose another --out")
+    if os.path.ismount(out):
+        raise InputError(f"expected a folder that can be renamed, got the mount point {out}; choose a folder inside it")
     names = sorted(path.name for path in out.iterdir())
     if not names:
         return
@@ -75,26 +227,27 @@ def _check_target(out: Path, overwrite: bool) -> None:
             )
 
 
-def _commit(partial: Path, out: Path) -> None:
-    _sync_folder(partial / COLUMN_FOLDER)
-    _sync_folder(partial)
-    if out.exists() and any(out.iterdir()):
-        old = out.with_name(f"{out.name}.old-{os.getpid()}")
-        os.rename(out, old)
-        try:
-            os.rename(partial, out)
-        except OSError:
-            os.rename(old, out)
-            raise
-        shutil.rmtree(old)
-    else:
-        os.rename(partial, out)
-    _sync_folder(out.parent)
+def _commit(place: Workplace) -> None:
+    sync_folder(place.set / COLUMN_FOLDER)
+    sync_folder(place.set)
+    if not place.out.exists() or not any(place.out.iterdir()):
+        os.rename(place.set, place.out)
+    elif not _exchange(place.set, place.out):
+        os.rename(place.out, place.old)
+        os.rename(place.set, place.out)
+        shutil.rmtree(place.old)
+    sync_folder(place.out.parent)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _exchange(first: Path, second: Path) -> bool:
+    """Let two folders change places in one step; False where the system or the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    if libc.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _NO_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(second))

@@ -9,7 +9,8 @@ from typing import Unpack
 
 from shards.index_file import Tally
 from shards.layout import check_disjoint, image_files, need_folder, not_images, pid_folders, read_ids
-from shards.writer import Omission, Packed, PackOptions, Record
+from shards.record import Omission, Record
+from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
 from tacaf.vocabulary import InputError, Modality, Split
 

@@ -3,8 +3,7 @@
 A data set is one small file that turns its folders into `Record`s and calls `pack`.
 """
 
-import json
-import tarfile
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,38 +12,13 @@ from typing import TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from shards.images import SUFFIXES, header_problem
-from shards.index_file import NO_SPLIT, ColumnFacts, IndexFile, LeftOut, ShardFacts, tally
-from shards.output import file_sha256, new_set, sync, write_text
-from shards.tar import BLOCK, Component, add_member, index_text, padded
-from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, InputError, Modality, Split, sample_key
-
-
-@dataclass(frozen=True)
-class Record:
-    """One image of a raw data set. `number` is its 1-based place in its camera/pid folder, file names ascending;
-    `camid` is 0 in a set without cameras; `split` is None where splits are only named pid lists.
-    """
-
-    path: Path
-    pid: int
-    camid: int
-    modality: Modality
-    split: Split | None
-    number: int
-
-    @property
-    def key(self) -> str:
-        return sample_key(self.modality, self.pid, self.camid, self.number)
-
-
-@dataclass(frozen=True)
-class Omission:
-    """Something of the raw set that is not packed: a file, or a folder with several `images`."""
-
-    path: str
-    reason: str
-    images: int = 1
+from shards.images import SUFFIXES
+from shards.index_file import NO_SPLIT, ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index, tally
+from shards.output import Workplace, file_sha256, link, new_set, sync, write_text
+from shards.record import Omission, Record
+from shards.shard_job import FinishedShard, ShardJob, finished, plan, relative, write_shard
+from shards.workers import in_order, process_count
+from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, InputError, Modality, Split
 
 
 class PackOptions(TypedDict, total=False):
@@ -53,6 +27,7 @@ class PackOptions(TypedDict, total=False):
     shard_mib: int  # a new shard starts at the first identity after this size; default 256
     skip_bad: bool  # leave unreadable images out and list them, instead of stopping; default False
     overwrite: bool  # replace an existing shard set once the new one is whole; default False
+    workers: int | None  # processes; default one a core, and this one alone for a small set
 
 
 @dataclass(frozen=True)
@@ -98,20 +73,25 @@ def pack(
     shard_mib: int = 256,
     skip_bad: bool = False,
     overwrite: bool = False,
+    workers: int | None = None,
 ) -> Packed:
-    """Write the shard set `out` from images below `root`.
+    """Write the shard set `out` from images below `root`: the same bytes for any number of `workers`.
 
     `splits` are named pid lists, `locations` maps camid to location, `pid_names` pid to the data set's own name.
     InputError, with `out` as it was before: nothing to pack, a split without identities or without one modality, an
-    unreadable image, two images with one key, an output folder in the way.
+    unreadable image, two images with one key, an output folder in the way. Whatever ends the packing before its end,
+    a kill too: the shards finished by then wait beside `out`, and the next packing of the same files goes on from them.
     """
     out = Path(out).resolve()
     if shard_mib < 1:
         raise InputError(f"expected --shard-mib of at least 1, got {shard_mib}; 256 is usual")
     ordered = _ordered(records)
     _check_membership(ordered, splits)
-    with new_set(out, overwrite) as folder:
-        content = _write_shards(ordered, folder, name, root, shard_mib, skip_bad)
+    processes = process_count(workers, len(ordered))
+    with new_set(out, overwrite) as place:
+        folder = place.set
+        jobs = list(plan(ordered, root, place.shards, shard_mib * 2**20, skip_bad))
+        content = _collect(zip(jobs, _write_shards(jobs, place, processes), strict=True), name)
         columns = {column: np.array(values, dtype=COLUMNS[column]) for column, values in content.columns.items()}
         kept = {split: sorted(set(pids).intersection(content.columns["pid"])) for split, pids in splits.items()}
         omissions = sorted([*left_out, *content.bad], key=lambda omission: omission.path)
@@ -123,19 +103,23 @@ def pack(
             pid_names=None if pid_names is None else dict(sorted(pid_names.items())),
             locations=None if locations is None else dict(sorted(locations.items())),
             shards=content.shards,
-            columns={column: _write_column(folder, column, values) for column, values in columns.items()},
+            columns={column: write_column(folder, column, values) for column, values in columns.items()},
             left_out=[LeftOut(path=omission.path, reason=omission.reason) for omission in omissions],
             left_out_count=sum(omission.images for omission in omissions),
             source=source,
         )
-        _check_counts(index)
+        check_counts(kept, index.counts)
+        back = _back(out, kept_pids=set(content.columns["pid"]))
+        for job, shard in zip(content.jobs, content.shards, strict=True):
+            _place(job, folder / shard.name)
         write_text(folder / INDEX_FILE, index.to_json())
-    return Packed(out, index, (*warnings, *_missing(splits, kept)))
+    return Packed(out, index, (*warnings, *_missing(splits, kept), *back))
 
 
 @dataclass
 class _Content:
     shards: list[ShardFacts] = field(default_factory=list)
+    jobs: list[ShardJob] = field(default_factory=list)  # of `shards`, one by one
     columns: dict[str, list[int]] = field(default_factory=lambda: {name: [] for name in COLUMNS})
     bad: list[Omission] = field(default_factory=list)
 
@@ -161,66 +145,79 @@ def _ordered(records: Iterable[Record]) -> list[Record]:
 
 
 def _check_membership(ordered: list[Record], splits: Mapping[str, Collection[int]]) -> None:
+    """InputError for lists that cannot be right, before hours of writing."""
     members = {split: set(splits.get(split, ())) for split in Split}
     for record in ordered:
         if record.split is not None and record.pid not in members[record.split]:
             raise InputError(
                 f"{record.path}: expected the list of split {record.split} to name pid {record.pid}; mend the list"
             )
+    pids = np.array([record.pid for record in ordered])
+    kept = {split: sorted(set(members).intersection(pids.tolist())) for split, members in splits.items()}
+    check_counts(kept, tally(pids, np.array([record.modality.code for record in ordered]), kept))
 
 
-def _write_shards(ordered: list[Record], folder: Path, name: str, root: Path, mib: int, skip_bad: bool) -> _Content:
+def _write_shards(jobs: list[ShardJob], place: Workplace, processes: int) -> list[FinishedShard]:
+    """Every shard, in order: those that an interrupted packing finished, and the others from up to `processes`."""
+    done = {number: shard for number, job in enumerate(jobs) if (shard := finished(job)) is not None}
+    _drop_strangers(place, {jobs[number].fingerprint for number in done})
+    if done:
+        print(f"{place.out}: going on from {len(done)} of {len(jobs)} shards finished before", file=sys.stderr)
+    missing = [number for number in range(len(jobs)) if number not in done]
+    images = sum(len(job.records) for job in jobs)
+    there = sum(len(jobs[number].records) for number in done)
+    with tqdm(total=images, initial=there, desc="pack", unit=" images", disable=None) as bar:
+        results = in_order(write_shard, [jobs[number] for number in missing], processes, bar)
+        done |= dict(zip(missing, results, strict=True))
+    return [done[number] for number in range(len(jobs))]
+
+
+def _drop_strangers(place: Workplace, wanted: set[str]) -> None:
+    """Remove finished shards of other files, lists or options than today's, saying so, and what a kill left half."""
+    strangers = {path.stem for path in place.shards.glob("*.json")} - wanted
+    for path in place.shards.iterdir():
+        if path.name.partition(".")[0] not in wanted:
+            path.unlink()
+    if strangers:
+        print(
+            f"{place.out}: dropped {len(strangers)} of the shards finished before: images, lists or options have "
+            "changed since",
+            file=sys.stderr,
+        )
+
+
+def _collect(shards: Iterable[tuple[ShardJob, FinishedShard]], name: str) -> _Content:
+    """The rows of the set and the numbered shards; one in which every image is bad gets no number."""
     content = _Content()
-    with tqdm(total=len(ordered), desc="pack", unit=" images", disable=None) as bar:
-        for group in _groups(ordered, mib * 2**20):
-            path = folder / f"{name}-{len(content.shards):06d}.tar"
-            _write_shard(group, path, root, skip_bad, content, bar)
+    for job, shard in shards:
+        content.bad += [Omission(relative(job.records[n].path, job.root), why) for n, why in shard.bad.items()]
+        if not shard.offset:
+            continue
+        number = len(content.shards)
+        packed = [record for n, record in enumerate(job.records) if n not in shard.bad]
+        for record, offset, size in zip(packed, shard.offset, shard.size, strict=True):
+            _add_row(content.columns, record, number, offset, size)
+        file = f"{name}-{number:06d}.tar"
+        content.shards.append(ShardFacts(name=file, bytes=shard.bytes, sha256=shard.sha256, images=len(shard.offset)))
+        content.jobs.append(job)
     return content
 
 
-def _groups(ordered: list[Record], limit: int) -> Iterator[list[Record]]:
-    """Cut into shards: a new one begins with the first identity after `limit` bytes, so no identity is ever cut."""
-    group: list[Record] = []
-    filled = 0
-    for record in ordered:
-        if filled >= limit and record.pid != group[-1].pid:
-            yield group
-            group, filled = [], 0
-        group.append(record)
-        # image and facts, each with a header; a file that cannot be read is reported when its turn comes
-        filled += 3 * BLOCK + (padded(record.path.stat().st_size) if record.path.is_file() else 0)
-    yield group
+def _place(job: ShardJob, tar: Path) -> None:
+    """Give a finished shard its name in the set: a second one, so that a failure after this keeps the shard.
+
+    Without hard links it is moved, and such a failure costs it; that is why this comes late.
+    """
+    for suffix in (".tar", ".idx"):
+        if not link(job.file(suffix), tar.with_suffix(suffix)):
+            job.file(suffix).rename(tar.with_suffix(suffix))
 
 
-def _write_shard(group: list[Record], path: Path, root: Path, skip_bad: bool, content: _Content, bar: tqdm) -> None:
-    samples: list[tuple[Component, Component]] = []
-    with path.open("wb") as file:
-        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-            for record in group:
-                bar.update()
-                source = _relative(record.path, root)
-                data, problem = _read(record.path)
-                if problem is not None:
-                    _bad_image(source, problem, skip_bad)
-                    content.bad.append(Omission(source, problem))
-                    continue
-                samples.append(_add_sample(tar, record, data, _facts(record, source)))
-                _add_row(content.columns, record, len(content.shards), samples[-1][0])
-        sync(file)
-    if not samples:  # nothing but bad images
-        path.unlink()
-        return
-    write_text(path.with_suffix(".idx"), index_text(samples))
-    content.shards.append(
-        ShardFacts(name=path.name, bytes=path.stat().st_size, sha256=file_sha256(path), images=len(samples))
-    )
-
-
-def _add_row(columns: dict[str, list[int]], record: Record, shard: int, image: Component) -> None:
+def _add_row(columns: dict[str, list[int]], record: Record, shard: int, offset: int, size: int) -> None:
     row = {
         "shard": shard,
-        "offset": image.offset,
-        "size": image.size,
+        "offset": offset,
+        "size": size,
         "pid": record.pid,
         "camid": record.camid,
         "modality": record.modality.code,
@@ -231,42 +228,8 @@ def _add_row(columns: dict[str, list[int]], record: Record, shard: int, image: C
         columns[name].append(value)
 
 
-def _read(path: Path) -> tuple[bytes, str | None]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return b"", f"cannot be read ({error.strerror})"
-    return data, header_problem(data)
-
-
-def _bad_image(source: str, problem: str, skip_bad: bool) -> None:
-    if not skip_bad:
-        raise InputError(
-            f"{source}: expected a whole image, got: {problem}; restore the file, or leave it out with --skip-bad"
-        )
-
-
-def _relative(path: Path, root: Path) -> str:
-    try:
-        source = path.relative_to(root)
-    except ValueError:
-        source = None
-    if source is None or ".." in source.parts:
-        raise InputError(f"expected every image below {root}, got {path}; name it relative to --root, without ..")
-    return source.as_posix()
-
-
-def _facts(record: Record, source: str) -> bytes:
-    facts = {"pid": record.pid, "camid": record.camid, "modality": record.modality.value}
-    return json.dumps({**facts, "split": record.split and record.split.value, "source": source}).encode()
-
-
-def _add_sample(tar: tarfile.TarFile, record: Record, image: bytes, facts: bytes) -> tuple[Component, Component]:
-    extension = record.path.suffix[1:].lower()
-    return add_member(tar, record.key, extension, image), add_member(tar, record.key, "json", facts)
-
-
-def _write_column(folder: Path, name: str, values: np.ndarray) -> ColumnFacts:
+def write_column(folder: Path, name: str, values: np.ndarray) -> ColumnFacts:
+    """Write one column of the set in `folder`, and what its index states of it."""
     path = folder / COLUMN_FOLDER / f"{name}.npy"
     with path.open("wb") as file:
         np.save(file, values, allow_pickle=False)
@@ -274,13 +237,14 @@ def _write_column(folder: Path, name: str, values: np.ndarray) -> ColumnFacts:
     return ColumnFacts(dtype=COLUMNS[name], sha256=file_sha256(path))
 
 
-def _check_counts(index: IndexFile) -> None:
-    for split, counts in index.counts.items():
-        if not index.splits[split]:
+def check_counts(splits: Mapping[str, Collection[int]], counts: Mapping[str, Mapping[Modality, Tally]]) -> None:
+    """InputError where a split has no identity, or none of one modality."""
+    for split, by_modality in counts.items():
+        if not splits[split]:
             raise InputError(
                 f"expected identities with images in split {split}, found none; check its list and the folders"
             )
-        for modality, found in counts.items():
+        for modality, found in by_modality.items():
             if not found.images:
                 raise InputError(
                     f"expected {modality} images in split {split}, found none; both are needed, check --root"
@@ -292,3 +256,14 @@ def _missing(splits: Mapping[str, Collection[int]], kept: dict[str, list[int]]) 
         missing = sorted(set(pids).difference(kept[split]))
         if missing:
             yield f"{len(missing)} identities of the list {split} have no images, the first is {missing[0]}"
+
+
+def _back(out: Path, kept_pids: set[int]) -> list[str]:
+    """Who was removed from the set that is about to be replaced, and is in the new one."""
+    removed = read_index(out).removed if (out / INDEX_FILE).exists() else None
+    return [
+        f"pid {pid} was removed from the set that this one replaces and is back; remove it again, and from the raw "
+        "folder"
+        for pid in (removed.pids if removed else ())
+        if pid in kept_pids
+    ]

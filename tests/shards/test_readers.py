@@ -9,31 +9,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import webdataset
 
 from shards import regdb
 from tests.shards.raw import column, samples, write_regdb
 
+KINDS = [("sysu_shards", "jpg"), ("regdb_shards", "bmp")]
 
-def test_plain_webdataset_reads_the_shards(sysu_shards):
-    webdataset = pytest.importorskip("webdataset")
-    urls = [str(path) for path in sorted(sysu_shards.glob("*.tar"))]
+
+@pytest.mark.parametrize(("fixture", "extension"), KINDS)
+def test_plain_webdataset_reads_the_shards(fixture, extension, request):
+    folder = request.getfixturevalue(fixture)
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
     with warnings.catch_warnings():  # webdataset leaves the file of an exhausted shard to the garbage collector
         warnings.simplefilter("ignore", ResourceWarning)
         read = list(webdataset.WebDataset(urls, shardshuffle=False))
         gc.collect()
-    found = [(sample["__key__"], sample["jpg"], json.loads(sample["json"])) for sample in read]
-    assert found == [(key, image, facts) for key, _, image, facts in samples(sysu_shards)]
-    assert [facts["pid"] for *_, facts in found] == column(sysu_shards, "pid").tolist()
+    found = [(sample["__key__"], sample[extension], json.loads(sample["json"])) for sample in read]
+    assert found == [(key, image, facts) for key, _, image, facts in samples(folder)]
+    assert [facts["pid"] for *_, facts in found] == column(folder, "pid").tolist()
 
 
 @pytest.fixture(scope="module")
 def regdb_shards(tmp_path_factory):
-    """Bitmaps, in several shards."""
+    """Bitmaps, in four shards: bytes after the end of an image make it large."""
     folder = tmp_path_factory.mktemp("regdb")
-    return regdb.pack(write_regdb(folder / "raw"), folder / "set").folder
+    for path in write_regdb(folder / "raw").rglob("*.bmp"):
+        path.write_bytes(path.read_bytes() + bytes(2**18))
+    packed = regdb.pack(folder / "raw", folder / "set", shard_mib=1)
+    assert len(packed.index.shards) == 4
+    return packed.folder
 
 
-@pytest.mark.parametrize(("fixture", "extension"), [("sysu_shards", "jpg"), ("regdb_shards", "bmp")])
+@pytest.mark.parametrize(("fixture", "extension"), KINDS)
 def test_dali_reads_the_shards_by_our_index(fixture, extension, request):
     """Through a process of its own: DALI stays out of this one."""
     folder = request.getfixturevalue(fixture)

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shards import output, writer
+from shards import output, shard_job, writer
 from shards.verify import verify
 from shards.writer import Omission, Record, pack
 from tacaf.vocabulary import COLUMNS, InputError, Modality, Split
@@ -140,7 +140,7 @@ def test_no_identity_is_cut_by_a_shard_border(tmp_path):
 
 def test_a_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
     records = noise_records(tmp_path / "raw")
-    add, calls = writer.add_member, []
+    add, calls = shard_job.add_member, []
 
     def fail_at_the_ninth(*args):
         calls.append(args)
@@ -148,18 +148,18 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
             raise RuntimeError("power cut")
         return add(*args)
 
-    monkeypatch.setattr(writer, "add_member", fail_at_the_ninth)
+    monkeypatch.setattr(shard_job, "add_member", fail_at_the_ninth)
     with pytest.raises(RuntimeError, match="power cut"):
         _pack(tmp_path / "raw", tmp_path / "sets" / "a", records)
     assert list((tmp_path / "sets").iterdir()) == []
 
 
-@pytest.mark.parametrize("where", ["member", "index", "rename"])
+@pytest.mark.parametrize("where", ["member", "index", "exchange", "rename"])
 def test_a_failure_leaves_the_old_set_untouched(tmp_path, monkeypatch, where):
     records = noise_records(tmp_path / "raw")
     out = tmp_path / "sets" / "a"
     _pack(tmp_path / "raw", out, records)
-    before = snapshot(tmp_path / "sets")
+    before = snapshot(out)
     error = OSError(28, "No space left on device")
 
     def fail(*args, **kwargs):
@@ -167,33 +167,46 @@ def test_a_failure_leaves_the_old_set_untouched(tmp_path, monkeypatch, where):
 
     rename = os.rename
     if where == "member":
-        monkeypatch.setattr(writer, "add_member", fail)
+        monkeypatch.setattr(shard_job, "add_member", fail)
     elif where == "index":
         monkeypatch.setattr(writer, "write_text", fail)
-    else:  # the old set has been moved aside by then
+    elif where == "exchange":
+        monkeypatch.setattr(output, "_exchange", fail)
+    else:  # a file system that cannot exchange: the old set has been moved aside by then
+        monkeypatch.setattr(output, "_exchange", lambda *_: False)
 
         def fail_for_the_new(source, target):
-            return fail() if "partial" in str(source) else rename(source, target)
+            return fail() if source.name == "set" else rename(source, target)
 
         monkeypatch.setattr(output.os, "rename", fail_for_the_new)
-    with pytest.raises(OSError, match="No space left"):
-        _pack(tmp_path / "raw", out, records[4:], {"train": [2], "test": [3, 4]}, overwrite=True)
-    assert snapshot(tmp_path / "sets") == before
+    fewer = (tmp_path / "raw", out, records[4:], {"train": [2], "test": [3, 4]})
+    with pytest.raises(OSError, match="No space left") as raised:
+        _pack(*fewer, overwrite=True)
+    assert snapshot(out) == before
     assert verify(out) == []
+    # a finished shard waits, and what is told of it is true
+    assert (tmp_path / "sets" / "a.packing" / "shards").is_dir() == (where != "member")
+    assert ["1 finished shard waits" in note for note in getattr(raised.value, "__notes__", [])] == (
+        [] if where == "member" else [True]
+    )
+    monkeypatch.undo()
+    _pack(*fewer, overwrite=True)
+    assert sorted(set(column(out, "pid").tolist())) == [2, 3, 4]
+    assert [path.name for path in out.parent.iterdir()] == ["a"]
 
 
 def test_a_killed_packing_leaves_nothing_that_looks_whole(tmp_path):
     noise_records(tmp_path / "raw")
     script = (
         "import os, sys, signal\nfrom pathlib import Path\n"
-        "from shards import writer\nfrom tests.shards.raw import noise_records, noise_splits\n"
+        "from shards import shard_job, writer\nfrom tests.shards.raw import noise_records, noise_splits\n"
         "raw, out = Path(sys.argv[1]), Path(sys.argv[2])\n"
-        "add, calls = writer.add_member, []\n"
+        "add, calls = shard_job.add_member, []\n"
         "def kill(*args):\n"
         "    calls.append(0)\n"
         "    if len(calls) == 9: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return add(*args)\n"
-        "records = noise_records(raw)\nwriter.add_member = kill\n"
+        "records = noise_records(raw)\nshard_job.add_member = kill\n"
         "writer.pack(records, out, 'noise', noise_splits(), root=raw, source='noise')\n"
     )
     out = tmp_path / "sets" / "a"
@@ -203,6 +216,7 @@ def test_a_killed_packing_leaves_nothing_that_looks_whole(tmp_path):
     assert not list((tmp_path / "sets").rglob("index.json"))
     _pack(tmp_path / "raw", out)  # what the killed one left is not in the way
     assert verify(out) == []
+    assert [path.name for path in out.parent.iterdir()] == ["a"]
 
 
 def test_overwrite_replaces_the_whole_set(tmp_path):

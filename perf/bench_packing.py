@@ -1,0 +1,161 @@
+"""Speed of packing and verifying: MB/s beside `tar -cf` of the same files and `sha256sum` of the shards, in one run.
+
+    python perf/bench_packing.py [--identities 48] [--copies 8] [--shard-mib 32] [--json perf/results/packing.json]
+
+The set is procedural, JPEG files of about 380 x 190 pixels, made for the run in a temporary folder; drawing them takes
+longest, so a few thousand are drawn and every file is copied, under further pids. Everything takes turns, and the
+median of each one's repeats counts. Ours are called as functions: the second that Python takes to start is not in them,
+the start of their worker processes is. Packing is first shown to lose no byte, or nothing is printed.
+"""
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards import sysu_mm01
+from shards.synth import synthesise
+from shards.verify import verify
+
+HEIGHT = 380
+IMAGES_PER_CAMERA = 8
+
+
+def actions(raw: Path, folder: Path, shard_mib: int) -> dict[str, Callable[[], object]]:
+    """What is timed, by name. Everything starts from the raw files and `folder`/set; outputs are removed between."""
+    cores = len(os.sched_getaffinity(0))
+    shards = sorted(map(str, (folder / "set").glob("*.tar")))
+    tar = str(folder / "plain.tar")
+
+    def pack(workers: int) -> None:
+        sysu_mm01.pack(raw, folder / "packed", shard_mib=shard_mib, workers=workers)
+
+    def plain_tar() -> None:
+        run("tar", "--create", "--file", tar, "--directory", str(raw), ".")
+        run("sync", tar)  # packing has its bytes on the disk too
+
+    found: dict[str, Callable[[], object]] = {
+        "tar -cf and sync": plain_tar,
+        "sha256sum": lambda: run("sha256sum", *shards),
+        "pack --workers 1": lambda: pack(1),
+        "verify --workers 1": lambda: sound(verify(folder / "set", workers=1)),
+        "verify --quick": lambda: sound(verify(folder / "set", quick=True)),
+    }
+    if cores > 1:
+        found[f"pack --workers {cores}"] = lambda: pack(cores)
+        found[f"verify --workers {cores}"] = lambda: sound(verify(folder / "set", workers=cores))
+    return found
+
+
+def make(raw: Path, identities: int, copies: int) -> None:
+    """The raw set: `identities` drawn people, each under `copies` pids, in a file of its own every time."""
+    synthesise(raw, identities=identities, images_per_camera=IMAGES_PER_CAMERA, height=HEIGHT)
+    for folder in sorted(raw.glob("cam*/*")):
+        for copy in range(1, copies):
+            shutil.copytree(folder, folder.with_name(f"{int(folder.name) + copy * identities:04d}"))
+    for path in raw.glob("exp/*_id.txt"):
+        pids = [int(word) for word in path.read_text().split(",")]
+        path.write_text(",".join(str(pid + copy * identities) for copy in range(copies) for pid in pids))
+
+
+def measure(raw: Path, folder: Path, shard_mib: int, repeats: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Facts of the set, and a row for each action: seconds and MB/s of image bytes (MB = 1e6 bytes)."""
+    packed = sysu_mm01.pack(raw, folder / "set", shard_mib=shard_mib)
+    files = list(raw.glob("cam*/*/*.jpg"))
+    total = sum(path.stat().st_size for path in files)
+    sizes = np.load(folder / "set/columns/size.npy")
+    sound(verify(folder / "set"))
+    if packed.index.images != len(files) or int(sizes.sum()) != total:
+        raise SystemExit(
+            f"error: expected {len(files)} images of {total} bytes in the set; no figure on a wrong result"
+        )
+    taken: dict[str, list[float]] = {}
+    for _ in range(repeats):
+        for name, action in actions(raw, folder, shard_mib).items():
+            began = time.perf_counter()
+            action()
+            taken.setdefault(name, []).append(time.perf_counter() - began)
+            shutil.rmtree(folder / "packed", ignore_errors=True)
+            (folder / "plain.tar").unlink(missing_ok=True)
+    rows = []
+    for name, seconds in taken.items():
+        middle = statistics.median(seconds)
+        rates = {"mb_per_s": total / middle / 1e6, "slowest": total / max(seconds) / 1e6}
+        rates["fastest"] = total / min(seconds) / 1e6
+        row = {"action": name, "seconds": round(middle, 4), "images_per_s": round(len(files) / middle)}
+        rows.append({**row, **{key: round(rate, 1) for key, rate in rates.items()}})
+    facts = {"images": len(files), "image_bytes": total, "shards": len(packed.index.shards), "shard_mib": shard_mib}
+    return facts, rows
+
+
+def sound(problems: list[str]) -> None:
+    if problems:
+        raise SystemExit(f"error: expected a sound set, got {problems[0]}; no figure on a wrong result")
+
+
+def run(*command: str) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def circumstances(folder: Path, repeats: int) -> dict[str, Any]:
+    """What the figures depend on."""
+    root = Path(__file__).resolve().parent.parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
+    kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=False)
+    return {
+        "cpu": _cpu_model(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "load_average": round(os.getloadavg()[0], 2),
+        "file_system": kind.stdout.strip() or None,
+        "page_cache": "warm: the files were just written",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("numpy", "pillow")},
+        "commit": git.stdout.strip() or None,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "repeats": repeats,
+        "unit": "MB/s of image bytes, 1 MB = 1e6 bytes; median, slowest and fastest of the repeats",
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--identities", type=int, default=48, help="to draw, about 43 images each")
+    parser.add_argument("--copies", type=int, default=8, help="of every file")
+    parser.add_argument("--shard-mib", type=int, default=32, help="small, so that every core has shards to do")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--folder", type=Path, help="where the temporary files go (default: the system's place)")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        facts = circumstances(folder, args.repeats)
+        make(folder / "raw", args.identities, args.copies)
+        case, rows = measure(folder / "raw", folder, args.shard_mib, args.repeats)
+    print(f"{case['images']} images, {case['image_bytes'] / 1e6:.1f} MB, {case['shards']} shards")
+    print(f"{'':22s}  {'MB/s':>8s}  {'slowest':>8s}  {'fastest':>8s}  {'images/s':>8s}")
+    for row in rows:
+        rates = "  ".join(f"{row[key]:8.1f}" for key in ("mb_per_s", "slowest", "fastest"))
+        print(f"{row['action']:22s}  {rates}  {row['images_per_s']:8d}")
+    if args.json is not None:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"circumstances": facts, "set": case, "results": rows}, indent=1) + "\n")
+
+
+def _cpu_model() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,138 @@
+"""Checks one shard: DALI's index, hash, members, facts and images against the columns; in any process."""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from shards.images import decode_problem
+from shards.index_file import NO_SPLIT, row_key
+from shards.output import file_sha256
+from shards.tar import BLOCK, INDEX_VERSION, Component, index_text, padded
+from shards.workers import Progress
+from tacaf.vocabulary import Modality, Split
+
+MODALITIES = {modality.code: modality for modality in Modality}
+SPLITS = {split.code: split.value for split in Split} | {NO_SPLIT: None}
+_FACTS_LIMIT = 65_536  # bytes; the facts of a sample take about a hundred
+
+Columns = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class ShardCheck:
+    """A shard to check. `columns` holds its rows alone, in order, or is None where they cannot be trusted."""
+
+    path: Path
+    columns: Columns | None
+    quick: bool  # leave out what reads the tar
+    sha256: str
+
+
+def check_shard(check: ShardCheck, progress: Progress) -> tuple[list[str], bool]:
+    """The problems of the shard, one line each, and whether its hash is the stated one (or not looked at)."""
+    path, columns = check.path, check.columns
+    problems = [] if columns is None else list(_check_idx(path.with_suffix(".idx"), columns))
+    if check.quick or not path.is_file():
+        return problems, True
+    is_same = file_sha256(path) == check.sha256
+    if columns is not None:
+        problems += _check_tar(path, columns, progress)
+    return problems, is_same
+
+
+def _check_idx(path: Path, columns: Columns) -> Iterator[str]:
+    """The .idx against the columns: they state the place of every image, and where its facts must follow."""
+    if not path.is_file():
+        return  # reported with the files
+    lines, rows = path.read_text(errors="replace").splitlines(), len(columns["pid"])
+    if not lines or lines[0] != f"{INDEX_VERSION} {rows}" or len(lines) != rows + 1:
+        got = f"{lines[0][:40]!r} and {len(lines) - 1} lines" if lines else "an empty file"
+        yield f"{path.name}: expected '{INDEX_VERSION} {rows}' and {rows} lines, got {got}; copy it again"
+        return
+    for row, line in enumerate(lines[1:]):
+        key, offset, size = row_key(columns, row), int(columns["offset"][row]), int(columns["size"][row])
+        words = line.split(" ")
+        expected = [str(offset), str(size), f"{key}.{words[0]}", "json", str(offset + padded(size) + BLOCK)]
+        if words[1:6] != expected or words[7:] != [f"{key}.json"]:
+            yield f"{path.name}: {key}: the line does not agree with the columns: {line[:160]!r}"
+
+
+def _check_tar(path: Path, columns: Columns, progress: Progress) -> Iterator[str]:
+    """Walk the members: an image and its facts for every row, in order, where the columns say, and nothing else."""
+    rows = len(columns["pid"])
+    with path.open("rb") as file:
+        members: list[tarfile.TarInfo] = []
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                members.extend(tar)
+        except (tarfile.TarError, OSError, ValueError) as error:
+            yield f"{path.name}: cut or damaged after {len(members)} members ({error})"
+        bad = [member.name for member in members if not _is_safe(member)]
+        if bad:
+            yield f"{path.name}: {bad[0][:100]!r}: expected a plain file without folders or '..'; do not unpack it"
+            return
+        samples = []
+        for row in range(rows):
+            pair = members[2 * row : 2 * row + 2]
+            key = row_key(columns, row)
+            if len(pair) < 2 or pair[0].name.partition(".")[0] != key or pair[1].name != f"{key}.json":
+                names = " and ".join(member.name for member in pair) or "the end"
+                yield f"{path.name}: {key}: expected this image and its facts, got {names}; {rows - row} images unread"
+                return
+            samples.append(tuple(Component(m.name.partition(".")[2], m.offset_data, m.size, m.name) for m in pair))
+            for problem in _check_sample(file, pair, columns, row):
+                yield f"{path.name}: {key}: {problem}"
+            progress(1)
+    if len(members) > 2 * rows:
+        yield f"{path.name}: {members[2 * rows].name}: a member that the columns do not know"
+    idx = path.with_suffix(".idx")
+    if idx.is_file() and idx.read_text(errors="replace") != index_text(samples):
+        yield f"{idx.name}: does not agree with the members of {path.name}; remake it with wds2idx"
+
+
+def _check_sample(file: BinaryIO, pair: list[tarfile.TarInfo], columns: Columns, row: int) -> Iterator[str]:
+    image, facts = pair
+    offset, size = int(columns["offset"][row]), int(columns["size"][row])
+    if (image.offset_data, image.size) != (offset, size):
+        yield f"the columns state {size} bytes at {offset}, the tar has {image.size} at {image.offset_data}"
+        return
+    file.seek(offset)
+    problem = decode_problem(file.read(size))
+    if problem:
+        yield f"does not decode: {problem}"
+    file.seek(facts.offset_data)
+    problem = _facts_problem(file.read(facts.size) if facts.size <= _FACTS_LIMIT else b"", columns, row)
+    if problem:
+        yield problem
+
+
+def _facts_problem(data: bytes, columns: Columns, row: int) -> str | None:
+    """What is wrong with the .json of a sample: it repeats the columns and adds the source path."""
+    try:
+        facts = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        return f"its facts are no JSON ({error})"
+    expected: dict[str, Any] = {name: int(columns[name][row]) for name in ("pid", "camid")}
+    expected |= {
+        "modality": MODALITIES[int(columns["modality"][row])].value,
+        "split": SPLITS[int(columns["split"][row])],
+    }
+    if not isinstance(facts, dict) or set(facts) != {*expected, "source"}:
+        return f"its facts have other fields than {', '.join(expected)}, source"
+    for name, value in expected.items():
+        if facts[name] != value:
+            return f"its facts state {name} {facts[name]!r}, the columns {value!r}"
+    source = facts["source"]
+    if not isinstance(source, str) or PurePosixPath(source).is_absolute() or ".." in PurePosixPath(source).parts:
+        return f"its source {source!r} is not a path inside the raw folder"
+    return None
+
+
+def _is_safe(member: tarfile.TarInfo) -> bool:
+    name = member.name
+    return member.isreg() and name.isprintable() and "/" not in name and "\\" not in name and name[:1] != "."
