@@ -119,7 +119,9 @@ class PlainShards(IterableDataset):
         info = get_worker_info()
         own = self.shards[info.id :: info.num_workers] or self.shards
         while True:
-            samples = webdataset.WebDataset(own, shardshuffle=False, empty_check=False, nodesplitter=None)
+            samples = webdataset.WebDataset(
+                own, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=True
+            )
             for sample in samples:
                 image = decoded(next(sample[kind] for kind in ("jpg", "png", "bmp") if kind in sample))
                 if sample["__key__"].startswith("visible"):

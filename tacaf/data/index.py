@@ -102,9 +102,13 @@ class ShardIndex:
         return sample_key(modality, *(int(self.columns[name][row]) for name in ("pid", "camid", "number")))
 
     def pids_of(self, split: str) -> np.ndarray:
-        """The pids of a named list, ascending int64; `trainval` is train and val (the literature's training set)."""
-        if split == "trainval" and "trainval" not in self.splits:
-            return np.union1d(self.pids_of("train"), self.pids_of("val"))
+        """The pids of a named list, ascending int64; `trainval` is train and, where there is one, val.
+
+        That is the literature's training set: SYSU-MM01's papers train on both, the other sets have no val.
+        """
+        if split == "trainval" and "trainval" not in self.splits and "train" in self.splits:
+            parts = [self.pids_of(name) for name in ("train", "val") if name in self.splits]
+            return np.unique(np.concatenate(parts))
         if split not in self.splits:
             raise InputError(
                 f"expected a split among {', '.join(sorted(self.splits))}, got {split!r}; mend data.split or --split"

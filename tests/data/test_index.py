@@ -1,5 +1,6 @@
 """Opening a shard set: what it gives, and every way it can be wrong."""
 
+import dataclasses
 import json
 import shutil
 
@@ -108,3 +109,13 @@ def test_a_changed_column_is_found_by_its_hash(damaged):
 
 def _cut(path):
     path.write_bytes(path.read_bytes()[:-512])
+
+
+def test_trainval_of_a_set_without_val_is_train(sysu_shards):
+    index = ShardIndex.open(sysu_shards)
+    splits = {name: pids for name, pids in index.splits.items() if name != "val"}
+    without = dataclasses.replace(index, splits=splits)
+    assert without.pids_of("trainval").tolist() == index.pids_of("train").tolist()
+    assert without.pids_of("trainval").dtype == np.int64
+    with pytest.raises(InputError, match="expected a split among test, got 'trainval'"):
+        dataclasses.replace(index, splits={"test": splits["test"]}).pids_of("trainval")
