@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 demo: $(VENV)/ready $(DEMO)/shards/index.json
 	deepspeed --num_accelerators 1 launch/train.py --config launch/configs/demo.yaml \
-	    --set run=$(DEMO)/run --set data.shards=$(DEMO)/shards $(if $(wildcard $(DEMO)/run/checkpoints/latest),--resume)
+	    --set run=$(DEMO)/run --set data.shards=$(DEMO)/shards $(if $(wildcard $(DEMO)/run/config.yaml),--resume)
 
 test: $(VENV)/ready
 	python -m pytest -m "not long"

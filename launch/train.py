@@ -37,6 +37,8 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
     facts = must_match(config, index)
     with open_run(config, resume) as run:
         checkpoints = run / "checkpoints"
+        begun = resume
+        resume = resume and any(checkpoints.glob("step-*"))
         if resume:
             deepspeed_engine.find_checkpoint(checkpoints, facts)  # before anything is built
         identities = plan.training_set.identities
@@ -50,6 +52,8 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
         criterion = TacafLoss(config.loss)
         watcher = Watcher(config, run, place, state, total=config.train.epochs * steps, stop=stop)
         watcher.say(f"{plan.training_set.describe()}; {steps} steps an epoch; {loaded}")
+        if begun and not resume:
+            watcher.say("the run was interrupted before its first checkpoint; it begins again")
         batches = TrainingPipeline(
             index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
             start=(state.epoch, state.step), steps_per_epoch=steps,

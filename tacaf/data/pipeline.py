@@ -67,6 +67,12 @@ class TrainingSource:
         self.first = 0
         self.instead: dict[int, int] = {}  # unusable row -> the row shown in its place
         self.error: InputError | None = None
+        self._made: dict[int, tuple[PlannedBatch, Parameters]] = {}
+
+    def start_at(self, count: int) -> None:
+        """The graph's first batch will be this one; what was made for another graph is forgotten."""
+        self.first, self.error = count, None
+        self._made.clear()
 
     def where(self, count: int) -> tuple[int, int]:
         """(epoch, step) of the batch with this number, counted from the start of the run."""
@@ -80,6 +86,15 @@ class TrainingSource:
         rows = [self.instead.get(row, row) for row in planned.row_B.tolist()]
         return planned._replace(row_B=np.array(rows, dtype=np.int64))
 
+    def made(self, count: int) -> tuple[PlannedBatch, Parameters]:
+        """Plan and parameters of that batch, which is over with; from memory where this process made it."""
+        for before in [other for other in self._made if other < count]:
+            del self._made[before]
+        if count in self._made:
+            return self._made.pop(count)
+        planned = self.planned(count)
+        return planned, self.drawn(count, planned)
+
     def drawn(self, count: int, planned: PlannedBatch) -> Parameters:
         """What is done to each image of that batch."""
         return draw_parameters(
@@ -90,6 +105,7 @@ class TrainingSource:
         count = self.first + info.iteration
         planned = self.planned(count)
         drawn = self.drawn(count, planned)
+        self._made[count] = planned, drawn  # in the process that trains the same is wanted again, a few batches later
         try:
             found = [self._bytes(planned, Branch.VISIBLE), self._bytes(planned, Branch.INFRARED)]
         except InputError as error:
@@ -143,7 +159,7 @@ class TrainingPipeline:
     def _build(self) -> Pipeline:
         """The graph, from the next step on."""
         config, branches = self.augment, self.plan.config.branches
-        self.source.first = self.next
+        self.source.start_at(self.next)
         pipeline = Pipeline(
             batch_size=self.plan.config.images_per_modality // self.source.ranks,
             num_threads=self.threads,
@@ -182,8 +198,8 @@ class TrainingPipeline:
         if self.ahead is not None:
             self.ahead.want(self.plan.shards_ahead(epoch, step))
         outputs = self._run()
-        planned = self.source.planned(self.next)
-        images_BCHW = self._finished([_to_torch(output) for output in outputs], self.source.drawn(self.next, planned))
+        planned, drawn = self.source.made(self.next)
+        images_BCHW = self._finished([_to_torch(output) for output in outputs], drawn)
         self.next += 1
         self.wait_s = time.perf_counter() - began
         label, branch, group, position, row = (
@@ -218,7 +234,6 @@ class TrainingPipeline:
                 if self.on_bad_sample == "stop":
                     raise problem from None
                 self._replace(problem)
-                self.source.error = None
                 del self.pipeline  # its workers end before the new ones begin
                 self.pipeline = self._build()
 

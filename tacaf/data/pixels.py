@@ -31,13 +31,17 @@ def finish(images_BCHW: torch.Tensor, drawn: Parameters, space: str, out_BCHW: t
 
 
 def mix(image_CHW: torch.Tensor, matrix_CC: np.ndarray, out_CHW: torch.Tensor) -> None:
-    """out = M image. Rows of M that choose a channel copy it, bit by bit."""
-    for channel, row_C in enumerate(matrix_CC.tolist()):
-        if sorted(row_C) == [0.0, 0.0, 1.0]:
-            out_CHW[channel].copy_(image_CHW[row_C.index(1.0)])
-        else:
-            torch.mul(image_CHW[0], row_C[0], out=out_CHW[channel])
-            out_CHW[channel].add_(image_CHW[1], alpha=row_C[1]).add_(image_CHW[2], alpha=row_C[2])
+    """out = M image. Where M changes nothing or repeats one channel, bit by bit."""
+    rows = matrix_CC.tolist()
+    if rows == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]:  # the usual case, and the next one: a single copy each
+        out_CHW.copy_(image_CHW)
+        return
+    if sorted(rows[0]) == [0, 0, 1] and rows[0] == rows[1] == rows[2]:
+        out_CHW.copy_(image_CHW[rows[0].index(1)].expand_as(out_CHW))
+        return
+    for channel, row_C in enumerate(rows):
+        torch.mul(image_CHW[0], row_C[0], out=out_CHW[channel])
+        out_CHW[channel].add_(image_CHW[1], alpha=row_C[1]).add_(image_CHW[2], alpha=row_C[2])
 
 
 def mix_raw(image_CHW: torch.Tensor, matrix_CC: np.ndarray, out_CHW: torch.Tensor) -> None:

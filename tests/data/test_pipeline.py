@@ -279,3 +279,14 @@ def test_a_shard_that_lost_its_end_is_named(index, tmp_path, plan):
     broken = ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, shards, index.columns)
     with pytest.raises(InputError, match=r"cut\.tar.*expected an image of"):
         next(TrainingPipeline(broken, plan, SIZE))
+
+
+@pytest.mark.parametrize("change", [3, -512, 10**9])
+def test_a_wrong_offset_is_named(index, plan, change):
+    row = int(plan.global_batch(0, 0).row_B[3])
+    offset = np.array(index.columns["offset"])
+    offset[row] += change
+    columns = {**index.columns, "offset": offset}
+    wrong = ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, index.shards, columns)
+    with pytest.raises(InputError, match=rf"{index.key(row)}: expected an image of .* at offset {offset[row]}"):
+        next(TrainingPipeline(wrong, plan, SIZE))

@@ -1,0 +1,150 @@
+"""Kills a training with SIGKILL again and again and compares its end with an uninterrupted run's.
+
+    python perf/crash_test.py [--kills 20] [--seed 0] [--json FILE]
+
+Every kill is at a random moment of the run, every fourth one in the middle of a save; each time the run goes on with
+--resume. At the end the weights must be the uninterrupted run's bit for bit, and metrics.jsonl must hold every step
+once with the same losses. One process on one thread, a tiny model on a procedural set. Exit status 1 if not.
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from tacaf.logs import environment
+
+ROOT = Path(__file__).resolve().parent.parent
+STEPS, EPOCHS = 6, 5
+TINY = {
+    "model.backbone": "{width: 8, blocks: [1, 1, 1, 1]}",
+    "model.ipcam": "{node_width: 16, attention_width: 8, pair_width: 8}",
+    "data.plan": "{identities_per_batch: 4, images_per_identity: 2}",
+    "data.threads": "1",
+    "train.epochs": str(EPOCHS),
+    "train.steps_per_epoch": str(STEPS),
+    "train.save_every_steps": "2",
+    "train.keep": "2",
+    "evaluation.every": "2",
+    "evaluation.ranked_lists": "0",
+    "evaluation.modes": "[all_search]",
+}
+
+
+def make_shards(folder: Path) -> Path:
+    """A procedural set of 12 identities, packed."""
+    command = [sys.executable, "-m", "shards"]
+    synth = ["synth", "--out", folder / "raw", "--identities", "12", "--images-per-camera", "2", "--height", "96"]
+    pack = ["pack", "sysu_mm01", "--root", folder / "raw", "--out", folder / "shards"]
+    for words in (synth, pack):
+        subprocess.run([*command, *map(str, words)], cwd=ROOT, check=True, capture_output=True)
+    return folder / "shards"
+
+
+def start(shards: Path, run: Path) -> subprocess.Popen:
+    """The training in a process of its own; it resumes where a run was begun."""
+    values = {**TINY, "data.shards": str(shards), "run": str(run)}
+    words = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
+    flags = ["--resume"] if (run / "config.yaml").exists() else []
+    outside = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return subprocess.Popen(
+        [sys.executable, "launch/train.py", "--config", "launch/configs/demo.yaml", *words, *flags],
+        cwd=ROOT, env={**outside, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def run_to_end(shards: Path, run: Path) -> float:
+    """Seconds it took. RuntimeError if it failed."""
+    began = time.monotonic()
+    with start(shards, run) as process:
+        _, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(f"the training ended with status {process.returncode}:\n{errors[-3000:]}")
+    return time.monotonic() - began
+
+
+def kill_once(shards: Path, run: Path, after_s: float, in_save: bool) -> dict | None:
+    """Start, kill, say where the run stood; None if it ended before the kill."""
+    began = time.monotonic()
+    with start(shards, run) as process:
+        while process.poll() is None:
+            saving = any((run / "checkpoints").glob(".tmp-*")) if in_save else False
+            if saving or (time.monotonic() - began >= after_s and not in_save):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.001)
+        _, errors = process.communicate()
+    if process.returncode == -signal.SIGKILL:
+        left = [path.name for path in (run / "checkpoints").glob(".tmp-*")]
+        saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+        return {"after_s": round(time.monotonic() - began, 2), "half_saved": left, "newest": saved[-1:] or None}
+    if process.returncode:
+        raise RuntimeError(f"the training ended with status {process.returncode}:\n{errors[-3000:]}")
+    return None
+
+
+def steps_of(run: Path) -> list[tuple]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(r["global_step"], r["loss"], tuple(r["terms"].items())) for r in records if r["kind"] == "step"]
+
+
+def differences(expected: Path, found: Path) -> list[str]:
+    """What is not the same in two finished runs; empty when nothing."""
+    weights = [load_file(run / "model.safetensors") for run in (expected, found)]
+    problems = [name for name in weights[0].keys() | weights[1].keys()
+                if name not in weights[0] or name not in weights[1]
+                or not np.array_equal(weights[0][name], weights[1][name])]  # fmt: skip
+    steps = steps_of(found)
+    if [step[0] for step in steps] != list(range(1, STEPS * EPOCHS + 1)):
+        problems.append(f"steps in metrics.jsonl: {[step[0] for step in steps]}")
+    return problems + (["losses in metrics.jsonl"] if steps != steps_of(expected) else [])
+
+
+def crash_test(shards: Path, folder: Path, kills: int, seed: int) -> dict:
+    """Both runs, the kills, and what differs."""
+    draw = random.Random(seed)
+    whole_s = run_to_end(shards, folder / "whole")
+    done: list[dict] = []
+    for number in range(kills):
+        in_save = number % 4 == 3
+        one = kill_once(shards, folder / "killed", draw.uniform(0.3, whole_s), in_save)
+        if one is None:  # it ended first: what remains is to score it again
+            break
+        done.append({**one, "meant_for_a_save": in_save})
+    run_to_end(shards, folder / "killed")
+    return {
+        "whole_s": round(whole_s, 1),
+        "kills": done,
+        "differences": differences(folder / "whole", folder / "killed"),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--json", type=Path)
+    wanted = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        result = crash_test(make_shards(folder), folder, wanted.kills, wanted.seed)
+    saves = sum(bool(one["half_saved"]) for one in result["kills"])
+    print(f"{len(result['kills'])} kills, {saves} of them in the middle of a save")
+    print("the same weights and steps" if not result["differences"] else f"different: {result['differences']}")
+    if wanted.json:
+        wanted.json.parent.mkdir(parents=True, exist_ok=True)
+        wanted.json.write_text(json.dumps({"environment": environment(1), "result": result}, indent=1) + "\n")
+    return 1 if result["differences"] or len(result["kills"]) < wanted.kills else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
