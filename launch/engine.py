@@ -14,6 +14,7 @@ import torch
 
 from launch.config import Config
 from tacaf import checkpoint, distributed
+from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import InputError
 
 
@@ -117,6 +118,18 @@ def whole_state(engine: Any) -> dict[str, torch.Tensor]:
 
     with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
         return {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}
+
+
+def whole_model(engine: Any, config: Config, identities: int) -> TacafNet:
+    """The model to evaluate: the engine's own, or under ZeRO-3 a copy with whole parameters.
+
+    Under ZeRO-3 every forward is a collective call, and ranks have different numbers of images to embed.
+    """
+    if engine.zero_optimization_stage() < 3:
+        return engine.module
+    model = TacafNet(config.model, identities)
+    model.load_state_dict(whole_state(engine))
+    return model.to(engine.device)
 
 
 def _free_port() -> int:

@@ -16,7 +16,7 @@ import torch
 from pydantic import ValidationError
 
 from launch import engine as deepspeed_engine
-from launch.config import Asked, EvaluationConfig
+from launch.config import Asked, EvaluationConfig, load_config
 from launch.engine import Place
 from launch.model_file import ModelCard, load_model
 from launch.stop import StopRequest
@@ -24,6 +24,7 @@ from tacaf import distributed
 from tacaf.checkpoint import write_whole
 from tacaf.data.index import ShardIndex
 from tacaf.data.pipeline import EvaluationPipeline
+from tacaf.data.storage import RemoteConfig
 from tacaf.evaluation.__main__ import result_table
 from tacaf.evaluation.extract import extract
 from tacaf.evaluation.features import FeatureSet
@@ -147,7 +148,7 @@ def show(results: list[dict]) -> str:
 def evaluate(arguments: argparse.Namespace) -> None:
     place = deepspeed_engine.start_distributed()
     model, card = load_model(arguments.run / "model.safetensors")
-    index = ShardIndex.open(arguments.shards)
+    index = ShardIndex.open(arguments.shards, remote_of(arguments.run))
     settings = chosen_settings(arguments)
     pids = index.pids_of(arguments.split)
     refuse_leak(index, card.trained_on, pids)
@@ -165,6 +166,12 @@ def evaluate(arguments: argparse.Namespace) -> None:
         print(show(results))
         print("written: " + ", ".join(map(str, paths)))
     distributed.barrier()
+
+
+def remote_of(run: Path) -> RemoteConfig:
+    """How the run read sets at an address: the same cache and options serve its scoring."""
+    path = run / "config.yaml"
+    return load_config(path, []).data.remote if path.exists() else RemoteConfig()
 
 
 def chosen_settings(arguments: argparse.Namespace) -> EvaluationConfig:

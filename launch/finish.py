@@ -32,7 +32,9 @@ def scored_split(config: Config, index: ShardIndex) -> str:
 
 def check_scoring(config: Config, index: ShardIndex) -> None:
     """InputError before the training for what could not be scored after it: split, cameras, gallery, validation."""
-    splits = [scored_split(config, index)] + (["val"] if config.train.choose == "validation" else [])
+    splits = [scored_split(config, index)] + (
+        ["val"] if validates(config, index) or config.train.choose == "validation" else []
+    )
     for split in splits:
         rows = index.rows_of(index.pids_of(split))
         columns = {name: np.asarray(index.columns[name][rows]) for name in ("pid", "camid", "modality", "number")}
@@ -76,7 +78,13 @@ def evaluate_epoch(
     distributed.average_batchnorm_statistics(engine.module)
     size = (config.data.augment.height, config.data.augment.width)
     features, _ = embed_identities(
-        engine.module, index, index.pids_of(split), *size, config.evaluation, place, stop=watcher.stop
+        deepspeed_engine.whole_model(engine, config, identities),
+        index,
+        index.pids_of(split),
+        *size,
+        config.evaluation,
+        place,
+        stop=watcher.stop,
     )
     settings = settings_for(config, split)
     result = score_all(features, settings, settings.asked()[:1], {})[0]

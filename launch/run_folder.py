@@ -16,8 +16,7 @@ from tacaf.vocabulary import InputError
 def open_run(config: Config, resume: bool) -> Iterator[Path]:
     """The run folder, on every rank; rank 0 makes, checks and locks it.
 
-    A folder that already holds a run is only opened with `resume`; its config.yaml is then kept beside the new one,
-    and every start is appended to environment.json.
+    A folder that already holds a run is only opened with `resume`.
     """
     folder = config.run
     if distributed.rank() != 0:
@@ -41,13 +40,21 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
                 f"run: {folder} is being written by another process; wait for it or give another folder"
             ) from None
         mend(folder / "checkpoints")
-        write_whole(folder / "config.yaml", dump_config(config))
-        starts = (
-            json.loads((folder / "environment.json").read_text())
-            if held and (folder / "environment.json").exists()
-            else []
-        )
-        starts.append(logs.environment(distributed.world_size()))
-        write_whole(folder / "environment.json", json.dumps(starts, indent=1))
         distributed.barrier()
         yield folder
+
+
+def record_start(config: Config) -> None:
+    """Write the resolved config and append the circumstances; after a checkpoint was accepted, on rank 0.
+
+    A config.yaml that says otherwise stays beside the new one as config-<n>.yaml.
+    """
+    if distributed.rank() != 0:
+        return
+    path, starts_path = config.run / "config.yaml", config.run / "environment.json"
+    starts = json.loads(starts_path.read_text()) if starts_path.exists() else []
+    text = dump_config(config)
+    if path.exists() and path.read_text() != text:
+        path.rename(config.run / f"config-{len(starts)}.yaml")
+    write_whole(path, text)
+    write_whole(starts_path, json.dumps([*starts, logs.environment(distributed.world_size())], indent=1))

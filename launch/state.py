@@ -11,6 +11,7 @@ import torch
 from launch.config import Config, TrainConfig
 from launch.engine import Place
 from launch.stop import StopRequest
+from tacaf import distributed
 from tacaf.checkpoint import write_whole
 from tacaf.data.index import ShardIndex
 from tacaf.interfaces import Batch
@@ -48,13 +49,21 @@ class TrainState(NamedTuple):
         return at_epoch or bool(config.save_every_steps and self.global_step % config.save_every_steps == 0)
 
 
-def must_match(config: Config, index: ShardIndex) -> dict:
-    """Flat facts that a checkpoint and the run resuming from it must share, so that a difference can be named."""
+def must_match(config: Config, index: ShardIndex, ranks: int) -> dict:
+    """Flat facts that a checkpoint and the run resuming from it must share, so that a difference can be named.
+
+    Under ZeRO each rank saves its own part of the optimiser, so the number of ranks is one of them.
+    """
     values = config.model_dump(mode="json", exclude={"run", "evaluation"})
     for section, keys in FREE.items():
         for key in keys:
             del values[section][key]
-    return {"shard set sha256": index.sha256, **_flat(values, "")}
+    parts = config.deepspeed.get("zero_optimization", {}).get("stage", 0) >= 1
+    return {
+        "shard set sha256": index.sha256,
+        **({"number of ranks (ZeRO stage 1 and up)": ranks} if parts else {}),
+        **_flat(values, ""),
+    }
 
 
 def _flat(values: dict, prefix: str) -> dict:
@@ -116,20 +125,24 @@ class Watcher:
         self.began = time.perf_counter()
 
     def refuse_nonfinite(
-        self, loss: torch.Tensor, terms: dict[str, torch.Tensor], batch: Batch, index: ShardIndex
+        self, loss: torch.Tensor, terms: dict[str, torch.Tensor], batch: Batch, index: ShardIndex, rank: int
     ) -> None:
-        """Stop on a loss that is no number, naming the terms; the sample keys go into a file for a replay."""
-        if torch.isfinite(loss):
+        """Stop all ranks where one loss is no number, naming the terms; its samples go into a file for a replay."""
+        wrong = not torch.isfinite(loss)
+        if not distributed.any_rank(wrong):
             return
-        path = self.run / f"nonfinite-step-{self.global_step}.json"
+        where = f"epoch {batch.epoch}, step {batch.step}"
+        if not wrong:
+            raise InputError(f"expected a finite loss on every rank, got another at {where} on another rank")
+        path = self.run / f"nonfinite-step-{self.global_step}-rank-{rank}.json"
         values = {name: float(term) for name, term in terms.items()}
         keys = [index.key(int(row)) for row in batch.row_B]
         write_whole(
             path, json.dumps({"epoch": batch.epoch, "step": batch.step, "terms": values, "samples": keys}, indent=1)
         )
         raise InputError(
-            f"expected a finite loss, got {float(loss)} at epoch {batch.epoch}, step {batch.step} ({values}); the"
-            f" samples are in {path}; lower the learning rate or the loss weights and resume from the last checkpoint"
+            f"expected a finite loss, got {float(loss)} at {where} on rank {rank} ({values}); the samples are in"
+            f" {path}; lower the learning rate or the loss weights and resume from the last checkpoint"
         )
 
     def say(self, text: str) -> None:

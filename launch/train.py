@@ -16,7 +16,7 @@ from launch.dry_run import describe
 from launch.finish import check_scoring, evaluate_epoch, finish
 from launch.forward import forward
 from launch.model_file import build_model
-from launch.run_folder import open_run
+from launch.run_folder import open_run, record_start
 from launch.state import TrainState, Watcher, must_match
 from launch.stop import EXIT_CODE, StoppedError, StopRequest
 from tacaf.data.index import ShardIndex, select_training
@@ -34,13 +34,14 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
     plan.check_ranks(place.world_size)
     steps = config.train.steps_per_epoch or plan.steps_per_epoch
     check_scoring(config, index)  # an error now, not after the training
-    facts = must_match(config, index)
+    facts = must_match(config, index, place.world_size)
     with open_run(config, resume) as run:
         checkpoints = run / "checkpoints"
         begun = resume
         resume = resume and any(checkpoints.glob("step-*"))
         if resume:
             deepspeed_engine.find_checkpoint(checkpoints, facts)  # before anything is built
+        record_start(config)
         identities = plan.training_set.identities
         model, loaded = build_model(config, identities)
         model.to(place.device)
@@ -83,7 +84,7 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
                     optimizer, rate_factor(config.optim, batch.epoch, batch.step, steps, config.train.epochs)
                 )
                 loss, terms = criterion(forward(engine, batch, config), batch.label_B)
-                watcher.refuse_nonfinite(loss.detach(), terms, batch, index)
+                watcher.refuse_nonfinite(loss.detach(), terms, batch, index, place.rank)
                 engine.backward(loss)
                 engine.step()
                 state = state.after_step(steps)

@@ -53,7 +53,7 @@ def commit(folder: Path, global_step: int, facts: dict, keep: int, best: bool = 
         if path.is_file()
     }
     write_whole(temporary / MANIFEST, json.dumps({"facts": facts, "files": files}, indent=1))
-    for path in temporary.rglob("*"):
+    for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
     old = folder / f"{OLD}{final.name}"
     if final.exists():  # saved again, after a stop in the evaluation; at no moment is neither there

@@ -7,7 +7,8 @@ Erasing and the channel matrix follow in `pixels.py`.
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -67,6 +68,7 @@ class TrainingSource:
         self.first = 0
         self.instead: dict[int, int] = {}  # unusable row -> the row shown in its place
         self.error: InputError | None = None
+        self.remember = False  # where the process that calls this is the one that trains
         self._made: dict[int, tuple[PlannedBatch, Parameters]] = {}
 
     def start_at(self, count: int) -> None:
@@ -105,7 +107,11 @@ class TrainingSource:
         count = self.first + info.iteration
         planned = self.planned(count)
         drawn = self.drawn(count, planned)
-        self._made[count] = planned, drawn  # in the process that trains the same is wanted again, a few batches later
+        if self.remember:
+            self._made[count] = planned, drawn  # wanted again when the batch comes out
+        index = self.reader.index
+        if index.remote and self.plan.config.window_shards:
+            self.reader.keep_only(self.plan.shards_ahead(*self.where(count), self.steps))
         try:
             found = [self._bytes(planned, Branch.VISIBLE), self._bytes(planned, Branch.INFRARED)]
         except InputError as error:
@@ -146,6 +152,7 @@ class TrainingPipeline:
         self.source = TrainingSource(
             self.reader, plan, augment, steps_per_epoch or plan.steps_per_epoch, rank, ranks
         )  # fmt: skip
+        self.source.remember = not workers
         self.next = start[0] * self.source.steps + start[1]
         self.wait_s = 0.0
         self.ahead = FetchAhead(self.reader) if index.remote and plan.config.window_shards else None
@@ -196,7 +203,7 @@ class TrainingPipeline:
         began = time.perf_counter()
         epoch, step = self.source.where(self.next)
         if self.ahead is not None:
-            self.ahead.want(self.plan.shards_ahead(epoch, step))
+            self.ahead.want(self.plan.shards_ahead(epoch, step, self.source.steps))
         outputs = self._run()
         planned, drawn = self.source.made(self.next)
         images_BCHW = self._finished([_to_torch(output) for output in outputs], drawn)
@@ -224,16 +231,20 @@ class TrainingPipeline:
 
     def _run(self) -> Any:
         """The graph's outputs for the next batch; after replacing what is unusable, from a graph built anew."""
+        rebuilt = False
         while True:
             try:
                 return self.pipeline.run(_stream(self.device_id))
             except Exception as error:  # DALI's own from the graph, a bare one from a worker process
                 problem = self._find_problem()
-                if problem is None:
+                if problem is None and (rebuilt or not self.workers or self.source.error):
                     raise self.source.error or error from None
-                if self.on_bad_sample == "stop":
+                if problem is None:
+                    rebuilt = True  # a worker was killed, perhaps by the signal that asks this run to stop
+                elif self.on_bad_sample == "stop":
                     raise problem from None
-                self._replace(problem)
+                else:
+                    self._replace(problem)
                 del self.pipeline  # its workers end before the new ones begin
                 self.pipeline = self._build()
 
@@ -279,19 +290,33 @@ class TrainingPipeline:
 
 
 class FetchAhead:
-    """Fetches the shards of coming steps in a thread, so that a remote set does not keep the training waiting."""
+    """Fetches the shards of coming steps in a thread, so that a remote set does not keep the training waiting.
+
+    A daemon thread: nobody waits for a download when the process ends.
+    """
 
     def __init__(self, reader: ShardReader) -> None:
         self.reader = reader
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="fetch")
-        self._asked: frozenset[int] = frozenset()
+        self._asked: set[int] = set()
+        self._queue: SimpleQueue[int] = SimpleQueue()
+        Thread(target=self._fetch, daemon=True, name="fetch").start()
 
     def want(self, shards: np.ndarray) -> None:
-        """Begin with those not asked for the last time. What fails here fails again, and is told, when it is read."""
-        wanted = frozenset(shards.tolist())
+        """Begin with those not asked for before."""
+        wanted = set(shards.tolist())
         for shard in sorted(wanted - self._asked):
-            self._thread.submit(self.reader.fetch, shard)
+            self._queue.put(shard)
         self._asked = wanted
+
+    def _fetch(self) -> None:
+        while True:
+            shard = self._queue.get()
+            if shard not in self._asked:  # its window is over
+                continue
+            try:
+                self.reader.fetch(shard)
+            except InputError:  # asked for again at the next step; if it stays, reading it tells
+                self._asked.discard(shard)
 
 
 class EvaluationPipeline:

@@ -146,18 +146,22 @@ class Plan:
             label_S[here] = inside - windows.shard_end_X[shard] + windows.label_stop_X[shard]
         return label_S
 
-    def shards_ahead(self, epoch: int, step: int) -> np.ndarray:
+    def shards_ahead(self, epoch: int, step: int, steps_per_epoch: int) -> np.ndarray:
         """The shards of the step's window and of the one after it, int64; what a cache should hold by then."""
         if self.config.window_shards is None:
             return np.empty(0, dtype=np.int64)
+        batch, wide = self.config.identities_per_batch, self.config.window_shards
         cycle, place = divmod(step, self.steps_per_cycle)
         windows = self._windows(epoch, cycle)
-        last = (place + 1) * self.config.identities_per_batch - 1
-        window, wide = int(np.searchsorted(windows.end_W, last, "right")), self.config.window_shards
-        shards = windows.shard_X[window * wide : (window + 2) * wide]
-        if window + 1 < len(windows.end_W):
-            return shards
-        return np.union1d(shards, self._windows(epoch, cycle + 1).shard_X[:wide])
+        window = int(np.searchsorted(windows.end_W, (place + 1) * batch - 1, "right"))
+        shards = windows.shard_X[window * wide : (window + 1) * wide]
+        if cycle * self.steps_per_cycle + windows.end_W[window] // batch >= steps_per_epoch:
+            after = self._windows(epoch + 1, 0).shard_X[:wide]
+        elif window + 1 < len(windows.end_W):
+            after = windows.shard_X[(window + 1) * wide : (window + 2) * wide]
+        else:
+            after = self._windows(epoch, cycle + 1).shard_X[:wide]
+        return np.union1d(shards, after)
 
     def _windows(self, epoch: int, cycle: int) -> "_Windows":
         """The windows of a cycle; the last few are kept, because a cycle has many steps."""

@@ -2,7 +2,10 @@
 
 import io
 import mmap
+import os
+import time
 from collections import OrderedDict
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -15,6 +18,7 @@ from tacaf.vocabulary import InputError
 SIGNATURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
 MAX_PIXELS = 2**26  # more than any detector's crop; keeps a hostile header from filling the memory
 OPEN_SHARDS = 256  # mapped at a time: far below the files a process may open
+WAIT_FOR_ROOM_S = 60.0  # in a full cache, for other processes of the node to leave the window before
 
 
 class BadSampleError(InputError):
@@ -32,9 +36,10 @@ class ShardReader:
         self.index = index
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
         self._checked = np.zeros(len(index), dtype=bool)
+        self._asked_for_room = False
 
     def __getstate__(self) -> dict:
-        return {"index": self.index, "_maps": OrderedDict(), "_checked": np.zeros(len(self.index), dtype=bool)}
+        return {**self.__dict__, "_maps": OrderedDict(), "_checked": np.zeros(len(self.index), dtype=bool)}
 
     def read(self, row: int) -> np.ndarray:
         """The encoded image of a row as uint8 [bytes]. BadSampleError names shard, key and what came instead."""
@@ -89,16 +94,37 @@ class ShardReader:
         if shard in self._maps:
             self._maps.move_to_end(shard)
             return self._maps[shard]
-        file = self.index.shards[shard]
-        try:
-            opened = self.index.store.open(file)
-        except CacheFullError:  # what this reader holds open cannot be removed to make room
-            self._keep(0)
-            opened = self.index.store.open(file)
-        with opened:
-            self._maps[shard] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ)  # keeps the file, and its lock
+        with self._opened(shard) as file:
+            self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # keeps the file, and its lock
         self._keep(OPEN_SHARDS)
         return self._maps[shard]
+
+    def _opened(self, shard: int) -> BinaryIO:
+        file, began = self.index.shards[shard], time.monotonic()
+        while True:
+            try:
+                opened = self.index.store.open(file)
+                break
+            except CacheFullError:
+                if time.monotonic() - began > WAIT_FOR_ROOM_S:
+                    raise
+            self._keep(0)  # what this reader holds cannot be removed to make room
+            if self._asked_for_room:  # nor can what others hold, who let go of it when they reach the same window
+                time.sleep(0.1)
+            self._asked_for_room = True
+        self._asked_for_room = False
+        if os.fstat(opened.fileno()).st_size != file.size:
+            opened.close()
+            raise InputError(
+                f"{self.index.store.where(file.name)}: expected {file.size} bytes, as when the set was opened, got"
+                " another length; the set was replaced while in use, start again"
+            )
+        return opened
+
+    def keep_only(self, shards: np.ndarray) -> None:
+        """Unmap every other shard, so that a cache may remove it."""
+        for shard in self._maps.keys() - set(shards.tolist()):
+            self._maps.pop(shard).close()
 
     def _keep(self, count: int) -> None:
         """Unmap all but the `count` shards used last."""

@@ -11,7 +11,7 @@ import mmap
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -133,7 +133,7 @@ class CachedStore:
                 continue
             fcntl.flock(opened, fcntl.LOCK_SH)
             if os.fstat(opened.fileno()).st_nlink:
-                os.utime(path)  # used last
+                os.utime(opened.fileno())  # used last
                 return opened
             opened.close()
 
@@ -175,14 +175,17 @@ class CachedStore:
     def _make_room(self, size: int) -> None:
         """Remove what was used longest ago, and what killed downloads left, until `size` more bytes fit."""
         limit = int(self.config.limit_gib * GIB)
-        held = {path: path.stat() for ending in ("whole", "part") for path in self.cache.glob(f"*.{ending}")}
+        held = {}
+        for path in [*self.cache.glob("*.whole"), *self.cache.glob("*.part")]:
+            with suppress(FileNotFoundError):  # another process has just renamed or removed it
+                held[path] = path.stat()
         used = sum(facts.st_size for facts in held.values())
         for path in sorted(held, key=lambda path: (path.suffix == ".whole", held[path].st_mtime_ns)):
-            abandoned = path.suffix == ".part" and _free(path.with_suffix(".lock"))
-            if not abandoned and (path.suffix == ".part" or used + size <= limit or not _free(path)):
-                continue
-            path.unlink(missing_ok=True)
-            used -= held[path].st_size
+            if path.suffix == ".part":
+                gone = _remove(path, unless_held=path.with_suffix(".lock"))
+            else:
+                gone = used + size > limit and _remove(path, unless_held=path)
+            used -= held[path].st_size if gone else 0
         if used + size > limit:
             raise CacheFullError(
                 f"expected room for {size} bytes in {self.cache}, got {used} bytes in use under the limit of"
@@ -265,13 +268,14 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _free(path: Path) -> bool:
-    """Nobody holds a lock on this file."""
+def _remove(path: Path, unless_held: Path) -> bool:
+    """Remove the file unless somebody holds a lock on `unless_held`; whether it is gone."""
     try:
-        with path.open("rb") as file:
+        with unless_held.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+            path.unlink(missing_ok=True)  # under the lock, so that nobody opens it meanwhile for good
     except FileNotFoundError:
-        return True
+        path.unlink(missing_ok=True)
     except BlockingIOError:
         return False
+    return True

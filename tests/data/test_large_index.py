@@ -61,7 +61,7 @@ def test_windows_of_a_large_set(folder):
     for step in range(200):
         batch = plan.global_batch(0, step)
         shards |= set((batch.label_B // bench_index.IDENTITIES_OF_A_SHARD).tolist())
-    ahead = set(plan.shards_ahead(0, 0).tolist())
+    ahead = set(plan.shards_ahead(0, 0, plan.steps_per_epoch).tolist())
     assert len(ahead) == 128
     assert 50 < len(shards) <= 64, "1600 identities of a window of 41,600"
     assert shards <= ahead

@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -290,3 +291,16 @@ def test_a_wrong_offset_is_named(index, plan, change):
     wrong = ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, index.shards, columns)
     with pytest.raises(InputError, match=rf"{index.key(row)}: expected an image of .* at offset {offset[row]}"):
         next(TrainingPipeline(wrong, plan, SIZE))
+
+
+def test_a_killed_worker_is_replaced(index, plan):
+    """The signal that asks a run to stop may reach its workers first."""
+    running = TrainingPipeline(index, plan, SIZE, workers=1)
+    next(running)
+    for child in psutil.Process().children(recursive=True):
+        if "spawn_main" in " ".join(child.cmdline()):
+            child.kill()
+    undisturbed = TrainingPipeline(index, plan, SIZE)
+    expected = [next(undisturbed).images_BCHW for _ in range(6)]
+    for images in expected[1:]:
+        assert torch.equal(next(running).images_BCHW, images)

@@ -201,3 +201,17 @@ def test_without_cameras_the_samplers_agree():
     plans = [plan_with(counts, sampler=sampler) for sampler in ("identity", "camera")]
     for step in range(5):
         assert (plans[0].global_batch(0, step).row_B == plans[1].global_batch(0, step).row_B).all()
+
+
+def test_what_to_fetch_ahead_goes_over_into_the_next_cycle_and_epoch():
+    plan = plan_with(np.full((2, 60), 4), per_shard=5, window_shards=3)  # 15 steps a cycle, windows of 15 identities
+
+    def shards(epoch, first, count):
+        labels = np.concatenate([plan.global_batch(epoch, step).label_B for step in range(first, first + count)])
+        return set((labels // 5).tolist())
+
+    for epoch, step, after in ((0, 0, (0, 4)), (0, 14, (0, 15)), (0, 19, (1, 0))):
+        ahead = set(plan.shards_ahead(epoch, step, 20).tolist())
+        assert shards(epoch, step, 1) <= ahead
+        assert shards(*after, 3) <= ahead, (epoch, step)
+        assert len(ahead) <= 6

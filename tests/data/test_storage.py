@@ -1,17 +1,21 @@
 """A remote set reads like a local one; the cache fetches once, checks, survives kills and keeps to its limit."""
 
+import dataclasses
 import fcntl
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
+import threading
 import time
 
 import numpy as np
 import pytest
 
-from tacaf.data import storage
+from tacaf.data import reader, storage
 from tacaf.data.index import ShardIndex
+from tacaf.data.pipeline import FetchAhead
 from tacaf.data.reader import ShardReader
 from tacaf.data.storage import GIB, CachedStore, CacheFullError, File, RemoteConfig, open_store
 from tacaf.vocabulary import INDEX_FILE, InputError
@@ -69,10 +73,10 @@ def test_only_what_is_read_is_fetched(local, server, config):
 
 
 def test_the_reader_of_a_remote_set_can_be_sent_to_a_worker(server, config):
-    reader = ShardReader(ShardIndex.open(server.address, config))
-    expected = reader.read(3).tobytes()
-    assert pickle.loads(pickle.dumps(reader)).read(3).tobytes() == expected
-    assert len(pickle.dumps(reader)) < 20_000, "columns travel as file names"
+    own = ShardReader(ShardIndex.open(server.address, config))
+    expected = own.read(3).tobytes()
+    assert pickle.loads(pickle.dumps(own)).read(3).tobytes() == expected
+    assert len(pickle.dumps(own)) < 20_000, "columns travel as file names"
 
 
 @pytest.mark.parametrize("trouble", ["fail", "stall", "cut", "change", "grow"])
@@ -136,10 +140,10 @@ def test_a_reader_makes_room_by_letting_go_of_its_own_shards(local, server, conf
     used = sum(path.stat().st_size for path in config.cache.glob("*.whole"))
     largest = max(shard.size for shard in local.shards)
     small = config.model_copy(update={"limit_gib": (used + largest + 1) / GIB})
-    reader = ShardReader(ShardIndex.open(server.address, small))
+    own = ShardReader(ShardIndex.open(server.address, small))
     for shard in range(len(local.shards)):
         row = int(rows_of_shard(local, shard)[0])
-        assert reader.read(row).tobytes() == ShardReader(local).read(row).tobytes()
+        assert own.read(row).tobytes() == ShardReader(local).read(row).tobytes()
     assert len(columns) == len(local)
 
 
@@ -204,9 +208,56 @@ def test_a_cache_that_cannot_be_written(tmp_path):
 
 def test_a_server_that_vanishes_is_named_and_what_was_fetched_stays(local, config):
     with serving(local.store.folder) as server:
-        reader = ShardReader(ShardIndex.open(server.address, config))
+        own = ShardReader(ShardIndex.open(server.address, config))
         here, there = (int(rows_of_shard(local, shard)[0]) for shard in (0, 1))
-        reader.read(here)
-    assert reader.read(here + 1).tobytes() == ShardReader(local).read(here + 1).tobytes()
+        own.read(here)
+    assert own.read(here + 1).tobytes() == ShardReader(local).read(here + 1).tobytes()
     with pytest.raises(InputError, match=rf"{local.shards[1].name}, got .*check the server"):
-        reader.read(there)
+        own.read(there)
+
+
+def test_a_reader_waits_for_another_to_leave_its_window(local, server, config):
+    """As two ranks of a node: what one still holds cannot be removed until it has gone on."""
+    store = open_store(server.address, config)
+    index = dataclasses.replace(local, store=store)
+    ahead, behind = ShardReader(index), ShardReader(index)
+    rows = [int(rows_of_shard(local, shard)[0]) for shard in (0, 1)]
+    behind.read(rows[0])
+    limit = max(local.shards[0].size, local.shards[1].size) + 1
+    small = CachedStore(server.address, config.model_copy(update={"limit_gib": limit / GIB}))
+    ahead.index = dataclasses.replace(local, store=small)
+    leaving = threading.Timer(0.5, behind.keep_only, [np.array([1])])
+    leaving.start()
+    began = time.monotonic()
+    assert ahead.read(rows[1]).tobytes() == ShardReader(local).read(rows[1]).tobytes()
+    assert time.monotonic() - began > 0.3, "it had to wait"
+    leaving.join()
+
+
+def test_a_reader_does_not_wait_for_ever(local, server, config, monkeypatch):
+    monkeypatch.setattr(reader, "WAIT_FOR_ROOM_S", 0.2)
+    small = CachedStore(server.address, config.model_copy(update={"limit_gib": (local.shards[0].size + 1) / GIB}))
+    index = dataclasses.replace(local, store=small)
+    holding, asking = ShardReader(index), ShardReader(index)
+    holding.read(int(rows_of_shard(local, 0)[0]))
+    with pytest.raises(CacheFullError, match="two windows"):
+        asking.read(int(rows_of_shard(local, 1)[0]))
+
+
+def test_a_local_shard_of_another_length_is_refused(local, sysu_shards_many, tmp_path):
+    index = ShardIndex.open(shutil.copytree(sysu_shards_many, tmp_path / "set"))
+    path = tmp_path / "set" / index.shards[0].name
+    path.write_bytes(path.read_bytes() + bytes(512))
+    with pytest.raises(InputError, match="the set was replaced while in use"):
+        ShardReader(index).read(int(rows_of_shard(local, 0)[0]))
+
+
+def test_shards_are_fetched_ahead(local, server, config):
+    ahead = FetchAhead(ShardReader(ShardIndex.open(server.address, config)))
+    ahead.want(np.array([0, 1]))
+    wanted = {f"{local.shards[shard].sha256}.whole" for shard in (0, 1)}
+    until = time.monotonic() + 20
+    while not wanted <= whole_files(config):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    assert local.shards[2].name not in server.asked

@@ -237,6 +237,19 @@ def test_a_checkpoint_of_another_model_is_refused(sysu_shards, finished):
     refused(done, "model.backbone.width: the checkpoint has 8, this run 16")
 
 
+def test_a_refused_resume_leaves_the_config_as_it_was(sysu_shards, finished):
+    before = (finished / "config.yaml").read_text()
+    done = train(sysu_shards, finished, "optim.new_rate=0.5", "--resume", check=False)
+    refused(done, "optim.new_rate: the checkpoint has")
+    assert (finished / "config.yaml").read_text() == before
+
+
+def test_another_number_of_ranks_is_refused_by_name(sysu_shards, finished):
+    done = train(sysu_shards, finished, "--resume", ranks=2, check=False)
+    assert done.returncode != 0
+    assert "number of ranks (ZeRO stage 1 and up): the checkpoint has 1, this run 2" in done.stderr + done.stdout
+
+
 def test_a_damaged_checkpoint_is_passed_over(sysu_shards, finished, tmp_path):
     folder = tmp_path / "damaged"
     shutil.copytree(finished, folder)
