@@ -75,7 +75,24 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
             " data.split: train)."
         ),
     )
+    best_by: Literal["mAP", "rank1", "mINP"] = Field(
+        "mAP", description="What the best epoch on validation identities is best in; its checkpoint is kept as well."
+    )
     log_every: int = Field(1, ge=1, description="Steps between lines in metrics.jsonl.")
+    watch: tuple[Literal["csv_monitor", "tensorboard", "wandb"], ...] = Field(
+        (),
+        description=(
+            "DeepSpeed's monitors to write to as well, in <run>/watch; more settings in deepspeed.<name>. tensorboard"
+            " and wandb need their packages."
+        ),
+    )
+    on_nonfinite: Literal["stop", "skip"] = Field(
+        "stop", description="A loss or gradient that is no finite number: stop all ranks, or leave that step out."
+    )
+    nonfinite_limit: int = Field(10, ge=1, description="With skip: how many steps of the run may be left out.")
+    stall_limit_s: float = Field(
+        1800, gt=0, description="Seconds without a step forward after which a rank ends the run and names who hangs."
+    )
 
     @model_validator(mode="after")
     def _one_start(self) -> "TrainConfig":
@@ -151,6 +168,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
     deepspeed: dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}}, description="DeepSpeed's own JSON, passed through."
     )
+
+    @property
+    def zero_stage(self) -> int:
+        return self.deepspeed.get("zero_optimization", {}).get("stage", 0)
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":

@@ -59,7 +59,7 @@ def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
     """Memory and disk of one rank. Saved tensors are counted in a forward of one pair group and scaled."""
     model = TacafNet(config.model, plan.training_set.identities)
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    share = ranks if config.deepspeed.get("zero_optimization", {}).get("stage", 0) >= 1 else 1
+    share = ranks if config.zero_stage >= 1 else 1
     states = numbers * 4 * OPTIMIZER_STATES[config.optim.kind] / MIB
     groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // ranks
     return Estimate(

@@ -4,15 +4,19 @@
 """
 
 import logging
+import math
 import os
+import shutil
 import socket
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from launch.config import Config
+from launch.regroup import TEMPORARY, load_regrouped, regrouped
 from tacaf import checkpoint, distributed
 from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import InputError
@@ -31,6 +35,10 @@ class Place(NamedTuple):
         return self.device.index if self.device.type == "cuda" else None
 
 
+class NotSavedError(Exception):
+    """A checkpoint could not be written, on any rank; the run can go on and try again."""
+
+
 def start_distributed() -> Place:
     """Join the process group the launcher describes (deepspeed, torchrun, srun), or be a group of one."""
     cuda = torch.cuda.is_available()
@@ -42,6 +50,8 @@ def start_distributed() -> Place:
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed 0.19 calls what PyTorch 2.13 has renamed; every rank would say so several times.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
@@ -54,16 +64,41 @@ def stop_distributed() -> None:
         torch.distributed.destroy_process_group()
 
 
-def build_engine(config: Config, model: torch.nn.Module, optimizer: torch.optim.Optimizer, images_per_rank: int) -> Any:
-    """DeepSpeed's engine around the model; the `deepspeed` section of the config is its JSON, passed through."""
+def build_engine(
+    config: Config,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images_per_rank: int,
+    found: Path | None = None,
+) -> Any:
+    """DeepSpeed's engine around the model; the `deepspeed` section of the config is its JSON, passed through.
+
+    `found`: the checkpoint it is going to resume from. Under ZeRO one of another number of ranks is loaded regrouped,
+    as DeepSpeed calls it universal.
+    """
     import deepspeed
 
-    settings = {
+    start = len(list((config.run / "watch").glob("start-*"))) if distributed.rank() == 0 else 0
+    folder = str(config.run / "watch" / f"start-{start}")  # one a start, so that no step stands in a file twice
+    settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": images_per_rank,
         "zero_allow_untested_optimizer": True,  # SGD under ZeRO is refused without it
         "steps_per_print": 2**31,  # the run's own progress line says it
         **config.deepspeed,
     }
+    for name in config.train.watch:
+        own = (
+            {"project": "tacaf", "group": str(config.run)}
+            if name == "wandb"
+            else {"output_path": folder, "job_name": name}
+        )
+        settings[name] = {"enabled": True, **own, **config.deepspeed.get(name, {})}
+    if found is not None and config.zero_stage >= 1:
+        ranks = checkpoint.facts_of(found)["ranks"]
+        settings["checkpoint"] = {
+            **config.deepspeed.get("checkpoint", {}),
+            "load_universal": ranks != distributed.world_size(),
+        }
     if config.train.precision == "bf16":
         # Gradients travel in fp32: no module is given the lower communication precision.
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
@@ -71,31 +106,69 @@ def build_engine(config: Config, model: torch.nn.Module, optimizer: torch.optim.
     return engine
 
 
-def save(engine: Any, folder: Path, global_step: int, facts: dict, keep: int) -> None:
-    """A whole checkpoint of this step, on all ranks together; `facts` are plain JSON, the same on every rank."""
+def update(engine: Any, loss: torch.Tensor) -> float | None:
+    """Backward and the optimiser's step; the norm of the whole gradient. Nothing is updated where it is not finite."""
+    engine.backward(loss)
+    if engine.zero_optimization_stage() >= 1:
+        engine.step()  # leaves the parameters alone where the norm is not finite
+        return float(engine.get_global_grad_norm())
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    norm = float(torch.nn.utils.get_total_norm(gradients))
+    if math.isfinite(norm):
+        engine.step()
+    else:
+        engine.zero_grad()
+    return norm
+
+
+def save(engine: Any, folder: Path, global_step: int, facts: dict, keep: int, best: bool = False) -> None:
+    """A whole checkpoint of this step, on all ranks together; `facts` are plain JSON, the same on every rank.
+
+    NotSavedError on every rank where the disk has too little room; what was there stays as it was.
+    """
     distributed.average_batchnorm_statistics(engine.module)
+    lacking = 0
     if distributed.rank() == 0:
         folder.mkdir(parents=True, exist_ok=True)
         checkpoint.clear_temporary(folder)
-    distributed.barrier()
-    engine.save_checkpoint(
-        str(folder), tag=checkpoint.temporary_tag(global_step), client_state={"facts": facts}, save_latest=False
-    )
+        lacking = _bytes_needed(engine, folder) - shutil.disk_usage(folder).free
+    lacking = int(max(row[0] for row in distributed.numbers_of_ranks([float(lacking)])))
+    if lacking > 0:
+        raise NotSavedError(
+            f"checkpoint of step {global_step} not saved: {folder} lacks {lacking / 2**20:,.0f} MiB of free space; make"
+            " room, or keep fewer with train.keep"
+        )
+    try:
+        engine.save_checkpoint(
+            str(folder), tag=checkpoint.temporary_tag(global_step), client_state={"facts": facts}, save_latest=False
+        )
+    except (OSError, RuntimeError) as error:  # PyTorch says RuntimeError where its file writer fails
+        if distributed.world_size() > 1:  # the others may be waiting inside DeepSpeed
+            raise InputError(
+                f"checkpoint of step {global_step} not saved: rank {distributed.rank()} could not write into {folder}:"
+                f" {_first_line(error)}; older checkpoints are untouched; make room and go on with --resume"
+            ) from None
+        checkpoint.clear_temporary(folder)
+        raise NotSavedError(
+            f"checkpoint of step {global_step} not saved into {folder}: {_first_line(error)}; older ones are untouched"
+        ) from None
     distributed.barrier()
     if distributed.rank() == 0:
-        checkpoint.commit(folder, global_step, facts, keep)
+        checkpoint.commit(folder, global_step, facts, keep, best)
     distributed.barrier()
 
 
-def resume(engine: Any, folder: Path, must_match: dict) -> dict:
-    """Load the newest whole checkpoint into the engine; its facts. Refuses another model, set or seed by name."""
-    path = find_checkpoint(folder, must_match)
-    loaded, client = engine.load_checkpoint(str(folder), tag=path.name)
+def resume(engine: Any, path: Path) -> dict:
+    """Load a checkpoint that `find_checkpoint` found into an engine built for it; its facts."""
+    if engine.load_universal_checkpoint():
+        whole = path.parent / TEMPORARY / path.name
+        if distributed.rank() == 0:
+            regrouped(path, engine.zero_optimization_stage())
+        distributed.barrier()
+        return load_regrouped(engine, whole)["facts"]
+    loaded, client = engine.load_checkpoint(str(path.parent), tag=path.name)
     if loaded is None:
-        raise InputError(
-            f"{path} could not be loaded although its files are whole; it was perhaps made with another world size or"
-            " ZeRO stage"
-        )
+        raise InputError(f"{path} could not be loaded although its files are whole; was it made by a newer TACAF?")
     return client["facts"]
 
 
@@ -108,6 +181,18 @@ def find_checkpoint(folder: Path, must_match: dict) -> Path:
         )
     checkpoint.refuse_other(checkpoint.facts_of(path), must_match, path)
     return path
+
+
+def _bytes_needed(engine: Any, folder: Path) -> int:
+    """As much as the newest checkpoint takes; before the first, weights, ZeRO's copy of them and two states."""
+    newest = sorted(folder.glob("step-*"))
+    if newest:
+        return sum(path.stat().st_size for path in newest[-1].rglob("*") if path.is_file())
+    return 4 * 4 * sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in engine.module.parameters())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def whole_state(engine: Any) -> dict[str, torch.Tensor]:

@@ -12,7 +12,8 @@ from launch.engine import Place
 from launch.evaluate import circumstances_of, embed_identities, refuse_leak, score_all, show, write_results
 from launch.model_file import load_model, save_model
 from launch.ranked import ranked_lists
-from launch.state import TrainState, Watcher
+from launch.state import TrainState
+from launch.watch import Watcher
 from tacaf import distributed
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet
@@ -89,8 +90,9 @@ def evaluate_epoch(
     settings = settings_for(config, split)
     result = score_all(features, settings, settings.asked()[:1], {})[0]
     watcher.evaluated(state, split, result)
-    if split == "val" and result["mean"]["mAP"] > state.best:
-        state = state._replace(best=result["mean"]["mAP"], best_epoch=state.epoch)
+    reached = result["mean"][config.train.best_by]
+    if split == "val" and reached > state.best:
+        state = state._replace(best=reached, best_epoch=state.epoch)
         tensors = deepspeed_engine.whole_state(engine)
         if place.rank == 0:
             save_model(run / BEST, tensors, config, identities, index, f"validation, epoch {state.epoch}")

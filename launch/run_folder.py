@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,7 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
                 f"run: {folder} is being written by another process; wait for it or give another folder"
             ) from None
         mend(folder / "checkpoints")
+        shutil.rmtree(folder / "ranks", ignore_errors=True)  # signs of life of an earlier start
         distributed.barrier()
         yield folder
 

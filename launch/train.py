@@ -6,9 +6,16 @@ SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
 """
 
 import argparse
+import math
 import os
 import sys
 from pathlib import Path
+
+from launch.stop import EXIT_CODE, StoppedError, StopRequest
+
+STOP = StopRequest()
+if __name__ == "__main__":
+    STOP.listen()  # before the slow imports: a signal during them counts too
 
 from launch import engine as deepspeed_engine
 from launch.config import Config, load_config
@@ -17,8 +24,11 @@ from launch.finish import check_scoring, evaluate_epoch, finish
 from launch.forward import forward
 from launch.model_file import build_model
 from launch.run_folder import open_run, record_start
-from launch.state import TrainState, Watcher, must_match
-from launch.stop import EXIT_CODE, StoppedError, StopRequest
+from launch.state import TrainState, circumstances, must_match
+from launch.watch import Watcher
+from launch.watchdog import EXIT_CODE as LOST
+from launch.watchdog import LostRankError, Watchdog, naming_lost_ranks
+from tacaf import distributed
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
@@ -29,31 +39,39 @@ from tacaf.vocabulary import InputError
 
 def train(config: Config, resume: bool, stop: StopRequest) -> None:
     place = deepspeed_engine.start_distributed()
+    stop.any_rank = distributed.any_rank
     index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     plan.check_ranks(place.world_size)
     steps = config.train.steps_per_epoch or plan.steps_per_epoch
     check_scoring(config, index)  # an error now, not after the training
-    facts = must_match(config, index, place.world_size)
-    with open_run(config, resume) as run:
+    facts = must_match(config, index)
+    with (
+        open_run(config, resume) as run,
+        Watchdog(run, place.rank, place.world_size, config.train.stall_limit_s) as dog,
+        naming_lost_ranks(dog),
+    ):
+        stop.moving = dog.moving
         checkpoints = run / "checkpoints"
-        begun = resume
-        resume = resume and any(checkpoints.glob("step-*"))
-        if resume:
-            deepspeed_engine.find_checkpoint(checkpoints, facts)  # before anything is built
+        # One killed before its first checkpoint begins again. Checked before anything is built.
+        found = (
+            deepspeed_engine.find_checkpoint(checkpoints, facts) if resume and any(checkpoints.glob("step-*")) else None
+        )
         record_start(config)
         identities = plan.training_set.identities
+        dog.at("building the model")
         model, loaded = build_model(config, identities)
         model.to(place.device)
         optimizer = build_optimizer(
             config.optim, model.backbone_parameters(), model.new_parameters(), config.data.plan.images_per_modality
         )
-        engine = deepspeed_engine.build_engine(config, model, optimizer, plan.images // place.world_size)
-        state = TrainState(**deepspeed_engine.resume(engine, checkpoints, facts)["state"]) if resume else TrainState()
+        engine = deepspeed_engine.build_engine(config, model, optimizer, plan.images // place.world_size, found)
+        state = TrainState(**deepspeed_engine.resume(engine, found)["state"]) if found else TrainState()
         criterion = TacafLoss(config.loss)
-        watcher = Watcher(config, run, place, state, total=config.train.epochs * steps, stop=stop)
+        watcher = Watcher(config, run, place, state, config.train.epochs * steps, plan.images, stop)
+        watcher.monitor = engine.monitor
         watcher.say(f"{plan.training_set.describe()}; {steps} steps an epoch; {loaded}")
-        if begun and not resume:
+        if resume and not found:
             watcher.say("the run was interrupted before its first checkpoint; it begins again")
         batches = TrainingPipeline(
             index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
@@ -64,31 +82,44 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
         )  # fmt: skip
         model.train()
 
-        def save() -> TrainState:
-            whole = {**facts, "state": state._asdict()}
-            deepspeed_engine.save(engine, checkpoints, state.global_step, whole, config.train.keep)
-            return state
+        def save() -> None:
+            dog.at(f"saving step {state.global_step}")
+            whole = {**facts, **circumstances(config, place.world_size), "state": state._asdict()}
+            deepspeed_engine.save(engine, checkpoints, state.global_step, whole, config.train.keep, state.is_best)
 
-        saved = state if resume else None
+        saved = state if found else None
         try:
             while True:
                 if state.awaits_evaluation:
+                    dog.at(f"the evaluation after epoch {state.epoch}")
                     state = evaluate_epoch(config, state, engine, index, place, run, watcher, identities)
                 if state.must_save(config.train) and state != saved:
-                    saved = save()
+                    try:
+                        save()
+                    except deepspeed_engine.NotSavedError as error:
+                        watcher.warn_once(f"{error}; the training goes on")
+                    saved = state
                 if state.epoch == config.train.epochs:
                     break
                 stop.check()
+                here = f"epoch {state.epoch}, step {state.step}"
+                dog.at(f"{here}, reading the batch")
                 batch = next(batches).to(place.device)
+                dog.at(f"{here}, forward")
                 rates = set_rates(
                     optimizer, rate_factor(config.optim, batch.epoch, batch.step, steps, config.train.epochs)
                 )
                 loss, terms = criterion(forward(engine, batch, config), batch.label_B)
-                watcher.refuse_nonfinite(loss.detach(), terms, batch, index, place.rank)
-                engine.backward(loss)
-                engine.step()
-                state = state.after_step(steps)
-                watcher.step(batch, loss.detach(), terms, rates, plan.images, batches.wait_s)
+                dog.at(f"{here}, comparing losses")
+                figures = watcher.gather(loss, terms, batches.wait_s)
+                dog.at(f"{here}, backward and update")
+                norm = deepspeed_engine.update(engine, loss) if figures.finite else None
+                updated = norm is not None and math.isfinite(norm)
+                if not updated:
+                    watcher.nonfinite(figures, norm, batch, index, state)
+                state = state.after_step(steps, updated)
+                watcher.step(batch, figures, norm, rates)
+            dog.at("the last scores and the report")
             finish(config, state, engine, index, place, run, watcher, identities)
         except StoppedError:
             if state != saved:
@@ -120,10 +151,13 @@ def main(argv: list[str] | None = None) -> int:
             if first:
                 print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
-        train(config, arguments.resume, StopRequest().listen())
-    except InputError as error:
+        train(config, arguments.resume, STOP)
+    except (InputError, deepspeed_engine.NotSavedError) as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
+    except LostRankError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        os._exit(LOST)  # the other ranks do not answer any more
     except StoppedError:
         return EXIT_CODE
     finally:

@@ -1,4 +1,4 @@
-"""Talking between ranks: who am I, sums and gathers that carry gradients, and agreement on a flag.
+"""Talking between ranks: who am I, sums and gathers that carry gradients, and small facts that all must know.
 
 With one process (or before the process group exists) everything is the identity. Gathers are differentiable so that
 batch-hard mining sees the global batch; DeepSpeed and DDP average parameter gradients over ranks, and the backward of
@@ -6,9 +6,10 @@ the gather sums over ranks, so a loss computed over the gathered batch on every 
 process with the full batch.
 """
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 
 _control_group: dist.ProcessGroup | None = None
 
@@ -26,9 +27,47 @@ def barrier() -> None:
         dist.barrier()
 
 
+class _Sum(torch.autograd.Function):
+    """The sum over ranks, forward and backward. (PyTorch's own differentiable collectives are deprecated.)"""
+
+    @staticmethod
+    def forward(_: Any, tensor: torch.Tensor) -> torch.Tensor:
+        return _summed(tensor)
+
+    @staticmethod
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return _summed(gradient)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows; backward, the own rows of the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor_B: torch.Tensor) -> torch.Tensor:
+        ctx.rows = len(tensor_B)
+        return _gathered(tensor_B)
+
+    @staticmethod
+    def backward(ctx: Any, gradient_G: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        first = rank() * ctx.rows
+        return _summed(gradient_G)[first : first + ctx.rows]
+
+
+def _summed(tensor: torch.Tensor) -> torch.Tensor:
+    total = tensor.detach().clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(total)
+    return total
+
+
+def _gathered(tensor_B: torch.Tensor) -> torch.Tensor:
+    parts = [torch.empty_like(tensor_B, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    dist.all_gather(parts, tensor_B.detach().contiguous())
+    return torch.cat(parts)
+
+
 def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     """The sum of `tensor` over all ranks, any shape; the gradient is summed over ranks too."""
-    return dist_nn.all_reduce(tensor) if world_size() > 1 else tensor
+    return _Sum.apply(tensor) if world_size() > 1 else tensor
 
 
 def gather_rows(tensor_B: torch.Tensor) -> torch.Tensor:
@@ -38,11 +77,7 @@ def gather_rows(tensor_B: torch.Tensor) -> torch.Tensor:
     """
     if world_size() == 1:
         return tensor_B
-    if tensor_B.is_floating_point() and tensor_B.requires_grad:
-        return torch.cat(dist_nn.all_gather(tensor_B.contiguous()))
-    parts = [torch.empty_like(tensor_B) for _ in range(world_size())]
-    dist.all_gather(parts, tensor_B.contiguous())
-    return torch.cat(parts)
+    return _Gather.apply(tensor_B) if tensor_B.requires_grad else _gathered(tensor_B)
 
 
 def gather_objects(value: object) -> list:
@@ -54,30 +89,24 @@ def gather_objects(value: object) -> list:
     return values
 
 
-def mean_over_ranks(value: float) -> float:
-    """The mean of a plain number over ranks."""
-    if world_size() == 1:
-        return value
-    tensor = torch.tensor([value], dtype=torch.float64)
-    if dist.get_backend() == "nccl":
-        tensor = tensor.cuda()
-    dist.all_reduce(tensor)
-    return float(tensor.item()) / world_size()
-
-
 def any_rank(flag: bool) -> bool:
-    """True on every rank if it is true on one: how ranks agree to stop together.
+    """True on every rank if it is true on one: how ranks agree to stop together."""
+    return any(row[0] for row in numbers_of_ranks([float(flag)]))
+
+
+def numbers_of_ranks(numbers: list[float]) -> list[list[float]]:
+    """Every rank's numbers, in rank order, on every rank; as many on each.
 
     Over a group of its own on the CPU, so that asking at every step never waits for a GPU.
     """
     global _control_group
     if world_size() == 1:
-        return flag
+        return [numbers]
     if _control_group is None:
         _control_group = dist.new_group(backend="gloo")
-    found = torch.tensor([int(flag)])
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control_group)
-    return bool(found.item())
+    parts = [torch.empty(len(numbers), dtype=torch.float64) for _ in range(world_size())]
+    dist.all_gather(parts, torch.tensor(numbers, dtype=torch.float64), group=_control_group)
+    return [part.tolist() for part in parts]
 
 
 def average_batchnorm_statistics(module: torch.nn.Module) -> None:

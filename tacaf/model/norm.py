@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,30 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tacaf.distributed import sum_over_ranks, world_size
 
 NormMode = Literal["sync", "local"]
+
+
+class _ExactNorm(torch.autograd.Function):
+    """B x C x H x W to the same, normalised by its own mean and variance, which come with it as float32 C each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, features_BCHW: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, eps: float
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        mean_C = features_BCHW.mean((0, 2, 3), dtype=torch.float32)
+        variance_C = (features_BCHW - mean_C.view(1, -1, 1, 1)).square_().mean((0, 2, 3))
+        ctx.save_for_backward(features_BCHW, weight_C, mean_C, (variance_C + eps).rsqrt())
+        ctx.eps = eps
+        ctx.mark_non_differentiable(mean_C, variance_C)
+        normalised_BCHW = F.batch_norm(features_BCHW, mean_C, variance_C, weight_C, bias_C, eps=eps)
+        return normalised_BCHW, mean_C, variance_C
+
+    @staticmethod
+    def backward(ctx: Any, d_normalised_BCHW: torch.Tensor, *_: Any) -> tuple[torch.Tensor | None, ...]:
+        features_BCHW, weight_C, mean_C, scale_C = ctx.saved_tensors
+        gradients = torch.ops.aten.native_batch_norm_backward(
+            d_normalised_BCHW, features_BCHW, weight_C, None, None, mean_C, scale_C, True, ctx.eps, [True] * 3
+        )
+        return (*gradients, None)
 
 
 class _RankNorm(_BatchNorm):
@@ -32,6 +56,8 @@ class _RankNorm(_BatchNorm):
         self._check_input_dim(features)
         if self.mode == "sync" and world_size() > 1:
             return self._synchronised(features)
+        if features.dim() == 4 and features.device.type == "cpu" and not features.is_contiguous():
+            return self._exact(features)
         if self.running_frozen:
             return F.batch_norm(features, None, None, self.weight, self.bias, training=True, eps=self.eps)
         return super().forward(features)
@@ -51,6 +77,16 @@ class _RankNorm(_BatchNorm):
             self._remember(mean_C.detach(), variance_C.detach() * (count / (count - 1)))
         scale_C = self.weight * (variance_C + self.eps).rsqrt()
         return (centred * scale_C.view(shape) + self.bias.view(shape)).to(features.dtype)
+
+    def _exact(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        """The native op with statistics of our own: on a CPU it sums channels-last maps in one running fp32 number a
+        channel, which is off by 5e-6 in 36,000 positions, a hundred times as much as contiguous maps or `sync`.
+        """
+        normalised_BCHW, mean_C, variance_C = _ExactNorm.apply(features_BCHW, self.weight, self.bias, self.eps)
+        if not self.running_frozen:
+            count = features_BCHW.numel() / features_BCHW.shape[1]
+            self._remember(mean_C, variance_C * (count / (count - 1)))
+        return normalised_BCHW
 
     def _remember(self, mean_C: torch.Tensor, unbiased_variance_C: torch.Tensor) -> None:
         assert self.running_mean is not None

@@ -1,0 +1,84 @@
+"""A checkpoint made on another number of ranks: whole tensors instead of every rank's part, as DeepSpeed's converter
+writes them ("universal").
+
+The converter and ZeRO-3's loader know Adam's two states by name and nothing else, so SGD's momentum travels under
+Adam's name, beside zeros. Loading unpickles: only a user's own checkpoints come here.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+TEMPORARY = ".tmp-universal"  # below checkpoints/; the next save clears it away
+MOMENTUM = "momentum_buffer"
+ADAM = ("exp_avg", "exp_avg_sq")
+# where the rank's file keeps (states, fp32 parameters) below "optimizer_state_dict", up to stage 2 and in stage 3
+PLACES = ((("base_optimizer_state", "single_partition_of_fp32_groups")), (("optimizer_state_dict", "fp32_flat_groups")))
+
+
+def regrouped(path: Path, stage: int) -> Path:
+    """The checkpoint at `path`, of ZeRO stage 1 to 3, as a universal one beside it. For one rank to do."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    root = path.parent / TEMPORARY
+    shutil.rmtree(root, ignore_errors=True)
+    parts, whole = root / "parts", root / path.name
+    parts.mkdir(parents=True)
+    momentum = _named_as_adam(path, parts, PLACES[stage >= 3])
+    options = argparse.Namespace(
+        input_folder=str(parts), output_folder=str(whole), num_extract_workers=1, num_merge_workers=1,
+        keep_temp_folder=False, strict=True, inject_missing_state=True,
+    )  # fmt: skip
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+        ds_to_universal.main(options)
+    if momentum and stage < 3:  # these loaders take the names of the files
+        for first in (whole / "zero").rglob(f"{ADAM[0]}.pt"):
+            first.rename(first.with_name(f"{MOMENTUM}.pt"))
+            first.with_name(f"{ADAM[1]}.pt").unlink()
+    shutil.rmtree(parts)
+    return whole
+
+
+def load_regrouped(engine: Any, whole: Path) -> dict:
+    """Load what `regrouped` made into an engine of the same stage; the checkpoint's client state.
+
+    Hyperparameters stay as they were built: ZeRO-3's loader would give every group those of the first.
+    """
+    optimizer = engine.optimizer.optimizer
+    built = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    _, client = engine.load_checkpoint(str(whole.parent), tag=whole.name)
+    for group, values in zip(optimizer.param_groups, built, strict=True):
+        group.update(values)
+    if isinstance(optimizer, torch.optim.SGD):
+        for state in optimizer.state.values():
+            if ADAM[0] in state:
+                state[MOMENTUM] = state[ADAM[0]]
+            for name in (*ADAM, "step"):
+                state.pop(name, None)
+    return client
+
+
+def _named_as_adam(path: Path, parts: Path, places: tuple[str, str]) -> bool:
+    """Put the checkpoint's files into `parts`, SGD's states renamed; whether there were any to rename."""
+    states_at, parameters_at = places
+    momentum = False
+    for file in path.glob("*.pt"):
+        if not file.name.endswith("optim_states.pt"):
+            (parts / file.name).symlink_to(file.resolve())
+            continue
+        whole = torch.load(file, map_location="cpu", weights_only=False)
+        states = whole["optimizer_state_dict"][states_at]["state"]
+        for group, parameters in enumerate(whole["optimizer_state_dict"][parameters_at]):
+            state = states.setdefault(group, {})
+            if ADAM[0] not in state:
+                momentum = True
+                first = state.pop(MOMENTUM, None)
+                zeros = torch.zeros_like(parameters)
+                states[group] = {ADAM[0]: zeros if first is None else first, ADAM[1]: zeros, "step": 0}
+        torch.save(whole, parts / file.name)
+    return momentum
