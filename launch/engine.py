@@ -42,6 +42,8 @@ class NotSavedError(Exception):
 def start_distributed() -> Place:
     """Join the process group the launcher describes (deepspeed, torchrun, srun), or be a group of one."""
     cuda = torch.cuda.is_available()
+    # The ninja of this environment builds DeepSpeed's op, activated or not; another one would build it anew.
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
     if "RANK" not in os.environ:
         os.environ.update(
@@ -142,7 +144,9 @@ def save(engine: Any, folder: Path, global_step: int, facts: dict, keep: int, be
         engine.save_checkpoint(
             str(folder), tag=checkpoint.temporary_tag(global_step), client_state={"facts": facts}, save_latest=False
         )
-    except (OSError, RuntimeError) as error:  # PyTorch says RuntimeError where its file writer fails
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            raise  # another rank has gone
         if distributed.world_size() > 1:  # the others may be waiting inside DeepSpeed
             raise InputError(
                 f"checkpoint of step {global_step} not saved: rank {distributed.rank()} could not write into {folder}:"

@@ -47,19 +47,27 @@ def regrouped(path: Path, stage: int) -> Path:
 def load_regrouped(engine: Any, whole: Path) -> dict:
     """Load what `regrouped` made into an engine of the same stage; the checkpoint's client state.
 
-    Hyperparameters stay as they were built: ZeRO-3's loader would give every group those of the first.
+    Hyperparameters stay as they were built: ZeRO-3's loader would give every group those of the first. Buffers (the
+    running statistics) come from the first model file: DeepSpeed's loader leaves them out.
     """
     optimizer = engine.optimizer.optimizer
     built = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     _, client = engine.load_checkpoint(str(whole.parent), tag=whole.name)
     for group, values in zip(optimizer.param_groups, built, strict=True):
         group.update(values)
-    if isinstance(optimizer, torch.optim.SGD):
-        for state in optimizer.state.values():
+    file = min(whole.glob("*model_states.pt"))
+    saved = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    for name, buffer in engine.module.named_buffers():
+        if name in saved:  # others are built, not learned
+            buffer.copy_(saved[name])
+    for state in optimizer.state.values():
+        if isinstance(optimizer, torch.optim.SGD):
             if ADAM[0] in state:
                 state[MOMENTUM] = state[ADAM[0]]
             for name in (*ADAM, "step"):
                 state.pop(name, None)
+        elif torch.is_tensor(state.get("step")):
+            state["step"] = state["step"].clone()  # ZeRO-3 gave all of them the same tensor, to be counted up in place
     return client
 
 

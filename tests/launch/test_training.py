@@ -186,8 +186,8 @@ def test_two_ranks_train_as_one(sysu_shards, finished, tmp_path):
     train(sysu_shards, folder, ranks=2)
     one, two = steps_of(finished), steps_of(folder)
     assert len(two) == 2 * STEPS
-    # The log is rank 0's: terms over the global batch agree at once, the others are this rank's half.
-    assert two[0]["terms"]["triplet"] == pytest.approx(one[0]["terms"]["triplet"], rel=1e-3)
+    assert two[0]["terms"] == pytest.approx(one[0]["terms"], rel=1e-5), "the log is the mean over ranks"
+    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-2)
     whole, halves = load_file(finished / "model.safetensors"), load_file(folder / "model.safetensors")
     name = "backbone.layer1.0.conv1.weight"
     assert np.abs(whole[name] - halves[name]).max() < 0.05 * np.abs(whole[name]).max()
@@ -244,10 +244,21 @@ def test_a_refused_resume_leaves_the_config_as_it_was(sysu_shards, finished):
     assert (finished / "config.yaml").read_text() == before
 
 
-def test_another_number_of_ranks_is_refused_by_name(sysu_shards, finished):
-    done = train(sysu_shards, finished, "--resume", ranks=2, check=False)
-    assert done.returncode != 0
-    assert "number of ranks (ZeRO stage 1 and up): the checkpoint has 1, this run 2" in done.stderr + done.stdout
+def test_two_ranks_go_on_where_one_stopped(sysu_shards, finished, tmp_path):
+    """From a checkpoint of one process: the same losses, as far as AdamW keeps roundings small."""
+    folder = tmp_path / "regrouped"
+    shutil.copytree(finished, folder)
+    for path in (folder / "checkpoints").glob("step-*"):
+        if path.name != "step-00000002":
+            shutil.rmtree(path)
+    train(sysu_shards, folder, "--resume", ranks=2)
+    one, two = steps_of(finished), steps_of(folder)
+    assert [step["global_step"] for step in two] == list(range(1, 2 * STEPS + 1))
+    for expected, found in zip(one[2:4], two[2:4], strict=True):
+        assert found["terms"] == pytest.approx(expected["terms"], rel=1e-3)
+        assert found["lr"] == expected["lr"]
+    assert json.loads((folder / "checkpoints" / "step-00000006" / "manifest.json").read_text())["facts"]["ranks"] == 2
+    assert not list((folder / "checkpoints").glob(".tmp-*"))
 
 
 def test_a_damaged_checkpoint_is_passed_over(sysu_shards, finished, tmp_path):
