@@ -1,6 +1,7 @@
 """The configuration of a run: YAML with `base:`, `--set a.b=c` on top, checked by pydantic before anything starts."""
 
 import difflib
+import importlib.util
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -98,6 +99,16 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     def _one_start(self) -> "TrainConfig":
         if self.weights and self.start_from:
             raise ValueError("expected weights or start_from, got both; leave one out")
+        return self
+
+    @model_validator(mode="after")
+    def _can_watch(self) -> "TrainConfig":
+        for name in self.watch:
+            if name != "csv_monitor" and importlib.util.find_spec(name) is None:
+                raise ValueError(
+                    f"watch: expected the package {name} for the monitor {name!r}, found none; pip install {name}, or"
+                    " take it out"
+                )
         return self
 
 

@@ -80,21 +80,13 @@ def build_engine(
     """
     import deepspeed
 
-    start = len(list((config.run / "watch").glob("start-*"))) if distributed.rank() == 0 else 0
-    folder = str(config.run / "watch" / f"start-{start}")  # one a start, so that no step stands in a file twice
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": images_per_rank,
         "zero_allow_untested_optimizer": True,  # SGD under ZeRO is refused without it
         "steps_per_print": 2**31,  # the run's own progress line says it
         **config.deepspeed,
     }
-    for name in config.train.watch:
-        own = (
-            {"project": "tacaf", "group": str(config.run)}
-            if name == "wandb"
-            else {"output_path": folder, "job_name": name}
-        )
-        settings[name] = {"enabled": True, **own, **config.deepspeed.get(name, {})}
+    settings |= _monitors(config)
     if found is not None and config.zero_stage >= 1:
         ranks = checkpoint.facts_of(found)["ranks"]
         settings["checkpoint"] = {
@@ -106,6 +98,19 @@ def build_engine(
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
     return engine
+
+
+def _monitors(config: Config) -> dict[str, dict]:
+    """DeepSpeed's sections of the monitors in `train.watch`. A folder a start, so no step is in a file twice."""
+    folder = config.run / "watch" / f"start-{len(list((config.run / 'watch').glob('start-*')))}"
+    places: dict[str, dict] = {
+        "wandb": {"project": "tacaf", "group": str(config.run)},
+        **{name: {"output_path": str(folder), "job_name": name} for name in ("csv_monitor", "tensorboard")},
+    }
+    if "wandb" in config.train.watch and distributed.rank() == 0:
+        folder.mkdir(parents=True)
+        os.environ.setdefault("WANDB_DIR", str(folder))  # its own choice would be the working directory
+    return {name: {"enabled": True, **places[name], **config.deepspeed.get(name, {})} for name in config.train.watch}
 
 
 def update(engine: Any, loss: torch.Tensor) -> float | None:

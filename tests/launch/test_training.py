@@ -193,6 +193,23 @@ def test_two_ranks_train_as_one(sysu_shards, finished, tmp_path):
     assert np.abs(whole[name] - halves[name]).max() < 0.05 * np.abs(whole[name]).max()
 
 
+def test_the_best_on_validation_identities_is_kept_and_monitors_are_told(sysu_shards, tmp_path):
+    folder = tmp_path / "best"
+    values = ["data.split=train", "train.choose=validation", "train.best_by=rank1", "train.watch=[csv_monitor]"]
+    plan = "data.plan={identities_per_batch: 4, images_per_identity: 2}"
+    train(sysu_shards, folder, *values, plan, "train.epochs=3", "train.keep=1", "train.save_every_steps=1")
+    scores = {record["epoch"]: record["rank1"] for record in records_of(folder, "eval") if record["split"] == "val"}
+    best = min(scores, key=lambda epoch: (-scores[epoch], epoch))
+    checkpoints = folder / "checkpoints"
+    assert (checkpoints / "best").read_text().strip() == f"step-{best * STEPS:08d}"
+    kept = {path.name for path in checkpoints.glob("step-*")}
+    assert kept == {f"step-{best * STEPS:08d}", f"step-{3 * STEPS:08d}"}
+    rows = (folder / "watch" / "start-0" / "csv_monitor" / "tacaf_gradient_norm.csv").read_text().split()
+    assert [float(row.split(",")[1]) for row in rows[1:]] == pytest.approx(
+        [step["gradient_norm"] for step in steps_of(folder)], rel=1e-5
+    )
+
+
 def test_scoring_again_gives_the_same_figures(sysu_shards, finished, tmp_path):
     out, features = tmp_path / "score.json", tmp_path / "features.npz"
     mode = ("--protocol", "sysu_mm01", "--mode", "all_search", "--shots", 1)
