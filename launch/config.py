@@ -192,6 +192,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
                 "train.choose: expected data.split 'train' with choose 'validation', since other splits hold no"
                 f" identities out, got {self.data.split!r}; set data.split: train or train.choose: last"
             )
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(
+                f"deepspeed.zero_optimization.stage: expected 0, 1, 2 or 3, got {self.zero_stage!r}; 1 is the usual one"
+            )
         for key in (
             "train_batch_size",
             "train_micro_batch_size_per_gpu",

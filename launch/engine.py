@@ -3,6 +3,7 @@
 `python -m launch.engine` builds the native communication op that DeepSpeed wants on CPU, once, before ranks need it.
 """
 
+import functools
 import logging
 import math
 import os
@@ -181,15 +182,23 @@ def resume(engine: Any, path: Path) -> dict:
     return client["facts"]
 
 
-def find_checkpoint(folder: Path, must_match: dict) -> Path:
-    """The newest whole checkpoint of a run, checked against this run's facts before anything is loaded."""
-    path = checkpoint.newest_whole(folder, warn=lambda text: print(f"warning: {text}", file=sys.stderr, flush=True))
-    if path is None:
-        raise InputError(
-            f"--resume: expected a checkpoint in {folder}, found none; leave --resume out to start the run"
-        )
-    checkpoint.refuse_other(checkpoint.facts_of(path), must_match, path)
-    return path
+def find_checkpoint(folder: Path, must_match: dict) -> Path | None:
+    """The newest whole checkpoint of a run, on every rank; rank 0 looks and checks it before anything is built.
+
+    None where there is none yet: a run killed before its first save begins again.
+    """
+    path: Path | None = None
+    with distributed.together():
+        if distributed.rank() == 0 and any(folder.glob("step-*")):
+            warn = functools.partial(print, "warning:", file=sys.stderr, flush=True)
+            path = checkpoint.newest_whole(folder, warn=warn)
+            if path is None:
+                raise InputError(
+                    f"--resume: expected a whole checkpoint in {folder}, found damaged ones only; copy one back, or"
+                    " start a new run"
+                )
+            checkpoint.refuse_other(checkpoint.facts_of(path), must_match, path)
+    return distributed.gather_objects(path)[0]
 
 
 def _bytes_needed(engine: Any, folder: Path) -> int:

@@ -147,25 +147,32 @@ def show(results: list[dict]) -> str:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     place = deepspeed_engine.start_distributed()
-    model, card = load_model(arguments.run / "model.safetensors")
-    index = ShardIndex.open(arguments.shards, remote_of(arguments.run))
-    settings = chosen_settings(arguments)
-    pids = index.pids_of(arguments.split)
-    refuse_leak(index, card.trained_on, pids)
+    with distributed.together():
+        model, card = load_model(arguments.run / "model.safetensors")
+        index = ShardIndex.open(arguments.shards, remote_of(arguments.run))
+        settings = chosen_settings(arguments)
+        pids = index.pids_of(arguments.split)
+        refuse_leak(index, card.trained_on, pids)
     features, _ = embed_identities(
         model.to(place.device), index, pids, card.height, card.width, settings, place, arguments.flip
     )
-    if place.rank == 0:
-        if arguments.features:
-            features.save(arguments.features)
-        facts = circumstances_of(settings, card, arguments.split, arguments.flip)
-        results = score_all(features, settings, settings.asked(), facts)
-        paths = write_results(results, arguments.run / "results")
-        if arguments.json:
-            write_whole(arguments.json, json.dumps(results[0] if len(results) == 1 else results, indent=1))
-        print(show(results))
-        print("written: " + ", ".join(map(str, paths)))
-    distributed.barrier()
+    with distributed.together():
+        if place.rank == 0:
+            score_and_write(arguments, features, settings, card)
+
+
+def score_and_write(
+    arguments: argparse.Namespace, features: FeatureSet, settings: EvaluationConfig, card: ModelCard
+) -> None:
+    if arguments.features:
+        features.save(arguments.features)
+    facts = circumstances_of(settings, card, arguments.split, arguments.flip)
+    results = score_all(features, settings, settings.asked(), facts)
+    paths = write_results(results, arguments.run / "results")
+    if arguments.json:
+        write_whole(arguments.json, json.dumps(results[0] if len(results) == 1 else results, indent=1))
+    print(show(results))
+    print("written: " + ", ".join(map(str, paths)))
 
 
 def remote_of(run: Path) -> RemoteConfig:
@@ -220,7 +227,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         evaluate(arguments)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        if distributed.rank() == 0 or not error.shared:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     finally:
         deepspeed_engine.stop_distributed()

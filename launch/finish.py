@@ -125,14 +125,14 @@ def finish(
     features, rows = embed_identities(
         model.to(place.device), index, pids, card.height, card.width, config.evaluation, place, stop=watcher.stop
     )
-    if place.rank == 0:
-        facts = circumstances_of(config.evaluation, card, split)
-        results = score_all(features, config.evaluation, config.evaluation.asked(), facts)
-        watcher.evaluated(state, split, results[0])
-        watcher.close()
-        write_results(results, run / "results")
-        features.save(run / "results" / "features.npz")
-        report = write_report(run, ranked_lists(features, rows, index, config))
-        print(show(results))
-        print(f"report: {report}")
-    distributed.barrier()
+    with distributed.together():
+        if place.rank == 0:
+            facts = circumstances_of(config.evaluation, card, split)
+            results = score_all(features, config.evaluation, config.evaluation.asked(), facts)
+            watcher.evaluated(state, split, results[0])
+            watcher.close()
+            write_results(results, run / "results")
+            features.save(run / "results" / "features.npz")
+            report = write_report(run, ranked_lists(features, rows, index, config))
+            print(show(results))
+            print(f"report: {report}")

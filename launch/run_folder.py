@@ -4,8 +4,9 @@ import fcntl
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from launch.config import Config, dump_config
 from tacaf import distributed, logs
@@ -20,10 +21,18 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
     A folder that already holds a run is only opened with `resume`.
     """
     folder = config.run
-    if distributed.rank() != 0:
-        distributed.barrier()
+    with ExitStack() as held:
+        with distributed.together():
+            if distributed.rank() == 0:
+                _refuse_wrong(folder, resume)
+                folder.mkdir(parents=True, exist_ok=True)
+                _lock(held.enter_context((folder / ".lock").open("w")), folder)
+                mend(folder / "checkpoints")
+                shutil.rmtree(folder / "ranks", ignore_errors=True)  # signs of life of an earlier start
         yield folder
-        return
+
+
+def _refuse_wrong(folder: Path, resume: bool) -> None:
     held = (folder / "config.yaml").exists()
     if held and not resume:
         raise InputError(
@@ -32,18 +41,16 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
         )
     if resume and not held:
         raise InputError(f"--resume: expected a run in {folder}, found none; leave --resume out to start it")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"run: {folder} is being written by another process; wait for it or give another folder"
-            ) from None
-        mend(folder / "checkpoints")
-        shutil.rmtree(folder / "ranks", ignore_errors=True)  # signs of life of an earlier start
-        distributed.barrier()
-        yield folder
+
+
+def _lock(file: TextIO, folder: Path) -> None:
+    """Until `file` is closed."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"run: {folder} is being written by another process; wait for it or give another folder"
+        ) from None
 
 
 def record_start(config: Config) -> None:

@@ -40,11 +40,12 @@ from tacaf.vocabulary import InputError
 def train(config: Config, resume: bool, stop: StopRequest) -> None:
     place = deepspeed_engine.start_distributed()
     stop.any_rank = distributed.any_rank
-    index = ShardIndex.open(config.data.shards, config.data.remote)
-    plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
-    plan.check_ranks(place.world_size)
+    with distributed.together():
+        index = ShardIndex.open(config.data.shards, config.data.remote)
+        plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
+        plan.check_ranks(place.world_size)
+        check_scoring(config, index)  # an error now, not after the training
     steps = config.train.steps_per_epoch or plan.steps_per_epoch
-    check_scoring(config, index)  # an error now, not after the training
     facts = must_match(config, index)
     with (
         open_run(config, resume) as run,
@@ -53,10 +54,7 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
     ):
         stop.moving = dog.moving
         checkpoints = run / "checkpoints"
-        # One killed before its first checkpoint begins again. Checked before anything is built.
-        found = (
-            deepspeed_engine.find_checkpoint(checkpoints, facts) if resume and any(checkpoints.glob("step-*")) else None
-        )
+        found = deepspeed_engine.find_checkpoint(checkpoints, facts) if resume else None
         record_start(config)
         identities = plan.training_set.identities
         dog.at("building the model")
@@ -145,6 +143,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     arguments = parse(argv)
     first = os.environ.get("RANK", "0") == "0"
+    config = None
     try:
         config = load_config(arguments.config, arguments.set)
         if arguments.dry_run:
@@ -153,7 +152,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         train(config, arguments.resume, STOP)
     except (InputError, deepspeed_engine.NotSavedError) as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if first or not (config is None or getattr(error, "shared", False)):
+            print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     except LostRankError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -130,7 +130,8 @@ class Watcher:
         more = f"; {state.skipped} steps were skipped before, the limit" if train.on_nonfinite == "skip" else ""
         raise InputError(
             f"expected a finite loss and gradient, got {got} at {where}{more}; the samples are in {files}; lower the"
-            " learning rate or the loss weights and resume from the last checkpoint"
+            " learning rate or the loss weights and resume from the last checkpoint",
+            shared=True,
         )
 
     def say(self, text: str) -> None:

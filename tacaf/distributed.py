@@ -6,10 +6,14 @@ the gather sums over ranks, so a loss computed over the gathered batch on every 
 process with the full batch.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from tacaf.vocabulary import InputError
 
 _control_group: dist.ProcessGroup | None = None
 
@@ -107,6 +111,22 @@ def numbers_of_ranks(numbers: list[float]) -> list[list[float]]:
     parts = [torch.empty(len(numbers), dtype=torch.float64) for _ in range(world_size())]
     dist.all_gather(parts, torch.tensor(numbers, dtype=torch.float64), group=_control_group)
     return [part.tolist() for part in parts]
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What one rank refuses inside, all refuse: every rank raises the first InputError there was, marked as shared.
+
+    Every rank must enter and leave at the same place; it is a meeting of the ranks.
+    """
+    own: str | None = None
+    try:
+        yield
+    except InputError as error:
+        own = str(error)
+    first = next((text for text in gather_objects(own) if text is not None), None)
+    if first is not None:
+        raise InputError(first, shared=True)
 
 
 def average_batchnorm_statistics(module: torch.nn.Module) -> None:

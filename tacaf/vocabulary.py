@@ -23,8 +23,13 @@ COLUMNS = {
 class InputError(Exception):
     """Something the user gave cannot be used. The text says what was expected, what came and what to do.
 
-    Every command prints it as one line and exits with status 2; nothing else is caught.
+    Every command prints it as one line and exits with status 2; nothing else is caught. `shared`: every rank of the
+    run raises the same, so that one of them need say it.
     """
+
+    def __init__(self, text: str, shared: bool = False) -> None:
+        super().__init__(text)
+        self.shared = shared
 
 
 class Modality(StrEnum):
