@@ -91,6 +91,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
         "stop", description="A loss or gradient that is no finite number: stop all ranks, or leave that step out."
     )
     nonfinite_limit: int = Field(10, ge=1, description="With skip: how many steps of the run may be left out.")
+    start_limit_s: float = Field(600, gt=0, description="Seconds the ranks have to find each other.")
     stall_limit_s: float = Field(
         1800, gt=0, description="Seconds without a step forward after which a rank ends the run and names who hangs."
     )

@@ -10,7 +10,9 @@ import os
 import shutil
 import socket
 import sys
+import time
 import warnings
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,16 +42,17 @@ class NotSavedError(Exception):
     """A checkpoint could not be written, on any rank; the run can go on and try again."""
 
 
-def start_distributed() -> Place:
-    """Join the process group the launcher describes (deepspeed, torchrun, srun), or be a group of one."""
+def start_distributed(start_limit_s: float = 600, stall_limit_s: float = 1800) -> Place:
+    """Join the process group the launcher describes (deepspeed, torchrun, srun), or be a group of one.
+
+    InputError where the ranks have not met after `start_limit_s` seconds. Collective calls wait longer than
+    `stall_limit_s`, so that the watchdog is the one to speak.
+    """
     cuda = torch.cuda.is_available()
     # The ninja of this environment builds DeepSpeed's op, activated or not; another one would build it anew.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if cuda else "cpu")
-    if "RANK" not in os.environ:
-        os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port())
-        )
+    _read_launcher()
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -58,8 +61,67 @@ def start_distributed() -> Place:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    _meet("nccl" if cuda else "gloo", timedelta(seconds=start_limit_s), timedelta(seconds=stall_limit_s + 300))
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     return Place(distributed.rank(), distributed.world_size(), device)
+
+
+def _read_launcher() -> None:
+    """RANK and its companions: as deepspeed and torchrun set them, from SLURM inside a step of several tasks, or alone.
+
+    A program that is not started by srun inherits SLURM's variables too, but no number of a step.
+    """
+    if "RANK" in os.environ:
+        return
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if os.environ.get("SLURM_STEP_ID", "").isdigit() and int(tasks) > 1:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise InputError(
+                f"srun started {tasks} tasks: expected {' and '.join(missing)} in the environment, for the ranks to"
+                " meet; set them as launch/slurm.sbatch does"
+            )
+        own = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
+        os.environ.update({name: os.environ[source] for name, source in own.items()}, WORLD_SIZE=tasks)
+        return
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+
+
+def _meet(backend: str, start_limit: timedelta, call_limit: timedelta) -> None:
+    """Every rank finds the first one at MASTER_ADDR:MASTER_PORT."""
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    if rank > 0:
+        _reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), start_limit.total_seconds())
+    try:
+        store, rank, ranks = next(torch.distributed.rendezvous("env://", rank, ranks, timeout=start_limit))
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=call_limit)
+    except (torch.distributed.DistError, RuntimeError, ValueError) as error:
+        advice = (
+            "another program uses that port; give another one (--master_port, MASTER_PORT)"
+            if "EADDRINUSE" in str(error)
+            else "see that every rank is started, has this address and port, and can reach it"
+        )
+        raise InputError(
+            f"expected {ranks} ranks to meet at {where} within {start_limit.total_seconds():g} s, rank {rank} got:"
+            f" {_first_line(error)[:200]}; {advice}"
+        ) from None
+
+
+def _reach(host: str, port: int, limit_s: float) -> None:
+    """Wait until the first rank listens. PyTorch would wait as well, and end in pages of its own."""
+    until = time.monotonic() + limit_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() > until:
+                raise InputError(
+                    f"expected the first rank at {host}:{port}, got for {limit_s:g} s: {error}; see that it is started,"
+                    " that every rank has its address and port, and that no firewall is between"
+                ) from None
+            time.sleep(0.2)
 
 
 def stop_distributed() -> None:

@@ -21,6 +21,7 @@ FREE = {
         "watch",
         "on_nonfinite",
         "nonfinite_limit",
+        "start_limit_s",
         "stall_limit_s",
     ),
 }
