@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 from torch import nn
 
-from tacaf.interfaces import ModelOutput, Pairs
+from tacaf.interfaces import ModelOutput, Pairs, Scores
 from tacaf.model.backbone import Backbone, BackboneConfig
 from tacaf.model.cmaam import CmaamConfig, align
 from tacaf.model.head import Head
@@ -31,6 +31,14 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
     ipcam: IpcamConfig = Field(IpcamConfig(), description="Part graph and pair stage.")
     bn: NormMode = Field(
         "sync", description="sync: batch statistics over all ranks, equal to one process; local: each rank its own."
+    )
+
+    chunk: int = Field(
+        65536,
+        ge=1,
+        description=(
+            "Identities a classifier takes at once. Larger sets go piece by piece, exactly: less memory, more work."
+        ),
     )
 
     @property
@@ -63,69 +71,75 @@ class TacafNet(nn.Module):
         self.identities = identities
         self.width = config.backbone.stage_width(4)
         self.backbone = Backbone(config.backbone, config.bn)
-        self.head = Head(self.width, identities, config.bn)
+        self.head = Head(self.width, identities, config.bn, config.chunk)
         self.ipcam: Ipcam | None = None
         self.node_head: NodeHead | None = None
         self.pair_stage: PairStage | None = None
         if config.ipcam.enabled:
             self.ipcam = Ipcam(config.ipcam, self.width, config.bn)
-            self.node_head = NodeHead(config.ipcam, identities, config.bn)
+            self.node_head = NodeHead(config.ipcam, identities, config.bn, config.chunk)
             if config.ipcam.pair_stage:
-                self.pair_stage = PairStage(config.ipcam, identities, config.bn)
+                self.pair_stage = PairStage(config.ipcam, identities, config.bn, config.chunk)
 
     def forward(
-        self, images_BCHW: torch.Tensor, visible: int, pairs3: Pairs | None = None, pairs4: Pairs | None = None
+        self,
+        images_BCHW: torch.Tensor,
+        label_B: torch.Tensor,
+        visible: int,
+        pairs3: Pairs | None = None,
+        pairs4: Pairs | None = None,
     ) -> ModelOutput:
         """A training pass over a batch whose first `visible` rows are visible images.
 
+        The labels go in because a classifier of many identities gives scores, never all logits (`classifier.py`).
         `pairs3` and `pairs4` are the draws of `ModelConfig.pair_layers` (`pairs.draw_pairs`).
         """
         layer3_BCHW, layer4_BCHW = self.backbone(images_BCHW, visible)
         pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if self.ipcam else (1,))
         pooled_BC = pooled_BNC[:, 0]
-        output = ModelOutput(pooled_BC=pooled_BC, logits_BI=self.head(pooled_BC))
+        output = ModelOutput(pooled_BC=pooled_BC, scores=self.head(pooled_BC, label_B))
         if self.config.cmaam.enabled:
             maps = {3: (layer3_BCHW, pairs3), 4: (layer4_BCHW, pairs4)}
-            output = output._replace(**self._align({layer: maps[layer] for layer in self.config.cmaam.layers}))
+            wanted = {layer: maps[layer] for layer in self.config.cmaam.layers}
+            output = output._replace(**self._align(wanted, label_B))
         if self.ipcam is not None:
-            output = output._replace(**self._correlate(pooled_BNC, visible, pairs4))
+            output = output._replace(**self._correlate(pooled_BNC, label_B, visible, pairs4))
         return output
 
-    def _align(self, maps: dict[int, tuple[torch.Tensor, Pairs | None]]) -> dict[str, Any]:
+    def _align(self, maps: dict[int, tuple[torch.Tensor, Pairs | None]], label_B: torch.Tensor) -> dict[str, Any]:
         """CMAAM on each chosen layer: alignments, and the reconstructions classified by the same head."""
-        alignments, logits, anchors = [], [], []
+        alignments, scores = [], []
         for layer, (features_BCHW, pairs) in maps.items():
             assert pairs is not None, f"CMAAM on layer {layer} needs the pairs of that layer"
             reconstruction_NCHW, alignment = align(self.config.cmaam, features_BCHW, pairs)
             alignments.append(alignment)
             if self.config.cmaam.consistency:
-                logits.append(self._classify_reconstruction(reconstruction_NCHW, layer))
-                anchors.append(pairs.anchor_N)
-        return {
-            "alignments": tuple(alignments),
-            "consistency_logits": tuple(logits),
-            "consistency_anchor": tuple(anchors),
-        }
+                scores.append(self._classify_reconstruction(reconstruction_NCHW, label_B[pairs.anchor_N], layer))
+        return {"alignments": tuple(alignments), "consistency_scores": tuple(scores)}
 
-    def _classify_reconstruction(self, reconstruction_NCHW: torch.Tensor, layer: int) -> torch.Tensor:
+    def _classify_reconstruction(
+        self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int
+    ) -> Scores:
         """Layer 3 re-enters layer 4, layer 4 is pooled as it is; running statistics keep to the real images."""
         with own_statistics(self.backbone.layer4, self.head):
             if layer == 3:
                 reconstruction_NCHW = self.backbone.layer4(reconstruction_NCHW)
-            return self.head(gem(reconstruction_NCHW)[:, 0])
+            return self.head(gem(reconstruction_NCHW)[:, 0], label_N)
 
-    def _correlate(self, pooled_BNC: torch.Tensor, visible: int, pairs4: Pairs | None) -> dict[str, Any]:
-        """IPCAM: node logits, and the pair stage on the visible anchors of the layer-4 draw."""
+    def _correlate(
+        self, pooled_BNC: torch.Tensor, label_B: torch.Tensor, visible: int, pairs4: Pairs | None
+    ) -> dict[str, Any]:
+        """IPCAM: node scores, and the pair stage on the visible anchors of the layer-4 draw."""
         assert self.ipcam is not None
         assert self.node_head is not None
         nodes_BND = self.ipcam(pooled_BNC)
-        found: dict[str, Any] = {"node_logits": self.node_head(nodes_BND)}
+        found: dict[str, Any] = {"node_scores": self.node_head(nodes_BND, label_B)}
         if self.pair_stage is not None:
             assert pairs4 is not None, "IPCAM's pair stage needs the pairs of layer 4"
             # Anchors ascend by row and every visible row is one: the first `visible` pairs are V0's and V1's.
             anchor_P, positive_P = pairs4.anchor_N[:visible], pairs4.positive_N[:visible]
             fine_BRD = nodes_BND[:, -self.config.ipcam.levels[-1] :]
-            found |= {"pair_logits": self.pair_stage(fine_BRD, anchor_P, positive_P), "pair_anchor": anchor_P}
+            found["pair_scores"] = self.pair_stage(fine_BRD, anchor_P, positive_P, label_B[anchor_P])
         return found
 
     def embed(self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding = "full") -> torch.Tensor:
