@@ -100,16 +100,16 @@ class TacafNet(nn.Module):
         output = ModelOutput(pooled_BC=pooled_BC, scores=self.head(pooled_BC, label_B))
         if self.config.cmaam.enabled:
             maps = {3: (layer3_BCHW, pairs3), 4: (layer4_BCHW, pairs4)}
-            wanted = {layer: maps[layer] for layer in self.config.cmaam.layers}
-            output = output._replace(**self._align(wanted, label_B))
+            chosen = [(layer, *maps[layer]) for layer in self.config.cmaam.layers]
+            output = output._replace(**self._align(chosen, label_B))
         if self.ipcam is not None:
             output = output._replace(**self._correlate(pooled_BNC, label_B, visible, pairs4))
         return output
 
-    def _align(self, maps: dict[int, tuple[torch.Tensor, Pairs | None]], label_B: torch.Tensor) -> dict[str, Any]:
+    def _align(self, maps: list[tuple[int, torch.Tensor, Pairs | None]], label_B: torch.Tensor) -> dict[str, Any]:
         """CMAAM on each chosen layer: alignments, and the reconstructions classified by the same head."""
         alignments, scores = [], []
-        for layer, (features_BCHW, pairs) in maps.items():
+        for layer, features_BCHW, pairs in maps:
             assert pairs is not None, f"CMAAM on layer {layer} needs the pairs of that layer"
             reconstruction_NCHW, alignment = align(self.config.cmaam, features_BCHW, pairs)
             alignments.append(alignment)
@@ -117,9 +117,7 @@ class TacafNet(nn.Module):
                 scores.append(self._classify_reconstruction(reconstruction_NCHW, label_B[pairs.anchor_N], layer))
         return {"alignments": tuple(alignments), "consistency_scores": tuple(scores)}
 
-    def _classify_reconstruction(
-        self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int
-    ) -> Scores:
+    def _classify_reconstruction(self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int) -> Scores:
         """Layer 3 re-enters layer 4, layer 4 is pooled as it is; running statistics keep to the real images."""
         with own_statistics(self.backbone.layer4, self.head):
             if layer == 3:

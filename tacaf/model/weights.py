@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tacaf.model.tacafnet import TacafNet
+from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.vocabulary import InputError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -70,6 +70,16 @@ def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
     renamed = {name: name for name in state if name not in ignored}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if CLASSIFIER not in name}
     return _copy(model, path, state, renamed, wanted, ignored, "a TACAFNet of the same `model` section")
+
+
+def embedder(config: ModelConfig, state: State) -> TacafNet:
+    """A model for `embed` with these weights, in evaluation mode on CPU. `state` may come with its classifiers or not:
+    they serve training alone and may be many times the rest, so the model has them for one identity.
+    """
+    model = TacafNet(config, 1)
+    kept = {name: tensor for name, tensor in state.items() if CLASSIFIER not in name}
+    model.load_state_dict({**model.state_dict(), **kept})
+    return model.eval()
 
 
 def _copy(
