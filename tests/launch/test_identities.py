@@ -6,7 +6,14 @@ from safetensors.numpy import load_file
 
 from tests.launch.test_training import STEPS, steps_of, train
 
-SHORT = ("train.epochs=1", "evaluation.shots=[1]", "evaluation.modes=[all_search]", "loss.label_smoothing=0.1")
+SHORT = (
+    "train.epochs=1",
+    "evaluation.shots=[1]",
+    "evaluation.modes=[all_search]",
+    "loss.label_smoothing=0.1",
+    # Steps in proportion to the gradient: AdamW would blow up the last bits of small ones.
+    *("optim.kind=sgd", "optim.new_rate=0.1", "optim.backbone_rate=0.01"),
+)
 PIECES = ("model.chunk=5", "model.ipcam.classifiers=shared")  # 12 identities: 5, 5 and 2
 
 
@@ -33,10 +40,9 @@ def test_pieces_train_as_one(sysu_shards, one_piece, tmp_path, ranks, stage):
     one, pieces = steps_of(one_piece), steps_of(folder)
     assert len(pieces) == STEPS
     for a, b in zip(one, pieces, strict=True):
-        assert b["loss"] == pytest.approx(a["loss"], rel=1e-3), "the mean over ranks"
+        assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), "the mean over ranks"
     expected, found = weights_of(one_piece), weights_of(folder)
     assert expected.keys() == found.keys()
     for name, tensor in expected.items():
         assert found[name].shape == tensor.shape, name
-        gap = np.abs(found[name] - tensor).max()
-        assert gap <= 0.05 * np.abs(tensor).max() + 1e-6, f"{name}: {gap}"
+        assert np.abs(found[name] - tensor).max() <= 1e-4 * np.abs(tensor).max(), name
