@@ -98,7 +98,7 @@ def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int) ->
 def _saved_by_one_group(config: Config, identities: int) -> float:
     """Bytes one pair group's images keep for backward, parameters not counted: each storage once.
 
-    In pieces the logits are not kept; there are those of one piece at a time, as large as nodes and rows make them, with
+    Logits in pieces are not kept: there are those of one piece at a time, for as many rows and nodes as there are, with
     their exponentials and their gradient.
     """
     pieces, chunk = identities > config.model.chunk, config.model.chunk

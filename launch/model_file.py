@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from launch.config import Config
 from tacaf.data.index import ShardIndex
 from tacaf.logs import git_commit, versions
+from tacaf.model.adapters import LibraryBackbone
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.model.weights import CLASSIFIER, embedder, load_imagenet_resnet, load_tacafnet
 from tacaf.vocabulary import InputError
@@ -39,6 +40,8 @@ def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
         return model, str(load_imagenet_resnet(model, config.train.weights))
     if config.train.start_from:
         return model, str(load_tacafnet(model, config.train.start_from))
+    if isinstance(model.backbone, LibraryBackbone) and model.backbone.config.weights:
+        return model, model.backbone.load_weights()
     return model, "weights: from scratch"
 
 
@@ -49,7 +52,7 @@ def save_model(
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.portable().model_dump(mode="json"),
         "identities": identities,
         "height": config.data.augment.height,
         "width": config.data.augment.width,

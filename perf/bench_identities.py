@@ -39,8 +39,8 @@ SMALL = {
 RUNS = ((1, 0, 0), (1, 0, 8192), (2, 1, 8192), (2, 2, 8192), (2, 3, 8192))
 TABLE = [(identities, stage, ranks) for identities in (395, 10_000, 100_000, 1_000_000) for stage in (1, 2, 3)
          for ranks in (1, 8, 64)]  # fmt: skip
-# ZeRO-3 lets go of a piece as soon as it is used; by default it keeps a billion numbers for their next use. And a bucket
-# for gradients of ten million numbers instead of 500 million, which would be 2 GB of each rank.
+# ZeRO-3 lets go of a piece as soon as it is used, where by default it keeps a billion numbers for their next use; and
+# its bucket for gradients holds ten million numbers, where by default it takes 2 GB of each rank.
 ZERO_3 = {"stage": 3, "stage3_max_live_parameters": 10_000_000, "stage3_max_reuse_distance": 0,
           "stage3_prefetch_bucket_size": 0, "reduce_bucket_size": 10_000_000}  # fmt: skip
 
@@ -50,7 +50,8 @@ def config_of(stage: int, chunk: int) -> Config:
     return Config.model_validate(
         {
             "run": tempfile.gettempdir(), "data": {"shards": "none", "augment": {"height": 96, "width": 48}},
-            "model": {**SMALL, "chunk": chunk}, "train": {"precision": "fp32"}, "deepspeed": {"zero_optimization": zero},
+            "model": {**SMALL, "chunk": chunk}, "train": {"precision": "fp32"},
+            "deepspeed": {"zero_optimization": zero},
         }
     )  # fmt: skip
 

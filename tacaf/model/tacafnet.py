@@ -3,19 +3,21 @@
 B images of a rank, visible first, C channels, H x W, N stripes or nodes, I identities.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import nn
 
 from tacaf.interfaces import ModelOutput, Pairs, Scores
-from tacaf.model.backbone import Backbone, BackboneConfig
+from tacaf.model.adapters import AnyBackboneConfig, build_backbone, map_size, stride
+from tacaf.model.backbone import BackboneConfig
 from tacaf.model.cmaam import CmaamConfig, align
 from tacaf.model.head import Head
 from tacaf.model.ipcam import Ipcam, IpcamConfig, NodeHead, PairStage
+from tacaf.model.library import STAGED, TOKENS, LibraryConfig, portable
 from tacaf.model.norm import NormMode, own_statistics
 from tacaf.model.pooling import gem
 from tacaf.vocabulary import InputError, Modality
@@ -26,7 +28,7 @@ Embedding = Literal["full", "global_only"]
 class ModelConfig(BaseModel, extra="forbid", frozen=True):
     """The whole model. Only what is switched on is built."""
 
-    backbone: BackboneConfig = Field(BackboneConfig(), description="The two-stem ResNet.")
+    backbone: AnyBackboneConfig = Field(BackboneConfig(), description="The two-stem ResNet, or one of transformers.")
     cmaam: CmaamConfig = Field(CmaamConfig(), description="Cross-modal alignment, training only.")
     ipcam: IpcamConfig = Field(IpcamConfig(), description="Part graph and pair stage.")
     bn: NormMode = Field(
@@ -49,13 +51,30 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
             wanted.add(4)
         return tuple(sorted(wanted))
 
+    @model_validator(mode="after")
+    def _reenters(self) -> "ModelConfig":
+        again = self.cmaam.enabled and self.cmaam.consistency and 3 in self.cmaam.layers
+        if again and isinstance(self.backbone, LibraryConfig) and not self.backbone.reenters:
+            raise ValueError(
+                "cmaam.consistency: expected a backbone that can go on from a layer-3 map (the ResNet,"
+                f" {', '.join(STAGED + TOKENS)}), got {self.backbone.name}; set model.cmaam.consistency: false or"
+                " model.cmaam.layers: [4]"
+            )
+        return self
+
+    def portable(self) -> "ModelConfig":
+        """The same model without need of any file, for the card of a model file."""
+        if not isinstance(self.backbone, LibraryConfig):
+            return self
+        return self.model_copy(update={"backbone": portable(self.backbone)})
+
     def check_input(self, height: int, width: int) -> None:
         """InputError unless the layer-4 map of such an image divides into the part levels."""
-        rows, _ = self.backbone.map_size(height, width)
-        if not self.ipcam.enabled or rows % self.ipcam.levels[-1] == 0:
+        rows, _ = map_size(self.backbone, height, width)
+        if not self.ipcam.enabled or (rows > 0 and rows % self.ipcam.levels[-1] == 0):
             return
-        stride, fine = 16 * self.backbone.last_stride, self.ipcam.levels[-1]
-        nearest = stride * fine * max(1, round(height / (stride * fine)))
+        step = stride(self.backbone) * self.ipcam.levels[-1]
+        nearest = step * max(1, round(height / step))
         raise InputError(
             f"expected an image height whose layer-4 map divides into the part levels {list(self.ipcam.levels)}, got "
             f"height {height} with a map of {rows} rows; take height {nearest}, or other model.ipcam.levels"
@@ -69,8 +88,8 @@ class TacafNet(nn.Module):
         super().__init__()
         self.config = config
         self.identities = identities
-        self.width = config.backbone.stage_width(4)
-        self.backbone = Backbone(config.backbone, config.bn)
+        self.backbone = build_backbone(config.backbone, config.bn)
+        self.width = self.backbone.width
         self.head = Head(self.width, identities, config.bn, config.chunk)
         self.ipcam: Ipcam | None = None
         self.node_head: NodeHead | None = None
@@ -106,7 +125,7 @@ class TacafNet(nn.Module):
             output = output._replace(**self._correlate(pooled_BNC, label_B, visible, pairs4))
         return output
 
-    def _align(self, maps: list[tuple[int, torch.Tensor, Pairs | None]], label_B: torch.Tensor) -> dict[str, Any]:
+    def _align(self, maps: Sequence[tuple[int, torch.Tensor, Pairs | None]], label_B: torch.Tensor) -> dict[str, Any]:
         """CMAAM on each chosen layer: alignments, and the reconstructions classified by the same head."""
         alignments, scores = [], []
         for layer, features_BCHW, pairs in maps:
@@ -119,7 +138,7 @@ class TacafNet(nn.Module):
 
     def _classify_reconstruction(self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int) -> Scores:
         """Layer 3 re-enters layer 4, layer 4 is pooled as it is; running statistics keep to the real images."""
-        with own_statistics(self.backbone.layer4, self.head):
+        with own_statistics(self.backbone, self.head):
             if layer == 3:
                 reconstruction_NCHW = self.backbone.layer4(reconstruction_NCHW)
             return self.head(gem(reconstruction_NCHW)[:, 0], label_N)

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tacaf.model.backbone import Backbone
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.vocabulary import InputError
 
@@ -50,6 +51,10 @@ def load_imagenet_resnet(model: TacafNet, path: Path) -> LoadReport:
     `conv1` and `bn1` go into both stems, `layer1` to `layer4` where they are, the classifier nowhere. The images must
     be normalised as the file's were (ImageNet's mean and deviation, as `data.augment` does). Raises InputError.
     """
+    if not isinstance(model.backbone, Backbone):
+        raise InputError(
+            "train.weights: expected the ResNet, got another backbone; give its own model.backbone.weights"
+        )
     state = _read(path)
     ignored = tuple(name for name in state if name.startswith(IMAGENET_HEAD))
     renamed: dict[str, str] = {}  # name in the model -> name in the file
