@@ -3,7 +3,7 @@
 import difflib
 import importlib.util
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -275,12 +275,10 @@ def _apply(values: dict, override: str) -> None:
 
 def _explain(error: Any) -> str:
     """One of pydantic's errors in our form: where, expected, got, what to do."""
-    where = ".".join(str(part) for part in error["loc"])
+    where, keys = _place(error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), _keys_at(error["loc"][:-1]), n=1)
-        return f"{where}: no such key" + (
-            f"; did you mean {near[0]!r}?" if near else f"; possible: {', '.join(_keys_at(error['loc'][:-1]))}"
-        )
+        near = difflib.get_close_matches(str(error["loc"][-1]), keys, n=1)
+        return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else f"; possible: {', '.join(keys)}")
     if error["type"] == "missing":
         return f"{where}: expected a value, got none; set it in the file or with --set {where}=..."
     message = error["msg"].removeprefix("Value error, ")
@@ -291,11 +289,17 @@ def _explain(error: Any) -> str:
     )
 
 
-def _keys_at(location: tuple) -> list[str]:
-    model: Any = Config
+def _place(location: tuple) -> tuple[str, list[str]]:
+    """The dotted name of a place in the configuration, and the keys of the section it lies in."""
+    section: Any = Config
+    names, keys = [], []
     for part in location:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        if field is None:
-            return []
-        model = field.annotation
-    return list(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else []
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys = list(section.model_fields)
+            section = section.model_fields[part].annotation if part in section.model_fields else None
+            names.append(str(part))
+        else:  # one of several sections, and which by its kind; no part of the name
+            chosen = [get_args(choice) for choice in get_args(section)]
+            section = next((found[0] for found in chosen if getattr(found[-1], "tag", None) == part), None)
+            names += [] if section else [str(part)]
+    return ".".join(names), keys

@@ -12,7 +12,7 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
-from tacaf.model.tacafnet import TacafNet
+from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.vocabulary import Branch
 
 OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # fp32 numbers an optimiser keeps per parameter
@@ -23,10 +23,17 @@ class Estimate(NamedTuple):
     """By counting tensors, not by measuring."""
 
     parameters: int
-    weights_mib: float  # fp32 parameters and as many gradients
-    optimizer_mib: float  # this rank's share under ZeRO
-    saved_mib: float  # what autograd keeps for one rank's backward: the bulk of the peak
+    states: "States"  # of one rank
+    saved_mib: float  # what autograd keeps for one rank's backward, and the logits of one piece of identities
     checkpoint_mib: float
+
+
+class States(NamedTuple):
+    """Bytes of one rank for what training keeps per parameter, all fp32."""
+
+    weights: float  # with ZeRO's own copy of what the rank updates
+    gradients: float
+    optimizer: float
 
 
 def describe(config: Config, ranks: int = 1) -> str:
@@ -44,12 +51,12 @@ def describe(config: Config, ranks: int = 1) -> str:
         "steps": f"{steps} an epoch, {steps * config.train.epochs} in all, {plan.images} images each",
         "parameters": f"{cost.parameters:,}",
         "memory a rank": (
-            f"weights and gradients {cost.weights_mib:,.0f} MiB, optimiser {cost.optimizer_mib:,.0f} MiB, kept for"
-            f" backward {cost.saved_mib:,.0f} MiB; by counting, what the allocator adds comes on top"
-        ),
+            "weights {:,.0f} MiB, gradients {:,.0f} MiB, optimiser {:,.0f} MiB, kept for backward {:,.0f} MiB; by"
+            " counting, what the allocator adds comes on top"
+        ).format(*(part / MIB for part in cost.states), cost.saved_mib),
         "disk": (
             f"a checkpoint {cost.checkpoint_mib:,.0f} MiB, checkpoints at most {at_most:,.0f} MiB, model file"
-            f" {cost.weights_mib / 2:,.0f} MiB"
+            f" {4 * cost.parameters / MIB:,.0f} MiB"
         ),
     }
     return dump_config(config) + "\n" + "\n".join(f"{name:14} {text}" for name, text in lines.items())
@@ -57,22 +64,47 @@ def describe(config: Config, ranks: int = 1) -> str:
 
 def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
     """Memory and disk of one rank. Saved tensors are counted in a forward of one pair group and scaled."""
-    model = TacafNet(config.model, plan.training_set.identities)
-    numbers = sum(parameter.numel() for parameter in model.parameters())
-    share = ranks if config.zero_stage >= 1 else 1
-    states = numbers * 4 * OPTIMIZER_STATES[config.optim.kind] / MIB
+    numbers = parameters_of(config.model, plan.training_set.identities)
+    kept = OPTIMIZER_STATES[config.optim.kind]
     groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // ranks
+    master = 1 if config.zero_stage >= 1 else 0  # ZeRO saves its own copy of the weights too
     return Estimate(
         parameters=numbers,
-        weights_mib=2 * numbers * 4 / MIB,
-        optimizer_mib=states / share,
-        saved_mib=groups * _saved_by_one_group(config, model) / MIB,
-        checkpoint_mib=numbers * 4 / MIB + states,
+        states=states_of(numbers, ranks, config.zero_stage, kept),
+        saved_mib=groups * _saved_by_one_group(config, plan.training_set.identities) / MIB,
+        checkpoint_mib=numbers * 4 * (1 + master + kept) / MIB,
     )
 
 
-def _saved_by_one_group(config: Config, model: TacafNet) -> float:
-    """Bytes autograd saves for one pair group's images, parameters not counted: each storage once."""
+def parameters_of(config: ModelConfig, identities: int) -> int:
+    """How many numbers such a model learns; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in TacafNet(config, identities).parameters())
+
+
+def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int) -> States:
+    """One rank's share under a ZeRO stage. From stage 1 on DeepSpeed updates a copy of the rank's part of the weights;
+    stage 1 cuts the optimiser, 2 the gradients, 3 the weights. What ZeRO-3 gathers for use comes on top.
+    """
+    whole = 4.0 * parameters
+    part = whole / ranks if stage >= 1 else 0.0
+    return States(
+        weights=(whole if stage < 3 else part) + part,
+        gradients=whole if stage < 2 else part,
+        optimizer=optimizer_states * (part or whole),
+    )
+
+
+def _saved_by_one_group(config: Config, identities: int) -> float:
+    """Bytes one pair group's images keep for backward, parameters not counted: each storage once.
+
+    Logits in pieces are not kept: there are those of one piece at a time, for as many rows and nodes as there are, with
+    their exponentials and their gradient.
+    """
+    pieces, chunk = identities > config.model.chunk, config.model.chunk
+    small = config.model.model_copy(update={"chunk": 2}) if pieces else config.model
+    model = TacafNet(small, 2 * 2 if pieces else identities)
+    batch = noise_batch(config, 1)
     kept: dict[int, int] = {}
     own = {parameter.data_ptr() for parameter in model.parameters()}
 
@@ -81,23 +113,26 @@ def _saved_by_one_group(config: Config, model: TacafNet) -> float:
             kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    batch = _one_group(config)
     with (
         torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"),
     ):
         loss, _ = TacafLoss(config.loss)(forward(model, batch, config), batch.label_B)
     assert math.isfinite(float(loss))
-    return float(sum(kept.values()))
+    ipcam = config.model.ipcam
+    rows = len(batch.label_B) * (ipcam.classified_nodes if ipcam.enabled else 1)
+    return float(sum(kept.values()) + (3 * 4 * rows * chunk if pieces else 0))
 
 
-def _one_group(config: Config) -> Batch:
-    """A batch of noise with the labels of one pair group."""
+def noise_batch(config: Config, groups: int) -> Batch:
+    """A batch of noise with the labels of so many pair groups."""
     plan = config.data.plan
-    per_branch = plan.pair_group * plan.images_per_identity
-    branch_B = torch.tensor([int(branch) for branch in plan.branches]).repeat_interleave(per_branch)
-    label_B = torch.arange(plan.pair_group).repeat_interleave(plan.images_per_identity).repeat(len(plan.branches))
+    identities = groups * plan.pair_group
+    branch_B = torch.tensor([int(branch) for branch in plan.branches]).repeat_interleave(
+        identities * plan.images_per_identity
+    )
+    label_B = torch.arange(identities).repeat_interleave(plan.images_per_identity).repeat(len(plan.branches))
     images = torch.randn(len(label_B), 3, config.data.augment.height, config.data.augment.width)
     position_B = torch.arange(len(label_B))
     visible = int((branch_B != Branch.INFRARED).sum())
-    return Batch(images, label_B, branch_B, torch.zeros_like(label_B), position_B, position_B, visible, 0, 0)
+    return Batch(images, label_B, branch_B, label_B // plan.pair_group, position_B, position_B, visible, 0, 0)

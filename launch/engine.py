@@ -22,6 +22,7 @@ from launch.config import Config
 from launch.regroup import TEMPORARY, load_regrouped, regrouped
 from tacaf import checkpoint, distributed
 from tacaf.model.tacafnet import TacafNet
+from tacaf.model.weights import CLASSIFIER, embedder
 from tacaf.vocabulary import InputError
 
 
@@ -276,25 +277,33 @@ def _first_line(error: Exception) -> str:
 
 
 def whole_state(engine: Any) -> dict[str, torch.Tensor]:
-    """The model's state dict, whole, on every rank; under ZeRO-3 the partitioned parameters are gathered first."""
+    """The model's state dict, whole. Every rank must call it.
+
+    Under ZeRO-3 one parameter after the other is gathered and copied to the CPU, the classifiers on rank 0 alone: they
+    may be many times the rest, and only a model file needs them.
+    """
+    state = engine.module.state_dict()
     if engine.zero_optimization_stage() < 3:
-        return engine.module.state_dict()
+        return state
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
-        return {name: tensor.detach().clone() for name, tensor in engine.module.state_dict().items()}
+    for name, parameter in engine.module.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if distributed.rank() == 0 or CLASSIFIER not in name:
+                state[name] = parameter.detach().cpu().clone()
+            else:
+                del state[name]
+    return state
 
 
-def whole_model(engine: Any, config: Config, identities: int) -> TacafNet:
-    """The model to evaluate: the engine's own, or under ZeRO-3 a copy with whole parameters.
+def whole_model(engine: Any, config: Config) -> TacafNet:
+    """The model to evaluate: the engine's own, or under ZeRO-3 a copy with whole parameters, classifiers aside.
 
     Under ZeRO-3 every forward is a collective call, and ranks have different numbers of images to embed.
     """
     if engine.zero_optimization_stage() < 3:
         return engine.module
-    model = TacafNet(config.model, identities)
-    model.load_state_dict(whole_state(engine))
-    return model.to(engine.device)
+    return embedder(config.model, whole_state(engine)).to(engine.device)
 
 
 def _free_port() -> int:

@@ -79,7 +79,7 @@ def evaluate_epoch(
     distributed.average_batchnorm_statistics(engine.module)
     size = (config.data.augment.height, config.data.augment.width)
     features, _ = embed_identities(
-        deepspeed_engine.whole_model(engine, config, identities),
+        deepspeed_engine.whole_model(engine, config),
         index,
         index.pids_of(split),
         *size,

@@ -20,4 +20,4 @@ def forward(model: torch.nn.Module, batch: Batch, config: Config) -> ModelOutput
     # The maps follow the images' memory format; the parameters stay contiguous, as DeepSpeed wants to flatten them.
     if config.train.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return model(images, batch.visible, **pairs)
+    return model(images, batch.label_B, batch.visible, **pairs)

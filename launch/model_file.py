@@ -11,12 +11,13 @@ from safetensors.torch import save_file
 from launch.config import Config
 from tacaf.data.index import ShardIndex
 from tacaf.logs import git_commit, versions
+from tacaf.model.adapters import LibraryBackbone
 from tacaf.model.tacafnet import ModelConfig, TacafNet
-from tacaf.model.weights import load_imagenet_resnet, load_tacafnet
+from tacaf.model.weights import CLASSIFIER, embedder, load_imagenet_resnet, load_tacafnet
 from tacaf.vocabulary import InputError
 
 FORMAT = "tacaf-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: classifiers in pieces
 
 
 class ModelCard(NamedTuple):
@@ -39,6 +40,8 @@ def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
         return model, str(load_imagenet_resnet(model, config.train.weights))
     if config.train.start_from:
         return model, str(load_tacafnet(model, config.train.start_from))
+    if isinstance(model.backbone, LibraryBackbone) and model.backbone.config.weights:
+        return model, model.backbone.load_weights()
     return model, "weights: from scratch"
 
 
@@ -49,7 +52,7 @@ def save_model(
     metadata = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "model": config.model.model_dump(mode="json"),
+        "model": config.model.portable().model_dump(mode="json"),
         "identities": identities,
         "height": config.data.augment.height,
         "width": config.data.augment.width,
@@ -60,18 +63,24 @@ def save_model(
         "commit": git_commit(),
     }
     temporary = path.with_name(f".{path.name}.tmp")
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
+    tensors = {name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in state.items()}
     save_file(tensors, temporary, {"tacaf": json.dumps(metadata)})
     temporary.chmod(0o644)  # safetensors writes files that only their owner can read
     temporary.rename(path)
 
 
+def _alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where it has its storage for itself, as safetensors wants it; else a copy."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
 def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
-    """The model of a file written by `save_model`, in evaluation mode on CPU, and its card."""
+    """The model of a file written by `save_model`, for `embed`, and its card. The classifiers stay in the file."""
     try:
         with safe_open(path, "pt") as file:
             card = json.loads((file.metadata() or {}).get("tacaf", "{}"))
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+            names = [name for name in file.keys() if CLASSIFIER not in name]  # noqa: SIM118 - safe_open is no dict
+            state = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"expected a model file at {path}, got: {error}; a finished run has model.safetensors"
@@ -81,7 +90,6 @@ def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
             f"{path}: expected format {FORMAT!r} {FORMAT_VERSION}, got {card.get('format')!r}"
             f" {card.get('format_version')}; export it again"
         )
-    model = TacafNet(ModelConfig.model_validate(card["model"]), card["identities"])
-    model.load_state_dict(state)
+    model = embedder(ModelConfig.model_validate(card["model"]), state)
     keys = {key: card[key] for key in ModelCard._fields if key != "model"}
-    return model.eval(), ModelCard(model=model.config, **keys)
+    return model, ModelCard(model=model.config, **keys)

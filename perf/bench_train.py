@@ -73,7 +73,7 @@ def step_of(model: TacafNet, data: dict[str, torch.Tensor], device: str, bf16: b
                 draw_pairs(data["label"], data["branch"], data["group"], data["position"], 0, 0, 0, layer, "both")
                 for layer in (3, 4)
             ]
-            loss, _ = criterion(model(data["images"], visible, *pairs), data["label"])
+            loss, _ = criterion(model(data["images"], data["label"], visible, *pairs), data["label"])
         loss.backward()
         optimizer.step()
         return loss

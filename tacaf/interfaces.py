@@ -52,14 +52,19 @@ class Alignment(NamedTuple):
     comask_NL: torch.Tensor  # float32, detached
 
 
+class Scores(NamedTuple):
+    """All that a cross-entropy asks of a classifier's I logits a row; the logits themselves may never be whole."""
+
+    own_B: torch.Tensor  # float32, log-probability of the row's own identity
+    mean_B: torch.Tensor  # float32, mean log-probability over all identities, for label smoothing
+
+
 class ModelOutput(NamedTuple):
-    """Everything a training forward gives the losses. A switched-off module leaves None or an empty tuple."""
+    """Everything a training forward gives the losses. A switched-off module leaves an empty tuple."""
 
     pooled_BC: torch.Tensor  # float32, GeM before the neck
-    logits_BI: torch.Tensor
-    consistency_logits: tuple[torch.Tensor, ...] = ()  # layer 3, layer 4: each N x I
-    consistency_anchor: tuple[torch.Tensor, ...] = ()  # the anchor rows of each, int64 N
+    scores: Scores
+    consistency_scores: tuple[Scores, ...] = ()  # layer 3, layer 4: each of N anchors
     alignments: tuple[Alignment, ...] = ()  # layer 3, layer 4
-    node_logits: tuple[torch.Tensor, ...] = ()  # one B x I per IPCAM node: g, coarse, fine
-    pair_logits: tuple[torch.Tensor, ...] = ()  # IPCAM stage 4: visible and infrared, each P x I
-    pair_anchor: torch.Tensor | None = None  # the anchor rows of those pairs, int64 P
+    node_scores: tuple[Scores, ...] = ()  # one of B rows per classified IPCAM node: g, coarse, fine
+    pair_scores: tuple[Scores, ...] = ()  # IPCAM stage 4: visible and infrared, each of P pairs

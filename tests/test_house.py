@@ -37,6 +37,7 @@ HEAVY = {
     "triton": ("kernels/*/kernel.py", "perf/*.py"),
     "nvidia.dali": ("tacaf/data/pipeline.py", "perf/*.py"),
     "deepspeed": ("launch/engine.py", "launch/regroup.py", "perf/*.py"),
+    "transformers": ("tacaf/model/library.py",),
     "matplotlib": ("tacaf/evaluation/curves.py", "perf/*.py"),
     "torch": ("kernels/**/*.py", "kernels/*.py", "tacaf/**/*.py", "tacaf/*.py", "launch/*.py", "perf/*.py"),
 }

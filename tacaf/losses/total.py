@@ -6,7 +6,7 @@ L = identity + triplet + ic * consistency + dt * dense triplet + part * nodes + 
 import torch
 from pydantic import BaseModel, Field
 
-from tacaf.interfaces import ModelOutput
+from tacaf.interfaces import ModelOutput, Scores
 from tacaf.losses.dense_triplet import dense_triplet_loss
 from tacaf.losses.identity import identity_loss
 from tacaf.losses.triplet import TripletKind, triplet_loss
@@ -46,24 +46,21 @@ class TacafLoss:
     def _terms(self, output: ModelOutput, label_B: torch.Tensor) -> dict[str, torch.Tensor]:
         config = self.config
 
-        def classify(logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-            return identity_loss(logits, label, config.label_smoothing)
+        def classify(parts: tuple[Scores, ...]) -> torch.Tensor:
+            return torch.stack([identity_loss(scores, config.label_smoothing) for scores in parts])
 
         terms = {
-            "identity": classify(output.logits_BI, label_B),
+            "identity": identity_loss(output.scores, config.label_smoothing),
             "triplet": triplet_loss(output.pooled_BC, label_B, config.margin, config.triplet),
         }
-        if output.consistency_logits and config.ic > 0:
-            passes = zip(output.consistency_logits, output.consistency_anchor, strict=True)
-            terms["consistency"] = torch.stack([classify(x, label_B[anchor]) for x, anchor in passes]).sum()
+        if output.consistency_scores and config.ic > 0:
+            terms["consistency"] = classify(output.consistency_scores).sum()
         if output.alignments and config.dt > 0:
             terms["dense_triplet"] = torch.stack(
                 [dense_triplet_loss(alignment, config.dense_margin) for alignment in output.alignments]
             ).sum()
-        if output.node_logits:
-            terms["part"] = torch.stack([classify(node, label_B) for node in output.node_logits]).mean()
-        if output.pair_logits:
-            assert output.pair_anchor is not None
-            pair_label = label_B[output.pair_anchor]
-            terms["pair"] = torch.stack([classify(side, pair_label) for side in output.pair_logits]).mean()
+        if output.node_scores:
+            terms["part"] = classify(output.node_scores).mean()
+        if output.pair_scores:
+            terms["pair"] = classify(output.pair_scores).mean()
         return terms

@@ -15,6 +15,7 @@ from tacaf.model.norm import BatchNorm2d, NormMode
 class BackboneConfig(BaseModel, extra="forbid", frozen=True):
     """The shape of the backbone; the defaults are ResNet-50 with last stride 1."""
 
+    kind: Literal["resnet"] = Field("resnet", description="resnet: this one; transformers: one of that package.")
     width: int = Field(64, ge=4, description="Channels of the stem; stage i has 2**i times as many inside its blocks.")
     blocks: tuple[int, int, int, int] = Field((3, 4, 6, 3), description="Residual blocks in each of the four stages.")
     last_stride: Literal[1, 2] = Field(1, description="Stride of stage 4; 1 keeps the finer map (AGW, LbA).")
@@ -109,6 +110,7 @@ class Backbone(nn.Module):
     def __init__(self, config: BackboneConfig, norm: NormMode) -> None:
         super().__init__()
         self.config = config
+        self.width = config.stage_width(4)
         self.visible_stem = Stem(config.width, norm)
         self.infrared_stem = Stem(config.width, norm)
         self.layer1 = self._stage(1, 1, norm)

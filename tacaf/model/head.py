@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from tacaf.interfaces import Scores
+from tacaf.model.classifier import Classifier
 from tacaf.model.norm import BatchNorm1d, NormMode
 
 CLASSIFIER_STD = 0.001
@@ -15,20 +17,19 @@ def bn_neck(width: int, norm: NormMode) -> BatchNorm1d:
     return neck
 
 
-def new_classifier(width: int, identities: int) -> nn.Linear:
-    """width to identities without bias, drawn from N(0, .001)."""
-    classifier = nn.Linear(width, identities, bias=False)
-    nn.init.normal_(classifier.weight, std=CLASSIFIER_STD)
-    return classifier
+def new_classifier(width: int, identities: int, chunk: int) -> Classifier:
+    """width to identities without bias, drawn from N(0, .001), in pieces of at most `chunk` identities."""
+    weight = nn.Linear(width, identities, bias=False).weight
+    return Classifier(nn.init.normal_(weight, std=CLASSIFIER_STD), chunk)
 
 
 class Head(nn.Module):
-    """BNNeck and classifier: pooled B x C to logits B x I."""
+    """BNNeck and classifier: pooled B x C and labels B to the scores of B rows."""
 
-    def __init__(self, width: int, identities: int, norm: NormMode) -> None:
+    def __init__(self, width: int, identities: int, norm: NormMode, chunk: int) -> None:
         super().__init__()
         self.neck = bn_neck(width, norm)
-        self.classifier = new_classifier(width, identities)
+        self.classifier = new_classifier(width, identities, chunk)
 
-    def forward(self, pooled_BC: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.neck(pooled_BC))
+    def forward(self, pooled_BC: torch.Tensor, label_B: torch.Tensor) -> Scores:
+        return self.classifier(self.neck(pooled_BC), label_B)

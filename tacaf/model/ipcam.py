@@ -7,7 +7,7 @@ under one per cent of the backbone's work, and its softmaxes and norms want it.
 
 import math
 from itertools import pairwise
-from typing import cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,8 @@ from pydantic import BaseModel, Field, model_validator
 from torch import nn
 
 from kernels.ring_aggregate import ring_aggregate
+from tacaf.interfaces import Scores
+from tacaf.model.classifier import Classifier
 from tacaf.model.head import CLASSIFIER_STD, bn_neck, new_classifier
 from tacaf.model.norm import BatchNorm1d, NormMode
 
@@ -34,8 +36,12 @@ class IpcamConfig(BaseModel, extra="forbid", frozen=True):
     self_connection: bool = Field(True, description="Add the fine parts as they were after the last round.")
     pair_stage: bool = Field(True, description="Train with the cross-modal pair stage; never run at test time.")
     temperature: float = Field(0.1, gt=0, description="Temperature of the pair stage's part matching (divides).")
-    shared_node_classifier: bool = Field(
-        False, description="One classifier for all nodes instead of one each; for data sets of many identities."
+    classifiers: Literal["each", "shared", "global"] = Field(
+        "each",
+        description=(
+            "How nodes are classified in training: each by its own classifier, all by one shared, or the global node"
+            " alone. The last two are for data sets of many identities; pair_stage has one more classifier."
+        ),
     )
 
     @model_validator(mode="after")
@@ -57,6 +63,11 @@ class IpcamConfig(BaseModel, extra="forbid", frozen=True):
     @property
     def nodes(self) -> int:
         return sum(self.levels)
+
+    @property
+    def classified_nodes(self) -> int:
+        """How many nodes, from the global one on, are classified in training."""
+        return 1 if self.classifiers == "global" else self.nodes
 
 
 def graph_mask(levels: tuple[int, ...]) -> torch.Tensor:
@@ -124,20 +135,23 @@ class Ipcam(nn.Module):
 
 
 class NodeHead(nn.Module):
-    """A BNNeck and a classifier for each node: n' B x N x D to N tensors of logits B x I. Training only."""
+    """A BNNeck and a classifier for each classified node: n' B x N x D to N scores of B rows. Training only."""
 
-    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode) -> None:
+    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode, chunk: int) -> None:
         super().__init__()
+        self.count = config.classified_nodes
         # One norm over N*D channels is N norms over D; one stacked weight makes the classifiers one batched product.
-        self.neck = bn_neck(config.nodes * config.node_width, norm)
-        count = 1 if config.shared_node_classifier else config.nodes
-        self.classifier = nn.Parameter(torch.empty(count, identities, config.node_width))
-        nn.init.normal_(self.classifier, std=CLASSIFIER_STD)
+        self.neck = bn_neck(self.count * config.node_width, norm)
+        stack = (self.count,) if config.classifiers == "each" else ()
+        weight = torch.empty(*stack, identities, config.node_width)
+        self.classifier = Classifier(nn.init.normal_(weight, std=CLASSIFIER_STD), chunk)
 
-    def forward(self, nodes_BND: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(self, nodes_BND: torch.Tensor, label_B: torch.Tensor) -> tuple[Scores, ...]:
         with torch.autocast(nodes_BND.device.type, enabled=False):
+            nodes_BND = nodes_BND[:, : self.count]
             necked_BND = self.neck(nodes_BND.flatten(1)).unflatten(1, nodes_BND.shape[1:])
-            return (necked_BND.transpose(0, 1) @ self.classifier.mT).unbind(0)
+            scores = self.classifier(necked_BND.transpose(0, 1), label_B)
+            return tuple(Scores(*node) for node in zip(*(part.unbind(0) for part in scores), strict=True))
 
 
 class PairStage(nn.Module):
@@ -146,19 +160,19 @@ class PairStage(nn.Module):
     It needs a partner of known identity, so at test time it would leak labels: it is never run there (method §5.6).
     """
 
-    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode) -> None:
+    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode, chunk: int) -> None:
         super().__init__()
         self.temperature = config.temperature
         self.cross_weight = nn.Linear(config.node_width, config.node_width, bias=False)
         self.cross_norm = BatchNorm1d(config.node_width, norm)
         self.compress = nn.Linear(config.node_width, config.pair_width, bias=False)
         self.compress_norm = BatchNorm1d(config.pair_width, norm)
-        self.classifier = new_classifier(config.pair_width, identities)
+        self.classifier = new_classifier(config.pair_width, identities, chunk)
 
     def forward(
-        self, fine_BRD: torch.Tensor, visible_P: torch.Tensor, infrared_P: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Fine nodes of n' and the rows of each pair to logits P x I of the visible and of the infrared side."""
+        self, fine_BRD: torch.Tensor, visible_P: torch.Tensor, infrared_P: torch.Tensor, label_P: torch.Tensor
+    ) -> tuple[Scores, Scores]:
+        """Fine nodes of n', the rows of each pair and its label to the scores of the visible and the infrared side."""
         with torch.autocast(fine_BRD.device.type, enabled=False):
             unit_BRD = F.normalize(fine_BRD, dim=-1)
             similarity_PRR = unit_BRD[visible_P] @ unit_BRD[infrared_P].mT / self.temperature
@@ -168,5 +182,6 @@ class PairStage(nn.Module):
             infrared_PRD = similarity_PRR.mT.softmax(dim=-1) @ projected_BRD[visible_P]
             crossed = _rows_norm(self.cross_norm, torch.cat([visible_PRD, infrared_PRD]))
             compressed = _rows_norm(self.compress_norm, self.compress(crossed))
-            visible_PI, infrared_PI = self.classifier(compressed.mean(dim=1)).chunk(2)
-            return visible_PI, infrared_PI
+            scores = self.classifier(compressed.mean(dim=1), label_P.repeat(2))
+            (own_P, other_own_P), (mean_P, other_mean_P) = (part.chunk(2) for part in scores)
+            return Scores(own_P, mean_P), Scores(other_own_P, other_mean_P)

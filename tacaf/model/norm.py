@@ -56,7 +56,8 @@ class _RankNorm(_BatchNorm):
         self._check_input_dim(features)
         if self.mode == "sync" and world_size() > 1:
             return self._synchronised(features)
-        if features.dim() == 4 and features.device.type == "cpu" and not features.is_contiguous():
+        on_cpu = features.device.type == "cpu" and not torch.compiler.is_compiling()
+        if on_cpu and features.dim() == 4 and not features.is_contiguous():
             return self._exact(features)
         if self.running_frozen:
             return F.batch_norm(features, None, None, self.weight, self.bias, training=True, eps=self.eps)

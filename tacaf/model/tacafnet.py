@@ -3,19 +3,21 @@
 B images of a rank, visible first, C channels, H x W, N stripes or nodes, I identities.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 from torch import nn
 
-from tacaf.interfaces import ModelOutput, Pairs
-from tacaf.model.backbone import Backbone, BackboneConfig
+from tacaf.interfaces import ModelOutput, Pairs, Scores
+from tacaf.model.adapters import AnyBackboneConfig, build_backbone, map_size, stride
+from tacaf.model.backbone import BackboneConfig
 from tacaf.model.cmaam import CmaamConfig, align
 from tacaf.model.head import Head
 from tacaf.model.ipcam import Ipcam, IpcamConfig, NodeHead, PairStage
+from tacaf.model.library import STAGED, TOKENS, LibraryConfig, portable
 from tacaf.model.norm import NormMode, own_statistics
 from tacaf.model.pooling import gem
 from tacaf.vocabulary import InputError, Modality
@@ -26,11 +28,19 @@ Embedding = Literal["full", "global_only"]
 class ModelConfig(BaseModel, extra="forbid", frozen=True):
     """The whole model. Only what is switched on is built."""
 
-    backbone: BackboneConfig = Field(BackboneConfig(), description="The two-stem ResNet.")
+    backbone: AnyBackboneConfig = Field(BackboneConfig(), description="The two-stem ResNet, or one of transformers.")
     cmaam: CmaamConfig = Field(CmaamConfig(), description="Cross-modal alignment, training only.")
     ipcam: IpcamConfig = Field(IpcamConfig(), description="Part graph and pair stage.")
     bn: NormMode = Field(
         "sync", description="sync: batch statistics over all ranks, equal to one process; local: each rank its own."
+    )
+
+    chunk: int = Field(
+        65536,
+        ge=1,
+        description=(
+            "Identities a classifier takes at once. Larger sets go piece by piece, exactly: less memory, more work."
+        ),
     )
 
     @property
@@ -41,13 +51,30 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
             wanted.add(4)
         return tuple(sorted(wanted))
 
+    @model_validator(mode="after")
+    def _reenters(self) -> "ModelConfig":
+        again = self.cmaam.enabled and self.cmaam.consistency and 3 in self.cmaam.layers
+        if again and isinstance(self.backbone, LibraryConfig) and not self.backbone.reenters:
+            raise ValueError(
+                "cmaam.consistency: expected a backbone that can go on from a layer-3 map (the ResNet,"
+                f" {', '.join(STAGED + TOKENS)}), got {self.backbone.name}; set model.cmaam.consistency: false or"
+                " model.cmaam.layers: [4]"
+            )
+        return self
+
+    def portable(self) -> "ModelConfig":
+        """The same model without need of any file, for the card of a model file."""
+        if not isinstance(self.backbone, LibraryConfig):
+            return self
+        return self.model_copy(update={"backbone": portable(self.backbone)})
+
     def check_input(self, height: int, width: int) -> None:
         """InputError unless the layer-4 map of such an image divides into the part levels."""
-        rows, _ = self.backbone.map_size(height, width)
-        if not self.ipcam.enabled or rows % self.ipcam.levels[-1] == 0:
+        rows, _ = map_size(self.backbone, height, width)
+        if not self.ipcam.enabled or (rows > 0 and rows % self.ipcam.levels[-1] == 0):
             return
-        stride, fine = 16 * self.backbone.last_stride, self.ipcam.levels[-1]
-        nearest = stride * fine * max(1, round(height / (stride * fine)))
+        step = stride(self.backbone) * self.ipcam.levels[-1]
+        nearest = step * max(1, round(height / step))
         raise InputError(
             f"expected an image height whose layer-4 map divides into the part levels {list(self.ipcam.levels)}, got "
             f"height {height} with a map of {rows} rows; take height {nearest}, or other model.ipcam.levels"
@@ -61,71 +88,75 @@ class TacafNet(nn.Module):
         super().__init__()
         self.config = config
         self.identities = identities
-        self.width = config.backbone.stage_width(4)
-        self.backbone = Backbone(config.backbone, config.bn)
-        self.head = Head(self.width, identities, config.bn)
+        self.backbone = build_backbone(config.backbone, config.bn)
+        self.width = self.backbone.width
+        self.head = Head(self.width, identities, config.bn, config.chunk)
         self.ipcam: Ipcam | None = None
         self.node_head: NodeHead | None = None
         self.pair_stage: PairStage | None = None
         if config.ipcam.enabled:
             self.ipcam = Ipcam(config.ipcam, self.width, config.bn)
-            self.node_head = NodeHead(config.ipcam, identities, config.bn)
+            self.node_head = NodeHead(config.ipcam, identities, config.bn, config.chunk)
             if config.ipcam.pair_stage:
-                self.pair_stage = PairStage(config.ipcam, identities, config.bn)
+                self.pair_stage = PairStage(config.ipcam, identities, config.bn, config.chunk)
 
     def forward(
-        self, images_BCHW: torch.Tensor, visible: int, pairs3: Pairs | None = None, pairs4: Pairs | None = None
+        self,
+        images_BCHW: torch.Tensor,
+        label_B: torch.Tensor,
+        visible: int,
+        pairs3: Pairs | None = None,
+        pairs4: Pairs | None = None,
     ) -> ModelOutput:
         """A training pass over a batch whose first `visible` rows are visible images.
 
+        The labels go in because a classifier of many identities gives scores, never all logits (`classifier.py`).
         `pairs3` and `pairs4` are the draws of `ModelConfig.pair_layers` (`pairs.draw_pairs`).
         """
         layer3_BCHW, layer4_BCHW = self.backbone(images_BCHW, visible)
         pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if self.ipcam else (1,))
         pooled_BC = pooled_BNC[:, 0]
-        output = ModelOutput(pooled_BC=pooled_BC, logits_BI=self.head(pooled_BC))
+        output = ModelOutput(pooled_BC=pooled_BC, scores=self.head(pooled_BC, label_B))
         if self.config.cmaam.enabled:
             maps = {3: (layer3_BCHW, pairs3), 4: (layer4_BCHW, pairs4)}
-            output = output._replace(**self._align({layer: maps[layer] for layer in self.config.cmaam.layers}))
+            chosen = [(layer, *maps[layer]) for layer in self.config.cmaam.layers]
+            output = output._replace(**self._align(chosen, label_B))
         if self.ipcam is not None:
-            output = output._replace(**self._correlate(pooled_BNC, visible, pairs4))
+            output = output._replace(**self._correlate(pooled_BNC, label_B, visible, pairs4))
         return output
 
-    def _align(self, maps: dict[int, tuple[torch.Tensor, Pairs | None]]) -> dict[str, Any]:
+    def _align(self, maps: Sequence[tuple[int, torch.Tensor, Pairs | None]], label_B: torch.Tensor) -> dict[str, Any]:
         """CMAAM on each chosen layer: alignments, and the reconstructions classified by the same head."""
-        alignments, logits, anchors = [], [], []
-        for layer, (features_BCHW, pairs) in maps.items():
+        alignments, scores = [], []
+        for layer, features_BCHW, pairs in maps:
             assert pairs is not None, f"CMAAM on layer {layer} needs the pairs of that layer"
             reconstruction_NCHW, alignment = align(self.config.cmaam, features_BCHW, pairs)
             alignments.append(alignment)
             if self.config.cmaam.consistency:
-                logits.append(self._classify_reconstruction(reconstruction_NCHW, layer))
-                anchors.append(pairs.anchor_N)
-        return {
-            "alignments": tuple(alignments),
-            "consistency_logits": tuple(logits),
-            "consistency_anchor": tuple(anchors),
-        }
+                scores.append(self._classify_reconstruction(reconstruction_NCHW, label_B[pairs.anchor_N], layer))
+        return {"alignments": tuple(alignments), "consistency_scores": tuple(scores)}
 
-    def _classify_reconstruction(self, reconstruction_NCHW: torch.Tensor, layer: int) -> torch.Tensor:
+    def _classify_reconstruction(self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int) -> Scores:
         """Layer 3 re-enters layer 4, layer 4 is pooled as it is; running statistics keep to the real images."""
-        with own_statistics(self.backbone.layer4, self.head):
+        with own_statistics(self.backbone, self.head):
             if layer == 3:
                 reconstruction_NCHW = self.backbone.layer4(reconstruction_NCHW)
-            return self.head(gem(reconstruction_NCHW)[:, 0])
+            return self.head(gem(reconstruction_NCHW)[:, 0], label_N)
 
-    def _correlate(self, pooled_BNC: torch.Tensor, visible: int, pairs4: Pairs | None) -> dict[str, Any]:
-        """IPCAM: node logits, and the pair stage on the visible anchors of the layer-4 draw."""
+    def _correlate(
+        self, pooled_BNC: torch.Tensor, label_B: torch.Tensor, visible: int, pairs4: Pairs | None
+    ) -> dict[str, Any]:
+        """IPCAM: node scores, and the pair stage on the visible anchors of the layer-4 draw."""
         assert self.ipcam is not None
         assert self.node_head is not None
         nodes_BND = self.ipcam(pooled_BNC)
-        found: dict[str, Any] = {"node_logits": self.node_head(nodes_BND)}
+        found: dict[str, Any] = {"node_scores": self.node_head(nodes_BND, label_B)}
         if self.pair_stage is not None:
             assert pairs4 is not None, "IPCAM's pair stage needs the pairs of layer 4"
             # Anchors ascend by row and every visible row is one: the first `visible` pairs are V0's and V1's.
             anchor_P, positive_P = pairs4.anchor_N[:visible], pairs4.positive_N[:visible]
             fine_BRD = nodes_BND[:, -self.config.ipcam.levels[-1] :]
-            found |= {"pair_logits": self.pair_stage(fine_BRD, anchor_P, positive_P), "pair_anchor": anchor_P}
+            found["pair_scores"] = self.pair_stage(fine_BRD, anchor_P, positive_P, label_B[anchor_P])
         return found
 
     def embed(self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding = "full") -> torch.Tensor:

@@ -13,7 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from tacaf.model.tacafnet import TacafNet
+from tacaf.model.backbone import Backbone
+from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.vocabulary import InputError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
@@ -50,6 +51,10 @@ def load_imagenet_resnet(model: TacafNet, path: Path) -> LoadReport:
     `conv1` and `bn1` go into both stems, `layer1` to `layer4` where they are, the classifier nowhere. The images must
     be normalised as the file's were (ImageNet's mean and deviation, as `data.augment` does). Raises InputError.
     """
+    if not isinstance(model.backbone, Backbone):
+        raise InputError(
+            "train.weights: expected the ResNet, got another backbone; give its own model.backbone.weights"
+        )
     state = _read(path)
     ignored = tuple(name for name in state if name.startswith(IMAGENET_HEAD))
     renamed: dict[str, str] = {}  # name in the model -> name in the file
@@ -70,6 +75,16 @@ def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
     renamed = {name: name for name in state if name not in ignored}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if CLASSIFIER not in name}
     return _copy(model, path, state, renamed, wanted, ignored, "a TACAFNet of the same `model` section")
+
+
+def embedder(config: ModelConfig, state: State) -> TacafNet:
+    """A model for `embed` with these weights, in evaluation mode on CPU. `state` may come with its classifiers or not:
+    they serve training alone and may be many times the rest, so the model has them for one identity.
+    """
+    model = TacafNet(config, 1)
+    kept = {name: tensor for name, tensor in state.items() if CLASSIFIER not in name}
+    model.load_state_dict({**model.state_dict(), **kept})
+    return model.eval()
 
 
 def _copy(

@@ -287,8 +287,8 @@ def test_a_damaged_checkpoint_is_passed_over(sysu_shards, finished, tmp_path):
     done = train(sysu_shards, folder, "--resume")
     assert f"checkpoint {newest} is damaged" in done.stderr
     assert np.array_equal(
-        load_file(finished / "model.safetensors")["head.classifier.weight"],
-        load_file(folder / "model.safetensors")["head.classifier.weight"],
+        load_file(finished / "model.safetensors")["head.classifier.0.weight"],
+        load_file(folder / "model.safetensors")["head.classifier.0.weight"],
     )
 
 

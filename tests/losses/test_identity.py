@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tacaf.interfaces import Scores
 from tacaf.losses.identity import identity_loss
 
 
@@ -17,15 +18,19 @@ def _scalar_loss(logits, labels, smoothing):
     return total / len(labels)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def scores(logits, label):
+    log_probability = logits.log_softmax(1)
+    return Scores(log_probability[torch.arange(len(label)), label], log_probability.mean(1))
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_identity_loss_against_scalar_loops(smoothing, dtype):
-    logits, label = (3 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0))).to(dtype), torch.arange(6) % 5
-    loss = identity_loss(logits, label, smoothing)
+def test_identity_loss_against_scalar_loops(smoothing):
+    logits, label = 3 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
+    loss = identity_loss(scores(logits, label), smoothing)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(_scalar_loss(logits.tolist(), label.tolist(), smoothing), rel=1e-5)
 
 
 def test_smoothing_is_off_unless_asked_for():
-    logits, label = torch.randn(4, 3), torch.tensor([0, 1, 2, 0])
-    assert identity_loss(logits, label) == identity_loss(logits, label, 0.0) != identity_loss(logits, label, 0.2)
+    given = scores(torch.randn(4, 3), torch.tensor([0, 1, 2, 0]))
+    assert identity_loss(given) == identity_loss(given, 0.0) != identity_loss(given, 0.2)

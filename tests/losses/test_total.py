@@ -2,46 +2,44 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from pydantic import ValidationError
 
-from tacaf.interfaces import Alignment, ModelOutput
+from tacaf.interfaces import Alignment, ModelOutput, Scores
 from tacaf.losses.dense_triplet import dense_triplet_loss
+from tacaf.losses.identity import identity_loss
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.losses.triplet import triplet_loss
 
 LABEL = torch.tensor([0, 1, 2, 0, 1, 2])
-ANCHORS = (torch.tensor([0, 1, 2, 3]), torch.tensor([4, 5, 0, 2]))
-VISIBLE = torch.tensor([0, 1, 2])
+
+
+def scores(rows):
+    return Scores(-torch.rand(rows), -1 - torch.rand(rows))
 
 
 def full_output():
     torch.manual_seed(0)
     return ModelOutput(
         pooled_BC=torch.randn(6, 4),
-        logits_BI=torch.randn(6, 3),
-        consistency_logits=(torch.randn(4, 3), torch.randn(4, 3)),
-        consistency_anchor=ANCHORS,
+        scores=scores(6),
+        consistency_scores=(scores(4), scores(4)),
         alignments=tuple(Alignment(*torch.rand(3, 4, 5)) for _ in range(2)),
-        node_logits=tuple(torch.randn(6, 3) for _ in range(10)),
-        pair_logits=(torch.randn(3, 3), torch.randn(3, 3)),
-        pair_anchor=VISIBLE,
+        node_scores=tuple(scores(6) for _ in range(10)),
+        pair_scores=(scores(3), scores(3)),
     )
 
 
 def expected_terms(output, smoothing=0.0, margin=0.3, dense_margin=0.3):
-    def classify(logits, label):
-        return F.cross_entropy(logits, label, label_smoothing=smoothing)
+    def classify(given):
+        return identity_loss(given, smoothing)
 
-    layer3, layer4 = output.consistency_logits
-    visible, infrared = output.pair_logits
     return {
-        "identity": classify(output.logits_BI, LABEL),
+        "identity": classify(output.scores),
         "triplet": triplet_loss(output.pooled_BC, LABEL, margin),
-        "consistency": classify(layer3, LABEL[ANCHORS[0]]) + classify(layer4, LABEL[ANCHORS[1]]),
+        "consistency": sum(classify(layer) for layer in output.consistency_scores),
         "dense_triplet": sum(dense_triplet_loss(alignment, dense_margin) for alignment in output.alignments),
-        "part": sum(classify(node, LABEL) for node in output.node_logits) / 10,
-        "pair": (classify(visible, LABEL[VISIBLE]) + classify(infrared, LABEL[VISIBLE])) / 2,
+        "part": sum(classify(node) for node in output.node_scores) / 10,
+        "pair": sum(classify(side) for side in output.pair_scores) / 2,
     }
 
 
@@ -74,10 +72,10 @@ def test_the_triplet_can_be_another(kind):
 @pytest.mark.parametrize(
     ("gone", "config", "names"),
     [
-        ({"consistency_logits": (), "consistency_anchor": ()}, {}, {"consistency"}),
+        ({"consistency_scores": ()}, {}, {"consistency"}),
         ({"alignments": ()}, {}, {"dense_triplet"}),
-        ({"node_logits": ()}, {}, {"part"}),
-        ({"pair_logits": (), "pair_anchor": None}, {}, {"pair"}),
+        ({"node_scores": ()}, {}, {"part"}),
+        ({"pair_scores": ()}, {}, {"pair"}),
         ({}, {"ic": 0}, {"consistency"}),
         ({}, {"dt": 0}, {"dense_triplet"}),
     ],

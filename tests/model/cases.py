@@ -8,26 +8,26 @@ from typing import Any
 
 import torch
 
-from tacaf.interfaces import Batch, ModelOutput, Pairs
+from tacaf.interfaces import Batch, ModelOutput, Pairs, Scores
 from tacaf.model.pairs import draw_pairs
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 
 IDENTITIES = 5
 
 
-def tiny_config(**changes: dict[str, Any]) -> ModelConfig:
+def tiny_config(**changes: Any) -> ModelConfig:
     """A model of width 4 with one block per stage; `changes` go over its sections: `cmaam={"enabled": False}`."""
-    sections: dict[str, dict[str, Any]] = {
+    sections: dict[str, Any] = {
         "backbone": {"width": 4, "blocks": (1, 1, 1, 1)},
         "ipcam": {"node_width": 8, "attention_width": 4, "pair_width": 4},
         "cmaam": {},
     }
     for name, values in changes.items():
-        sections[name] = sections[name] | values
+        sections[name] = sections[name] | values if isinstance(values, dict) else values
     return ModelConfig.model_validate(sections)
 
 
-def tiny_model(seed: int = 0, **changes: dict[str, Any]) -> TacafNet:
+def tiny_model(seed: int = 0, **changes: Any) -> TacafNet:
     torch.manual_seed(seed)
     return TacafNet(tiny_config(**changes), IDENTITIES)
 
@@ -63,7 +63,7 @@ def train_forward(model: TacafNet, batch: Batch) -> ModelOutput:
     """One training forward with exactly the pairs the configuration asks for."""
     direction = model.config.cmaam.direction
     pairs = {f"pairs{layer}": pairs_of(batch, layer, direction=direction) for layer in model.config.pair_layers}
-    return model(batch.images_BCHW, batch.visible, **pairs)
+    return model(batch.images_BCHW, batch.label_B, batch.visible, **pairs)
 
 
 def randomise_norms(module: torch.nn.Module) -> None:
@@ -74,6 +74,14 @@ def randomise_norms(module: torch.nn.Module) -> None:
                 tensor.uniform_(0.5, 1.5)
             for tensor in (part.bias.data, part.running_mean):
                 tensor.uniform_(-0.3, 0.3)
+
+
+def scores_of(logits: list[list[float]], labels: list[int]) -> Scores:
+    """Log-probability of each row's own identity, and the mean over all, from scalar logits; float64."""
+    rows = [[math.log(p) for p in softmax(row)] for row in logits]
+    own = [row[label] for row, label in zip(rows, labels, strict=True)]
+    means = [sum(row) / len(row) for row in rows]
+    return Scores(torch.tensor(own, dtype=torch.float64), torch.tensor(means, dtype=torch.float64))
 
 
 def dot(x: list[float], y: list[float]) -> float:

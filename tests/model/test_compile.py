@@ -18,10 +18,10 @@ def test_one_graph(bf16, tolerance):
     results = []
     for network in (model, compiled):
         with torch.autocast("cpu", torch.bfloat16) if bf16 else contextlib.nullcontext():
-            output = network(data.images_BCHW, data.visible, *pairs)
+            output = network(data.images_BCHW, data.label_B, data.visible, *pairs)
         loss, _ = TacafLoss(LossConfig())(output, data.label_B)
         loss.backward()
-        results.append([output.logits_BI, *(parameter.grad for parameter in network.parameters())])
+        results.append([output.scores.own_B, *(parameter.grad for parameter in network.parameters())])
     for eager, graph in zip(*results, strict=True):
         if eager is None:  # a parameter that is frozen
             continue

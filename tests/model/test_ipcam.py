@@ -7,9 +7,10 @@ import torch
 from pydantic import ValidationError
 
 from tacaf.model.ipcam import Ipcam, IpcamConfig, NodeHead, PairStage, graph_mask
-from tests.model.cases import dot, length, linear, mix, randomise_norms, relu_bn, softmax
+from tests.model.cases import dot, length, linear, mix, randomise_norms, relu_bn, scores_of, softmax
 
 WIDTH, NODE, ATTENTION = 4, 3, 2
+PAIR_LABEL = torch.tensor([3, 0, 3])
 
 
 def config(**changes) -> IpcamConfig:
@@ -137,14 +138,15 @@ def _scalar_pair_stage(stage, fine, visible, infrared):
     narrow = relu_bn(stage.compress_norm, [linear(stage.compress.weight, row) for row in crossed])
     parts = len(fine[0])
     means = [mix([1 / parts] * parts, narrow[at : at + parts]) for at in range(0, len(narrow), parts)]
-    logits = [linear(stage.classifier.weight, mean) for mean in means]
-    return torch.tensor(logits, dtype=torch.float64).chunk(2)
+    logits = [linear(stage.classifier[0].weight, mean) for mean in means]
+    pairs = len(visible)
+    return tuple(scores_of(side, PAIR_LABEL.tolist()) for side in (logits[:pairs], logits[pairs:]))
 
 
 def pair_case():
     torch.manual_seed(0)
-    stage = sharp(PairStage(config(), 4, "local").double())
-    stage.classifier.weight.data.mul_(100)
+    stage = sharp(PairStage(config(), 4, "local", 9).double())
+    stage.classifier[0].weight.data.mul_(100)
     fine = torch.randn(5, 3, NODE, dtype=torch.float64)
     return stage, fine, torch.tensor([0, 1, 2]), torch.tensor([4, 3, 4])
 
@@ -152,33 +154,34 @@ def pair_case():
 def test_pair_stage_against_scalar_loops():
     stage, fine, visible, infrared = pair_case()
     expected = _scalar_pair_stage(stage, fine.tolist(), visible.tolist(), infrared.tolist())
-    torch.testing.assert_close(stage(fine, visible, infrared), tuple(expected), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(stage(fine, visible, infrared, PAIR_LABEL), expected, rtol=1e-9, atol=1e-9)
 
 
 def test_pair_stage_lets_the_gradient_through_the_matching():
     stage, fine, visible, infrared = pair_case()
-    assert torch.autograd.gradcheck(lambda x: stage(x, visible, infrared), fine.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: stage(x, visible, infrared, PAIR_LABEL)[0], fine.requires_grad_())
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_every_node_has_its_own_neck_and_its_own_or_the_shared_classifier(shared):
+@pytest.mark.parametrize(("classifiers", "count"), [("each", 10), ("shared", 10), ("global", 1)])
+def test_every_classified_node_has_its_own_neck_and_its_own_or_the_shared_classifier(classifiers, count):
     torch.manual_seed(0)
-    head = NodeHead(config(shared_node_classifier=shared), 5, "local").double()
+    head = NodeHead(config(classifiers=classifiers), 5, "local", 9).double()
     randomise_norms(head)
-    head.classifier.data.mul_(1000)
-    nodes = torch.randn(4, 10, NODE, dtype=torch.float64)
-    found = head(nodes)
-    assert head.classifier.shape == (1 if shared else 10, 5, NODE)
-    assert len(found) == 10
-    necked = relu_bn(head.neck, nodes.flatten(1).tolist(), relu=False)
-    for node, logits in enumerate(found):
+    weight = head.classifier[0].weight
+    weight.data.mul_(1000)
+    nodes, label = torch.randn(4, 10, NODE, dtype=torch.float64), torch.tensor([4, 0, 2, 2])
+    found = head(nodes, label)
+    assert weight.shape == ((10, 5, NODE) if classifiers == "each" else (5, NODE))
+    assert len(found) == count
+    necked = relu_bn(head.neck, nodes[:, :count].flatten(1).tolist(), relu=False)
+    for node, scores in enumerate(found):
         own = slice(node * NODE, (node + 1) * NODE)
-        expected = [linear(head.classifier[0 if shared else node], row[own]) for row in necked]
-        torch.testing.assert_close(logits, torch.tensor(expected, dtype=torch.float64))
+        logits = [linear(weight[node] if classifiers == "each" else weight, row[own]) for row in necked]
+        torch.testing.assert_close(scores, scores_of(logits, label.tolist()))
 
 
 def test_the_node_necks_keep_their_bias():
-    assert not NodeHead(config(), 5, "local").neck.bias.requires_grad
+    assert not NodeHead(config(), 5, "local", 9).neck.bias.requires_grad
 
 
 @pytest.mark.parametrize(

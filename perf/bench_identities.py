@@ -1,0 +1,154 @@
+"""Memory of training over many identities: a table by formula, and real steps that check it.
+
+    python perf/bench_identities.py [--identities 200000] [--table] [--json FILE]
+
+The table is arithmetic (`launch.dry_run.states_of`) for the full model with shared node classifiers. The measured rows
+are steps of the demo's model on noise under DeepSpeed on CPU, each in fresh processes: resident memory of the larger
+rank once the engine stands, and its peak in a step, above what the same process held before the model was built.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from launch import engine as deepspeed_engine
+from launch.config import Config
+from launch.dry_run import MIB, noise_batch, parameters_of, states_of
+from launch.forward import forward
+from tacaf import distributed
+from tacaf.logs import environment
+from tacaf.losses.total import TacafLoss
+from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.optim import build_optimizer
+
+ROOT = Path(__file__).parent.parent
+STEPS = 3
+SMALL = {
+    "backbone": {"width": 16, "blocks": [1, 1, 1, 1]},
+    "ipcam": {"node_width": 64, "attention_width": 32, "pair_width": 32, "classifiers": "shared"},
+}
+# ranks, ZeRO stage, identities a piece (0: all in one)
+RUNS = ((1, 0, 0), (1, 0, 8192), (2, 1, 8192), (2, 2, 8192), (2, 3, 8192))
+TABLE = [(identities, stage, ranks) for identities in (395, 10_000, 100_000, 1_000_000) for stage in (1, 2, 3)
+         for ranks in (1, 8, 64)]  # fmt: skip
+# ZeRO-3 lets go of a piece as soon as it is used, where by default it keeps a billion numbers for their next use; and
+# its bucket for gradients holds ten million numbers, where by default it takes 2 GB of each rank.
+ZERO_3 = {"stage": 3, "stage3_max_live_parameters": 10_000_000, "stage3_max_reuse_distance": 0,
+          "stage3_prefetch_bucket_size": 0, "reduce_bucket_size": 10_000_000}  # fmt: skip
+
+
+def config_of(stage: int, chunk: int) -> Config:
+    zero = ZERO_3 if stage == 3 else {"stage": stage}
+    return Config.model_validate(
+        {
+            "run": tempfile.gettempdir(), "data": {"shards": "none", "augment": {"height": 96, "width": 48}},
+            "model": {**SMALL, "chunk": chunk}, "train": {"precision": "fp32"},
+            "deepspeed": {"zero_optimization": zero},
+        }
+    )  # fmt: skip
+
+
+def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
+    """This process as one rank: build, three steps, and what they took."""
+    place = deepspeed_engine.start_distributed()
+    config = config_of(stage, chunk or identities)
+    before = _memory_mib("VmRSS")
+    torch.manual_seed(0)
+    model = TacafNet(config.model, identities)
+    numbers = sum(parameter.numel() for parameter in model.parameters())
+    built = _memory_mib("VmHWM") - before
+    parameters = (model.backbone_parameters(), model.new_parameters())
+    optimizer = build_optimizer(config.optim, *parameters, config.data.plan.images_per_modality)
+    groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // place.world_size
+    batch = noise_batch(config, groups)
+    batch = batch._replace(label_B=batch.label_B * (identities // 8))
+    engine = deepspeed_engine.build_engine(config, model, optimizer, len(batch.label_B))
+    criterion, peaks = TacafLoss(config.loss), []
+    for _ in range(STEPS):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        loss, _ = criterion(forward(engine, batch, config), batch.label_B)
+        deepspeed_engine.update(engine, loss)
+        peaks.append(_memory_mib("VmHWM") - before)
+    rows = distributed.numbers_of_ranks([built, _memory_mib("VmRSS") - before, max(peaks)])
+    most = [max(column) for column in zip(*rows, strict=True)]
+    return {"parameters": numbers, "build_peak_mib": most[0], "between_steps_mib": most[1], "step_peak_mib": most[2],
+            "estimate_mib": sum(states_of(numbers, place.world_size, stage, 1)) / MIB, "loss": float(loss)}  # fmt: skip
+
+
+def _memory_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name + ":")).split()[1]) / 1024
+
+
+def table(config: ModelConfig, images: int) -> list[dict[str, Any]]:
+    """Rows of MiB a rank by formula: states, and the logits of the largest classifier, whole and by the piece."""
+    rows = []
+    for identities, stage, ranks in TABLE:
+        states = states_of(parameters_of(config, identities), ranks, stage, 1)
+        logits = 4 * config.ipcam.classified_nodes * images * identities / MIB
+        rows.append(
+            {
+                "identities": identities, "stage": stage, "ranks": ranks,
+                **{f"{name}_mib": value / MIB for name, value in states._asdict().items()},
+                "logits_whole_mib": logits, "logits_piece_mib": logits * min(1, config.chunk / identities),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def run(identities: int, ranks: int, stage: int, chunk: int) -> dict[str, Any]:
+    """`measure` in fresh processes."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks),
+                    "--master_port", str(port)]  # fmt: skip
+    with tempfile.NamedTemporaryFile() as found:
+        child = [__file__, "--child", found.name, *map(str, (identities, stage, chunk))]
+        # freed tensors of a megabyte and more go back to the system at once, so that resident memory is what is held
+        given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB), "PYTHONPATH": str(ROOT)}
+        subprocess.run([*launcher, *child], cwd=ROOT, env=given, check=True, capture_output=True)
+        row = json.loads(Path(found.name).read_text())
+    return {"identities": identities, "ranks": ranks, "stage": stage, "chunk": chunk or identities, **row}
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--identities", type=int, default=200_000, help="of the measured rows")
+    parser.add_argument("--table", action="store_true", help="the table alone, nothing measured")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
+    wanted = parser.parse_args(argv)
+    if wanted.child:
+        row = measure(*map(int, wanted.child[1:]))
+        if os.environ["RANK"] == "0":
+            Path(wanted.child[0]).write_text(json.dumps(row))
+        deepspeed_engine.stop_distributed()
+        return 0
+    full = ModelConfig.model_validate({"ipcam": {"classifiers": "shared"}})
+    result: dict[str, Any] = {"table": table(full, images=96), "measured": []}
+    for row in result["table"]:
+        print("  ".join(f"{name} {value:,.0f}" for name, value in row.items()))
+    if not wanted.table:
+        for case in RUNS:
+            result["measured"].append(run(wanted.identities, *case))
+            print("  ".join(f"{name} {value:,.4g}" for name, value in result["measured"][-1].items()), flush=True)
+    if wanted.json:
+        wanted.json.parent.mkdir(parents=True, exist_ok=True)
+        wanted.json.write_text(json.dumps({"environment": environment(1), **result}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
