@@ -62,6 +62,17 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
         "bf16", description="bf16: autocast with fp32 parameters, norms, pooling, distances and losses."
     )
     channels_last: bool = Field(True, description="Keep maps channels-last in memory.")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        description=(
+            "Batches per update: the mean of so many consecutive batches' gradients. A step is still one batch of the"
+            " plan, in epochs, rates, metrics and checkpoints; checkpoints are made after whole updates only."
+        ),
+    )
+    compile: bool = Field(
+        False, description="torch.compile the model's training pass; a minute or more at every start. Not with ZeRO-3."
+    )
     weights: Path | None = Field(None, description="ImageNet ResNet-50 file (.pth or .safetensors) to start from.")
     start_from: Path | None = Field(
         None, description="model.safetensors of a trained TACAFNet to start from; classifiers are new."
@@ -101,6 +112,39 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
         if self.weights and self.start_from:
             raise ValueError("expected weights or start_from, got both; leave one out")
         return self
+
+    @model_validator(mode="after")
+    def _whole_updates(self) -> "TrainConfig":
+        for name in ("steps_per_epoch", "save_every_steps"):
+            steps = getattr(self, name)
+            if steps and steps % self.accumulate:
+                raise ValueError(
+                    f"{name}: expected a multiple of accumulate = {self.accumulate}, since checkpoints and epochs end"
+                    f" with a whole update, got {steps}; take {-(-steps // self.accumulate) * self.accumulate}"
+                )
+        if self.accumulate > 1 and self.on_nonfinite == "skip":
+            raise ValueError(
+                f"on_nonfinite: expected stop with accumulate = {self.accumulate}, since no step can be left out of an"
+                " update, got skip; change one of them"
+            )
+        return self
+
+    def steps_of_epoch(self, planned: int) -> int:
+        """`steps_per_epoch`, or all of the `planned` batches that fill whole updates."""
+        steps = self.steps_per_epoch or planned // self.accumulate * self.accumulate
+        if steps == 0:
+            raise InputError(
+                f"train.accumulate: expected at most the {planned} batches of an epoch, got {self.accumulate}; lower it"
+            )
+        return steps
+
+    def begins_update(self, step: int) -> bool:
+        """Whether no gradient waits before this step of an epoch."""
+        return step % self.accumulate == 0
+
+    def ends_update(self, step: int) -> bool:
+        """Whether an update stands at the end of this step of an epoch."""
+        return (step + 1) % self.accumulate == 0
 
     @model_validator(mode="after")
     def _can_watch(self) -> "TrainConfig":
@@ -193,6 +237,11 @@ class Config(BaseModel, extra="forbid", frozen=True):
                 "train.choose: expected data.split 'train' with choose 'validation', since other splits hold no"
                 f" identities out, got {self.data.split!r}; set data.split: train or train.choose: last"
             )
+        if self.train.compile and self.zero_stage == 3:
+            raise ValueError(
+                "train.compile: expected ZeRO stage 0, 1 or 2 with it, since stage 3 fetches parameters module by"
+                " module, got stage 3; set train.compile: false or deepspeed.zero_optimization.stage: 1"
+            )
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(
                 f"deepspeed.zero_optimization.stage: expected 0, 1, 2 or 3, got {self.zero_stage!r}; 1 is the usual one"
@@ -200,6 +249,8 @@ class Config(BaseModel, extra="forbid", frozen=True):
         for key in (
             "train_batch_size",
             "train_micro_batch_size_per_gpu",
+            "gradient_accumulation_steps",
+            "gradient_clipping",
             "optimizer",
             "scheduler",
             "bf16",

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from launch.config import Config, dump_config
+from launch.config import Config, TrainConfig, dump_config
 from launch.finish import check_scoring
 from launch.forward import forward
 from tacaf.data.index import ShardIndex, select_training
@@ -43,12 +43,14 @@ def describe(config: Config, ranks: int = 1) -> str:
     training_set = select_training(index, config.data.split)
     plan = Plan(training_set, config.data.plan, config.seed)
     plan.check_ranks(ranks)
-    steps = config.train.steps_per_epoch or plan.steps_per_epoch
+    steps = config.train.steps_of_epoch(plan.steps_per_epoch)
     cost = estimate(config, plan, ranks)
     at_most = cost.checkpoint_mib * (config.train.keep + 1)
     lines = {
         "training set": training_set.describe(),
-        "steps": f"{steps} an epoch, {steps * config.train.epochs} in all, {plan.images} images each",
+        "steps": (
+            f"{describe_steps(config.train, plan)}; {steps * config.train.epochs} in all, {plan.images} images each"
+        ),
         "parameters": f"{cost.parameters:,}",
         "memory a rank": (
             "weights {:,.0f} MiB, gradients {:,.0f} MiB, optimiser {:,.0f} MiB, kept for backward {:,.0f} MiB; by"
@@ -60,6 +62,17 @@ def describe(config: Config, ranks: int = 1) -> str:
         ),
     }
     return dump_config(config) + "\n" + "\n".join(f"{name:14} {text}" for name, text in lines.items())
+
+
+def describe_steps(config: TrainConfig, plan: Plan) -> str:
+    """How many steps an epoch has; with accumulation, how many make an update and which batches are left out."""
+    steps, planned = config.steps_of_epoch(plan.steps_per_epoch), plan.steps_per_epoch
+    text = f"{steps} steps an epoch"
+    if config.accumulate > 1:
+        text += f", an update after every {config.accumulate}"
+        if config.steps_per_epoch is None and steps < planned:
+            text += f" (the last {planned - steps} of the plan's {planned} are left out)"
+    return text
 
 
 def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:

@@ -146,6 +146,8 @@ def build_engine(
 
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": images_per_rank,
+        "gradient_accumulation_steps": config.train.accumulate,
+        "gradient_clipping": config.optim.clip_norm,
         "zero_allow_untested_optimizer": True,  # SGD under ZeRO is refused without it
         "steps_per_print": 2**31,  # the run's own progress line says it
         **config.deepspeed,
@@ -161,6 +163,8 @@ def build_engine(
         # Gradients travel in fp32: no module is given the lower communication precision.
         settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
+    if config.train.compile:
+        engine.compile(compile_kwargs={"dynamic": False})  # in place: names and checkpoints stay as they are
     return engine
 
 
@@ -177,9 +181,16 @@ def _monitors(config: Config) -> dict[str, dict]:
     return {name: {"enabled": True, **places[name], **config.deepspeed.get(name, {})} for name in config.train.watch}
 
 
-def update(engine: Any, loss: torch.Tensor) -> float | None:
-    """Backward and the optimiser's step; the norm of the whole gradient. Nothing is updated where it is not finite."""
+def update(engine: Any, loss: torch.Tensor, last: bool = True) -> float | None:
+    """Backward, and after the last batch of an update the optimiser's step; the norm of the mean gradient, unclipped.
+
+    Nothing is updated where the norm is not finite. None before the last batch.
+    """
+    engine.set_gradient_accumulation_boundary(last)
     engine.backward(loss)
+    if not last:
+        engine.step()  # counts the batch
+        return None
     if engine.zero_optimization_stage() >= 1:
         engine.step()  # leaves the parameters alone where the norm is not finite
         return float(engine.get_global_grad_norm())

@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 from launch import engine as deepspeed_engine
 from launch.config import Config, load_config
-from launch.dry_run import describe
+from launch.dry_run import describe, describe_steps
 from launch.finish import check_scoring, evaluate_epoch, finish
 from launch.forward import forward
 from launch.model_file import build_model
@@ -45,7 +45,7 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
         plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
         plan.check_ranks(place.world_size)
         check_scoring(config, index)  # an error now, not after the training
-    steps = config.train.steps_per_epoch or plan.steps_per_epoch
+    steps = config.train.steps_of_epoch(plan.steps_per_epoch)
     facts = must_match(config, index)
     with (
         open_run(config, resume) as run,
@@ -61,14 +61,15 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
         model, loaded = build_model(config, identities)
         model.to(place.device)
         optimizer = build_optimizer(
-            config.optim, model.backbone_parameters(), model.new_parameters(), config.data.plan.images_per_modality
-        )
+            config.optim, model.backbone_parameters(), model.new_parameters(),
+            config.data.plan.images_per_modality * config.train.accumulate,
+        )  # fmt: skip
         engine = deepspeed_engine.build_engine(config, model, optimizer, plan.images // place.world_size, found)
         state = TrainState(**deepspeed_engine.resume(engine, found)["state"]) if found else TrainState()
         criterion = TacafLoss(config.loss)
         watcher = Watcher(config, run, place, state, config.train.epochs * steps, plan.images, stop)
         watcher.monitor = engine.monitor
-        watcher.say(f"{plan.training_set.describe()}; {steps} steps an epoch; {loaded}")
+        watcher.say(f"{plan.training_set.describe()}; {describe_steps(config.train, plan)}; {loaded}")
         if resume and not found:
             watcher.say("the run was interrupted before its first checkpoint; it begins again")
         batches = TrainingPipeline(
@@ -99,20 +100,24 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
                     saved = state
                 if state.epoch == config.train.epochs:
                     break
-                stop.check()
+                first = config.train.begins_update(state.step)
+                if first:
+                    stop.check()
                 here = f"epoch {state.epoch}, step {state.step}"
                 dog.at(f"{here}, reading the batch")
                 batch = next(batches).to(place.device)
                 dog.at(f"{here}, forward")
-                rates = set_rates(
-                    optimizer, rate_factor(config.optim, batch.epoch, batch.step, steps, config.train.epochs)
-                )
+                if first:
+                    factor = rate_factor(config.optim, batch.epoch, batch.step, steps, config.train.epochs)
+                    rates = set_rates(optimizer, factor)
                 loss, terms = criterion(forward(engine, batch, config), batch.label_B)
                 dog.at(f"{here}, comparing losses")
                 figures = watcher.gather(loss, terms, batches.wait_s)
                 dog.at(f"{here}, backward and update")
-                norm = deepspeed_engine.update(engine, loss) if figures.finite else None
-                updated = norm is not None and math.isfinite(norm)
+                norm, updated = None, figures.finite
+                if updated:
+                    norm = deepspeed_engine.update(engine, loss, config.train.ends_update(batch.step))
+                    updated = norm is None or math.isfinite(norm)
                 if not updated:
                     watcher.nonfinite(figures, norm, batch, index, state)
                 state = state.after_step(steps, updated)

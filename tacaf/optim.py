@@ -23,7 +23,17 @@ class OptimConfig(BaseModel, extra="forbid", frozen=True):
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
     weight_decay: float = Field(5e-4, ge=0, description="Weight decay of every parameter.")
     scale_rate: bool = Field(
-        True, description="Scale the rates by M*K / 32 (identities times images per modality, not branches)."
+        True,
+        description=(
+            "Scale the rates by M*K / 32 (identities times images per modality, not branches; times train.accumulate)."
+        ),
+    )
+    clip_norm: float = Field(
+        0, ge=0, description="Clip the whole gradient to this norm; 0: never, as the ancestors (DeepSpeed's own is 1)."
+    )
+    fused: bool = Field(
+        True,
+        description="Update all parameters in one call of PyTorch's fused optimiser, not one operation after another.",
     )
     schedule: Literal["milestones", "one_cycle"] = Field(
         "milestones",
@@ -50,22 +60,23 @@ def build_optimizer(
     config: OptimConfig,
     backbone: Iterable[torch.nn.Parameter],
     new: Iterable[torch.nn.Parameter],
-    images_per_batch_and_modality: int,
+    images_per_update_and_modality: int,
 ) -> torch.optim.Optimizer:
     """A torch optimiser with the groups "backbone" and "new"; each group keeps its peak rate as `peak`.
 
     A torch optimiser is handed to DeepSpeed as it is, so nothing is compiled at start.
     """
-    scale = images_per_batch_and_modality / 32 if config.scale_rate else 1.0
+    scale = images_per_update_and_modality / 32 if config.scale_rate else 1.0
     groups = [
         {"params": [p for p in parameters if p.requires_grad], "name": name, "lr": rate * scale, "peak": rate * scale}
         for name, parameters, rate in (("backbone", backbone, config.backbone_rate), ("new", new, config.new_rate))
     ]
     if config.kind == "sgd":
         return torch.optim.SGD(
-            groups, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay
-        )
-    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+            groups, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay,
+            fused=config.fused,
+        )  # fmt: skip
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=config.fused)
 
 
 def rate_factor(config: OptimConfig, epoch: int, step: int, steps_per_epoch: int, epochs: int) -> float:
