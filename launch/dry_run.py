@@ -84,7 +84,7 @@ def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
     return Estimate(
         parameters=numbers,
         states=states_of(numbers, ranks, config.zero_stage, kept),
-        saved_mib=groups * _saved_by_one_group(config, plan.training_set.identities) / MIB,
+        saved_mib=groups * saved_by_one_group(config, plan.training_set.identities) / MIB,
         checkpoint_mib=numbers * 4 * (1 + master + kept) / MIB,
     )
 
@@ -108,7 +108,7 @@ def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int) ->
     )
 
 
-def _saved_by_one_group(config: Config, identities: int) -> float:
+def saved_by_one_group(config: Config, identities: int) -> float:
     """Bytes one pair group's images keep for backward, parameters not counted: each storage once.
 
     Logits in pieces are not kept: there are those of one piece at a time, for as many rows and nodes as there are, with
@@ -131,7 +131,7 @@ def _saved_by_one_group(config: Config, identities: int) -> float:
         torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"),
     ):
         loss, _ = TacafLoss(config.loss)(forward(model, batch, config), batch.label_B)
-    assert math.isfinite(float(loss))
+    assert math.isfinite(loss.item())
     ipcam = config.model.ipcam
     rows = len(batch.label_B) * (ipcam.classified_nodes if ipcam.enabled else 1)
     return float(sum(kept.values()) + (3 * 4 * rows * chunk if pieces else 0))
