@@ -57,7 +57,7 @@ def same_training(one: dict, found: dict) -> None:
     """
     expected, start = one[0, "sgd"], one["start"]
     assert torch.allclose(found["losses"][0], expected["losses"][0], rtol=1e-6, atol=1e-6), "before any update"
-    assert torch.allclose(found["losses"], expected["losses"], rtol=1e-4, atol=1e-5)
+    assert torch.allclose(found["losses"], expected["losses"], rtol=1e-3, atol=1e-3)
     assert torch.allclose(found["norms"], expected["norms"], rtol=1e-2)
     apart = {name: found["state"][name] - expected["state"][name] for name in expected["state"]}
     assert max(apart[name].abs().max() for name in start) < 1e-5
