@@ -3,21 +3,25 @@
 import torch
 
 from launch.config import Config
-from tacaf.interfaces import Batch, ModelOutput
+from tacaf.interfaces import Batch, ModelOutput, Pairs
 from tacaf.model.pairs import draw_pairs
 
 
-def forward(model: torch.nn.Module, batch: Batch, config: Config) -> ModelOutput:
-    """Everything the losses need of this batch; `model` is a TacafNet or DeepSpeed's engine around one."""
-    pairs = {
+def pairs_of(batch: Batch, config: Config) -> dict[str, Pairs]:
+    """`pairs3` and `pairs4`, as far as the model wants them."""
+    return {
         f"pairs{layer}": draw_pairs(
             batch.label_B, batch.branch_B, batch.group_B, batch.position_B, config.seed, batch.epoch, batch.step, layer,
             config.model.cmaam.direction,
         )
         for layer in config.model.pair_layers
     }  # fmt: skip
+
+
+def forward(model: torch.nn.Module, batch: Batch, config: Config) -> ModelOutput:
+    """Everything the losses need of this batch; `model` is a TacafNet or DeepSpeed's engine around one."""
     images = batch.images_BCHW
     # The maps follow the images' memory format; the parameters stay contiguous, as DeepSpeed wants to flatten them.
     if config.train.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return model(images, batch.label_B, batch.visible, **pairs)
+    return model(images, batch.label_B, batch.visible, **pairs_of(batch, config))

@@ -21,6 +21,7 @@ from launch import engine as deepspeed_engine
 from launch.config import Config, load_config
 from launch.dry_run import describe, describe_steps
 from launch.finish import check_scoring, evaluate_epoch, finish
+from launch.flops import share_at_one_second
 from launch.forward import forward
 from launch.model_file import build_model
 from launch.run_folder import open_run, record_start
@@ -68,7 +69,7 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
         state = TrainState(**deepspeed_engine.resume(engine, found)["state"]) if found else TrainState()
         criterion = TacafLoss(config.loss)
         watcher = Watcher(config, run, place, state, config.train.epochs * steps, plan.images, stop)
-        watcher.monitor = engine.monitor
+        watcher.monitor, watcher.share_at_1s = engine.monitor, share_at_one_second(config, plan, place)
         watcher.say(f"{plan.training_set.describe()}; {describe_steps(config.train, plan)}; {loaded}")
         if resume and not found:
             watcher.say("the run was interrupted before its first checkpoint; it begins again")

@@ -52,7 +52,7 @@ class Watcher:
         self.config, self.run, self.place, self.images, self.stop = config, run, place, images, stop
         self.global_step = state.global_step
         self.monitor: Any = None  # DeepSpeed's, once the engine stands
-        self.flops: float | None = None  # of a step on all ranks, where the device's rate is known
+        self.share_at_1s: float | None = None  # of the GPUs' matrix rate, see flops.py
         self.metrics = MetricsWriter(run / "metrics.jsonl" if first else None, state.global_step)
         self.progress = Progress(total, state.global_step, active=first)
         self.began = time.perf_counter()
@@ -77,8 +77,8 @@ class Watcher:
             "step_ms": round(1000 * step_s, 1),
             "peak_memory_mib": round(figures.peak_memory_mib, 1),
         }
-        if self.flops is not None:
-            speed["matrix_rate_share"] = round(self.flops / step_s, 4)
+        if self.share_at_1s is not None:
+            speed["matrix_rate_share"] = round(self.share_at_1s / step_s, 4)
         if self.global_step % self.config.train.log_every == 0:
             self.metrics.write(
                 kind="step", epoch=batch.epoch, step=batch.step, global_step=self.global_step, loss=_plain(loss),

@@ -31,6 +31,9 @@ class CmaamConfig(BaseModel, extra="forbid", frozen=True):
     consistency: bool = Field(
         True, description="Classify the reconstructions too (one more pass of layer 4); turn off where loss.ic is 0."
     )
+    recompute: bool = Field(
+        False, description="Run layer 4 on the layer-3 reconstructions again in backward instead of keeping its maps."
+    )
     self_similarity: float = Field(
         0.0,
         ge=0,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field, model_validator
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tacaf.interfaces import ModelOutput, Pairs, Scores
 from tacaf.model.adapters import AnyBackboneConfig, build_backbone, map_size, stride
@@ -138,10 +139,18 @@ class TacafNet(nn.Module):
 
     def _classify_reconstruction(self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int) -> Scores:
         """Layer 3 re-enters layer 4, layer 4 is pooled as it is; running statistics keep to the real images."""
-        with own_statistics(self.backbone, self.head):
-            if layer == 3:
-                reconstruction_NCHW = self.backbone.layer4(reconstruction_NCHW)
+        if layer == 3 and self.config.cmaam.recompute:
+            reconstruction_NCHW = checkpoint(
+                self._reenter, reconstruction_NCHW, use_reentrant=False, preserve_rng_state=False, early_stop=False
+            )  # early_stop: see classifier.py
+        elif layer == 3:
+            reconstruction_NCHW = self._reenter(reconstruction_NCHW)
+        with own_statistics(self.head):
             return self.head(gem(reconstruction_NCHW)[:, 0], label_N)
+
+    def _reenter(self, reconstruction_NCHW: torch.Tensor) -> torch.Tensor:
+        with own_statistics(self.backbone):  # inside, so that it holds in a recomputation as well
+            return self.backbone.layer4(reconstruction_NCHW)
 
     def _correlate(
         self, pooled_BNC: torch.Tensor, label_B: torch.Tensor, visible: int, pairs4: Pairs | None

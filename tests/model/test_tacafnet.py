@@ -49,6 +49,31 @@ def test_every_parameter_gets_a_gradient(switches, augmented):
         assert parameter.grad.any(), f"{name} has a zero gradient"
 
 
+def test_running_layer_4_again_in_backward_changes_nothing():
+    """Losses, gradients and running statistics; and less is kept meanwhile."""
+    found = []
+    for recompute in (False, True):
+        model, batch, kept = tiny_model(cmaam={"recompute": recompute}), tiny_batch(), {}
+
+        def keep(tensor: torch.Tensor, kept: dict = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            total, _ = TacafLoss(LossConfig())(train_forward(model, batch), batch.label_B)
+        total.backward()
+        gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+        found.append((total.detach(), gradients, model.state_dict(), sum(kept.values())))
+    (total, gradients, state, kept), (again, gradients_again, state_again, kept_again) = found
+    assert torch.equal(total, again)
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            assert torch.allclose(gradient, gradients_again[name], rtol=1e-5, atol=1e-7), name
+    for name, value in state.items():
+        assert torch.equal(value, state_again[name]), name
+    assert kept_again < kept
+
+
 def test_only_what_is_used_is_built():
     def names(**switches):
         return set(tiny_model(**switches).state_dict())
