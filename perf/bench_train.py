@@ -1,26 +1,33 @@
-"""Times a training step of the whole model on synthetic tensors, with the kernels and with their plain definitions.
+"""Times a training step of the whole model on synthetic tensors: what each module, kernel and option costs or saves.
 
-    python perf/bench_train.py [--device cpu] [--small] [--json FILE]
+    python perf/bench_train.py [--device cpu] [--small] [--groups 4] [--rounds 5] [--no-compile] [--json FILE]
 
-Forward, losses, backward and optimiser step of TACAFNet (ResNet-50 at 288x144, 96 images, bf16 autocast; --small: the
-demo's model). Data loading is not part of it. Needs PyTorch, Triton and pydantic; neither DeepSpeed nor DALI.
+Forward with losses, backward and optimiser step of TACAFNet (ResNet-50 at 288x144, bf16 autocast on a GPU; --small: the
+demo's model), without data loading; ranks and ZeRO are bench_ranks.py's. Needs PyTorch, Triton and pydantic; neither
+DeepSpeed nor DALI. All variants are timed in turns in one process, so that a noisy machine is as noisy for each.
 """
 
 import argparse
 import functools
+import itertools
 import json
+import os
+import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import tacaf.model.cmaam as cmaam
 import tacaf.model.ipcam as ipcam
 import tacaf.model.pooling as pooling
-from perf.bench_kernels import MIB, quantiles, time_ms
+from perf.bench_kernels import MIB
 from tacaf.logs import environment
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.pairs import draw_pairs
@@ -29,11 +36,43 @@ from tacaf.vocabulary import Branch
 
 # where the model calls each op
 CALLS = ((cmaam, "soft_align"), (cmaam, "align_distance"), (ipcam, "ring_aggregate"), (pooling, "gem_pyramid"))
-IDENTITIES, PER_IDENTITY, PAIR_GROUP, CLASSES = 8, 4, 2, 395
+PER_IDENTITY, PAIR_GROUP, CLASSES = 4, 2, 395
+PHASES = ("forward", "backward", "optimizer")
+MEASURED_RATE = 790e12  # bf16 matrix products a second, one H200, on random data
 SMALL = {
     "backbone": {"width": 16, "blocks": [1, 1, 1, 1]},
     "ipcam": {"node_width": 64, "attention_width": 32, "pair_width": 32},
 }
+
+
+class Variant(NamedTuple):
+    """One way to do the step."""
+
+    name: str
+    cmaam: bool = True
+    ipcam: bool = True
+    kernels: bool = True  # False: every op by its definition, in plain PyTorch
+    channels_last: bool = False
+    fused: bool = False
+    compile: bool = False
+    recompute: bool = False
+
+
+VARIANTS = (
+    *(
+        Variant(f"{name}, {'kernels' if kernels else 'definitions'}", with_cmaam, with_ipcam, kernels)
+        for kernels in (False, True)
+        for name, with_cmaam, with_ipcam in (
+            ("baseline", False, False), ("+ IPCAM", False, True), ("+ CMAAM", True, False), ("whole", True, True),
+        )
+    ),
+    Variant("whole, kernels, channels-last", channels_last=True),
+    Variant("whole, kernels, fused optimizer", fused=True),
+    Variant("whole, kernels, channels-last, fused", channels_last=True, fused=True),
+    Variant("whole, kernels, channels-last, fused, recompute", channels_last=True, fused=True, recompute=True),
+    Variant("whole, all with compile", channels_last=True, fused=True, compile=True),
+)  # fmt: skip
+PLAIN = "whole, definitions"
 
 
 @contextmanager
@@ -49,84 +88,191 @@ def plain_definitions() -> Iterator[None]:
             setattr(module, name, op)
 
 
-def batch(device: str, height: int, width: int) -> dict[str, torch.Tensor]:
+def batch(device: str, groups: int, height: int, width: int) -> dict[str, torch.Tensor]:
     """Noise images of three branches, visible first, with the labels of a planned batch."""
-    per_branch = IDENTITIES * PER_IDENTITY
-    branch = torch.tensor([int(branch) for branch in Branch]).repeat_interleave(per_branch)
-    label = torch.arange(IDENTITIES).repeat_interleave(PER_IDENTITY).repeat(len(Branch))
+    identities = groups * PAIR_GROUP
+    branch = torch.tensor([int(branch) for branch in Branch]).repeat_interleave(identities * PER_IDENTITY)
+    label = torch.arange(identities).repeat_interleave(PER_IDENTITY).repeat(len(Branch))
     images = torch.randn(len(label), 3, height, width, generator=torch.Generator().manual_seed(0))
     found = {"label": label, "branch": branch, "group": label // PAIR_GROUP, "position": torch.arange(len(label))}
-    found = {name: tensor.to(device) for name, tensor in found.items()}
-    return {**found, "images": images.to(device).contiguous(memory_format=torch.channels_last)}
+    return {name: tensor.to(device) for name, tensor in (found | {"images": images}).items()}
 
 
-def step_of(model: TacafNet, data: dict[str, torch.Tensor], device: str, bf16: bool) -> Callable[[], Any]:
-    """One training step as a function without arguments."""
-    criterion = TacafLoss(LossConfig())
-    optimizer = torch.optim.SGD(model.parameters(), 1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    visible = int((data["branch"] != Branch.INFRARED).sum())
+class Step:
+    """One variant's model and optimiser; calling it does a step and returns the milliseconds of each phase."""
 
-    def step() -> torch.Tensor:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
-            pairs = [
-                draw_pairs(data["label"], data["branch"], data["group"], data["position"], 0, 0, 0, layer, "both")
-                for layer in (3, 4)
-            ]
-            loss, _ = criterion(model(data["images"], data["label"], visible, *pairs), data["label"])
-        loss.backward()
-        optimizer.step()
-        return loss
-
-    return step
-
-
-def measure(device: str, small: bool, bf16: bool, seconds: float) -> list[dict]:
-    """A row for each provider, both in one run on the same model."""
-    height, width = (96, 48) if small else (288, 144)
-    data, rows = batch(device, height, width), []
-    for provider, around in (("definitions", plain_definitions), ("kernels", nullcontext)):
+    def __init__(self, variant: Variant, data: dict[str, torch.Tensor], device: str, small: bool, bf16: bool) -> None:
         torch.manual_seed(0)
-        model = TacafNet(ModelConfig.model_validate(SMALL if small else {}), CLASSES).to(device).train()
-        step = step_of(model, data, device, bf16)
-        with around():
-            loss = step()
-            peak = None
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
-                step()
-                peak = torch.cuda.max_memory_allocated() / MIB
-            p20, p50, p80 = quantiles(time_ms(step, device, seconds))
-        images = len(data["images"])
-        rows.append(
-            {
-                "provider": provider, "images": images, "height": height, "width": width, "small": small, "bf16": bf16,
-                "first_loss": loss.item(), "p20_ms": p20, "p50_ms": p50, "p80_ms": p80,
-                "images_per_s": 1000 * images / p50, "peak_mib": peak,
-            }
-        )  # fmt: skip
-        del model, step
-    rows[1]["ratio_to_definitions"] = rows[0]["p50_ms"] / rows[1]["p50_ms"]
+        sections: dict[str, Any] = {name: dict(values) for name, values in SMALL.items()} if small else {}
+        sections.setdefault("ipcam", {})["enabled"] = variant.ipcam
+        sections["cmaam"] = {"enabled": variant.cmaam, "recompute": variant.recompute}
+        self.variant, self.device = variant, device
+        model = TacafNet(ModelConfig.model_validate(sections), CLASSES).to(device).train()
+        self.layers = model.config.pair_layers
+        self.optimizer = torch.optim.SGD(
+            model.parameters(), 1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=variant.fused
+        )
+        self.model = torch.compile(model, dynamic=False) if variant.compile else model
+        layout = torch.channels_last if variant.channels_last else torch.contiguous_format
+        self.data = data | {"images": data["images"].contiguous(memory_format=layout)}
+        self.visible = int((data["branch"] != Branch.INFRARED).sum())
+        self.bf16, self.criterion = bf16, TacafLoss(LossConfig())
+        self.times: dict[str, list[float]] = {phase: [] for phase in (*PHASES, "step")}
+
+    def forward(self) -> torch.Tensor:
+        data = self.data
+        columns = (data["label"], data["branch"], data["group"], data["position"])
+        with torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext():
+            pairs = {f"pairs{layer}": draw_pairs(*columns, 0, 0, 0, layer, "both") for layer in self.layers}
+            return self.criterion(self.model(data["images"], data["label"], self.visible, **pairs), data["label"])[0]
+
+    def __call__(self, keep: bool = True) -> float:
+        """Do a step; its loss."""
+        with nullcontext() if self.variant.kernels else plain_definitions():
+            self.optimizer.zero_grad(set_to_none=True)
+            marks = [self._now()]
+            loss = self.forward()
+            marks.append(self._now())
+            loss.backward()
+            marks.append(self._now())
+            self.optimizer.step()
+            marks.append(self._now())
+        if keep:
+            spans = [1000 * (later - sooner) for sooner, later in itertools.pairwise(marks)]
+            for phase, span in zip((*PHASES, "step"), (*spans, sum(spans)), strict=True):
+                self.times[phase].append(span)
+        return loss.item()
+
+    def peak_mib(self) -> float:
+        """The most a step holds above what lay there before it: allocated on a GPU; resident on a CPU, where only a
+        process's first step shows it, because memory once freed is kept for the next.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.device == "cuda":
+            before = torch.cuda.memory_allocated()
+            torch.cuda.reset_peak_memory_stats()
+            self(keep=False)
+            return (torch.cuda.max_memory_allocated() - before) / MIB
+        before = _status_mib("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+        self(keep=False)
+        return _status_mib("VmHWM") - before
+
+    def _now(self) -> float:
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def _status_mib(name: str) -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
+
+
+def cpu_peak_mib(wanted: argparse.Namespace, variant: Variant) -> float:
+    """A variant's peak on a CPU, from a process of its own."""
+    words = ["--device", "cpu", "--groups", wanted.groups, "--peak-of", variant.name, *["--small"] * wanted.small]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", __file__, *map(str, words)], capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+    )  # fmt: skip
+    return float(done.stdout)
+
+
+def measure(wanted: argparse.Namespace, say: Callable[[str], None] = print) -> list[dict]:
+    """A row for each variant."""
+    height, width = (96, 48) if wanted.small else (288, 144)
+    bf16 = wanted.device == "cuda" and not wanted.fp32
+    data = batch(wanted.device, wanted.groups, height, width)
+    variants = [variant for variant in VARIANTS if wanted.compile or not variant.compile]
+    steps, losses, peaks = [], [], []
+    for variant in variants:
+        steps.append(Step(variant, data, wanted.device, wanted.small, bf16))
+        losses.append(steps[-1](keep=False))  # warm-up: builds, tunes, compiles
+        if wanted.device == "cuda":
+            peaks.append(steps[-1].peak_mib())
+        else:  # a compiler's own memory would drown the step's
+            peaks.append(None if variant.compile else cpu_peak_mib(wanted, variant))
+        say(f"{variant.name}: first loss {losses[-1]:.4f}")
+    for _ in range(wanted.rounds):
+        for step in steps:
+            step()
+    rows = [
+        {
+            **variant._asdict(), "images": len(data["images"]), "height": height, "width": width, "small": wanted.small,
+            "bf16": bf16, "first_loss": loss, "peak_mib": peak,
+            **{f"{phase}_ms": statistics.median(times) for phase, times in step.times.items()},
+            "steps_ms": step.times["step"],
+        }
+        for variant, step, loss, peak in zip(variants, steps, losses, peaks, strict=True)
+    ]  # fmt: skip
+    plain = next(row for row in rows if row["name"] == PLAIN)
+    for row in rows:
+        row["ratio_to_plain"] = plain["step_ms"] / row["step_ms"]
+        row["images_per_s"] = 1000 * row["images"] / row["step_ms"]
+    if wanted.device == "cuda":
+        with FlopCounterMode(display=False) as counter:
+            steps[len(VARIANTS[:8]) - 1](keep=False)  # the whole model, uncompiled
+        for row in rows:
+            if row["cmaam"] and row["ipcam"] and bf16:
+                row["matrix_rate_share"] = counter.get_total_flops() / (row["step_ms"] / 1000) / MEASURED_RATE
     return rows
+
+
+def added(rows: list[dict]) -> dict[str, float]:
+    """What CMAAM and IPCAM together add to the baseline's step and to its peak memory, kernels against definitions."""
+    by_name = {row["name"]: row for row in rows}
+    found = {}
+    for what in ("step_ms", "peak_mib"):
+        more = {
+            way: by_name[f"whole, {way}"][what] - by_name[f"baseline, {way}"][what]
+            for way in ("definitions", "kernels")
+        }
+        found |= {f"added_{what}_{way}": value for way, value in more.items()}
+        found[f"added_{what}_ratio"] = more["kernels"] / more["definitions"]
+    return found
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
+
+
+def table(rows: list[dict]) -> str:
+    lines = [f"{'variant':48} {'forward':>9} {'backward':>9} {'optimizer':>9} {'step ms':>9} {'peak MiB':>9}  to plain"]
+    lines += [
+        f"{row['name']:48} {row['forward_ms']:9.1f} {row['backward_ms']:9.1f} {row['optimizer_ms']:9.1f}"
+        f" {row['step_ms']:9.1f} {_number(row['peak_mib']):>9}  {row['ratio_to_plain']:.2f}"
+        for row in rows
+    ]
+    return "\n".join(lines)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="the demo's model and image size")
-    parser.add_argument("--fp32", action="store_true", help="no autocast")
-    parser.add_argument("--seconds", type=float, default=10, help="about how long each provider is timed")
+    parser.add_argument("--fp32", action="store_true", help="no autocast on a GPU (a CPU has none here)")
+    parser.add_argument("--groups", type=int, default=4, help="pair groups in the batch, of 24 images each")
+    parser.add_argument("--rounds", type=int, default=5, help="how often every variant is timed")
+    parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     wanted = parser.parse_args(argv)
-    rows = measure(wanted.device, wanted.small, not wanted.fp32, wanted.seconds)
-    for row in rows:
-        peak = "" if row["peak_mib"] is None else f", peak {row['peak_mib']:.0f} MiB"
-        print(f"{row['provider']:12} {row['p50_ms']:9.1f} ms a step, {row['images_per_s']:.0f} images/s{peak}")
-    print(f"kernels: {rows[1]['ratio_to_definitions']:.2f} times as fast; first losses {rows[0]['first_loss']:.4f} "
-          f"and {rows[1]['first_loss']:.4f}")  # fmt: skip
+    if wanted.peak_of:
+        chosen = next(variant for variant in VARIANTS if variant.name == wanted.peak_of)
+        data = batch("cpu", wanted.groups, *((96, 48) if wanted.small else (288, 144)))
+        print(Step(chosen, data, "cpu", wanted.small, False).peak_mib())
+        return 0
+    rows = measure(wanted)
+    print(table(rows))
+    more = added(rows)
+    print(f"CMAAM + IPCAM add {more['added_step_ms_kernels']:.0f} ms and {more['added_peak_mib_kernels']:.0f} MiB with"
+          f" kernels, {more['added_step_ms_definitions']:.0f} ms and {more['added_peak_mib_definitions']:.0f} MiB by"
+          " their definitions")  # fmt: skip
     if wanted.json:
         wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps({"environment": environment(1), "rows": rows}, indent=1) + "\n")
+        facts = {"environment": environment(1), "rounds": wanted.rounds, **more, "rows": rows}
+        wanted.json.write_text(json.dumps(facts, indent=1) + "\n")
     return 0
 
 

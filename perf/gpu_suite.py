@@ -28,7 +28,7 @@ PARTS = (
     ("tests", ("pytest",), 0.3, TESTS),
     ("kernels_64", (), 0.3, ("perf/bench_kernels.py", "--images", "64", "--json", "{out}/kernels_64.json")),
     ("kernels_512", (), 0.3, ("perf/bench_kernels.py", "--images", "512", "--json", "{out}/kernels_512.json")),
-    ("train", ("pydantic",), 0.2, ("perf/bench_train.py", "--seconds", "5", "--json", "{out}/train.json")),
+    ("train", ("pydantic",), 0.2, ("perf/bench_train.py", "--rounds", "10", "--json", "{out}/train.json")),
     ("kernels_96", (), 0.2, ("perf/bench_kernels.py", "--images", "96", "--json", "{out}/kernels_96.json")),
 )
 
