@@ -6,7 +6,6 @@ import pytest
 
 from perf import bench_train
 
-
 WANTED = argparse.Namespace(device="cpu", small=True, fp32=True, groups=1, rounds=1, compile=False)
 
 
