@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from launch import engine as deepspeed_engine
 from launch.config import Asked, EvaluationConfig, load_config
 from launch.engine import Place
-from launch.model_file import ModelCard, load_model
 from launch.stop import StopRequest
 from tacaf import distributed
 from tacaf.checkpoint import write_whole
@@ -30,6 +29,7 @@ from tacaf.evaluation.extract import extract
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
 from tacaf.evaluation.trials import choose_setting
+from tacaf.model.file import ModelCard, load_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import InputError, Modality
 

@@ -10,7 +10,7 @@ from launch import engine as deepspeed_engine
 from launch.config import Config, EvaluationConfig
 from launch.engine import Place
 from launch.evaluate import circumstances_of, embed_identities, refuse_leak, score_all, show, write_results
-from launch.model_file import load_model, save_model
+from launch.model_file import save_model
 from launch.ranked import ranked_lists
 from launch.state import TrainState
 from launch.watch import Watcher
@@ -19,6 +19,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.report import write_report
 from tacaf.evaluation.trials import make_trials
+from tacaf.model.file import load_model
 
 BEST = "best.safetensors"
 MODEL = "model.safetensors"

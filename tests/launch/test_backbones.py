@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from safetensors.numpy import load_file
 
-from launch.model_file import load_model
+from tacaf.model.file import load_model
 from tacaf.vocabulary import Modality
 from tests.launch.test_training import steps_of, train
 
