@@ -3,6 +3,7 @@
 `python -m launch.engine` builds the native communication op that DeepSpeed wants on CPU, once, before ranks need it.
 """
 
+import fcntl
 import functools
 import logging
 import math
@@ -12,11 +13,14 @@ import socket
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils import cpp_extension
 
 from launch.config import Config
 from launch.regroup import TEMPORARY, load_regrouped, regrouped
@@ -63,8 +67,27 @@ def start_distributed(start_limit_s: float = 600, stall_limit_s: float = 1800) -
     if cuda:
         torch.cuda.set_device(device)
     _meet("nccl" if cuda else "gloo", timedelta(seconds=start_limit_s), timedelta(seconds=stall_limit_s + 300))
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    with _one_builder():
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     return Place(distributed.rank(), distributed.world_size(), device)
+
+
+@contextmanager
+def _one_builder() -> Iterator[None]:
+    """One process at a time loads DeepSpeed's op, which the first one builds.
+
+    A build that was killed leaves PyTorch's lock file behind, and every later start would wait at it for ever. The
+    system's own lock ends with its process: whoever holds it may take such a file away.
+    """
+    environment = f"tacaf_py{sys.version_info.major}{sys.version_info.minor}_torch{torch.__version__}"
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(cpp_extension.get_default_build_root()) / environment))
+    folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "tacaf.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        for left in folder.glob("*/lock"):
+            left.unlink(missing_ok=True)
+        yield
 
 
 def _read_launcher() -> None:

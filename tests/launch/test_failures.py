@@ -162,3 +162,21 @@ def test_a_signal_during_the_imports_counts(sysu_shards, tmp_path):
 def caught(status: str) -> int:
     """The mask of signals a process has handlers for."""
     return int(re.search(r"SigCgt:\s*([0-9a-f]+)", status).group(1), 16)
+
+
+def test_the_lock_of_a_killed_build_holds_nobody(tmp_path):
+    """PyTorch's lock file stays when the process that builds DeepSpeed's op is killed."""
+    built = Path(os.environ["TORCH_EXTENSIONS_DIR"]) if "TORCH_EXTENSIONS_DIR" in os.environ else None
+    folder = tmp_path / "extensions"
+    if built is not None and built.is_dir():
+        shutil.copytree(built, folder)
+    (folder / "deepspeed_shm_comm").mkdir(parents=True, exist_ok=True)
+    lock = folder / "deepspeed_shm_comm" / "lock"
+    lock.touch()
+    environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder)}
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.engine"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "ready" in done.stdout
+    assert not lock.exists()

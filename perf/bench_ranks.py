@@ -1,0 +1,204 @@
+"""Times whole training steps on ranks: plain DDP and ZeRO 0 to 3, split into data, forward, backward and optimizer.
+
+    python perf/bench_ranks.py [--ranks 1 2] [--config launch/configs/demo.yaml] [--rounds 10] [--json FILE]
+
+Real batches of a procedural set through DALI; every way is timed in turns in one start of the ranks, so that a noisy
+machine is as noisy for each. Communication is a part of the other phases: what the profiler says was spent in
+collective calls, waiting for the other ranks included.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.profiler import ProfilerActivity, profile
+
+from launch import engine as deepspeed_engine
+from launch.config import Config, load_config
+from launch.engine import Place
+from launch.forward import forward
+from launch.model_file import build_model
+from launch.watch import peak_memory_mib
+from tacaf import distributed
+from tacaf.data.index import ShardIndex, select_training
+from tacaf.data.pipeline import TrainingPipeline
+from tacaf.data.plan import Plan
+from tacaf.logs import environment
+from tacaf.losses.total import TacafLoss
+from tacaf.optim import build_optimizer
+
+ROOT = Path(__file__).parent.parent
+WAYS = ("ddp", 0, 1, 2, 3)
+PHASES = ("data", "forward", "backward", "optimizer")
+PROFILED = 2  # steps
+TOLERANCE = 0.01  # of the loss: AdamW's first steps make much of rounding, `tests/launch/test_ranks.py` is exact
+
+
+class Way:
+    """One way to share the work: DDP, or DeepSpeed's engine under a ZeRO stage."""
+
+    def __init__(self, way: str | int, config: Config, index: ShardIndex, plan: Plan, place: Place) -> None:
+        stage = 0 if way == "ddp" else way
+        self.config = config.model_copy(update={"deepspeed": {"zero_optimization": {"stage": stage}}})
+        self.place, self.way = place, way
+        model, _ = build_model(self.config, plan.training_set.identities)
+        model.to(place.device).train()
+        images = config.data.plan.images_per_modality
+        self.optimizer = build_optimizer(config.optim, model.backbone_parameters(), model.new_parameters(), images)
+        if way == "ddp":
+            self.model: Any = DistributedDataParallel(model, broadcast_buffers=False)
+        else:
+            share = plan.images // place.world_size
+            self.model = deepspeed_engine.build_engine(self.config, model, self.optimizer, share)
+        self.criterion = TacafLoss(config.loss)
+        self.batches = TrainingPipeline(
+            index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
+            start=(0, 0), steps_per_epoch=10**6, threads=config.data.threads, prefetch=config.data.prefetch, workers=0,
+            on_bad_sample="stop", bad_sample_share=0, report=print,
+        )  # fmt: skip
+        self.times: dict[str, list[float]] = {phase: [] for phase in PHASES}
+        self.loss = 0.0
+
+    def step(self, keep: bool = True) -> None:
+        marks = [self._now()]
+        batch = next(self.batches).to(self.place.device)
+        marks.append(self._now())
+        loss, _ = self.criterion(forward(self.model, batch, self.config), batch.label_B)
+        marks.append(self._now())
+        if self.way == "ddp":
+            loss.backward()
+            marks.append(self._now())
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        else:
+            self.model.backward(loss)
+            marks.append(self._now())
+            self.model.step()
+        marks.append(self._now())
+        self.loss = float(loss.detach())
+        if keep:
+            for phase, (sooner, later) in zip(PHASES, itertools.pairwise(marks), strict=True):
+                self.times[phase].append(1000 * (later - sooner))
+
+    def communication_ms(self) -> float:
+        """Of one step, in the backend's collective calls."""
+        with profile(activities=[ProfilerActivity.CPU]) as profiled:
+            for _ in range(PROFILED):
+                self.step(keep=False)
+        events = [event for event in profiled.events() if event.name.startswith(("gloo:", "nccl:"))]
+        return sum(event.time_range.elapsed_us() for event in events) / 1000 / PROFILED
+
+    def _now(self) -> float:
+        if self.place.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def child(wanted: argparse.Namespace) -> None:
+    """One rank; the first one prints the rows."""
+    place = deepspeed_engine.start_distributed()
+    config = load_config(wanted.config, [f"data.shards={wanted.shards}", "run=unused", "data.threads=1", *wanted.set])
+    index = ShardIndex.open(config.data.shards, config.data.remote)
+    plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
+    plan.check_ranks(place.world_size)
+    ways = [Way(way, config, index, plan, place) for way in WAYS if str(way) in wanted.ways]
+    for way in ways:
+        way.step(keep=False)
+        way.step(keep=False)
+    for _ in range(wanted.rounds):
+        for way in ways:
+            way.step()
+    rows = []
+    for way in ways:
+        medians = {f"{phase}_ms": statistics.median(times) for phase, times in way.times.items()}
+        losses = distributed.numbers_of_ranks([way.loss])
+        rows.append(
+            {
+                "way": f"ZeRO {way.way}" if way.way != "ddp" else "DDP", "ranks": place.world_size,
+                "images": plan.images, **medians, "step_ms": sum(medians.values()),
+                "communication_ms": way.communication_ms(), "loss": statistics.mean(row[0] for row in losses),
+            }
+        )  # fmt: skip
+    if place.rank == 0:
+        print(json.dumps({"rows": rows, "peak_memory_mib_of_all_ways": peak_memory_mib(place.device)}))
+    deepspeed_engine.stop_distributed()
+
+
+def run_ranks(ranks: int, shards: Path, wanted: argparse.Namespace) -> list[dict]:
+    launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    words = [__file__, "--shards", shards, "--config", wanted.config, "--rounds", wanted.rounds, "--ways", *wanted.ways]
+    settings = [part for value in wanted.set for part in ("--set", value)]
+    done = subprocess.run(
+        [*launcher, "--nproc-per-node", str(ranks), *map(str, words), *settings],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode != 0:
+        sys.exit(f"error: {ranks} ranks ended with {done.returncode}:\n{done.stderr[-3000:]}")
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"rows"')))["rows"]
+
+
+def check(rows: list[dict]) -> None:
+    """All ways saw the same batches, on any number of ranks: no figures if they did not learn the same."""
+    losses = [row["loss"] for row in rows]
+    if max(losses) - min(losses) > TOLERANCE * max(losses):
+        seen = ", ".join(f"{row['way']} on {row['ranks']} {row['loss']:.5f}" for row in rows)
+        sys.exit(f"error: expected the same loss every way, got {seen}; no figures")
+
+
+def table(rows: list[dict]) -> str:
+    names = [*(f"{phase}_ms" for phase in PHASES), "step_ms", "communication_ms"]
+    lines = [f"{'ranks':5} {'way':7}" + "".join(f"{name:>18}" for name in names) + "  images/s"]
+    for row in rows:
+        figures = "".join(f"{row[name]:18.1f}" for name in names)
+        lines.append(f"{row['ranks']:5} {row['way']:7}{figures}  {1000 * row['images'] / row['step_ms']:.0f}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--config", type=Path, default=ROOT / "launch" / "configs" / "demo.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="as for launch/train.py")
+    parser.add_argument("--ways", nargs="+", choices=[str(way) for way in WAYS], default=[str(way) for way in WAYS])
+    parser.add_argument("--rounds", type=int, default=10, help="how often every way is timed")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)  # the children's side
+    wanted = parser.parse_args(argv)
+    if wanted.shards:
+        child(wanted)
+        return 0
+    from shards import sysu_mm01
+    from shards.synth import synthesise
+
+    with tempfile.TemporaryDirectory() as folder:
+        raw, packed = Path(folder) / "raw", Path(folder) / "shards"
+        synthesise(raw, layout="sysu_mm01", identities=20, seed=0, workers=1)
+        sysu_mm01.pack(raw, packed)
+        rows = [row for ranks in wanted.ranks for row in run_ranks(ranks, packed, wanted)]
+    check(rows)
+    print(table(rows))
+    if wanted.json:
+        wanted.json.parent.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "environment": environment(1),
+            "config": wanted.config.name,
+            "set": wanted.set,
+            "rounds": wanted.rounds,
+        }
+        wanted.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+"""bench_ranks.py: two ranks and two ways give a row each, and no figures where the ways differ."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from perf import bench_ranks
+from perf.bench_ranks import ROOT
+
+
+def test_rows_of_two_ranks(tmp_path):
+    file = tmp_path / "ranks.json"
+    words = ["--ranks", "2", "--ways", "ddp", "1", "--rounds", "1", "--json", str(file)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "perf/bench_ranks.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(file.read_text())["rows"]
+    assert [row["way"] for row in rows] == ["DDP", "ZeRO 1"]
+    for row in rows:
+        assert row["ranks"] == 2
+        assert row["communication_ms"] > 0
+        assert row["step_ms"] == pytest.approx(sum(row[f"{phase}_ms"] for phase in bench_ranks.PHASES))
+
+
+def test_no_figures_where_the_ways_differ():
+    row = {"way": "DDP", "ranks": 1, "loss": 3.0}
+    bench_ranks.check([row, {**row, "ranks": 2, "loss": 3.001}])
+    with pytest.raises(SystemExit, match=r"ZeRO 1 on 1 3\.10000; no figures"):
+        bench_ranks.check([row, {**row, "way": "ZeRO 1", "loss": 3.1}])
