@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "tacaf.inference": ("kernels", "tacaf"),
     "shards": ("tacaf.vocabulary", "tacaf.draws"),
     "launch": ("tacaf",),
+    "launch.reproduce": ("tacaf", "shards", "launch"),
     "perf": ("kernels", "tacaf", "shards", "launch"),
 }
 # heavy package -> the files that alone may import it (perf measures them, so it may too)
