@@ -8,17 +8,13 @@ training (DIR/table.md, .html, .json) and says of each row that is not whole wha
 
 import argparse
 import json
-import os
-import signal
-import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple, NoReturn
 
-from launch.config import Config, load_config
 from launch.stop import EXIT_CODE
+from launch.trainings import Training, run_all
 from shards.__main__ import DATA_SETS
 from shards.verify import verify
 from tacaf.data.index import ShardIndex
@@ -55,36 +51,28 @@ ROWS = {
 }
 
 
-class Training(NamedTuple):
+class Cell(NamedTuple):
     """One training of the table: a row with a seed and, on RegDB, a split."""
 
     row: str
     seed: int
     split: int | None
-    folder: Path
-
-    def settings(self, wanted: argparse.Namespace) -> list[str]:
-        """What it sets above the configuration file, the user's own values last but for what makes it this training."""
-        own = [f"run={self.folder}", f"seed={self.seed}", f"data.shards={wanted.out / 'shards'}"]
-        own += [f"evaluation.protocol={wanted.data_set}"]
-        own += [f"evaluation.splits={wanted.splits}"] if wanted.splits else []
-        own += [f"data.split=train_{self.split}"] if self.split else []
-        return [*wanted.set, *own, *ROWS[self.row].settings]
-
-    def finished(self) -> bool:
-        """Whether nothing is left to do: the report is the last file a training writes."""
-        return (self.folder / "report.html").exists()
+    training: Training
 
 
-def trainings(wanted: argparse.Namespace) -> list[Training]:
+def cells(wanted: argparse.Namespace) -> list[Cell]:
     """All trainings of the table: seeds outermost, so that every row stands once before any is repeated."""
     splits = wanted.regdb_splits if wanted.data_set == "regdb" else (None,)
+    common = [*wanted.set, f"data.shards={wanted.out / 'shards'}", f"evaluation.protocol={wanted.data_set}"]
+    common += [f"evaluation.splits={wanted.splits}"] if wanted.splits else []
     found = []
     for seed in wanted.seeds:
         for split in splits:
+            own = [*common, f"seed={seed}", *([f"data.split=train_{split}"] if split else [])]
             for row in wanted.rows:
                 name = "-".join([row, *([f"split{split}"] if split else []), f"seed{seed}"])
-                found.append(Training(row, seed, split, wanted.out / "runs" / name))
+                training = Training(wanted.out / "runs" / name, wanted.config, (*own, *ROWS[row].settings))
+                found.append(Cell(row, seed, split, training))
     return found
 
 
@@ -92,21 +80,25 @@ def reproduce(wanted: argparse.Namespace) -> int:
     """Pack, train what is not trained, write the table; 1 if a training failed, 75 if one was asked to stop."""
     wanted.out.mkdir(parents=True, exist_ok=True)
     pack(wanted)
-    todo = trainings(wanted)
-    configs = {one: load_config(wanted.config, one.settings(wanted)) for one in todo}
-    for one in todo:
-        refuse_other_settings(one, configs[one])
+    table = cells(wanted)
+    for cell in table:
+        cell.training.refuse_other_settings()
     failures: dict[Training, str] = {}
-    for number, one in enumerate(todo, 1):
-        if not one.finished():
-            print(f"[{number}/{len(todo)}] {one.folder.name}", flush=True)
-            status = train(one, wanted)
-            if status == EXIT_CODE:
-                print("asked to stop; the same command goes on from there", flush=True)
-                return EXIT_CODE
-            if status != 0:
-                failures[one] = f"its training ended with status {status}"
-        paths = write_comparison(wanted.out, wanted.data_set, table_rows(wanted, todo, failures), facts_of(wanted))
+
+    def write() -> list[Path]:
+        return write_comparison(wanted.out, wanted.data_set, table_rows(wanted, table, failures), facts_of(wanted))
+
+    def ended(one: Training, status: int) -> None:
+        if status not in (0, EXIT_CODE):
+            failures[one] = f"its training ended with status {status}"
+        write()
+
+    todo = [cell.training for cell in table if not cell.training.finished()]
+    print(f"{len(table) - len(todo)} of {len(table)} trainings are finished", flush=True)
+    if not run_all(todo, ended, ranks=wanted.ranks):
+        print("asked to stop; the same command goes on from there", flush=True)
+        return EXIT_CODE
+    paths = write()
     print(paths[0].read_text())
     print("written: " + ", ".join(map(str, paths)))
     return 1 if failures else 0
@@ -123,92 +115,37 @@ def pack(wanted: argparse.Namespace) -> None:
         raise InputError(f"{shards}: expected sound shards, got {len(problems)} problems, first: {problems[0]}")
 
 
-def refuse_other_settings(one: Training, config: Config) -> None:
-    """InputError if an earlier command made this training with other values: one table, one recipe."""
-    path = one.folder / "config.yaml"
-    if not path.exists():
-        return
-    before, now = (_flat(load_config(path, [])), _flat(config))
-    other = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-    if other:
-        name = other[0]
-        raise InputError(
-            f"{one.folder}: expected {name} = {before.get(name)}, with which this training was made, got"
-            f" {now.get(name)}; set it back, or give another --out"
-        )
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    def walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for key, below in value.items():
-                yield from walk(below, f"{name}.{key}" if name else str(key))
-        else:
-            yield name, value
-
-    return dict(walk(config.model_dump(mode="json"), ""))
-
-
-def train(one: Training, wanted: argparse.Namespace) -> int:
-    """Run or go on with one training in processes of its own; its exit status. A signal to us is passed on to it."""
-    script = str(Path(__file__).parent / "train.py")
-    starter = [sys.executable, script]
-    if wanted.ranks > 1:
-        starter = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        starter += ["--nproc-per-node", str(wanted.ranks), script]
-    words = ["--config", str(wanted.config)]
-    for setting in one.settings(wanted):
-        words += ["--set", setting]
-    if (one.folder / "config.yaml").exists():
-        words.append("--resume")
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    asked = []
-    with subprocess.Popen([*starter, *words], env=environment) as process:
-
-        def pass_on(number: int, _: FrameType | None) -> None:
-            asked.append(number)
-            process.terminate()  # what every launcher passes on to its ranks; another signal would end torchrun alone
-
-        before = {number: signal.signal(number, pass_on) for number in (signal.SIGTERM, signal.SIGUSR1)}
-        try:
-            status = process.wait()
-            return (
-                EXIT_CODE if asked and status != 0 else status
-            )  # torchrun gives its ranks' status a number of its own
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
-def table_rows(wanted: argparse.Namespace, todo: Sequence[Training], failures: dict[Training, str]) -> list[Measured]:
+def table_rows(wanted: argparse.Namespace, table: Sequence[Cell], failures: dict[Training, str]) -> list[Measured]:
     """Every row as far as it is measured; what is missing is said in its place."""
     found = []
     for row in wanted.rows:
-        own = [one for one in todo if one.row == row]
-        done = [one for one in own if one.finished()]
-        lacks = [f"{one.folder.name}: {failures[one]}" for one in own if one in failures]
+        own = [cell for cell in table if cell.row == row]
+        done = [cell for cell in own if cell.training.finished()]
+        failed = [cell.training for cell in own if cell.training in failures]
+        lacks = [f"{training.folder.name}: {failures[training]}" for training in failed]
         waiting = len(own) - len(done) - len(lacks)
         lacks += [f"{waiting} of {len(own)} trainings not finished"] if waiting else []
-        seeds = [results_of(wanted, [one for one in done if one.seed == seed]) for seed in wanted.seeds]
+        seeds = [results_of(wanted, [cell for cell in done if cell.seed == seed]) for seed in wanted.seeds]
         found.append(Measured(row, ROWS[row].text, [results for results in seeds if results], lacks))
     return found
 
 
-def results_of(wanted: argparse.Namespace, done: Sequence[Training]) -> list[dict]:
+def results_of(wanted: argparse.Namespace, done: Sequence[Cell]) -> list[dict]:
     """The score JSONs of one seed. On RegDB the splits' features are scored together: a trial is a split."""
     if not done:
         return []
-    stored = [[json.loads(path.read_text()) for path in sorted(one.folder.glob("results/*.json"))] for one in done]
+    folders = [cell.training.folder / "results" for cell in done]
+    stored = [[json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))] for folder in folders]
     if wanted.data_set != "regdb":
         return stored[0]
-    features = [load_features(one.folder / "results" / "features.npz") for one in done]
+    features = [load_features(folder / "features.npz") for folder in folders]
     told = ("embedding", "flip", "rerank", "seed")
     return [
         score(
             features, "regdb", direction=first["direction"], metric=first["metric"],
             circumstances={
                 **{name: first[name] for name in told},
-                "split": f"test_{', '.join(str(one.split) for one in done)}",
+                "split": f"test_{', '.join(str(cell.split) for cell in done)}",
                 "trained_on": f"each split's own training identities ({len(done)} models)",
             },
         )
@@ -219,7 +156,7 @@ def results_of(wanted: argparse.Namespace, done: Sequence[Training]) -> list[dic
 def facts_of(wanted: argparse.Namespace) -> dict[str, Any]:
     """What stands under the table."""
     index = ShardIndex.open(str(wanted.out / "shards"))
-    config = load_config(wanted.config, trainings(wanted)[0].settings(wanted))
+    config = cells(wanted)[0].training.config()
     return {
         "set": index.name,
         "sha256": index.sha256,

@@ -2,12 +2,14 @@
 
 import json
 import signal
+import sys
 import time
 
 import pytest
 
 from launch import reproduce
 from launch.stop import EXIT_CODE
+from launch.trainings import Training
 from shards.synth import synthesise
 from tests.launch.test_training import TINY, refused, run, start, steps_of
 
@@ -75,8 +77,12 @@ def test_regdb_scores_its_splits_together(tmp_path):
 
 
 def test_a_row_that_failed_is_named_and_the_others_stand(tmp_path, monkeypatch, capsys):
-    sound = reproduce.train
-    monkeypatch.setattr(reproduce, "train", lambda one, wanted: 70 if one.row == "full" else sound(one, wanted))
+    sound = Training.command
+
+    def command(one, ranks):
+        return [sys.executable, "-c", "raise SystemExit(70)"] if one.folder.name == "full-seed0" else sound(one, ranks)
+
+    monkeypatch.setattr(Training, "command", command)
     wanted = words("llcm", raw_of("llcm", tmp_path), tmp_path / "out", "--rows", "plain", "full")
     assert reproduce.main([str(word) for word in wanted[1:]]) == 1, capsys.readouterr().err
     table = table_of(tmp_path / "out")
