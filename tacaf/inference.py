@@ -18,6 +18,7 @@ import torch
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
 from tacaf.model.file import load_model
 from tacaf.model.tacafnet import TacafNet
+from tacaf.model.weights import CLASSIFIER
 from tacaf.vocabulary import InputError, Modality
 
 MODEL, CARD = "model.safetensors", "card.json"
@@ -36,7 +37,7 @@ class Embedder:
         self._run = run
         self.height, self.width = height, width  # of the model's input, pixels
         self.card = card  # what is known of the model: training set, seed, preprocessing, results
-        self.model_sha256 = sha256  # of the file: descriptors of two models never compare
+        self.model_sha256 = sha256  # of the weights: descriptors of two models never compare
         self.model: TacafNet | None = None  # None for ONNX
         self.device = torch.device("cpu")
 
@@ -111,6 +112,16 @@ def describe_embedding(model: TacafNet) -> dict[str, Any]:
     return {"width": whole, "global_width": head, "slices": slices, "length": 1, "compare_by": "cosine"}
 
 
+def weights_sha256(model: TacafNet) -> str:
+    """Of everything that decides a descriptor: the same for a run and its exports, whatever the file."""
+    found = hashlib.sha256(json.dumps(model.config.portable().model_dump(mode="json"), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if CLASSIFIER not in name:
+            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -125,7 +136,7 @@ def _load_torch(cls: type[Embedder], path: Path, device: str) -> Embedder:
         return model.embed(images_BCHW.to(device), modality, embedding).cpu().numpy()
 
     card = {**facts._asdict(), "model": facts.model.model_dump(mode="json"), "embedding": describe_embedding(model)}
-    made = cls(run, facts.height, facts.width, card, file_sha256(path))
+    made = cls(run, facts.height, facts.width, card, weights_sha256(model))
     made.model, made.device = model, torch.device(device)
     return made
 
