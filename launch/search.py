@@ -47,10 +47,12 @@ def open_catalogue(wanted: argparse.Namespace, embedder: Embedder | None) -> Cat
         if not wanted.gallery or embedder is None or wanted.remove or wanted.list:
             what = f"an index at {wanted.index}" if wanted.index else "a gallery"
             raise InputError(f"expected {what}, got none; make one with --run and --gallery")
-        return Catalogue.new(embedder, wanted.gallery_modality or Modality.VISIBLE, wanted.embedding, wanted.flip)
+        kind = (wanted.gallery_modality or Modality.VISIBLE, wanted.embedding or "full", bool(wanted.flip))
+        return Catalogue.new(embedder, *kind)
     catalogue = Catalogue.open(wanted.index)
     if embedder is not None:
-        catalogue.must_fit(embedder, wanted.embedding, wanted.flip)
+        flip = catalogue.flip if wanted.flip is None else wanted.flip
+        catalogue.must_fit(embedder, wanted.embedding or catalogue.embedding, flip)
     if wanted.gallery_modality not in (None, catalogue.modality):
         raise InputError(
             f"expected the index's modality, {catalogue.modality}, got {wanted.gallery_modality}; keep one index each"
@@ -90,7 +92,7 @@ def ranked_lists(
     """What the JSON holds: for each readable query its nearest images, the query's own file left out by its content."""
     if not catalogue.names:
         raise InputError("expected images in the gallery, got an empty index; add some with --gallery")
-    queries, names = embed_queries(wanted, embedder, left_out)
+    queries, names = embed_queries(wanted, embedder, catalogue, left_out)
     row_QK, distance_QK = nearest(queries.descriptors_ND, catalogue.descriptors_GD, wanted.top + 1, wanted.engine)
     lists = []
     for name, content, row_K, distance_K in zip(names, queries.sha256_N, row_QK, distance_QK, strict=True):
@@ -109,14 +111,16 @@ def ranked_lists(
     }  # fmt: skip
 
 
-def embed_queries(wanted: argparse.Namespace, embedder: Embedder, left_out: list[str]) -> tuple[Embedded, list[str]]:
+def embed_queries(
+    wanted: argparse.Namespace, embedder: Embedder, catalogue: Catalogue, left_out: list[str]
+) -> tuple[Embedded, list[str]]:
     """Descriptors of the query images and their names: below the query folder, or the one file's."""
     home, paths = wanted.query.parent, [wanted.query]
     if wanted.query.is_dir():
         home = wanted.query
         paths, outside = images_below(home)
         left_out += [f"{path}: expected an image inside {home}, got a link to elsewhere" for path in outside]
-    found = embed_files(embedder, paths, wanted.query_modality, wanted.embedding, wanted.flip)
+    found = embed_files(embedder, paths, wanted.query_modality, catalogue.embedding, catalogue.flip)
     if not found.places_N:
         first = f"; the first: {found.unreadable[0]}" if found.unreadable else ""
         raise InputError(f"expected readable images to search for in {wanted.query}, got none{first}; check the path")
@@ -149,8 +153,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--remove", nargs="+", metavar="NAME", help="take out of --index: names, folders of names, or image files")
     add("--list", action="store_true", help="print the names in --index")
     add("--top", type=int, default=10, help="matches per query; default: %(default)s")
-    add("--embedding", choices=("full", "global_only"), default="full")
-    add("--flip", action="store_true", help="average with the mirror image")
+    add("--embedding", choices=("full", "global_only"), help="default: the index's, else full")
+    add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
     add("--engine", choices=("auto", "exact", "faiss"), default="auto",
         help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip
     add("--device", default="cpu", help="cpu or cuda")
