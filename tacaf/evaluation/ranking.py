@@ -9,7 +9,7 @@ nearer than the query's nearest match. Equal distances would make both wrong, so
 are found and done again by a stable sort in gallery order.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,7 +86,7 @@ def rank_features(
         part_QG = distances(query_QD[rows], gallery_GD, metric)
         keys = None if exclusion is None else (exclusion[0][rows], exclusion[1])
         parts.append(rank_distances(part_QG, query_pid[rows], gallery_pid, unique_pids, keys))
-    return Ranks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return join_ranks(parts)
 
 
 def rank_distances(
@@ -111,6 +111,11 @@ def rank_distances(
         if exclusion is not None:
             part_QG[exclusion[0][rows, None] == exclusion[1][order_G]] = np.inf
         parts.append(_rank_chunk(part_QG, query_pid[rows], pid_G, starts_P, order_G, unique_pids))
+    return join_ranks(parts)
+
+
+def join_ranks(parts: Sequence[Ranks]) -> Ranks:
+    """The ranks of consecutive queries as one."""
     return Ranks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
