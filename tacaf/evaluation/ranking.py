@@ -168,9 +168,7 @@ def _rank_chunk(
     return ranks_of_places(rank_QK, first_Q, matches_Q, eligible_Q)
 
 
-def ranks_of_places(
-    rank_QK: np.ndarray, first_Q: np.ndarray, matches_Q: np.ndarray, eligible_Q: np.ndarray
-) -> Ranks:
+def ranks_of_places(rank_QK: np.ndarray, first_Q: np.ndarray, matches_Q: np.ndarray, eligible_Q: np.ndarray) -> Ranks:
     """What follows from the places of the matches: rank_QK int64, ascending, of which matches_Q count."""
     ordinal_K = np.arange(1, rank_QK.shape[1] + 1)
     precision_QK = np.where(ordinal_K <= matches_Q[:, None], ordinal_K / rank_QK, 0)

@@ -16,6 +16,7 @@ belongs to the neighbourhoods, also those that the protocol leaves out of a quer
 query. They are left out of the list at the end, as without re-ranking.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -183,7 +184,7 @@ def _pieces(lengths: np.ndarray) -> Iterator[slice]:
     """Slices of about _CHUNK_ELEMENTS pairs each; one entry's pairs stay together."""
     piece_of = np.cumsum(lengths, dtype=np.int64) // _CHUNK_ELEMENTS
     bounds = [0, *(np.flatnonzero(np.diff(piece_of)) + 1).tolist(), len(lengths)]
-    return (slice(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a)
+    return (slice(a, b) for a, b in itertools.pairwise(bounds) if b > a)
 
 
 def _chunks(rows: int, width: int) -> list[slice]:

@@ -10,13 +10,13 @@ match of its query and is dropped by one comparison, so that counting costs litt
 """
 
 import itertools
-import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from tacaf.evaluation.features import read_rows
 from tacaf.evaluation.ranking import Ranks, distances, normalise, ranks_of_places
 from tacaf.vocabulary import InputError
 
@@ -53,7 +53,7 @@ class _Side(NamedTuple):
     key: np.ndarray | None  # what excludes
 
     @classmethod
-    def sorted(cls, pid: np.ndarray, key: np.ndarray | None) -> "_Side":
+    def by_pid(cls, pid: np.ndarray, key: np.ndarray | None) -> "_Side":
         order = np.argsort(pid, kind="stable")
         return cls(order, pid[order], None if key is None else key[order])
 
@@ -77,14 +77,28 @@ def rank_streamed(
     may stand the other way round than after another product.
     """
     queries, gallery = (
-        _Side.sorted(pid, None if exclusion is None else exclusion[side])
+        _Side.by_pid(pid, None if exclusion is None else exclusion[side])
         for side, pid in enumerate((query_pid, gallery_pid))
     )
     tiles = _Tiles(query_QD[queries.order], stored_ND, gallery_rows[gallery.order], metric, device)
     matches = _find_matches(tiles, queries, gallery)
-    before_QK, pids_before_Q = np.zeros(matches.distance_QK.shape, np.int64), np.zeros(len(query_pid), np.int64)
+    before_QK, pids_before_Q = _count(tiles, queries, gallery, matches, unique_pids)
+    place_QK = before_QK + np.arange(1, matches.distance_QK.shape[1] + 1)
+    first_Q = pids_before_Q + 1 if unique_pids else place_QK[:, 0]
+    found = ranks_of_places(place_QK, first_Q, matches.count_Q, _eligible_counts(queries, gallery))
+    back = np.argsort(queries.order)
+    return Ranks(*(column[back] for column in found))
+
+
+def _count(
+    tiles: "_Tiles", queries: _Side, gallery: _Side, matches: _Matches, unique_pids: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The second pass: how many other images stand before each match, int64 [Q, K], and where it is asked for how many
+    other pids before the first, int64 [Q].
+    """
+    before_QK = np.zeros_like(matches.position_QK)
+    pids_before_Q, last_pid_Q = np.zeros_like(matches.count_Q), np.full_like(matches.count_Q, -1)
     pid_number_G = np.cumsum(np.diff(gallery.pid, prepend=gallery.pid[:1]) != 0)
-    last_pid_Q = np.full(len(query_pid), -1)
     limit_Q = matches.limit_Q
     for rows, columns in tiles.all():
         hits = _eligible(tiles.near(rows, columns, limit_Q[rows]), queries, gallery)
@@ -92,18 +106,15 @@ def rank_streamed(
         _count_before(hits, position, matches, before_QK)
         if unique_pids:
             _count_pids(hits, position, pid_number_G[hits.column], matches, pids_before_Q, last_pid_Q)
-    place_QK = before_QK + np.arange(1, before_QK.shape[1] + 1)
-    found = ranks_of_places(
-        place_QK, pids_before_Q + 1 if unique_pids else place_QK[:, 0], matches.count_Q, _eligible_counts(queries, gallery)
-    )
-    back = np.argsort(queries.order)
-    return Ranks(*(column[back] for column in found))
+    return before_QK, pids_before_Q
 
 
 class _Tiles:
-    """The distances of sorted queries to sorted gallery images, tile by tile; the same tile has always the same bits."""
+    """The distances of sorted queries to sorted gallery images, tile by tile; a tile has the same bits every time."""
 
-    def __init__(self, query_QD: np.ndarray, stored_ND: np.ndarray, rows_G: np.ndarray, metric: str, device: str) -> None:
+    def __init__(
+        self, query_QD: np.ndarray, stored_ND: np.ndarray, rows_G: np.ndarray, metric: str, device: str
+    ) -> None:
         if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
             raise InputError(f"expected device cpu, or cuda on a machine that has one, got {device!r}; use cpu")
         self.query_QD, self.stored_ND, self.rows_G = normalise(query_QD, metric), stored_ND, rows_G
@@ -141,20 +152,6 @@ class _Tiles:
     def _multiply(self, query_qD: np.ndarray, gallery_gD: np.ndarray) -> np.ndarray:
         sides = (torch.from_numpy(side).to(self.device) for side in (query_qD, gallery_gD))
         return torch.mm(next(sides), next(sides).T).cpu().numpy()
-
-
-def read_rows(stored_ND: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A copy of these rows. Of a memory map the pages read are let go again, or they would count as resident memory."""
-    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1):
-        found = np.array(stored_ND[rows[0] : rows[-1] + 1], subok=False)
-    else:
-        ascending = np.argsort(rows, kind="stable")  # the disk is read forwards
-        found = np.empty((len(rows), stored_ND.shape[1]), stored_ND.dtype)
-        found[ascending] = stored_ND[rows[ascending]]
-    pages = getattr(stored_ND, "_mmap", None)
-    if pages is not None:
-        pages.madvise(mmap.MADV_DONTNEED)
-    return found
 
 
 def _find_matches(tiles: _Tiles, queries: _Side, gallery: _Side) -> _Matches:

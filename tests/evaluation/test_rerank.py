@@ -1,4 +1,4 @@
-"""Re-ranking against its definition, told set by set in plain loops; ties, k beyond the set, exclusion, wrong numbers."""
+"""Re-ranking against its definition in plain loops over sets: ties, k beyond the set, exclusion, wrong numbers."""
 
 import math
 
@@ -15,7 +15,7 @@ def told(query: np.ndarray, gallery: np.ndarray, metric: str, rerank: Rerank) ->
     images = [x / np.linalg.norm(x) if metric == "cosine" else x for x in np.concatenate([query, gallery]).astype("f8")]
     everyone = range(len(images))
     d = [[float(((images[i] - images[j]) ** 2).sum()) for j in everyone] for i in everyone]
-    # with the rounding of the case's own whole numbers away, equals are equal
+    # to 12 places, so that what is equal in exact arithmetic is equal here
     d = [[round(x, 12) for x in row] for row in d]
     lists = [sorted(everyone, key=lambda j, i=i: (j != i, d[i][j], j)) for i in everyone]
     d = [[x / (max(row) or 1) for x in row] for row in d]

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from tacaf.evaluation import streaming
+from tacaf.evaluation.features import read_rows
 from tacaf.evaluation.ranking import rank_features
-from tacaf.evaluation.streaming import rank_streamed, read_rows
+from tacaf.evaluation.streaming import rank_streamed
 from tacaf.vocabulary import InputError
 
 
