@@ -26,7 +26,9 @@ import scipy.sparse as sparse
 from tacaf.evaluation.ranking import Ranks, distances, join_ranks, normalise, rank_distances
 from tacaf.vocabulary import InputError
 
-_CHUNK_ELEMENTS = 1 << 22  # distances, or pairs of them, in memory at a time
+MOST_IMAGES = 200_000
+_MATRIX_ELEMENTS = 1 << 26  # distances that are kept, 256 MiB of float32; beyond, they are computed twice
+_CHUNK_ELEMENTS = 1 << 20  # distances, or pairs of them, worked on at a time
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,45 @@ class Rerank:
         return {"k1": self.k1, "k2": self.k2, "lambda": self.weight}
 
 
+class Distances:
+    """d(i, j) before it is divided, of N images: kept as a matrix, or computed where it is asked for."""
+
+    def __init__(self, features_ND: np.ndarray, metric: str, matrix_NN: np.ndarray | None = None) -> None:
+        self.features_ND, self.metric, self.matrix_NN = features_ND, metric, matrix_NN
+
+    @classmethod
+    def of(cls, features_ND: np.ndarray, metric: str) -> "Distances":
+        """The distances of raw features, in memory if they are few enough."""
+        found = cls(normalise(features_ND, metric), metric)
+        if len(features_ND) ** 2 <= _MATRIX_ELEMENTS:
+            found.matrix_NN = found.rows(slice(None))
+        return found
+
+    def __len__(self) -> int:
+        return len(self.features_ND)
+
+    def rows(self, rows: slice) -> np.ndarray:
+        """The distances of these images to all, [n, N]. 1 - cosine is half of the squared length for unit rows."""
+        if self.matrix_NN is not None:
+            return self.matrix_NN[rows]
+        distance_nN = distances(self.features_ND[rows], self.features_ND, self.metric)
+        return distance_nN if self.metric == "cosine" else np.square(distance_nN, out=distance_nN)
+
+    def pairs(self, row: np.ndarray, column: np.ndarray) -> np.ndarray:
+        """The distances of the pairs (row, column), float64."""
+        if self.matrix_NN is not None:
+            return self.matrix_NN[row, column].astype(np.float64)
+        found = np.empty(len(row))
+        for part in _chunks(len(row), self.features_ND.shape[1]):
+            first, second = self.features_ND[row[part]], self.features_ND[column[part]]
+            if self.metric == "cosine":
+                found[part] = 1 - np.einsum("pd,pd->p", first, second)
+            else:
+                first = first - second
+                found[part] = np.einsum("pd,pd->p", first, first)
+        return found
+
+
 def rank_reranked(
     query_QD: np.ndarray,
     gallery_GD: np.ndarray,
@@ -72,64 +113,62 @@ def rank_reranked(
     rerank: Rerank,
 ) -> Ranks:
     """Ranks by the re-ranked distances; the other arguments as in `rank_features`. Time grows with (Q + G) squared,
-    memory with Q + G.
+    memory with Q + G beyond _MATRIX_ELEMENTS distances.
     """
+    images = len(query_QD) + len(gallery_GD)
+    if images > MOST_IMAGES:
+        raise InputError(
+            f"expected at most {MOST_IMAGES:,} images for re-ranking, which compares every two of them, got {images:,}; "
+            "leave it out, or score a smaller gallery"
+        )
+    original = Distances.of(np.concatenate([query_QD, gallery_GD]), metric)
     parts = []
-    for rows, distance_qG in reranked(query_QD, gallery_GD, metric, rerank):
+    for rows, distance_qG in reranked(original, len(query_QD), rerank):
         keys = None if exclusion is None else (exclusion[0][rows], exclusion[1])
         parts.append(rank_distances(distance_qG, query_pid[rows], gallery_pid, unique_pids, keys))
     return join_ranks(parts)
 
 
-def reranked(
-    query_QD: np.ndarray, gallery_GD: np.ndarray, metric: str, rerank: Rerank
-) -> Iterator[tuple[slice, np.ndarray]]:
-    """Some queries at a time: which, and the re-ranked distances float64 [q, G] to the whole gallery."""
-    queries, gallery = len(query_QD), len(gallery_GD)
-    features_ND = normalise(np.concatenate([query_QD, gallery_GD]), metric)
-    nearest_NK, largest_N = _neighbours(features_ND, metric, max(rerank.k1 + 1, rerank.k2))
-    encoding_NN = _encode(features_ND, metric, nearest_NK, largest_N, rerank)
+def reranked(original: Distances, queries: int, rerank: Rerank) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some queries at a time: which, and the re-ranked distances float64 [q, G] to the whole gallery.
+
+    original: of the queries, then the gallery.
+    """
+    nearest_NK, largest_N = _neighbours(original, max(rerank.k1 + 1, rerank.k2))
+    encoding_NN = _encode(original, nearest_NK, largest_N, rerank)
     gallery_NG = encoding_NN[queries:].tocsc()
-    for rows in _chunks(queries, queries + gallery):
-        original_qG = _squared(features_ND[rows], features_ND[queries:], metric) / largest_N[rows, None]
-        jaccard_qG = _jaccard(encoding_NN[rows], gallery_NG)
-        yield rows, (1 - rerank.weight) * jaccard_qG + rerank.weight * original_qG
+    for rows in _chunks(queries, len(original)):
+        original_qG = original.rows(rows)[:, queries:] / largest_N[rows, None]
+        yield rows, (1 - rerank.weight) * _jaccard(encoding_NN[rows], gallery_NG) + rerank.weight * original_qG
 
 
-def _squared(features_AD: np.ndarray, features_BD: np.ndarray, metric: str) -> np.ndarray:
-    """Proportional to the squared length of the difference, float64 [A, B]. 1 - cosine is half of it for unit rows."""
-    distance_AB = distances(features_AD, features_BD, metric).astype(np.float64)
-    return distance_AB if metric == "cosine" else np.square(distance_AB, out=distance_AB)
-
-
-def _neighbours(features_ND: np.ndarray, metric: str, k: int) -> tuple[np.ndarray, np.ndarray]:
+def _neighbours(original: Distances, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The first k of each image's list, itself first, int64 [N, k]; and the largest distance of its row (1 if 0)."""
-    images = len(features_ND)
+    images = len(original)
     k = min(k, images)
     nearest_NK, largest_N = np.empty((images, k), np.int64), np.empty(images)
     for rows in _chunks(images, images):
-        distance_nN = _squared(features_ND[rows], features_ND, metric)
+        distance_nN = original.rows(rows).copy()
         largest_N[rows] = distance_nN.max(axis=1)
         own = np.arange(len(distance_nN))
         distance_nN[own, own + rows.start] = -np.inf
         bound_n = np.partition(distance_nN, k - 1, axis=1)[:, k - 1]
-        row, column = np.nonzero(distance_nN <= bound_n[:, None])  # k of each row, more where the last has an equal
-        row, column = (side[np.lexsort((column, distance_nN[row, column], row))] for side in (row, column))
+        row, column = np.divmod(np.flatnonzero(distance_nN <= bound_n[:, None]), images)
+        # k of each row, more where the last has an equal
+        order = np.lexsort((column, distance_nN[row, column], row))
         starts_n = np.searchsorted(row, own)
-        nearest_NK[rows] = column[starts_n[:, None] + np.arange(k)]
+        nearest_NK[rows] = column[order][starts_n[:, None] + np.arange(k)]
     return nearest_NK, np.where(largest_N > 0, largest_N, 1)
 
 
-def _encode(
-    features_ND: np.ndarray, metric: str, nearest_NK: np.ndarray, largest_N: np.ndarray, rerank: Rerank
-) -> sparse.csr_array:
+def _encode(original: Distances, nearest_NK: np.ndarray, largest_N: np.ndarray, rerank: Rerank) -> sparse.csr_array:
     """V', sparse float64 [N, N]."""
     near, half = _reciprocal(nearest_NK, rerank.k1), _reciprocal(nearest_NK, int(np.around(rerank.k1 / 2)))
     shared = (near @ half.T).multiply(near).tocoo()  # how many of R(j, k1/2) lie in R(i, k1), for j in R(i, k1)
     taken = shared.data * 3 > 2 * half.sum(axis=1)[shared.col]
     chosen = sparse.csr_array((shared.data[taken], (shared.row[taken], shared.col[taken])), shape=near.shape)
     wide = (near + chosen @ half).tocoo()
-    weight = np.exp(-_pair_distances(features_ND, metric, wide.row, wide.col) / largest_N[wide.row])
+    weight = np.exp(-original.pairs(wide.row, wide.col) / largest_N[wide.row])
     encoding = sparse.csr_array((weight, (wide.row, wide.col)), shape=near.shape)
     encoding = sparse.diags_array(1 / encoding.sum(axis=1)) @ encoding
     k2 = min(rerank.k2, nearest_NK.shape[1])
@@ -148,19 +187,6 @@ def _reciprocal(nearest_NK: np.ndarray, k: int) -> sparse.csr_array:
     """R(., k) as 0 and 1."""
     within = _membership(nearest_NK[:, : k + 1])
     return within.multiply(within.T).tocsr()
-
-
-def _pair_distances(features_ND: np.ndarray, metric: str, row: np.ndarray, column: np.ndarray) -> np.ndarray:
-    """What `_squared` says of the pairs (row, column), float64, pair by pair."""
-    found = np.empty(len(row))
-    for part in _chunks(len(row), features_ND.shape[1]):
-        first, second = features_ND[row[part]], features_ND[column[part]]
-        if metric == "cosine":
-            found[part] = 1 - np.einsum("pd,pd->p", first, second)
-        else:
-            first = first - second
-            found[part] = np.einsum("pd,pd->p", first, first)
-    return found
 
 
 def _jaccard(query_qN: sparse.csr_array, gallery_NG: sparse.csc_array) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tacaf.evaluation import rerank as rerank_file
-from tacaf.evaluation.rerank import Rerank, rank_reranked, reranked
+from tacaf.evaluation.rerank import Distances, Rerank, rank_reranked, reranked
 from tacaf.vocabulary import InputError
 
 
@@ -43,7 +43,8 @@ def told(query: np.ndarray, gallery: np.ndarray, metric: str, rerank: Rerank) ->
 
 
 def fast(query: np.ndarray, gallery: np.ndarray, metric: str, rerank: Rerank) -> np.ndarray:
-    return np.concatenate([part for _, part in reranked(query, gallery, metric, rerank)])
+    original = Distances.of(np.concatenate([query, gallery]), metric)
+    return np.concatenate([part for _, part in reranked(original, len(query), rerank)])
 
 
 NUMBERS = [Rerank(), Rerank(5, 3, 0.3), Rerank(7, 1, 0.0), Rerank(1, 2, 0.5), Rerank(3, 9, 1.0), Rerank(500, 400, 0.3)]
@@ -51,8 +52,10 @@ NUMBERS = [Rerank(), Rerank(5, 3, 0.3), Rerank(7, 1, 0.0), Rerank(1, 2, 0.5), Re
 
 @pytest.mark.parametrize("rerank", NUMBERS)
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-def test_the_fast_one_is_the_definition(rerank, metric, monkeypatch):
+@pytest.mark.parametrize("kept", [0, 1 << 20])
+def test_the_fast_one_is_the_definition(rerank, metric, kept, monkeypatch):
     monkeypatch.setattr(rerank_file, "_CHUNK_ELEMENTS", 97)
+    monkeypatch.setattr(rerank_file, "_MATRIX_ELEMENTS", kept)
     dice = np.random.default_rng(rerank.k1)
     centres = dice.normal(size=(6, 8))
     query, gallery = (centres[dice.integers(0, 6, n)] + 0.7 * dice.normal(size=(n, 8)) for n in (13, 29))
