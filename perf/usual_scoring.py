@@ -1,4 +1,4 @@
-"""What perf/bench_evaluation.py measures against: scoring and re-ranking as public VI-ReID code writes them, our words."""
+"""What perf/bench_evaluation.py measures against: scoring and re-ranking as public code writes them; our words."""
 
 import numpy as np
 

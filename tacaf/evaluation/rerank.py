@@ -118,7 +118,7 @@ def rank_reranked(
     images = len(query_QD) + len(gallery_GD)
     if images > MOST_IMAGES:
         raise InputError(
-            f"expected at most {MOST_IMAGES:,} images for re-ranking, which compares every two of them, got {images:,}; "
+            f"expected at most {MOST_IMAGES:,} images for re-ranking, which compares every two, got {images:,}; "
             "leave it out, or score a smaller gallery"
         )
     original = Distances.of(np.concatenate([query_QD, gallery_GD]), metric)

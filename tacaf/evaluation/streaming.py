@@ -10,7 +10,9 @@ match of its query and is dropped by one comparison, so that counting costs litt
 """
 
 import itertools
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +23,7 @@ from tacaf.evaluation.ranking import Ranks, distances, normalise, ranks_of_place
 from tacaf.vocabulary import InputError
 
 TILE = (512, 16_384)  # queries and gallery images of a product: 32 MiB of float32
+STRIP = 32  # queries of a tile whose distances are looked through at a time: what a core's cache holds
 
 
 class _Matches(NamedTuple):
@@ -100,13 +103,28 @@ def _count(
     pids_before_Q, last_pid_Q = np.zeros_like(matches.count_Q), np.full_like(matches.count_Q, -1)
     pid_number_G = np.cumsum(np.diff(gallery.pid, prepend=gallery.pid[:1]) != 0)
     limit_Q = matches.limit_Q
-    for rows, columns in tiles.all():
-        hits = _eligible(tiles.near(rows, columns, limit_Q[rows]), queries, gallery)
+
+    def count(begin: int, distance_qg: np.ndarray, column: int) -> None:
+        hits = _eligible(_near(begin, distance_qg, column, limit_Q), queries, gallery)
         position = gallery.order[hits.column]
         _count_before(hits, position, matches, before_QK)
         if unique_pids:
             _count_pids(hits, position, pid_number_G[hits.column], matches, pids_before_Q, last_pid_Q)
+
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for rows, columns in tiles.all():
+            distance_qg = tiles.distances(rows, columns)
+            starts = range(0, len(distance_qg), STRIP)  # no two threads count for the same query
+            parts = [(rows.start + a, distance_qg[a : a + STRIP], columns.start) for a in starts]
+            list(pool.map(count, *zip(*parts, strict=True)))
     return before_QK, pids_before_Q
+
+
+def _near(begin: int, distance_qg: np.ndarray, column: int, limit_Q: np.ndarray) -> _Hits:
+    """The pairs that are not farther than their query's limit, of a strip that begins at this query and column."""
+    flat = np.flatnonzero(distance_qg <= limit_Q[begin : begin + len(distance_qg), None])
+    query, within = np.divmod(flat, distance_qg.shape[1])
+    return _Hits(query + begin, within + column, distance_qg.ravel()[flat])
 
 
 class _Tiles:
@@ -120,6 +138,7 @@ class _Tiles:
         self.query_QD, self.stored_ND, self.rows_G = normalise(query_QD, metric), stored_ND, rows_G
         self.metric, self.device = metric, device
         self._held: tuple[slice, np.ndarray] | None = None  # the gallery tile read last
+        self._product_qg = np.empty((0, 0), self.query_QD.dtype)
 
     def all(self) -> Iterator[tuple[slice, slice]]:
         """Every tile, gallery tiles outside, so that each is read once."""
@@ -131,27 +150,20 @@ class _Tiles:
                 )
 
     def distances(self, rows: slice, columns: slice) -> np.ndarray:
-        """distance_qg of one tile."""
+        """distance_qg of one tile, which lasts until the next is asked for."""
         if self._held is None or self._held[0] != columns:
             self._held = (columns, normalise(read_rows(self.stored_ND, self.rows_G[columns]), self.metric))
-        return self._product(self.query_QD[rows], self._held[1])
-
-    def near(self, rows: slice, columns: slice, limit_q: np.ndarray) -> _Hits:
-        """The pairs of a tile that are not farther than their query's limit."""
-        distance_qg = self.distances(rows, columns)
-        flat = np.flatnonzero(distance_qg <= limit_q[:, None])
-        query, column = np.divmod(flat, distance_qg.shape[1])
-        return _Hits(query + rows.start, column + columns.start, distance_qg.ravel()[flat])
-
-    def _product(self, query_qD: np.ndarray, gallery_gD: np.ndarray) -> np.ndarray:
-        if self.device == "cpu":
-            return distances(query_qD, gallery_gD, self.metric)
-        # the product is the work; a tile of distances comes back in the time of a few hundred of its columns
-        return distances(query_qD, gallery_gD, self.metric, self._multiply)
+        return distances(self.query_QD[rows], self._held[1], self.metric, self._multiply)
 
     def _multiply(self, query_qD: np.ndarray, gallery_gD: np.ndarray) -> np.ndarray:
-        sides = (torch.from_numpy(side).to(self.device) for side in (query_qD, gallery_gD))
-        return torch.mm(next(sides), next(sides).T).cpu().numpy()
+        """On the CPU into the same memory every time, because getting new memory costs a tenth of a product."""
+        if self.device == "cpu":
+            shape = (len(query_qD), len(gallery_gD))
+            if self._product_qg.shape != shape:
+                self._product_qg = np.empty(shape, query_qD.dtype)
+            return np.matmul(query_qD, gallery_gD.T, out=self._product_qg)
+        sides = [torch.from_numpy(side).to(self.device) for side in (query_qD, gallery_gD)]
+        return torch.mm(sides[0], sides[1].T).cpu().numpy()
 
 
 def _find_matches(tiles: _Tiles, queries: _Side, gallery: _Side) -> _Matches:

@@ -35,6 +35,7 @@ def case_of(seed: int, exact: bool) -> dict:
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_ranks_are_those_of_the_gallery_in_memory(seed, exact, metric, monkeypatch):
     monkeypatch.setattr(streaming, "TILE", (7, 11))
+    monkeypatch.setattr(streaming, "STRIP", 3)
     case = case_of(seed, exact)
     for unique_pids in (False, True):
         for keys in (None, case["keys"]):
