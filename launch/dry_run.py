@@ -7,13 +7,12 @@ import torch
 
 from launch.config import Config, TrainConfig, dump_config
 from launch.finish import check_scoring
-from launch.forward import forward
+from launch.flops import BF16_RATES, step_flops
+from launch.forward import forward, noise_batch
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
-from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import ModelConfig, TacafNet
-from tacaf.vocabulary import Branch
 
 OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # fp32 numbers an optimiser keeps per parameter
 MIB = 2**20
@@ -52,6 +51,7 @@ def describe(config: Config, ranks: int = 1) -> str:
             f"{describe_steps(config.train, plan)}; {steps * config.train.epochs} in all, {plan.images} images each"
         ),
         "parameters": f"{cost.parameters:,}",
+        "operations": describe_operations(step_flops(config, plan), steps * config.train.epochs),
         "memory a rank": (
             "weights {:,.0f} MiB, gradients {:,.0f} MiB, optimiser {:,.0f} MiB, kept for backward {:,.0f} MiB; by"
             " counting, what the allocator adds comes on top"
@@ -62,6 +62,16 @@ def describe(config: Config, ranks: int = 1) -> str:
         ),
     }
     return dump_config(config) + "\n" + "\n".join(f"{name:14} {text}" for name, text in lines.items())
+
+
+def describe_operations(flops: float, steps: int) -> str:
+    """Of a step and of the run, and how long the run would take at the full rate of a GPU: no run is quicker."""
+    hours = {name: flops * steps / rate / 3600 for name, rate in BF16_RATES.items()}
+    bounds = ", ".join(f"{hours[name]:.2g} h on one {name}" for name in ("H200", "A100"))
+    return (
+        f"{flops / 1e12:.3g} TFLOP a step, {flops * steps / 1e15:,.3g} PFLOP in all: at the full bf16 matrix rate"
+        f" {bounds}, a bound that no run reaches"
+    )
 
 
 def describe_steps(config: TrainConfig, plan: Plan) -> str:
@@ -135,17 +145,3 @@ def saved_by_one_group(config: Config, identities: int) -> float:
     ipcam = config.model.ipcam
     rows = len(batch.label_B) * (ipcam.classified_nodes if ipcam.enabled else 1)
     return float(sum(kept.values()) + (3 * 4 * rows * chunk if pieces else 0))
-
-
-def noise_batch(config: Config, groups: int) -> Batch:
-    """A batch of noise with the labels of so many pair groups."""
-    plan = config.data.plan
-    identities = groups * plan.pair_group
-    branch_B = torch.tensor([int(branch) for branch in plan.branches]).repeat_interleave(
-        identities * plan.images_per_identity
-    )
-    label_B = torch.arange(identities).repeat_interleave(plan.images_per_identity).repeat(len(plan.branches))
-    images = torch.randn(len(label_B), 3, config.data.augment.height, config.data.augment.width)
-    position_B = torch.arange(len(label_B))
-    visible = int((branch_B != Branch.INFRARED).sum())
-    return Batch(images, label_B, branch_B, label_B // plan.pair_group, position_B, position_B, visible, 0, 0)

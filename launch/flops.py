@@ -5,9 +5,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from launch.config import Config
-from launch.dry_run import noise_batch
 from launch.engine import Place
-from launch.forward import pairs_of
+from launch.forward import noise_batch, pairs_of
 from tacaf.data.plan import Plan
 from tacaf.interfaces import Pairs
 from tacaf.losses.total import TacafLoss

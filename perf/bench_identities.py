@@ -21,8 +21,8 @@ import torch
 
 from launch import engine as deepspeed_engine
 from launch.config import Config
-from launch.dry_run import MIB, noise_batch, parameters_of, states_of
-from launch.forward import forward
+from launch.dry_run import MIB, parameters_of, states_of
+from launch.forward import forward, noise_batch
 from tacaf import distributed
 from tacaf.logs import environment
 from tacaf.losses.total import TacafLoss

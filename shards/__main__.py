@@ -8,7 +8,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from shards import inspect, llcm, manifest, regdb, synth, sysu_mm01
+from shards import benchmarks, inspect, llcm, manifest, regdb, synth, sysu_mm01
 from shards.remove import remove
 from shards.verify import verify
 from shards.writer import Packed, PackOptions
@@ -20,6 +20,7 @@ DATA_SETS: dict[str, tuple[str, Callable[..., Packed]]] = {
     regdb.NAME: ("Visible, Thermal and idx/{train,test}_{visible,thermal}_{1..10}.txt", regdb.pack),
     llcm.NAME: ("vis, nir, test_vis, test_nir and idx/{train_vis,train_nir,test_id}.txt", llcm.pack),
 }
+SYNTH_OPTIONS = {"layout": sysu_mm01.NAME, "identities": 64, "seed": 0, "images_per_camera": 4, "height": 256}
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
@@ -59,6 +60,16 @@ def _failed(error: BaseException, text: str, status: int) -> int:
 
 
 def _synth(args: argparse.Namespace) -> int:
+    if args.benchmark is not None:
+        own = [name for name, usual in SYNTH_OPTIONS.items() if getattr(args, name) != usual]
+        if own:
+            raise InputError(
+                f"expected --benchmark {args.benchmark} alone, since it fixes every other choice, got --{own[0]} too;"
+                " leave one out"
+            )
+        made = benchmarks.make(args.benchmark, args.out, args.workers)
+        print(f"{args.out}: benchmark {args.benchmark}, {', '.join(f'{name} {value}' for name, value in made.items())}")
+        return 0
     made = synth.synthesise(
         args.out,
         layout=args.layout,
@@ -150,15 +161,18 @@ def _synth_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
     text = "write a procedural visible-infrared set in a public set's folder layout"
     verb = verbs.add_parser("synth", help=text, description=text)
     verb.add_argument("--out", type=Path, required=True, metavar="RAW", help="new or empty folder")
+    verb.add_argument("--layout", choices=tuple(DATA_SETS), help="folder layout (default %(default)s)")
+    verb.add_argument("--identities", type=int, metavar="N", help="how many people (default 64)")
     verb.add_argument(
-        "--layout", default=sysu_mm01.NAME, choices=tuple(DATA_SETS), help="folder layout (default %(default)s)"
+        "--benchmark",
+        choices=tuple(benchmarks.BENCHMARKS),
+        help="a set of fixed form, in place of the others",
     )
-    verb.add_argument("--identities", type=int, default=64, metavar="N", help="how many people (default 64)")
-    verb.add_argument("--seed", type=int, default=0, metavar="S", help="the same seed gives the same files (default 0)")
-    verb.add_argument("--images-per-camera", type=int, default=4, metavar="N", help="of an identity (default 4)")
-    verb.add_argument("--height", type=int, default=256, metavar="PX", help="usual image height (default 256)")
+    verb.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same files (default 0)")
+    verb.add_argument("--images-per-camera", type=int, metavar="N", help="of an identity (default 4)")
+    verb.add_argument("--height", type=int, metavar="PX", help="usual image height (default 256)")
     verb.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    verb.set_defaults(run=_synth)
+    verb.set_defaults(run=_synth, **SYNTH_OPTIONS)
 
 
 def _pack_parser(data_set: argparse.ArgumentParser, holds: str) -> None:

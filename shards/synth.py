@@ -7,7 +7,7 @@ For demos and tests: it says nothing about results on the public sets. Source: o
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -197,22 +197,24 @@ def synthesise(
     height: int = 256,
     workers: int | None = None,
     difficulty: Difficulty = BENCHMARK,
+    texts: Mapping[str, str] | None = None,
 ) -> dict:
     """Write a procedural set to the folder `out`, which must be new or empty, and return what was written.
 
     `height` is in pixels and varies by 10 % between pictures; `workers` is the number of processes (None: one per core
-    this process may use). The files do not depend on it. `regdb` always has ten images of each modality.
+    this process may use). The files do not depend on it. `regdb` always has ten images of each modality. `texts` are
+    more files to write, by name.
     Raises InputError. Everything is written beside `out` and renamed at the end: after a failure `out` does not exist.
     """
     out = Path(out)
     _check(out, layout, identities, seed, images_per_camera, height, workers)
-    shots, texts = _LAYOUTS[layout](seed, identities, images_per_camera)
+    shots, lists = _LAYOUTS[layout](seed, identities, images_per_camera)
     partial = out.resolve().with_name(f"{out.resolve().name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         _write_all(_World(seed, height, difficulty, str(partial)), shots, workers)
-        for name, text in texts.items():
+        for name, text in {**lists, **(texts or {})}.items():
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
+from shards import benchmarks
 from shards.index_file import Tally
 from shards.layout import check_disjoint, image_files, need_folder, not_images, pid_folders, read_ids
 from shards.record import Omission, Record
@@ -42,7 +43,7 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
     packed = write_set(
         records,
         out,
-        NAME,
+        benchmarks.set_name(root) or NAME,
         splits,
         root=root,
         source="SYSU-MM01 folder layout",

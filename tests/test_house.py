@@ -30,6 +30,8 @@ MAY_IMPORT = {
     "tacaf.inference": ("kernels", "tacaf"),
     "shards": ("tacaf.vocabulary", "tacaf.draws"),
     "launch": ("tacaf",),
+    "launch.reproduce": ("tacaf", "shards", "launch"),
+    "launch.ablate": ("tacaf", "shards", "launch"),
     "perf": ("kernels", "tacaf", "shards", "launch"),
 }
 # heavy package -> the files that alone may import it (perf measures them, so it may too)
@@ -38,7 +40,7 @@ HEAVY = {
     "nvidia.dali": ("tacaf/data/pipeline.py", "perf/*.py"),
     "deepspeed": ("launch/engine.py", "launch/regroup.py", "perf/*.py"),
     "transformers": ("tacaf/model/library.py",),
-    "matplotlib": ("tacaf/evaluation/curves.py", "perf/*.py"),
+    "matplotlib": ("tacaf/evaluation/curves.py", "tacaf/evaluation/forest.py", "perf/*.py"),
     "torch": ("kernels/**/*.py", "kernels/*.py", "tacaf/**/*.py", "tacaf/*.py", "launch/*.py", "perf/*.py"),
 }
 NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py")

@@ -316,6 +316,14 @@ def test_a_protocol_of_another_data_set_is_refused_before_the_training(tmp_path,
 
 def test_dry_run_says_what_it_would_cost_and_writes_nothing(sysu_shards, tmp_path):
     done = train(sysu_shards, tmp_path / "run", "--dry-run")
-    for word in ("identities_per_batch: 4", "training set", "6 in all", "parameters", "memory a rank", "disk"):
+    for word in (
+        "identities_per_batch: 4",
+        "training set",
+        "6 in all",
+        "parameters",
+        "TFLOP a step",
+        "memory a rank",
+        "disk",
+    ):
         assert word in done.stdout
     assert not (tmp_path / "run").exists()

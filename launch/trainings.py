@@ -1,0 +1,131 @@
+"""Several trainings as processes of their own: the finished are kept, the begun go on, signals are passed on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from launch.config import Config, load_config
+from launch.stop import EXIT_CODE
+from tacaf.vocabulary import InputError
+
+SCRIPT = Path(__file__).parent / "train.py"
+LAST_FILE = "report.html"  # of a training: with it, nothing is left to do
+
+
+class Training(NamedTuple):
+    """One training: its run folder, its configuration file and what is set above it (without `run`)."""
+
+    folder: Path
+    file: Path
+    settings: tuple[str, ...]
+
+    def config(self) -> Config:
+        """Resolved. InputError for what a configuration refuses."""
+        return load_config(self.file, [*self.settings, f"run={self.folder}"])
+
+    def begun(self) -> bool:
+        return (self.folder / "config.yaml").exists()
+
+    def finished(self) -> bool:
+        return (self.folder / LAST_FILE).exists()
+
+    def refuse_other_settings(self) -> None:
+        """InputError if the folder's training was made with other values: one table, one recipe."""
+        config = self.config()
+        if not self.begun():
+            return
+        before, now = _flat(load_config(self.folder / "config.yaml", [])), _flat(config)
+        other = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if other:
+            raise InputError(
+                f"{self.folder}: expected {other[0]} = {before.get(other[0])}, with which this training was made, got"
+                f" {now.get(other[0])}; set it back, or give another --out"
+            )
+
+    def command(self, ranks: int) -> list[str]:
+        """Begins or goes on with it on so many ranks of this machine."""
+        starter = [sys.executable]
+        if ranks > 1:
+            starter += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        words = [str(SCRIPT), "--config", str(self.file)]
+        for setting in (*self.settings, f"run={self.folder}"):
+            words += ["--set", setting]
+        return [*starter, *words, *(["--resume"] if self.begun() else [])]
+
+
+def run_all(
+    trainings: Sequence[Training],
+    ended: Callable[[Training, int], None],
+    parallel: int = 1,
+    ranks: int = 1,
+    environment: Mapping[str, str] | None = None,
+) -> bool:
+    """Run them in order, so many at a time, and tell `ended` each one's exit status; False when asked to stop.
+
+    One at a time writes to our output; several write to files beside their folders, <folder>.log. SIGTERM and SIGUSR1
+    are passed on as SIGTERM, which every launcher gives to its ranks, and end the rest.
+    """
+    waiting, active, told = list(trainings), dict[Training, subprocess.Popen](), False
+    with _signals() as asked:
+        while (waiting and not asked) or active:
+            while waiting and len(active) < parallel and not asked:
+                one = waiting.pop(0)
+                active[one] = _start(one, parallel > 1, ranks, environment)
+            if asked and not told:
+                told = True
+                for process in active.values():
+                    process.terminate()
+            for one, process in list(active.items()):
+                status = process.poll()
+                if status is None:
+                    continue
+                del active[one]
+                # torchrun gives its ranks' status a number of its own
+                ended(one, EXIT_CODE if asked and status != 0 else status)
+                if status == EXIT_CODE:
+                    asked.append(status)
+            time.sleep(0.1)
+    return not asked
+
+
+def _start(one: Training, to_file: bool, ranks: int, environment: Mapping[str, str] | None) -> subprocess.Popen:
+    one.folder.parent.mkdir(parents=True, exist_ok=True)
+    variables = {**os.environ, **(environment or {}), "PYTHONPATH": str(SCRIPT.parent.parent)}
+    if not to_file:
+        return subprocess.Popen(one.command(ranks), env=variables)
+    with one.folder.with_name(one.folder.name + ".log").open("a") as log:
+        return subprocess.Popen(one.command(ranks), env=variables, stdout=log, stderr=subprocess.STDOUT)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that came while this was open."""
+    asked: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        asked.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _flat(config: Config) -> dict[str, Any]:
+    def walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict):
+            for key, below in value.items():
+                yield from walk(below, f"{name}.{key}" if name else str(key))
+        else:
+            yield name, value
+
+    return dict(walk(config.model_dump(mode="json"), ""))

@@ -1,0 +1,98 @@
+"""The project's own benchmarks: procedural sets in a fixed form, by name, for comparing methods and not for training.
+
+A name stands for one set of files: layout, seed, identities, difficulty and generator version. What changes a picture
+needs a new name. Source: ours; the two variants isolate what CMAAM and IPCAM are for (paper, sections 3 and 4).
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from shards.scene import Difficulty
+from shards.synth import GENERATOR_VERSION, synthesise
+from tacaf.vocabulary import InputError
+
+FACTS = "benchmark.json"  # beside the set's folders: which benchmark they are
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Everything `synthesise` needs; 60 per cent of the identities train, 20 validate, 20 test."""
+
+    name: str
+    about: str
+    difficulty: Difficulty
+    generator_version: int
+    layout: str = "sysu_mm01"
+    identities: int = 500
+    seed: int = 2026
+    images_per_camera: int = 4
+    height: int = 192
+
+    @property
+    def set_name(self) -> str:
+        """What its shard set and every result on it are called: never the name of the layout's public set."""
+        return f"tacaf_{self.name}"
+
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("plain_1", "the usual nuisances", Difficulty(), 1),
+        Benchmark(
+            "misaligned_1",
+            "crops shifted and scaled far apart, and every viewpoint: what correspondence (CMAAM) is for",
+            Difficulty(crop_shift=0.15, crop_scale=0.25, pose=1.3),
+            1,
+        ),
+        Benchmark(
+            "occluded_1",
+            "most people partly hidden, noisy pictures: what parts that help each other (IPCAM) are for",
+            Difficulty(occlusion=0.75, occlusion_extent=0.45, noise=2.0, clutter=1.5),
+            1,
+        ),
+    )
+}
+
+
+def make(name: str, out: Path, workers: int | None = None) -> dict:
+    """Write the benchmark's raw folders to `out`; what `synthesise` returns. InputError for an unknown name, or one
+    that was made by another generator version.
+    """
+    benchmark = BENCHMARKS.get(name)
+    if benchmark is None:
+        raise InputError(f"expected a benchmark of {', '.join(BENCHMARKS)}, got {name!r}; choose one of them")
+    if benchmark.generator_version != GENERATOR_VERSION:
+        raise InputError(
+            f"{name}: expected generator version {benchmark.generator_version}, got {GENERATOR_VERSION}, whose pictures"
+            " are others; take the release that made it, or a newer benchmark"
+        )
+    return synthesise(
+        out,
+        layout=benchmark.layout,
+        identities=benchmark.identities,
+        seed=benchmark.seed,
+        images_per_camera=benchmark.images_per_camera,
+        height=benchmark.height,
+        workers=workers,
+        difficulty=benchmark.difficulty,
+        texts={FACTS: json.dumps(asdict(benchmark), indent=1) + "\n"},
+    )
+
+
+def set_name(root: Path) -> str | None:
+    """The set name of the benchmark below `root`, None where it is none. InputError if its facts are not ours."""
+    path = Path(root) / FACTS
+    if not path.is_file():
+        return None
+    try:
+        facts = json.loads(path.read_text())
+        benchmark = BENCHMARKS[facts["name"]]
+        if facts != json.loads(json.dumps(asdict(benchmark))):
+            raise KeyError(facts["name"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(
+            f"{path}: expected the facts of a benchmark ({', '.join(BENCHMARKS)}), got others; make it again, or remove"
+            " that file and pack a set of its own"
+        ) from None
+    return benchmark.set_name
