@@ -56,7 +56,7 @@ def result_table(result: dict[str, Any]) -> str:
 def protocol_text(result: dict[str, Any]) -> str:
     """Everything that decides what the figures mean, on one line. What is not known is not named."""
     facts = [result["protocol"], result["mode"], result["direction"]]
-    facts += [f"split {result['split']}" if result["split"] is not None else None]
+    facts += [f"split {_some(result['split'])}" if result["split"] is not None else None]
     facts += [f"{result['shots']} shot{'s' * (result['shots'] != 1)}" if result["shots"] else "whole gallery"]
     facts += [f"{result['gallery_draw']} draw" if result["gallery_draw"] else None]
     facts += [f"{len(result['trials'])} trial{'s' * (len(result['trials']) != 1)}", result["metric"]]
@@ -67,7 +67,7 @@ def protocol_text(result: dict[str, Any]) -> str:
     ]
     facts += ["flip" if result["flip"] else None, _reranking(result["rerank"])]
     facts += [f"trained on {_training(result['trained_on'])}" if result["trained_on"] is not None else None]
-    facts += [f"seed {result['seed']}" if result["seed"] is not None else None]
+    facts += [f"seed {_some(result['seed'])}" if result["seed"] is not None else None]
     return ", ".join(str(fact) for fact in facts if fact is not None)
 
 
@@ -75,8 +75,15 @@ def _reranking(rerank: Any) -> str | None:
     return f"re-ranked (k1 {rerank['k1']}, k2 {rerank['k2']}, lambda {rerank['lambda']})" if rerank else None
 
 
+def _some(value: Any) -> str:
+    """A value, or the first and the last of several."""
+    return f"{value[0]} to {value[-1]}" if isinstance(value, list) else str(value)
+
+
 def _training(trained_on: Any) -> str:
     """`trained_on` as words: a mapping's values, of a hash the beginning."""
+    if isinstance(trained_on, list):
+        return f"{len(trained_on)} splits, a model each: " + _some([one["split"] for one in trained_on])
     if not isinstance(trained_on, dict):
         return str(trained_on)
     return " ".join(str(value)[:12] if key == "sha256" else str(value) for key, value in trained_on.items())
