@@ -35,8 +35,8 @@ class Benchmark:
         return f"tacaf_{self.name}"
 
 
-# The plain benchmark's difficulty: the plain baseline of the ablation (launch/configs/ablation.yaml, from scratch) finds
-# between 30 and 60 per cent of the validation identities first, so that there is room to both sides.
+# The plain benchmark's difficulty: the ablation's baseline (launch/configs/ablation.yaml, from scratch) has a rank-1
+# between 30 and 60 per cent on validation identities, so that there is room to both sides.
 PLAIN = Difficulty(
     viewpoint=0.2,
     pose=0.5,
