@@ -188,7 +188,9 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
         "full", description="full: global and part features; global_only: the global feature."
     )
     batch_size: int = Field(64, ge=1, description="Images per forward of the extraction.")
-    ranked_lists: int = Field(6, ge=0, description="Ranked lists shown in the report.")
+    ranked_lists: int = Field(
+        6, ge=0, description="Ranked lists in the report drawn by the seed; half as many of the best and of the worst."
+    )
 
     @model_validator(mode="after")
     def _defined(self) -> "EvaluationConfig":
