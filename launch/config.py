@@ -170,6 +170,12 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
 
     every: int = Field(10, ge=0, description="Epochs between evaluations while training; 0: only at the end.")
     protocol: str = Field("sysu_mm01", description="sysu_mm01, regdb, llcm or generic.")
+    split: Literal["test", "val"] = Field(
+        "test",
+        description=(
+            "Identities scored at the end: test, or val while settings are being chosen (needs data.split: train)."
+        ),
+    )
     modes: tuple[str, ...] = Field(
         ("all_search", "indoor_search"), description="SYSU-MM01: modes scored at the end; the first one while training."
     )
@@ -238,6 +244,11 @@ class Config(BaseModel, extra="forbid", frozen=True):
             raise ValueError(
                 "train.choose: expected data.split 'train' with choose 'validation', since other splits hold no"
                 f" identities out, got {self.data.split!r}; set data.split: train or train.choose: last"
+            )
+        if self.evaluation.split == "val" and self.data.split != "train":
+            raise ValueError(
+                "evaluation.split: expected data.split 'train' with split 'val', since other splits train on the"
+                f" validation identities, got {self.data.split!r}; set data.split: train or evaluation.split: test"
             )
         if self.train.compile and self.zero_stage == 3:
             raise ValueError(

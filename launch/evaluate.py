@@ -134,6 +134,7 @@ def write_results(results: list[dict], folder: Path) -> list[Path]:
             shots,
             result["gallery_draw"],
             "flip" if result["flip"] else None,
+            "val" if result["split"] == "val" else None,
         ]
         paths.append(folder / ("-".join(str(part) for part in parts if part) + ".json"))
         write_whole(paths[-1], json.dumps(result, indent=1))

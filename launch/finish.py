@@ -26,8 +26,9 @@ MODEL = "model.safetensors"
 
 
 def scored_split(config: Config, index: ShardIndex) -> str:
-    """The identities scored at the end: `test`, or for a numbered split such as train_3 its own test_3."""
-    name = config.data.split.replace("train", "test") if config.data.split.startswith("train_") else "test"
+    """The identities scored at the end: `evaluation.split`, or for a numbered split such as train_3 its own test_3."""
+    own = config.data.split.replace("train", "test") if config.data.split.startswith("train_") else None
+    name = own or config.evaluation.split
     index.pids_of(name)
     return name
 
@@ -129,7 +130,7 @@ def finish(
     with distributed.together():
         if place.rank == 0:
             facts = circumstances_of(config.evaluation, card, split)
-            results = score_all(features, config.evaluation, config.evaluation.asked(), facts)
+            results = score_all(features, settings_for(config, split), config.evaluation.asked(), facts)
             watcher.evaluated(state, split, results[0])
             watcher.close()
             write_results(results, run / "results")

@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "shards": ("tacaf.vocabulary", "tacaf.draws"),
     "launch": ("tacaf",),
     "launch.reproduce": ("tacaf", "shards", "launch"),
+    "launch.ablate": ("tacaf", "shards", "launch"),
     "perf": ("kernels", "tacaf", "shards", "launch"),
 }
 # heavy package -> the files that alone may import it (perf measures them, so it may too)
@@ -39,7 +40,7 @@ HEAVY = {
     "nvidia.dali": ("tacaf/data/pipeline.py", "perf/*.py"),
     "deepspeed": ("launch/engine.py", "launch/regroup.py", "perf/*.py"),
     "transformers": ("tacaf/model/library.py",),
-    "matplotlib": ("tacaf/evaluation/curves.py", "tacaf/evaluation/figures.py", "perf/*.py"),
+    "matplotlib": (*(f"tacaf/evaluation/{name}.py" for name in ("curves", "figures", "forest")), "perf/*.py"),
     "sklearn": ("tacaf/evaluation/embedding_map.py",),
     "gradio": ("launch/demo_app.py", "launch/demo_page.py"),
     "torch": ("kernels/**/*.py", "kernels/*.py", "tacaf/**/*.py", "tacaf/*.py", "launch/*.py", "perf/*.py"),

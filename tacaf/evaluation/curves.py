@@ -23,11 +23,13 @@ STYLE: dict[Any, Any] = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": _LINE,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    "grid.color": "#e4e4e4",
     # of middling lightness: they stand out from white and from black
     "axes.prop_cycle": cycler(color=["#3b82d0", "#d9692e", "#2fa36b", "#a565c0", "#b58a00", "#d6557a", "#7d8a94"]),
+}
+_PAGE = STYLE | {
+    "grid.color": _LINE,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
 
 
@@ -129,7 +131,7 @@ def figure(
 
     `height` in inches; `beside`: how many labels stand in a line of the legend.
     """
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(_PAGE):
         made = Figure(figsize=(5.6, height), layout="constrained")
         axes = made.add_subplot()
         draw(axes)

@@ -1,0 +1,251 @@
+"""What each part of the method adds, on the project's own benchmarks: rows x seeds, paired differences with intervals.
+
+    python launch/ablate.py --out DIR [--benchmarks plain_1 ...] [--rows ...] [--seeds 0 1 2] [--parallel 2]
+
+Judged on validation identities; `--test` scores what is finished on the test identities, once all choices are made.
+What is finished is kept: the same command goes on after an interruption. --results gets a table for every benchmark,
+anew after every training, and the table says what it lacks.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+from launch.config import Config
+from launch.stop import EXIT_CODE
+from launch.trainings import SCRIPT, Training, run_all
+from shards import benchmarks, sysu_mm01
+from tacaf.checkpoint import write_whole
+from tacaf.evaluation import ablation
+from tacaf.evaluation.features import load_features
+from tacaf.evaluation.forest import draw_forest
+from tacaf.logs import git_commit, versions
+from tacaf.vocabulary import InputError
+
+CONFIG = SCRIPT.parent / "configs" / "ablation.yaml"
+
+
+class Row(NamedTuple):
+    """A row of the table: its words, what it sets, and the rows it is compared with."""
+
+    text: str
+    settings: tuple[str, ...]
+    against: tuple[str, ...]
+
+
+_NO_AUG = "data.plan.channel_augment=false"
+_NO_IPCAM = "model.ipcam.enabled=false"
+_NO_CMAAM = "model.cmaam.enabled=false"
+ROWS = {
+    "baseline": Row("baseline", (_NO_AUG, _NO_IPCAM, _NO_CMAAM), ()),
+    "aug": Row("+ channel augmentation", (_NO_IPCAM, _NO_CMAAM), ("baseline",)),
+    "aug_ipcam": Row("+ augmentation + IPCAM", (_NO_CMAAM,), ("aug", "baseline")),
+    "aug_cmaam": Row("+ augmentation + CMAAM", (_NO_IPCAM,), ("aug", "baseline")),
+    "full": Row("full (augmentation + IPCAM + CMAAM)", (), ("baseline", "aug", "aug_ipcam", "aug_cmaam")),
+    "ipcam": Row("+ IPCAM, no augmentation", (_NO_AUG, _NO_CMAAM), ("baseline",)),
+    "cmaam": Row("+ CMAAM, no augmentation", (_NO_AUG, _NO_IPCAM), ("baseline",)),
+    "both": Row("+ IPCAM + CMAAM, no augmentation", (_NO_AUG,), ("baseline", "full")),
+    "no_ring": Row("full without the ring", ("model.ipcam.ring=false",), ("full",)),
+    "no_self": Row("full without the self-connection", ("model.ipcam.self_connection=false",), ("full",)),
+    "no_pair": Row("full without the pair stage", ("model.ipcam.pair_stage=false",), ("full",)),
+    "no_consistency": Row(
+        "full without identity consistency", ("loss.ic=0", "model.cmaam.consistency=false"), ("full",)
+    ),
+    "no_dense": Row("full without the dense triplet", ("loss.dt=0",), ("full",)),
+    "one_way": Row("full, visible anchors only", ("model.cmaam.direction=visible_to_infrared",), ("full",)),
+}
+CORE = ("baseline", "aug", "aug_ipcam", "aug_cmaam", "full")
+
+
+class Cell(NamedTuple):
+    """One training of the table."""
+
+    benchmark: str
+    row: str
+    seed: int
+    training: Training
+
+    def features(self, test: bool) -> Path:
+        """Of the validation identities, which the training itself scored, or of the test identities."""
+        folder = self.training.folder
+        return folder / ("test.npz" if test else "results/features.npz")
+
+
+def cells(wanted: argparse.Namespace) -> list[Cell]:
+    """All trainings: seeds outermost, so that every row stands once before any is repeated."""
+    return [
+        Cell(
+            benchmark, row, seed,
+            Training(
+                wanted.out / "runs" / f"{benchmark}-{row}-seed{seed}", wanted.config,
+                (*wanted.set, f"data.shards={set_folder(wanted, benchmark)}", f"seed={seed}", *ROWS[row].settings),
+            ),
+        )
+        for seed in wanted.seeds
+        for benchmark in wanted.benchmarks
+        for row in wanted.rows
+    ]  # fmt: skip
+
+
+def ablate(wanted: argparse.Namespace) -> int:
+    """Make the sets, train what is not trained, write the tables; 1 if a training failed, 75 if asked to stop."""
+    for benchmark in wanted.benchmarks:
+        make_set(wanted, benchmark)
+    table = cells(wanted)
+    for cell in table:
+        cell.training.refuse_other_settings()
+    failures: dict[Training, str] = {}
+
+    def ended(one: Training, status: int) -> None:
+        if status not in (0, EXIT_CODE):
+            failures[one] = f"its training ended with status {status}, see {one.folder.name}.log"
+        print(f"{one.folder.name}: {'finished' if status == 0 else f'status {status}'}", flush=True)
+        write_tables(wanted, table, failures)
+
+    todo = [cell.training for cell in table if not cell.training.finished()]
+    print(f"{len(table) - len(todo)} of {len(table)} trainings are finished", flush=True)
+    threads = {"OMP_NUM_THREADS": "1"} if wanted.parallel > 1 else None
+    if not run_all(todo, ended, wanted.parallel, environment=threads):
+        print("asked to stop; the same command goes on from there", flush=True)
+        return EXIT_CODE
+    if wanted.test:
+        score_test(wanted, [cell for cell in table if cell.training.finished()])
+    for path in write_tables(wanted, table, failures):
+        print(path.read_text())
+    return 1 if failures else 0
+
+
+def set_folder(wanted: argparse.Namespace, benchmark: str) -> Path:
+    return wanted.out / "sets" / benchmark
+
+
+def make_set(wanted: argparse.Namespace, benchmark: str) -> None:
+    """Render and pack a benchmark, unless that was done."""
+    packed = set_folder(wanted, benchmark)
+    raw = packed.with_name(f"{benchmark}-raw")
+    if (packed / "index.json").exists():
+        return
+    if not raw.exists():
+        benchmarks.make(benchmark, raw)
+    print(sysu_mm01.pack(raw, packed).summary(), flush=True)
+
+
+def score_test(wanted: argparse.Namespace, done: Sequence[Cell]) -> None:
+    """Embed the test identities with every finished model, once: a file that is there is kept."""
+    for cell in done:
+        if cell.features(True).exists():
+            continue
+        words = ["--run", cell.training.folder, "--shards", set_folder(wanted, cell.benchmark), "--split", "test"]
+        words += ["--protocol", "sysu_mm01", "--mode", "all_search", "--shots", 1, "--features", cell.features(True)]
+        command = [sys.executable, str(SCRIPT.with_name("evaluate.py")), *map(str, words)]
+        done_one = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done_one.returncode != 0:
+            raise InputError(f"{cell.training.folder}: expected test scores, got: {done_one.stderr.strip()[-300:]}")
+
+
+def write_tables(wanted: argparse.Namespace, table: Sequence[Cell], failures: dict[Training, str]) -> list[Path]:
+    """For every benchmark a page, a record and a picture; the pages' paths."""
+    pages = []
+    for benchmark in wanted.benchmarks:
+        own = [cell for cell in table if cell.benchmark == benchmark]
+        rows = [table_row(wanted, row, [cell for cell in own if cell.row == row], failures) for row in wanted.rows]
+        content = ablation.record(rows, wanted.resamplings, facts_of(wanted, benchmark, own[0].training.config()))
+        name = f"ablation_{benchmark}_{'test' if wanted.test else 'val'}"
+        wanted.results.mkdir(parents=True, exist_ok=True)
+        pages.append(wanted.results / f"{name}.md")
+        write_whole(wanted.results / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_whole(wanted.results / f"{name}.svg", draw_forest(content))
+        write_whole(pages[-1], ablation.markdown(content))
+    return pages
+
+
+def table_row(wanted: argparse.Namespace, key: str, own: Sequence[Cell], failures: dict[Training, str]) -> ablation.Row:
+    """A row as far as it is measured; what is missing is said in its place."""
+    seeds, waiting, lacks = {}, 0, []
+    for cell in own:
+        if cell.training in failures:
+            lacks.append(f"seed {cell.seed}: {failures[cell.training]}")
+        elif not cell.training.finished() or not cell.features(wanted.test).exists():
+            waiting += 1
+        else:
+            evaluation = cell.training.config().evaluation
+            setting = evaluation.setting(evaluation.asked()[0])
+            features = load_features(cell.features(wanted.test))
+            seeds[cell.seed] = ablation.score_queries(features, setting, evaluation.metric)
+    lacks += [f"{waiting} of {len(own)} seeds not finished"] if waiting else []
+    row = ROWS[key]
+    return ablation.Row(key, row.text, row.against, seeds, lacks)
+
+
+def facts_of(wanted: argparse.Namespace, benchmark: str, config: Config) -> dict[str, Any]:
+    """What stands over the table and in its record."""
+    kind = benchmarks.BENCHMARKS[benchmark]
+    split = "test" if wanted.test else "validation"
+    steps = config.train.epochs * (config.train.steps_per_epoch or 0)
+    length = f"{steps} steps" if steps else f"{config.train.epochs} epochs"
+    return {
+        "title": f"What each part adds: {kind.set_name}, {split} identities",
+        "notes": [
+            f"Benchmark: {kind.about}; {kind.identities} procedural people, seed {kind.seed}, generator version"
+            f" {kind.generator_version}. It says nothing about the public data sets.",
+            f"all_search, single shot, literature draw, 10 trials, {config.evaluation.metric},"
+            f" {config.evaluation.embedding} embedding, no flip, no re-ranking; the last epoch's model after {length}"
+            f" of {config.data.plan.images_per_modality} images a modality at {config.data.augment.height} x"
+            f" {config.data.augment.width}, from scratch. Per cent, mean ± sample standard deviation over seeds."
+            " Intervals by a bootstrap over identities and seeds.",
+        ],
+        "benchmark": benchmark,
+        "split": split,
+        "protocol": "sysu_mm01, all_search, 1 shot, literature draw",
+        "seeds_asked": list(wanted.seeds),
+        "config": wanted.config.name,
+        "settings": list(wanted.set),
+        "versions": versions(),
+        "commit": git_commit(),
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = tuple(benchmarks.BENCHMARKS)
+    parser.add_argument("--out", type=Path, required=True, help="sets and runs go there")
+    parser.add_argument("--results", type=Path, help="tables go there; default: OUT/results")
+    parser.add_argument("--benchmarks", nargs="+", choices=names, default=names[:1], help="default: %(default)s")
+    parser.add_argument("--rows", nargs="+", choices=(*ROWS, "core", "all"), default=["core"], help="default: core")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for every training")
+    parser.add_argument("--parallel", type=int, default=1, help="trainings at a time, each on one thread where several")
+    parser.add_argument("--test", action="store_true", help="score the test identities")
+    parser.add_argument("--resamplings", type=int, default=10_000, help="of the bootstrap")
+    wanted = parser.parse_args(argv)
+    wanted.results = wanted.results or wanted.out / "results"
+    asked = [row for name in wanted.rows for row in {"core": CORE, "all": tuple(ROWS)}.get(name, (name,))]
+    wanted.rows = tuple(row for row in ROWS if row in asked)
+    wanted.seeds = tuple(dict.fromkeys(wanted.seeds))
+    wanted.benchmarks = tuple(dict.fromkeys(wanted.benchmarks))
+    for name in ("parallel", "resamplings"):
+        if getattr(wanted, name) < 1:
+            raise InputError(f"expected at least 1 in --{name}, got {getattr(wanted, name)}; raise it")
+    return wanted
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    try:
+        return ablate(parse(argv))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

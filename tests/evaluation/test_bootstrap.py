@@ -1,0 +1,60 @@
+"""The interval covers what it says, sees identities and seeds, and pairs."""
+
+import numpy as np
+import pytest
+
+from tacaf.evaluation.bootstrap import paired_difference
+
+
+def sample(generator, seeds, identities, queries, effect, identity_spread=0.0, seed_spread=0.0):
+    """a - b of every query: effect, an identity's own share, a seed's own share, and noise."""
+    pid_Q = np.repeat(np.arange(identities), queries)
+    own_P = generator.normal(0, identity_spread, identities)
+    own_S = generator.normal(0, seed_spread, seeds)
+    noise_SQ = generator.normal(0, 0.1, (seeds, len(pid_Q)))
+    b_SQ = generator.uniform(0, 1, (seeds, len(pid_Q)))
+    return b_SQ + effect + own_P[pid_Q] + own_S[:, None] + noise_SQ, b_SQ, pid_Q
+
+
+def test_the_mean_is_the_mean_over_all_queries():
+    a_SQ, b_SQ, pid_Q = sample(np.random.default_rng(0), 3, 20, 4, 0.2)
+    a_SQ[1, 5] = np.nan  # a query without a match
+    expected = np.nanmean(a_SQ - b_SQ)
+    found = paired_difference(a_SQ, b_SQ, pid_Q, 500)
+    assert found.mean == pytest.approx(expected)
+    assert found.low < expected < found.high
+    assert found == paired_difference(a_SQ, b_SQ, pid_Q, 500)
+
+
+@pytest.mark.parametrize(("identity_spread", "seed_spread"), [(0.2, 0.0), (0.0, 0.1)], ids=["identities", "seeds"])
+def test_the_interval_is_as_wide_as_what_varies(identity_spread, seed_spread):
+    """Noise of the queries alone would give about .1 / sqrt(queries); the factor that varies must show."""
+    generator = np.random.default_rng(1)
+    seeds, identities, queries = 8, 40, 10
+    a_SQ, b_SQ, pid_Q = sample(generator, seeds, identities, queries, 0, identity_spread, seed_spread)
+    found = paired_difference(a_SQ, b_SQ, pid_Q, 2000)
+    difference_SPQ = (a_SQ - b_SQ).reshape(seeds, identities, queries)
+    by_seed = difference_SPQ.mean((1, 2)).std() / np.sqrt(seeds)
+    by_identity = difference_SPQ.mean((0, 2)).std() / np.sqrt(identities)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * np.hypot(by_seed, by_identity), rel=0.1)
+    assert max(by_seed, by_identity) > 3 * 0.1 / np.sqrt(a_SQ.size)
+
+
+def test_it_covers_the_truth_as_often_as_it_says():
+    """95 % of intervals should hold the effect; of 200, fewer than 170 or all would be wrong (a percentile bootstrap of
+    few seeds is a little narrow)."""
+    generator = np.random.default_rng(2)
+    covered = 0
+    for _ in range(200):
+        a_SQ, b_SQ, pid_Q = sample(generator, 5, 40, 3, 0.05, 0.15)
+        found = paired_difference(a_SQ, b_SQ, pid_Q, 300)
+        covered += found.low <= 0.05 <= found.high
+    assert 175 <= covered <= 199
+
+
+def test_equal_methods_are_never_sure():
+    a_SQ, _, pid_Q = sample(np.random.default_rng(3), 3, 20, 4, 0)
+    found = paired_difference(a_SQ, a_SQ, pid_Q, 200)
+    assert found.mean == found.low == found.high == 0
+    assert not found.sure
+    assert paired_difference(a_SQ + 0.1, a_SQ, pid_Q, 200).sure

@@ -1,0 +1,90 @@
+"""ablate.py: rows and seeds to tables with intervals, gone on with, never complete before they are."""
+
+import json
+
+import pytest
+
+from launch import ablate
+from launch.trainings import Training
+from shards import benchmarks
+from tests.launch.test_training import TINY
+
+SETTINGS = [part for value in (*TINY, "train.epochs=1", "evaluation.every=0") for part in ("--set", value)]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The first benchmark at the size of a thimble: 15 identities, 9 of which train."""
+    whole = benchmarks.BENCHMARKS["plain_1"]
+    made = whole.__class__(**{**vars(whole), "identities": 15, "height": 96, "images_per_camera": 3})
+    monkeypatch.setitem(benchmarks.BENCHMARKS, "plain_1", made)
+
+
+def words(out, *more) -> list[str]:
+    return [
+        "--out", str(out), "--rows", "baseline", "full", "--parallel", "2", "--resamplings", "200", *SETTINGS, *more
+    ]  # fmt: skip
+
+
+def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, capsys):
+    assert ablate.main(words(tmp_path, "--seeds", "0", "1")) == 0, capsys.readouterr()
+    table = json.loads((tmp_path / "results" / "ablation_plain_1_val.json").read_text())
+    assert table["complete"]
+    assert table["split"] == "validation"
+    baseline, full = table["rows"]
+    assert set(baseline["seeds"]) == set(full["seeds"]) == {"0", "1"}
+    assert not baseline["against"]
+    found = full["against"]["baseline"]["rank1"]
+    means = [full["seeds"][seed]["rank1"] - baseline["seeds"][seed]["rank1"] for seed in "01"]
+    assert found["mean"] == pytest.approx(sum(means) / 2)
+    assert found["low"] <= found["mean"] <= found["high"]
+    # the figure of the training's own result, made by other code
+    own = json.loads(
+        (tmp_path / "runs/plain_1-full-seed1/results/sysu_mm01-all_search-1shot-literature-val.json").read_text()
+    )
+    assert full["seeds"]["1"]["rank1"] == pytest.approx(own["mean"]["rank1"])
+    assert full["seeds"]["1"]["mAP"] == pytest.approx(own["mean"]["mAP"])
+    assert own["split"] == "val"
+    assert own["trained_on"]["set"] == "tacaf_plain_1"
+    assert "Not complete" not in (tmp_path / "results" / "ablation_plain_1_val.md").read_text()
+    assert (tmp_path / "results" / "ablation_plain_1_val.svg").read_text().startswith("<svg")
+
+    # nothing is trained again for the test identities, which are others
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("model.safetensors")}
+    assert ablate.main(words(tmp_path, "--seeds", "0", "1", "--test")) == 0, capsys.readouterr()
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+    tested = json.loads((tmp_path / "results" / "ablation_plain_1_test.json").read_text())
+    assert tested["complete"]
+    assert tested["split"] == "test"
+    assert tested["rows"][0]["seeds"] != baseline["seeds"]
+    assert json.loads((tmp_path / "results" / "ablation_plain_1_val.json").read_text())["rows"] == table["rows"]
+
+
+def test_a_table_that_is_not_whole_says_so(small, tmp_path, monkeypatch, capsys):
+    sound = Training.command
+
+    def command(one, ranks):
+        return ["false"] if "full" in one.folder.name else sound(one, ranks)
+
+    monkeypatch.setattr(Training, "command", command)
+    assert ablate.main(words(tmp_path, "--seeds", "0")) == 1
+    table = json.loads((tmp_path / "results" / "ablation_plain_1_val.json").read_text())
+    assert not table["complete"]
+    assert table["rows"][1]["lacks"] == ["seed 0: its training ended with status 1, see plain_1-full-seed0.log"]
+    page = (tmp_path / "results" / "ablation_plain_1_val.md").read_text()
+    assert "**Not complete" in page
+    assert "| full (augmentation + IPCAM + CMAAM) | 0 | not measured |" in page
+    # a seed more is asked for than was finished
+    monkeypatch.setattr(ablate, "run_all", lambda *_, **__: True)
+    ablate.main(words(tmp_path, "--seeds", "0", "1"))
+    table = json.loads((tmp_path / "results" / "ablation_plain_1_val.json").read_text())
+    assert table["rows"][0]["lacks"] == ["1 of 2 seeds not finished"]
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [(["--rows", "best"], "invalid choice"), (["--parallel", "0"], "expected at least 1 in --parallel, got 0")],
+)
+def test_wrong_words_are_refused(tmp_path, capsys, more, says):
+    assert ablate.main(["--out", str(tmp_path), *more]) == 2
+    assert says in capsys.readouterr().err
