@@ -206,7 +206,9 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     query_list: Path | None = Field(None, description="generic: file with the keys of the images that ask, one a line.")
     gallery_list: Path | None = Field(None, description="generic: file with the keys of the images that answer.")
     batch_size: int = Field(64, ge=1, description="Images per forward of the extraction.")
-    ranked_lists: int = Field(6, ge=0, description="Ranked lists shown in the report.")
+    ranked_lists: int = Field(
+        6, ge=0, description="Ranked lists in the report drawn by the seed; half as many of the best and of the worst."
+    )
 
     @model_validator(mode="after")
     def _defined(self) -> "EvaluationConfig":

@@ -40,7 +40,9 @@ HEAVY = {
     "nvidia.dali": ("tacaf/data/pipeline.py", "perf/*.py"),
     "deepspeed": ("launch/engine.py", "launch/regroup.py", "perf/*.py"),
     "transformers": ("tacaf/model/library.py",),
-    "matplotlib": ("tacaf/evaluation/curves.py", "tacaf/evaluation/forest.py", "perf/*.py"),
+    "matplotlib": (*(f"tacaf/evaluation/{name}.py" for name in ("curves", "figures", "forest")), "perf/*.py"),
+    "sklearn": ("tacaf/evaluation/embedding_map.py",),
+    "gradio": ("launch/demo_app.py", "launch/demo_page.py"),
     "torch": ("kernels/**/*.py", "kernels/*.py", "tacaf/**/*.py", "tacaf/*.py", "launch/*.py", "perf/*.py"),
 }
 NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py")

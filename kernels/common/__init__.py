@@ -87,12 +87,15 @@ def check_positive(name: str, value: float) -> None:
 def choose_path(backend: str, tensor: torch.Tensor, obstacle: str = "") -> str:
     """`reference` (the definition, anywhere), `plain` (the same algebra, faster on a CPU) or `triton`.
 
-    `auto` takes Triton on a GPU; the definition there if an `obstacle` (words for what the kernel cannot do) stands.
+    `auto` takes Triton on a GPU; the definition there if an `obstacle` (words for what the kernel cannot do) stands,
+    and while a graph is exported, for others read only PyTorch's operators.
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {backend!r}; choose one of these")
     if tensor.dtype == torch.float64:
         obstacle = obstacle or "float64"
+    if backend == "auto" and torch.compiler.is_exporting():
+        return "reference"
     if backend == "auto":
         return "plain" if tensor.device.type == "cpu" else "reference" if obstacle else "triton"
     if backend == "triton" and obstacle:

@@ -1,0 +1,177 @@
+"""A trained model as one object: images of one modality in, unit descriptors out.
+
+    embedder = Embedder.load("runs/sysu")
+    features = embedder.embed(["a.jpg", "b.jpg"], "infrared")    # float32 [2, 7168], compare by dot product
+
+Loads a run, a model.safetensors, or an exported folder (safetensors or ONNX).
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
+from tacaf.model.file import load_model
+from tacaf.model.tacafnet import TacafNet
+from tacaf.model.weights import CLASSIFIER
+from tacaf.vocabulary import InputError, Modality
+
+MODEL, CARD = "model.safetensors", "card.json"
+ONNX_FILES = {modality: f"{modality}.onnx" for modality in Modality}
+CARD_FORMAT, CARD_VERSION = "tacaf-card", 1
+
+Embedding = Literal["full", "global_only"]
+# images float32 [b, 3, H, W], modality, embedding -> descriptors [b, d]
+Run = Callable[[torch.Tensor, Modality, Embedding], np.ndarray]
+
+
+class Embedder:
+    """What every user of a trained model needs; made by `load`."""
+
+    def __init__(self, run: Run, height: int, width: int, card: dict[str, Any], sha256: str) -> None:
+        self._run = run
+        self.height, self.width = height, width  # of the model's input, pixels
+        self.card = card  # what is known of the model: training set, seed, preprocessing, results
+        self.model_sha256 = sha256  # of the weights: descriptors of two models never compare
+        self.model: TacafNet | None = None  # None for ONNX
+        self.device = torch.device("cpu")
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> "Embedder":
+        """From a run folder, an exported folder, a model.safetensors or one of an export's .onnx files.
+
+        ONNX needs the package onnxruntime and runs on the CPU. InputError for anything else.
+        """
+        path = Path(path)
+        folder = path if path.is_dir() else path.parent
+        if path.suffix == ".onnx" or (path.is_dir() and not (path / MODEL).exists() and (path / CARD).exists()):
+            return _load_onnx(cls, folder)
+        return _load_torch(cls, path / MODEL if path.is_dir() else path, device)
+
+    def embed(
+        self,
+        images: Sequence[Source],
+        modality: Modality | str,
+        embedding: Embedding = "full",
+        flip: bool = False,
+        batch_size: int = 32,
+    ) -> np.ndarray:
+        """Descriptors of images of one modality, float32 [n, d], each of length 1: compare them by dot product.
+
+        images: paths, files' bytes, PIL images or uint8 arrays. flip: the normalised mean with the mirror image's.
+        InputError for an image that is none, naming it, and for a modality that is none.
+        """
+        modality = modality_of(modality)
+        found = [
+            self.embed_prepared(torch.stack([self.read(image) for image in images[i : i + batch_size]]), modality,
+                                embedding, flip)
+            for i in range(0, len(images), batch_size)
+        ]  # fmt: skip
+        return np.concatenate(found) if found else np.empty((0, self.embedding_width(embedding)), np.float32)
+
+    def embed_prepared(
+        self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding = "full", flip: bool = False
+    ) -> np.ndarray:
+        """`embed` of what `read` gave, float32 [b, 3, H, W]."""
+        found_BD = self._run(images_BCHW, modality, embedding)
+        if flip:
+            found_BD = found_BD + self._run(images_BCHW.flip(3), modality, embedding)
+            found_BD /= np.maximum(np.linalg.norm(found_BD, axis=1, keepdims=True), 1e-12)
+        return found_BD.astype(np.float32, copy=False)
+
+    def read(self, image: Source, limits: Limits = USUAL) -> torch.Tensor:
+        """An image as the model's input, float32 [3, H, W] on the CPU; InputError for what is none or too large."""
+        return prepare(decode(image, limits), self.height, self.width)
+
+    def embedding_width(self, embedding: Embedding = "full") -> int:
+        """Numbers per descriptor."""
+        return self.card["embedding"]["width" if embedding == "full" else "global_width"]
+
+
+def modality_of(word: Modality | str) -> Modality:
+    """The modality of this name."""
+    try:
+        return Modality(word)
+    except ValueError:
+        names = " or ".join(Modality)
+        raise InputError(f"expected the modality {names}, got {word!r}; say what the camera saw") from None
+
+
+def describe_embedding(model: TacafNet) -> dict[str, Any]:
+    """Which numbers of the full descriptor are what (method §5.6)."""
+    whole, head = model.embedding_width(), model.embedding_width("global_only")
+    slices = {"global feature": [0, head]}
+    if model.ipcam is not None:
+        node = model.config.ipcam.node_width
+        slices |= {"global node": [head, head + node], "part nodes, coarse to fine": [head + node, whole]}
+    return {"width": whole, "global_width": head, "slices": slices, "length": 1, "compare_by": "cosine"}
+
+
+def weights_sha256(model: TacafNet) -> str:
+    """Of everything that decides a descriptor: the same for a run and its exports, whatever the file."""
+    found = hashlib.sha256(json.dumps(model.config.portable().model_dump(mode="json"), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if CLASSIFIER not in name:
+            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load_torch(cls: type[Embedder], path: Path, device: str) -> Embedder:
+    model, facts = load_model(path)
+    model.to(device)
+
+    @torch.no_grad()
+    def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
+        return model.embed(images_BCHW.to(device), modality, embedding).cpu().numpy()
+
+    card = {**facts._asdict(), "model": facts.model.model_dump(mode="json"), "embedding": describe_embedding(model)}
+    made = cls(run, facts.height, facts.width, card, weights_sha256(model))
+    made.model, made.device = model, torch.device(device)
+    return made
+
+
+def _load_onnx(cls: type[Embedder], folder: Path) -> Embedder:
+    try:
+        import onnxruntime
+    except ImportError:
+        raise InputError(
+            "expected the package onnxruntime for an ONNX model, found none; pip install 'tacaf[onnx]'"
+        ) from None
+    card = read_card(folder / CARD)
+    sessions = {}
+    for modality, name in ONNX_FILES.items():
+        path = folder / name
+        if not path.is_file() or file_sha256(path) != card["files"].get(name):
+            raise InputError(f"{path}: expected the file that {CARD} names, got none or another; export again")
+        sessions[modality] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
+        (found_BD,) = sessions[modality].run(["embedding"], {"images": images_BCHW.numpy()})
+        if embedding == "full":
+            return found_BD
+        head_BD = found_BD[:, : card["embedding"]["global_width"]]
+        return head_BD / np.linalg.norm(head_BD, axis=1, keepdims=True)
+
+    return cls(run, card["height"], card["width"], card, card["model_sha256"])
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """An export's card. InputError if it is none."""
+    try:
+        card = json.loads(path.read_text())
+        if (card["format"], card["format_version"]) != (CARD_FORMAT, CARD_VERSION):
+            raise KeyError("format")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"expected the card of an export at {path}, got {error!r}; export the run again") from None
+    return card
