@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from launch.config import dump_config, load_config
 from launch.evaluate import main
@@ -149,6 +151,24 @@ def test_reranked_results_have_a_file_of_their_own(sysu_shards, tmp_path, capsys
     assert again["rerank"] == {"k1": 4, "k2": 2, "lambda": 0.5}, "the last one written"
     assert again["trials"] != plain["trials"]
     assert "re-ranked (k1 20, k2 6, lambda 0.3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
+def test_a_model_file_whose_weights_do_not_match_is_refused(damage, sysu_shards, tmp_path, capsys):
+    """Else a layer left at random would be scored without a word."""
+    path = made_run(tmp_path / "run", sysu_shards) / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        facts, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = "backbone.layer3.0.bn1.bias"
+    whole = state.pop(name)
+    if damage != "missing":
+        state["backbone.layer9.bias" if damage == "unknown" else name] = whole[:-1].clone()
+    if damage == "unknown":
+        state[name] = whole
+    save_file(state, path, facts)
+    assert evaluate("--run", path.parent, "--shards", sysu_shards, "--protocol", "sysu_mm01") == 2
+    assert "got 1 missing, unknown or of another shape (first backbone.layer" in capsys.readouterr().err
+    assert not (path.parent / "results").exists()
 
 
 @pytest.fixture(scope="module")
