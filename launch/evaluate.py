@@ -141,6 +141,7 @@ def write_results(results: list[dict], folder: Path) -> list[Path]:
             f"{len(result['split'])}splits" if isinstance(result["split"], list) else None,
             "flip" if result["flip"] else None,
             "rerank" if result["rerank"] else None,
+            "val" if result["split"] == "val" else None,
         ]
         paths.append(folder / ("-".join(str(part) for part in parts if part) + ".json"))
         write_whole(paths[-1], json.dumps(result, indent=1))
