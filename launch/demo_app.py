@@ -76,6 +76,8 @@ def serve(arguments: argparse.Namespace) -> None:
         import uvicorn
     except ImportError:
         raise InputError("expected the package gradio, found none; pip install 'tacaf[app]'") from None
+    if arguments.most < 1:
+        raise InputError(f"expected --most of at least 1, got {arguments.most}; leave it out for 2000")
     with listen(arguments.host, arguments.port) as own:
         embedder = Embedder.load(arguments.run, arguments.device)
         gallery = Gallery.open(embedder, arguments.gallery, arguments.split, arguments.most, arguments.seed)
