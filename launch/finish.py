@@ -129,7 +129,7 @@ def finish(
     )
     with distributed.together():
         if place.rank == 0:
-            facts = circumstances_of(config.evaluation, card, split)
+            facts = circumstances_of(config.evaluation, card, split, index=index)
             results = score_all(features, settings_for(config, split), config.evaluation.asked(), facts)
             watcher.evaluated(state, split, results[0])
             watcher.close()
