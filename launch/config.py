@@ -11,7 +11,8 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from tacaf.data.augment import AugmentConfig
 from tacaf.data.plan import PlanConfig
 from tacaf.data.storage import RemoteConfig
-from tacaf.evaluation.tables import PROTOCOLS
+from tacaf.evaluation.rerank import Rerank
+from tacaf.evaluation.tables import LISTED, PROTOCOLS
 from tacaf.evaluation.trials import Setting, choose_setting
 from tacaf.losses.total import LossConfig
 from tacaf.model.tacafnet import ModelConfig
@@ -193,13 +194,27 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     embedding: Literal["full", "global_only"] = Field(
         "full", description="full: global and part features; global_only: the global feature."
     )
+    rerank: tuple[float, float, float] | None = Field(
+        None, description="k1, k2, lambda of k-reciprocal re-ranking, usually 20, 6, 0.3; null: none."
+    )
+    exclude: str | None = Field(
+        None, description="generic: none, camera, location or pid_and_camera; what is left out of a query's list."
+    )
+    locations: dict[int, int] = Field(
+        default_factory=dict, description="generic with exclude: location: where every camera stands, camid: location."
+    )
+    query_list: Path | None = Field(None, description="generic: file with the keys of the images that ask, one a line.")
+    gallery_list: Path | None = Field(None, description="generic: file with the keys of the images that answer.")
     batch_size: int = Field(64, ge=1, description="Images per forward of the extraction.")
-    ranked_lists: int = Field(6, ge=0, description="Ranked lists shown in the report.")
+    ranked_lists: int = Field(
+        6, ge=0, description="Ranked lists in the report drawn by the seed; half as many of the best and of the worst."
+    )
 
     @model_validator(mode="after")
     def _defined(self) -> "EvaluationConfig":
         for asked in self.asked():
             self.setting(asked)
+        self.reranking  # noqa: B018 - for its error
         return self
 
     def asked(self) -> list[Asked]:
@@ -207,11 +222,23 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
         table = PROTOCOLS.get(self.protocol)
         if table is None or table.selector == "mode":
             return [Asked(mode, None, shots) for mode in self.modes for shots in self.shots]
-        return [Asked(None, direction, 1) for direction in self.directions or table.searches]
+        if self.query_list and self.gallery_list and not self.directions:
+            return [Asked(None, LISTED, 1)]
+        return [Asked(None, direction, 1) for direction in self.directions or table.default_searches]
 
     def setting(self, asked: Asked) -> Setting:
         """The protocol with every choice made. InputError for what it does not define."""
-        return choose_setting(self.protocol, *asked, self.gallery_draw, self.splits)
+        return choose_setting(self.protocol, *asked, self.gallery_draw, self.splits, **self.choices)
+
+    @property
+    def reranking(self) -> Rerank | None:
+        """The three numbers, checked."""
+        return None if self.rerank is None else Rerank.of(self.rerank)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What `score` and `choose_setting` take by these names."""
+        return {name: getattr(self, name) for name in ("exclude", "locations", "query_list", "gallery_list")}
 
 
 class Config(BaseModel, extra="forbid", frozen=True):

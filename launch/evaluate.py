@@ -1,23 +1,25 @@
 """Score a trained model: deepspeed launch/evaluate.py --run RUN --shards SHARDS --protocol sysu_mm01 ...
 
 Every image of the test identities is embedded once, whatever the number of ranks; rank 0 scores and writes
-RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json.
+RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json. Several runs of RegDB, one a split: the table over them as well.
 """
 
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
 from launch import engine as deepspeed_engine
 from launch.config import Asked, EvaluationConfig, load_config
 from launch.engine import Place
+from launch.evaluation_options import chosen_settings, parse
+from launch.leak import own_split, refuse_leak, refuse_mixed
 from launch.stop import StopRequest
 from tacaf import distributed
 from tacaf.checkpoint import write_whole
@@ -28,10 +30,12 @@ from tacaf.evaluation.__main__ import result_table
 from tacaf.evaluation.extract import extract
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
-from tacaf.evaluation.trials import choose_setting
+from tacaf.evaluation.tables import PROTOCOLS
 from tacaf.model.file import ModelCard, load_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import InputError, Modality
+
+MODEL = "model.safetensors"
 
 
 def embed_identities(
@@ -82,20 +86,10 @@ def embed_identities(
     return features, np.sort(rows)
 
 
-def refuse_leak(index: ShardIndex, trained_on: dict, pids: np.ndarray) -> None:
-    """InputError if the model was trained on identities that are to be scored (identity leakage)."""
-    if trained_on.get("sha256") != index.sha256:
-        return
-    seen = np.intersect1d(index.pids_of(trained_on["split"]), pids)
-    if len(seen):
-        raise InputError(
-            f"expected identities the model has not seen, got {len(seen)} that it was trained on (split"
-            f" {trained_on['split']!r}, first pid {seen[0]}); score the split that belongs to this model"
-        )
-
-
-def score_all(features: FeatureSet, settings: EvaluationConfig, asked: list[Asked], circumstances: dict) -> list[dict]:
-    """One result for each of `asked`."""
+def score_all(
+    features: FeatureSet | list[FeatureSet], settings: EvaluationConfig, asked: list[Asked], circumstances: dict
+) -> list[dict]:
+    """One result for each of `asked`; several sets are the splits of a protocol with a model a split."""
     return [
         score(
             features,
@@ -105,20 +99,32 @@ def score_all(features: FeatureSet, settings: EvaluationConfig, asked: list[Aske
             splits=settings.splits,
             metric=settings.metric,
             circumstances=circumstances,
+            rerank=settings.reranking,
+            **settings.choices,
         )
         for one in asked
     ]
 
 
-def circumstances_of(settings: EvaluationConfig, card: ModelCard, split: str, flip: bool = False) -> dict:
+def circumstances_of(
+    settings: EvaluationConfig, card: ModelCard, split: str, flip: bool = False, index: ShardIndex | None = None
+) -> dict:
     """What a result must say beside its figures: split, embedding, flip, training set and seed, which model."""
     return {
         "split": split,
         "embedding": settings.embedding,
         "flip": flip,
-        "rerank": False,
         "trained_on": {**card.trained_on, "model": card.chosen},
+        "scored_on": index and {"set": index.name, "sha256": index.sha256},
         "seed": card.seed,
+    }
+
+
+def joined(circumstances: list[dict]) -> dict:
+    """The circumstances of a table over splits: what differs is a list, a split each."""
+    return {
+        name: value if all(one[name] == value for one in circumstances) else [one[name] for one in circumstances]
+        for name, value in circumstances[0].items()
     }
 
 
@@ -127,13 +133,14 @@ def write_results(results: list[dict], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for result in results:
-        shots = f"{result['shots']}shot" if result["shots"] else None
         parts = [
             result["protocol"],
             result["mode"] or result["direction"],
-            shots,
+            f"{result['shots']}shot" if result["shots"] else None,
             result["gallery_draw"],
+            f"{len(result['split'])}splits" if isinstance(result["split"], list) else None,
             "flip" if result["flip"] else None,
+            "rerank" if result["rerank"] else None,
             "val" if result["split"] == "val" else None,
         ]
         paths.append(folder / ("-".join(str(part) for part in parts if part) + ".json"))
@@ -149,31 +156,72 @@ def show(results: list[dict]) -> str:
 def evaluate(arguments: argparse.Namespace) -> None:
     place = deepspeed_engine.start_distributed()
     with distributed.together():
-        model, card = load_model(arguments.run / "model.safetensors")
-        index = ShardIndex.open(arguments.shards, remote_of(arguments.run))
-        settings = chosen_settings(arguments)
-        pids = index.pids_of(arguments.split)
-        refuse_leak(index, card.trained_on, pids)
-    features, _ = embed_identities(
-        model.to(place.device), index, pids, card.height, card.width, settings, place, arguments.flip
-    )
+        index = ShardIndex.open(arguments.shards, remote_of(arguments.run[0]))
+        settings = chosen_settings(arguments, index)
+        splits = chosen_splits(arguments, index)
+    scored: list[tuple[FeatureSet, dict]] = []
+    for run, split in zip(arguments.run, splits, strict=True):
+        with distributed.together():
+            model, card = load_model(run / MODEL)
+        features, _ = embed_identities(
+            model.to(place.device),
+            index,
+            index.pids_of(split),
+            card.height,
+            card.width,
+            settings,
+            place,
+            arguments.flip,
+        )
+        scored.append((features, circumstances_of(settings, card, split, arguments.flip, index)))
+        with distributed.together():
+            if place.rank == 0:
+                write_and_show(arguments, settings, scored[-1:], run / "results")
     with distributed.together():
-        if place.rank == 0:
-            score_and_write(arguments, features, settings, card)
+        if place.rank == 0 and len(scored) > 1:
+            write_and_show(arguments, settings, scored, parent_of(arguments.run))
 
 
-def score_and_write(
-    arguments: argparse.Namespace, features: FeatureSet, settings: EvaluationConfig, card: ModelCard
+def chosen_splits(arguments: argparse.Namespace, index: ShardIndex) -> list[str]:
+    """The list each run's model is scored on; InputError before any work for one that it has seen."""
+    cards = [load_model(run / MODEL)[1] for run in arguments.run]
+    if len(cards) > 1:
+        if not PROTOCOLS[arguments.protocol].one_file_per_split:
+            raise InputError(
+                f"expected one run under {arguments.protocol}, got {len(cards)}; several are for regdb, which has a "
+                "model a split"
+            )
+        if arguments.split or arguments.features:
+            raise InputError(
+                f"expected neither --split nor --features with {len(cards)} runs, each of which has its own; leave "
+                "them out"
+            )
+        refuse_mixed(cards)
+    splits = [arguments.split or own_split(card.trained_on) for card in cards]
+    for card, split in zip(cards, splits, strict=True):
+        refuse_leak(index, card.trained_on, index.pids_of(split))
+    return splits
+
+
+def write_and_show(
+    arguments: argparse.Namespace, settings: EvaluationConfig, scored: list[tuple[FeatureSet, dict]], folder: Path
 ) -> None:
+    """Results of one run, or of all of them as one table, into `folder`."""
+    features = [one for one, _ in scored]
     if arguments.features:
-        features.save(arguments.features)
-    facts = circumstances_of(settings, card, arguments.split, arguments.flip)
-    results = score_all(features, settings, settings.asked(), facts)
-    paths = write_results(results, arguments.run / "results")
-    if arguments.json:
+        features[0].save(arguments.features)
+    facts = joined([known for _, known in scored])
+    results = score_all(features if len(features) > 1 else features[0], settings, settings.asked(), facts)
+    paths = write_results(results, folder)
+    if arguments.json and len(scored) == len(arguments.run):
         write_whole(arguments.json, json.dumps(results[0] if len(results) == 1 else results, indent=1))
     print(show(results))
     print("written: " + ", ".join(map(str, paths)))
+
+
+def parent_of(runs: list[Path]) -> Path:
+    """The folder that all runs lie in: the place of their common table."""
+    return Path(os.path.commonpath([run.resolve().parent for run in runs]))
 
 
 def remote_of(run: Path) -> RemoteConfig:
@@ -182,49 +230,8 @@ def remote_of(run: Path) -> RemoteConfig:
     return load_config(path, []).data.remote if path.exists() else RemoteConfig()
 
 
-def chosen_settings(arguments: argparse.Namespace) -> EvaluationConfig:
-    """The command's options as settings. InputError for what the protocol does not define."""
-    choose_setting(arguments.protocol, arguments.mode, arguments.direction)
-    values = {
-        "modes": [arguments.mode] if arguments.mode else None,
-        "directions": [arguments.direction] if arguments.direction and not arguments.mode else None,
-        "shots": [arguments.shots] if arguments.shots else None,
-        **{name: getattr(arguments, name) for name in ("protocol", "gallery_draw", "splits", "metric", "embedding")},
-        "batch_size": arguments.batch_size,
-    }
-    try:
-        return EvaluationConfig.model_validate({name: value for name, value in values.items() if value is not None})
-    except ValidationError as error:
-        raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="run folder with model.safetensors")
-    parser.add_argument("--shards", required=True, help="shard set to score on: a folder or an address")
-    parser.add_argument("--protocol", choices=("sysu_mm01", "regdb", "llcm", "generic"), required=True)
-    parser.add_argument("--mode", choices=("all_search", "indoor_search"), help="SYSU-MM01; both when left out")
-    parser.add_argument("--direction", choices=("visible_to_infrared", "infrared_to_visible"))
-    parser.add_argument("--shots", type=int, choices=(1, 10), help="SYSU-MM01; both when left out")
-    parser.add_argument(
-        "--gallery-draw", choices=("official", "literature"), help="official where --splits gives the permutations"
-    )
-    parser.add_argument("--splits", type=Path, help="folder with the authors' rand_perm_cam.mat")
-    parser.add_argument(
-        "--split", default="test", help="named identity list of the shard set (RegDB: test_1 ... test_10)"
-    )
-    parser.add_argument("--metric", choices=("cosine", "euclidean"))
-    parser.add_argument("--embedding", choices=("full", "global_only"))
-    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--features", type=Path, help="keep the features as .npz")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
-    return parser.parse_args(argv)
-
-
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
+    arguments = parse(__doc__, argv)
     try:
         evaluate(arguments)
     except InputError as error:

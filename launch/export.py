@@ -175,7 +175,7 @@ def check(embedder: Embedder, exported: Embedder, images: Images) -> dict[str, A
 def check_images(wanted: argparse.Namespace, embedder: Embedder) -> tuple[Images, str]:
     """Decoded images to compare on, and where from: --images, else the run's shard set, else drawn pedestrians."""
     if wanted.images:
-        paths, _ = images_below(wanted.images)
+        paths = images_below(wanted.images)
         if len(paths) < COMPARED:
             raise InputError(f"expected at least {COMPARED} images in {wanted.images}, got {len(paths)}; add some")
         images = torch.stack([embedder.read(path) for path in paths[:COMPARED]])

@@ -11,7 +11,7 @@ from launch.config import Config, EvaluationConfig
 from launch.engine import Place
 from launch.evaluate import circumstances_of, embed_identities, refuse_leak, score_all, show, write_results
 from launch.model_file import save_model
-from launch.ranked import ranked_lists
+from launch.pictures import make_pictures
 from launch.state import TrainState
 from launch.watch import Watcher
 from tacaf import distributed
@@ -129,12 +129,13 @@ def finish(
     )
     with distributed.together():
         if place.rank == 0:
-            facts = circumstances_of(config.evaluation, card, split)
+            facts = circumstances_of(config.evaluation, card, split, index=index)
             results = score_all(features, settings_for(config, split), config.evaluation.asked(), facts)
             watcher.evaluated(state, split, results[0])
             watcher.close()
             write_results(results, run / "results")
             features.save(run / "results" / "features.npz")
-            report = write_report(run, ranked_lists(features, rows, index, config))
+            pictures = make_pictures(features, rows, index, config, model.eval(), (card.height, card.width))
+            report = write_report(run, pictures)
             print(show(results))
             print(f"report: {report}")

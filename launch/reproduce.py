@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from launch.evaluate import joined
 from launch.stop import EXIT_CODE
 from launch.trainings import Training, run_all
 from shards.__main__ import DATA_SETS
@@ -139,17 +140,13 @@ def results_of(wanted: argparse.Namespace, done: Sequence[Cell]) -> list[dict]:
     if wanted.data_set != "regdb":
         return stored[0]
     features = [load_features(folder / "features.npz") for folder in folders]
-    told = ("embedding", "flip", "rerank", "seed")
+    told = ("split", "embedding", "flip", "trained_on", "scored_on", "seed")
     return [
         score(
-            features, "regdb", direction=first["direction"], metric=first["metric"],
-            circumstances={
-                **{name: first[name] for name in told},
-                "split": f"test_{', '.join(str(cell.split) for cell in done)}",
-                "trained_on": f"each split's own training identities ({len(done)} models)",
-            },
+            features, "regdb", direction=same[0]["direction"], metric=same[0]["metric"],
+            circumstances=joined([{name: result[name] for name in told} for result in same]),
         )
-        for first in stored[0]
+        for same in zip(*stored, strict=True)
     ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.search_page import page
-from tacaf.catalogue import Catalogue, Embedded, embed_files, locked
+from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locked
 from tacaf.checkpoint import write_whole
 from tacaf.data.photo import images_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
@@ -47,8 +47,8 @@ def open_catalogue(wanted: argparse.Namespace, embedder: Embedder | None) -> Cat
         if not wanted.gallery or embedder is None or wanted.remove or wanted.list:
             what = f"an index at {wanted.index}" if wanted.index else "a gallery"
             raise InputError(f"expected {what}, got none; make one with --run and --gallery")
-        kind = (wanted.gallery_modality or Modality.VISIBLE, wanted.embedding or "full", bool(wanted.flip))
-        return Catalogue.new(embedder, *kind)
+        modality = wanted.gallery_modality or Modality.VISIBLE
+        return Catalogue.new(embedder, modality, wanted.embedding or "full", bool(wanted.flip))
     catalogue = Catalogue.open(wanted.index)
     if embedder is not None:
         flip = catalogue.flip if wanted.flip is None else wanted.flip
@@ -117,9 +117,8 @@ def embed_queries(
     """Descriptors of the query images and their names: below the query folder, or the one file's."""
     home, paths = wanted.query.parent, [wanted.query]
     if wanted.query.is_dir():
-        home = wanted.query
-        paths, outside = images_below(home)
-        left_out += [f"{path}: expected an image inside {home}, got a link to elsewhere" for path in outside]
+        home, paths = wanted.query, images_below(wanted.query)
+        left_out += about_links(home)
     found = embed_files(embedder, paths, wanted.query_modality, catalogue.embedding, catalogue.flip)
     if not found.places_N:
         first = f"; the first: {found.unreadable[0]}" if found.unreadable else ""

@@ -1,10 +1,13 @@
-"""Speed of scoring: the usual per-query Python loop against ranking.py, in one run, on one set of random features.
+"""Speed of scoring: usual Python loops against ranking.py and rerank.py, a streamed gallery against its product.
 
     python perf/bench_evaluation.py [--json perf/results/evaluation.json]
+    python perf/bench_evaluation.py --streamed [--queries 10000] [--gallery 1000000] [--width 512] [--json ...]
 
-The structure is SYSU-MM01's (96 pids, 3803 queries of cameras 3 and 6, gallery cameras 1, 2, 4, 5, location rule, each
-pid once); the features are noise, since only sizes matter to speed. Both get the same distances and must give the same
-figures, or nothing is printed. The two take turns; the shortest of each one's repeats counts.
+Without --streamed the structure is SYSU-MM01's (96 pids, 3803 queries of cameras 3 and 6, gallery cameras 1, 2, 4, 5,
+location rule, each pid once); the features are noise for the ranking, since only sizes matter to its speed, and noise
+around a centre of each pid for the re-ranking. Both sides get the same distances and must give the same figures, or
+nothing is printed. They take turns; the shortest of each one's repeats counts. --streamed: perf/streamed_gallery.py.
+With --json only the sections that were measured are written anew.
 """
 
 import argparse
@@ -20,42 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from tacaf.evaluation.ranking import RANKS, Ranks, distances, measures, normalise, rank_distances
+from perf.streamed_gallery import StreamedCase, measure_streamed
+from perf.usual_scoring import usual_loop, usual_rerank
+from tacaf.evaluation.ranking import Ranks, distances, measures, normalise, rank_distances
+from tacaf.evaluation.rerank import Distances, Rerank, reranked
 
 QUERIES = 3803
 FEATURE_WIDTH = 2048
+NOISE = 3.0  # of the re-ranking's features, in deviations of the pids' centres
+STRUCTURE = "SYSU-MM01 all_search, location rule, each pid once"
 GALLERY_PIDS = {1: 56, 2: 56, 4: 94, 5: 95}  # pids seen by each gallery camera, of 96
 LOCATION = {1: 1, 2: 2, 3: 2, 4: 4, 5: 5, 6: 6}
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-def usual_loop(
-    distance: np.ndarray, query_pid: np.ndarray, gallery_pid: np.ndarray, query_key: np.ndarray, gallery_key: np.ndarray
-) -> dict[str, float]:
-    """Scoring as public VI-ReID code writes it: sort all indices, then Python loops over queries and over their lists.
-
-    The pids of a list without repeats are gathered one by one for the CMC, and the precision after every gallery image
-    is an element of a Python list. In our words; the structure is what is timed.
-    """
-    order = np.argsort(distance, axis=1, kind="stable")
-    pid_of_place = gallery_pid[order]
-    hits = pid_of_place == query_pid[:, None]
-    first, precisions, penalties = [], [], []
-    for query in range(len(query_pid)):
-        keep = gallery_key[order[query]] != query_key[query]
-        pids = pid_of_place[query][keep]
-        _, positions = np.unique(pids, return_index=True)
-        unique_list = np.asarray([pids[position] for position in sorted(positions)])
-        relevant = hits[query][keep].astype(np.int32)
-        if not relevant.any():
-            continue
-        first.append(int(np.flatnonzero(unique_list == query_pid[query])[0]) + 1)
-        places = np.flatnonzero(relevant) + 1
-        penalties.append(float(len(places) / places[-1]))
-        precision = [found / (place + 1.0) for place, found in enumerate(relevant.cumsum())]
-        precisions.append(float((np.asarray(precision) * relevant).sum() / relevant.sum()))
-    result = {f"rank{k}": float(np.mean([place <= k for place in first])) for k in RANKS}
-    return {**result, "mAP": float(np.mean(precisions)), "mINP": float(np.mean(penalties))}
 
 
 def make_case(shots: int) -> dict[str, Any]:
@@ -105,6 +84,48 @@ def measure(shots: int, repeats: int) -> dict[str, Any]:
     }
 
 
+def measure_rerank(shots: int, repeats: int) -> dict[str, Any]:
+    """Times of re-ranking one trial, in milliseconds, from the same float32 distances; raises if the two disagree."""
+    case, numbers = make_case(shots), Rerank()
+    centres = np.random.default_rng(0).standard_normal((96, FEATURE_WIDTH))
+    features = [centres[case[f"{side}_pid"]] + NOISE * case[side] for side in ("query", "gallery")]
+    joined = np.concatenate(features).astype(np.float32)
+    distance_ms, original = _best(lambda: Distances.of(joined, "cosine"), repeats)
+    assert original.matrix_NN is not None
+
+    def ours() -> np.ndarray:
+        return np.concatenate([part for _, part in reranked(original, QUERIES, numbers)])
+
+    loop_ms, ours_ms = np.inf, np.inf
+    for _ in range(repeats):
+        once_ms, _ = _best(lambda: usual_rerank(original.matrix_NN, QUERIES, numbers), 1)
+        loop_ms = min(loop_ms, once_ms)
+        once_ms, found = _best(ours, 1)
+        ours_ms = min(ours_ms, once_ms)
+    _refuse_difference(case, usual_rerank(original.matrix_NN, QUERIES, numbers, "stable"), found)
+    return {
+        "images": len(joined),
+        "numbers": numbers.facts,
+        "usual_loop_ms": round(loop_ms, 1),
+        "ours_ms": round(ours_ms, 1),
+        "ratio": round(loop_ms / ours_ms, 1),
+        "distances_ms": round(distance_ms, 1),
+    }
+
+
+def _refuse_difference(case: dict[str, Any], expected: np.ndarray, found: np.ndarray) -> None:
+    """No figure on a wrong result: the usual one's encodings are float32; sorted stably, as ours is."""
+    apart = float(np.abs(expected - found).max())
+    scores = [
+        measures(
+            rank_distances(one, case["query_pid"], case["gallery_pid"], True, (case["query_key"], case["gallery_key"]))
+        )
+        for one in (expected, found)
+    ]
+    if apart > 1e-5 or any(abs(scores[0][name] - scores[1][name]) > 1e-4 for name in scores[0]):
+        raise SystemExit(f"error: expected the usual re-ranking's distances, got others by {apart}, scores {scores}")
+
+
 def circumstances(repeats: int) -> dict[str, Any]:
     """What the figures depend on."""
     root = Path(__file__).resolve().parent.parent
@@ -119,28 +140,54 @@ def circumstances(repeats: int) -> dict[str, Any]:
         "commit": git.stdout.strip() or None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "repeats": repeats,
-        "dtype": "float64",
-        "feature_width": FEATURE_WIDTH,
-        "structure": "SYSU-MM01 all_search, random features, location rule, each pid once",
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args(argv)
-    facts = circumstances(args.repeats)
-    rows = [measure(shots, args.repeats) for shots in (1, 10)]
+def loops(repeats: int) -> dict[str, Any]:
+    """The sections of the result for ranking and re-ranking."""
+    facts = {**circumstances(repeats), "feature_width": FEATURE_WIDTH, "structure": STRUCTURE}
+    rows = [measure(shots, repeats) for shots in (1, 10)]
     print("queries  gallery   usual loop ms   ours ms   ratio   distances ms   ratio with distances")
     for row in rows:
         print(
             f"{row['queries']:7d}  {row['gallery']:7d}  {row['usual_loop_ms']:14.1f}  {row['ours_ms']:8.1f}"
             f"  {row['ratio']:6.1f}  {row['distances_ms']:13.1f}  {row['ratio_with_distances']:21.1f}"
         )
+    again = [measure_rerank(shots, repeats) for shots in (1, 10)]
+    print("\nre-ranking: images   usual loop ms   ours ms   ratio   distances ms")
+    for row in again:
+        print(
+            f"{row['images']:18d}  {row['usual_loop_ms']:14.1f}  {row['ours_ms']:8.1f}  {row['ratio']:6.1f}"
+            f"  {row['distances_ms']:13.1f}"
+        )
+    return {
+        "ranking": {"circumstances": {**facts, "dtype": "float64"}, "results": rows},
+        "rerank": {"circumstances": {**facts, "dtype": "float32"}, "results": again},
+    }
+
+
+def streamed(case: StreamedCase) -> dict[str, Any]:
+    """The section of the result for a streamed gallery; one a width."""
+    facts = circumstances(1)
+    found = measure_streamed(case)
+    print("\n".join(f"{name}: {value}" for name, value in found.items()))
+    return {f"streamed_{case.width}": {"circumstances": facts, "results": [found]}}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--streamed", action="store_true", help="measure a gallery on disk instead")
+    for name, kind, value in StreamedCase.arguments():
+        parser.add_argument(f"--{name}", type=kind, default=value, help="with --streamed")
+    args = parser.parse_args(argv)
+    case = StreamedCase(**{name: getattr(args, name) for name, _, _ in StreamedCase.arguments()})
+    sections = streamed(case) if args.streamed else loops(args.repeats)
     if args.json is not None:
+        older = json.loads(args.json.read_text()) if args.json.exists() else {}
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"circumstances": facts, "results": rows}, indent=1) + "\n")
+        args.json.write_text(json.dumps({**older, **sections}, indent=1) + "\n")
 
 
 def _best(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:

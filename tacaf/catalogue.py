@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tacaf.data.photo import decode, images_below, prepare, read_file
+from tacaf.data.photo import decode, images_below, links_outside, prepare, read_file
 from tacaf.inference import Embedder, Embedding
 from tacaf.vocabulary import InputError, Modality
 
@@ -117,8 +117,7 @@ class Catalogue:
 
         `save` is called every SAVE_EVERY images. InputError where a name stands for another image than before.
         """
-        paths, outside = images_below(folder)
-        left_out = [f"{path}: expected an image inside {folder}, got a link to elsewhere" for path in outside]
+        paths, left_out = images_below(folder), about_links(folder)
         before = len(self.names)
         for start in range(0, len(paths), SAVE_EVERY):
             some = paths[start : start + SAVE_EVERY]
@@ -164,6 +163,11 @@ class Catalogue:
         self.names, self.sha256 = [self.names[row] for row in kept], [self.sha256[row] for row in kept]
         self.descriptors_GD = self.descriptors_GD[kept]
         return removed
+
+
+def about_links(folder: Path) -> list[str]:
+    """A sentence for each image that is left out because a link takes it from outside of the folder."""
+    return [f"{path}: expected an image inside {folder}, got a link to elsewhere" for path in links_outside(folder)]
 
 
 def embed_files(

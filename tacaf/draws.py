@@ -33,6 +33,7 @@ class Stream(IntEnum):
     SYNTH = 10
     RANKED_LISTS = 11
     WINDOWS = 12
+    REPORT = 13
 
 
 def philox(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

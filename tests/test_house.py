@@ -44,7 +44,9 @@ HEAVY = {
     "transformers": ("tacaf/model/library.py",),
     "onnxruntime": ("tacaf/inference.py",),
     "faiss": ("tacaf/evaluation/nearest.py",),
-    "matplotlib": ("tacaf/evaluation/curves.py", "tacaf/evaluation/forest.py", "perf/*.py"),
+    "matplotlib": (*(f"tacaf/evaluation/{name}.py" for name in ("curves", "figures", "forest")), "perf/*.py"),
+    "sklearn": ("tacaf/evaluation/embedding_map.py",),
+    "gradio": ("launch/demo_app.py", "launch/demo_page.py"),
     "torch": ("kernels/**/*.py", "kernels/*.py", "tacaf/**/*.py", "tacaf/*.py", "launch/*.py", "perf/*.py"),
 }
 NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py")

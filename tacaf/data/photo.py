@@ -66,16 +66,14 @@ def prepare(pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:
     return (resized_CHW.round_() - mean_C11) / std_C11
 
 
-def images_below(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Every image file below a folder by its suffix, sorted; apart, those that a link takes from outside of it."""
-    if not folder.is_dir():
-        raise InputError(f"expected a folder of images, got {folder}, which is none; check the path")
-    home = folder.resolve()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    inside = [path.resolve().is_relative_to(home) for path in found]
-    return [path for path, ok in zip(found, inside, strict=True) if ok], [
-        path for path, ok in zip(found, inside, strict=True) if not ok
-    ]
+def images_below(folder: Path) -> list[Path]:
+    """Every image file below a folder by its suffix, sorted; what a link puts outside of the folder is left out."""
+    return [path for path, inside in _found_below(folder) if inside]
+
+
+def links_outside(folder: Path) -> list[Path]:
+    """What `images_below` leaves out."""
+    return [path for path, inside in _found_below(folder) if not inside]
 
 
 def read_file(path: Path, limits: Limits = USUAL) -> bytes:
@@ -89,6 +87,14 @@ def read_file(path: Path, limits: Limits = USUAL) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"expected an image at {path}, got: {error.strerror}; check the path") from None
+
+
+def _found_below(folder: Path) -> list[tuple[Path, bool]]:
+    if not folder.is_dir():
+        raise InputError(f"expected a folder of images, got {folder}, which is none; check the path")
+    home = folder.resolve()
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [(path, path.resolve().is_relative_to(home)) for path in found]
 
 
 def _pixels(image: Image.Image, name: str, limits: Limits) -> np.ndarray:

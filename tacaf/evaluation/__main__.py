@@ -11,8 +11,11 @@ from typing import Any, NoReturn
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.protocols import CIRCUMSTANCES, score
 from tacaf.evaluation.ranking import MEASURES, METRICS
-from tacaf.evaluation.tables import PROTOCOLS
+from tacaf.evaluation.rerank import Rerank
+from tacaf.evaluation.tables import PROTOCOLS, Exclusion
 from tacaf.vocabulary import InputError
+
+LISTS = ("query_list", "gallery_list")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -53,20 +56,34 @@ def result_table(result: dict[str, Any]) -> str:
 def protocol_text(result: dict[str, Any]) -> str:
     """Everything that decides what the figures mean, on one line. What is not known is not named."""
     facts = [result["protocol"], result["mode"], result["direction"]]
-    facts += [f"split {result['split']}" if result["split"] is not None else None]
+    facts += [f"split {_some(result['split'])}" if result["split"] is not None else None]
     facts += [f"{result['shots']} shot{'s' * (result['shots'] != 1)}" if result["shots"] else "whole gallery"]
     facts += [f"{result['gallery_draw']} draw" if result["gallery_draw"] else None]
     facts += [f"{len(result['trials'])} trial{'s' * (len(result['trials']) != 1)}", result["metric"]]
     facts += [f"excluded: {result['exclusion']}", "each pid once" if result["unique_ids"] else "per image"]
     facts += [f"{result['embedding'] or 'embedding'} {result['embedding_width']} wide"]
-    facts += ["flip" if result["flip"] else None, "re-ranked" if result["rerank"] else None]
+    facts += [
+        f"of {result[side]['images']} listed {side.removesuffix('_list')} images" for side in LISTS if result[side]
+    ]
+    facts += ["flip" if result["flip"] else None, _reranking(result["rerank"])]
     facts += [f"trained on {_training(result['trained_on'])}" if result["trained_on"] is not None else None]
-    facts += [f"seed {result['seed']}" if result["seed"] is not None else None]
+    facts += [f"seed {_some(result['seed'])}" if result["seed"] is not None else None]
     return ", ".join(str(fact) for fact in facts if fact is not None)
+
+
+def _reranking(rerank: Any) -> str | None:
+    return f"re-ranked (k1 {rerank['k1']}, k2 {rerank['k2']}, lambda {rerank['lambda']})" if rerank else None
+
+
+def _some(value: Any) -> str:
+    """A value, or the first and the last of several."""
+    return f"{value[0]} to {value[-1]}" if isinstance(value, list) else str(value)
 
 
 def _training(trained_on: Any) -> str:
     """`trained_on` as words: a mapping's values, of a hash the beginning."""
+    if isinstance(trained_on, list):
+        return f"{len(trained_on)} splits, a model each: " + _some([one["split"] for one in trained_on])
     if not isinstance(trained_on, dict):
         return str(trained_on)
     return " ".join(str(value)[:12] if key == "sha256" else str(value) for key, value in trained_on.items())
@@ -96,10 +113,30 @@ def _score(args: argparse.Namespace) -> None:
         trials=args.trials,
         circumstances=_circumstances(args.state),
         unique_ids=args.unique_ids or None,
+        rerank=None if args.rerank is None else Rerank.of(args.rerank),
+        exclude=args.exclude,
+        locations=locations_of(args.locations),
+        query_list=args.query_list,
+        gallery_list=args.gallery_list,
+        device=args.device,
     )
     print(result_table(result))
     if args.json is not None:
         write_json(args.json, result)
+
+
+def locations_of(pairs: Sequence[str]) -> dict[int, int]:
+    """CAMID=LOCATION words as a map."""
+    found: dict[int, int] = {}
+    for pair in pairs:
+        camera, _, place = pair.partition("=")
+        try:
+            camid, location = int(camera), int(place)
+        except ValueError:
+            raise InputError(f"expected CAMID=LOCATION in --locations, got {pair!r}; 1=1 2=2 3=2 is right") from None
+        if found.setdefault(camid, location) != location:
+            raise InputError(f"expected one location for camera {camid}, got {found[camid]} and {location}; leave one")
+    return found
 
 
 def _circumstances(pairs: Sequence[str]) -> dict[str, Any]:
@@ -125,13 +162,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--features", type=Path, nargs="+", required=True, metavar="F.npz", help="RegDB takes one file per split")
     add("--protocol", required=True, choices=tuple(PROTOCOLS))
     add("--mode", help="sysu_mm01: all_search (default) or indoor_search")
-    add("--direction", help="visible_to_infrared or infrared_to_visible")
+    add("--direction", help="other protocols: visible_to_infrared, infrared_to_visible; generic: within one, too")
     add("--shots", type=int, default=1, help="gallery images per pid and camera (1 or 10)")
     add("--metric", default="cosine", choices=METRICS)
     add("--gallery-draw", help="official (default where rand_perm_cam.mat is found in --splits) or literature")
     add("--splits", type=Path, help="rand_perm_cam.mat, its folder, or the folder above exp")
     add("--trials", type=int, default=10, help="gallery draws")
     add("--unique-ids", action="store_true", help="count each pid once in rank-k where the protocol leaves that open")
+    add("--rerank", nargs="*", metavar="K1 K2 LAMBDA", help="k-reciprocal re-ranking; 20 6 0.3 where left out")
+    add("--exclude", choices=[one.word for one in Exclusion], help="generic: out of a query's list (default none)")
+    add("--locations", nargs="+", default=[], metavar="CAMID=LOCATION", help="for --exclude location")
+    add("--query-list", type=Path, metavar="FILE", help="generic: keys of the images that ask, one a line")
+    add("--gallery-list", type=Path, metavar="FILE", help="generic: keys of the images that answer")
+    add("--device", default="cpu", help="cuda multiplies on the GPU")
     add(
         "--state",
         action="append",

@@ -1,7 +1,10 @@
-"""The curves of a run as inline SVG: loss and its terms, scores, learning rate, speed. Read from metrics.jsonl."""
+"""The curves of a run as inline SVG: loss and its terms, scores, learning rate, speed. Read from metrics.jsonl.
+
+The SVG has no colour of its own for text and lines: it takes the page's, light or dark (`currentColor`, `--line`).
+"""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import matplotlib
@@ -11,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 POINTS = 400  # at most, on one line: more cannot be seen and only make the file large
+_INK, _LINE = "#0a0b0c", "#0d0e0f"  # stand for the page's own colours until the SVG is written
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "tacaf",  # the same run gives the same bytes
@@ -20,32 +24,65 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#e4e4e4",
-    "axes.prop_cycle": cycler(color=["#2563a8", "#d1622b", "#2f8f5b", "#8b4fa3", "#b58a00", "#c23b5e", "#5b6770"]),
+    # of middling lightness: they stand out from white and from black
+    "axes.prop_cycle": cycler(color=["#3b82d0", "#d9692e", "#2fa36b", "#a565c0", "#b58a00", "#d6557a", "#7d8a94"]),
+}
+_PAGE = STYLE | {
+    "grid.color": _LINE,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
 }
 
 
-def draw_curves(records: Sequence[dict]) -> dict[str, str]:
+class _Steps:
+    """The numbers of the steps that curves are drawn from, without the records they came in."""
+
+    def __init__(self) -> None:
+        self.at: list[float] = []
+        self.series: dict[str, list[float]] = {}
+
+    def add(self, record: dict) -> None:
+        """A name that comes later, or stays away for a step, has no number where it is missing."""
+        values = {"loss": record["loss"], "speed": record["images_per_s"], "wait": record["data_wait_share"]}
+        values |= {f"term {name}": value for name, value in record["terms"].items()}
+        values |= {f"rate {name}": value for name, value in record["lr"].items()}
+        for name, value in values.items():
+            line = self.series.setdefault(name, [])
+            line += [np.nan] * (len(self.at) - len(line)) + [np.nan if value is None else value]
+        self.at.append(record["global_step"])
+
+    def line(self, name: str) -> np.ndarray:
+        found = self.series[name]
+        return np.array(found + [np.nan] * (len(self.at) - len(found)), dtype=float)
+
+    def lines(self, kind: str) -> dict[str, np.ndarray]:
+        return {name.removeprefix(kind): self.line(name) for name in self.series if name.startswith(kind)}
+
+
+def draw_curves(records: Iterable[dict]) -> dict[str, str]:
     """Title to SVG, one figure a subject, from the records of metrics.jsonl; subjects without records are left out."""
-    steps = [record for record in records if record["kind"] == "step"]
-    scores = [record for record in records if record["kind"] == "eval"]
+    steps, scores = _Steps(), []
+    for record in records:
+        if record["kind"] == "step":
+            steps.add(record)
+        elif record["kind"] == "eval":
+            scores.append(record)
     figures = {}
-    if steps:
-        at = np.array([record["global_step"] for record in steps])
-        figures["Loss"] = _figure(lambda axes: _loss(axes, at, steps), "step", "loss")
+    if steps.at:
+        figures["Loss"] = figure(lambda axes: _loss(axes, steps), "step", "loss")
     if scores:
         splits = " and ".join(sorted({str(record["split"]) for record in scores}))
         title = f"Scores while training, {splits} identities"
-        figures[title] = _figure(lambda axes: _scores(axes, scores), "step", "per cent", bottom=0)
-    if steps:
-        figures["Learning rate"] = _figure(lambda axes: _rates(axes, at, steps), "step", "learning rate", bottom=0)
-        figures["Speed"] = _figure(lambda axes: _speed(axes, at, steps), "step", "images/s", bottom=0)
+        figures[title] = figure(lambda axes: _scores(axes, scores), "step", "per cent", bottom=0)
+    if steps.at:
+        figures["Learning rate"] = figure(lambda axes: _rates(axes, steps), "step", "learning rate", bottom=0)
+        figures["Speed"] = figure(lambda axes: _speed(axes, steps), "step", "images/s", bottom=0)
     return figures
 
 
-def _loss(axes: Axes, at: np.ndarray, steps: Sequence[dict]) -> None:
-    _line(axes, at, [record["loss"] for record in steps], "total", linewidth=2)
-    for term in steps[0]["terms"]:
-        _line(axes, at, [record["terms"].get(term, np.nan) for record in steps], term.replace("_", " "))
+def _loss(axes: Axes, steps: _Steps) -> None:
+    _line(axes, steps.at, steps.line("loss"), "total", linewidth=2)
+    for name, values in steps.lines("term ").items():
+        _line(axes, steps.at, values, name.replace("_", " "))
     axes.set_yscale("log")
 
 
@@ -58,37 +95,52 @@ def _scores(axes: Axes, scores: Sequence[dict]) -> None:
             axes.plot(at, values, marker=marker, markersize=4, label=f"{label}, {split}")
 
 
-def _rates(axes: Axes, at: np.ndarray, steps: Sequence[dict]) -> None:
-    for name in steps[0]["lr"]:
-        _line(axes, at, [record["lr"][name] for record in steps], name)
+def _rates(axes: Axes, steps: _Steps) -> None:
+    for name, values in steps.lines("rate ").items():
+        _line(axes, steps.at, values, name)
 
 
-def _speed(axes: Axes, at: np.ndarray, steps: Sequence[dict]) -> None:
-    _line(axes, at, [record["images_per_s"] for record in steps], "images/s")
+def _speed(axes: Axes, steps: _Steps) -> None:
+    _line(axes, steps.at, steps.line("speed"), "images/s")
     share = axes.twinx()
-    _line(share, at, [100 * record["data_wait_share"] for record in steps], "data wait (right)", color="#d1622b")
+    _line(share, steps.at, 100 * steps.line("wait"), "data wait (right)", color="#d9692e")
     share.set_ylim(0, 100)
     share.set_ylabel("data wait, per cent of the step")
     share.grid(False)
 
 
-def _line(axes: Axes, at: np.ndarray, values: Sequence[float], label: str, **style: Any) -> None:
-    """A curve of at most POINTS points, each the mean of its neighbours."""
-    parts = np.array_split(np.arange(len(at)), min(POINTS, len(at)))
-    series = np.asarray(values, dtype=float)
-    axes.plot([at[part].mean() for part in parts], [series[part].mean() for part in parts], label=label, **style)
+def _line(axes: Axes, at: Sequence[float], values: np.ndarray, label: str, **style: Any) -> None:
+    """A curve of at most POINTS points, each the mean of its neighbours that are numbers."""
+    places = np.asarray(at, dtype=float)
+    points = [
+        (places[part].mean(), values[part][known].mean() if (known := np.isfinite(values[part])).any() else np.nan)
+        for part in np.array_split(np.arange(len(places)), min(POINTS, len(places)))
+    ]
+    axes.plot(*zip(*points, strict=True), label=label, **style)
 
 
-def _figure(draw: Callable[[Axes], None], across: str, up: str, bottom: float | None = None) -> str:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 3.2), layout="constrained")
-        axes = figure.add_subplot()
+def figure(
+    draw: Callable[[Axes], None],
+    across: str,
+    up: str,
+    bottom: float | None = None,
+    height: float = 3.2,
+    beside: int = 4,
+) -> str:
+    """One figure as SVG for a page; `draw` gets its axes, `across` and `up` name them.
+
+    `height` in inches; `beside`: how many labels stand in a line of the legend.
+    """
+    with matplotlib.rc_context(_PAGE):
+        made = Figure(figsize=(5.6, height), layout="constrained")
+        axes = made.add_subplot()
         draw(axes)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         if bottom is not None:
             axes.set_ylim(bottom=bottom)
-        figure.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=4)
+        made.legend(loc="outside upper center", frameon=False, fontsize=8, ncols=beside)
         text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return text.getvalue()[text.getvalue().index("<svg") :]
+        made.savefig(text, format="svg", metadata={"Date": None}, transparent=True)
+    svg = text.getvalue()[text.getvalue().index("<svg") :]
+    return svg.replace(_INK, "currentColor").replace(_LINE, "var(--line)")

@@ -1,6 +1,8 @@
 """The plain feature file (`F.npz`): features with the facts about each image, and what makes one unusable."""
 
+import mmap
 import os
+import struct
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,8 @@ import numpy as np
 from tacaf.vocabulary import InputError, Modality
 
 ARRAYS = ("features", "pid", "camid", "modality", "number")
+LARGE_BYTES = 1 << 30  # features beyond this stay in their file and are read as they are needed
+_CHECKED_ROWS = 1 << 14
 _MODALITY_WORDS = tuple(m.value for m in Modality)
 
 
@@ -39,7 +43,7 @@ class FeatureSet:
         """This set, if it can be scored; otherwise an InputError that names the array, the row and the mend."""
         _check_shapes(self, where)
         _check_values(self, where)
-        _check_modalities(self, where)
+        _check_images(self, where)
         return self
 
     def save(self, path: Path) -> None:
@@ -54,8 +58,9 @@ class FeatureSet:
 def load_features(path: Path) -> FeatureSet:
     """Read and check an `F.npz`. Nothing is unpickled: a file with object arrays is refused.
 
+    Features of more than LARGE_BYTES that `numpy.savez` wrote, uncompressed, are a numpy.memmap; `read_rows` reads it.
     Raises InputError for a file that is missing, not an npz, without one of the five arrays, empty, of mismatched
-    lengths, with NaN or infinity, with an unknown modality word, or with one modality only.
+    lengths, with NaN or infinity, or with an unknown modality word.
     """
     arrays = _read_arrays(path)
     words = arrays["modality"]
@@ -96,11 +101,45 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
                     f"{path}: expected the arrays {', '.join(ARRAYS)}, got {', '.join(archive.files) or 'none'}; "
                     f"add {', '.join(missing)}"
                 )
-            return {name: archive[name] for name in ARRAYS}
+            mapped = _mapped(path, "features")
+            whole = {name: archive[name] for name in ARRAYS if name != "features" or mapped is None}
+            return whole if mapped is None else {**whole, "features": mapped}
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path}: expected a readable .npz without pickled objects, got {error}; write it again with numpy.savez"
         ) from error
+
+
+def _mapped(path: Path, name: str) -> np.ndarray | None:
+    """A large array of an .npz as a map of its bytes in the file; None if it is small, compressed, or holds objects."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+    if member.compress_type != zipfile.ZIP_STORED or member.file_size <= LARGE_BYTES:
+        return None
+    with path.open("rb") as file:
+        file.seek(member.header_offset + 26)  # the two lengths that end a zip entry's header of 30 bytes
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, columns_first, dtype = read(file)
+        begin = file.tell()
+    if dtype.hasobject:
+        return None
+    return np.memmap(path, dtype, "r", begin, shape, "F" if columns_first else "C")
+
+
+def read_rows(stored_ND: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """A copy of these rows. Of a memory map the pages read are let go again, or they would count as resident memory."""
+    if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1):
+        found = np.array(stored_ND[rows[0] : rows[-1] + 1], subok=False)
+    else:
+        ascending = np.argsort(rows, kind="stable")  # the disk is read forwards
+        found = np.empty((len(rows), *stored_ND.shape[1:]), stored_ND.dtype)
+        found[ascending] = stored_ND[rows[ascending]]
+    pages = getattr(stored_ND, "_mmap", None)
+    if pages is not None:
+        pages.madvise(mmap.MADV_DONTNEED)
+    return found
 
 
 def _check_shapes(features: FeatureSet, where: str) -> None:
@@ -123,7 +162,8 @@ def _check_values(features: FeatureSet, where: str) -> None:
         raise InputError(
             f"{where}: expected floating-point features, got {features.features.dtype}; store float32 or float64"
         )
-    bad = np.flatnonzero(~np.isfinite(features.features).all(axis=1))
+    parts = [np.arange(a, min(a + _CHECKED_ROWS, len(features))) for a in range(0, len(features), _CHECKED_ROWS)]
+    bad = np.concatenate([rows[~np.isfinite(read_rows(features.features, rows)).all(axis=1)] for rows in parts])
     if bad.size:
         row = int(bad[0])
         raise InputError(
@@ -132,17 +172,12 @@ def _check_values(features: FeatureSet, where: str) -> None:
         )
 
 
-def _check_modalities(features: FeatureSet, where: str) -> None:
-    for modality in Modality:
-        if not np.any(features.modality == modality.code):
-            raise InputError(
-                f"{where}: expected visible and infrared images, got no {modality.value} one; "
-                f"add the {modality.value} images to the file"
-            )
-    facts = np.stack([features.modality, features.pid, features.camid, features.number], axis=1).astype(np.int64)
-    _, first, count = np.unique(facts, axis=0, return_index=True, return_counts=True)
-    if np.any(count > 1):
-        row = int(first[count > 1].min())
+def _check_images(features: FeatureSet, where: str) -> None:
+    facts = (features.modality, features.pid, features.camid, features.number)
+    order = np.lexsort(facts)  # the first rows of equals first
+    again = np.all([fact[order[1:]] == fact[order[:-1]] for fact in facts], axis=0)
+    if again.any():
+        row = int(order[:-1][again].min())
         raise InputError(
             f"{where}: expected each image once, got pid {features.pid[row]}, camera {features.camid[row]}, number "
             f"{features.number[row]} more than once (first row {row}); number the images of a folder 1, 2, 3, ..."

@@ -11,11 +11,13 @@ import numpy as np
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.gallery import MULTI_SHOT_NOTE
 from tacaf.evaluation.ranking import MEASURES, chance_rank1, measures
-from tacaf.evaluation.trials import Setting, choose_setting, make_trials
+from tacaf.evaluation.rerank import Rerank
+from tacaf.evaluation.tables import Exclusion
+from tacaf.evaluation.trials import Setting, Trial, choose_setting, make_trials
 from tacaf.vocabulary import InputError
 
 # Facts about the model that a feature file does not carry; the caller gives what it knows.
-CIRCUMSTANCES = ("split", "embedding", "embedding_width", "flip", "rerank", "trained_on", "seed", "versions")
+CIRCUMSTANCES = ("split", "embedding", "embedding_width", "flip", "trained_on", "scored_on", "seed", "versions")
 
 
 def score(
@@ -30,15 +32,25 @@ def score(
     trials: int = 10,
     circumstances: Mapping[str, Any] | None = None,
     unique_ids: bool | None = None,
+    rerank: Rerank | None = None,
+    exclude: str | None = None,
+    locations: Mapping[int, int] | None = None,
+    query_list: Path | None = None,
+    gallery_list: Path | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Score features under a protocol: the score JSON of house §3, numbers as fractions, null where it does not apply.
 
     features: one set; for RegDB one per split, each from the model trained on that split. mode: `all_search` (default)
-    or `indoor_search` under sysu_mm01. direction: `visible_to_infrared` or `infrared_to_visible` elsewhere.
+    or `indoor_search` under sysu_mm01. direction: `visible_to_infrared` or `infrared_to_visible` elsewhere; under
+    generic also `visible_to_visible`, `infrared_to_infrared`, or `listed`, which query_list and gallery_list stand for.
     gallery_draw: `official` where the permutation file is found in `splits` (the .mat, its folder, or the folder above
     `exp`), else `literature`; with more than one shot that has no definition (`gallery.draw_literature`), says a note.
     trials: gallery draws; without a draw there is one trial per feature set. circumstances: what the features do not
     carry, keys of CIRCUMSTANCES. unique_ids: count each pid once in the CMC, where the protocol leaves that open.
+    rerank: re-rank by k-reciprocal neighbours (`rerank`). Under generic only: exclude, `none`, `camera`, `location`
+    (with locations, camid to location) or `pid_and_camera`; query_list and gallery_list, files of image keys (`lists`),
+    which narrow the direction's images. device: `cuda` multiplies on the GPU (`streaming`).
     `std` is the sample standard deviation over trials, null for one trial. `queries`, `valid_queries` and `gallery` are
     lists where the trials differ in them. Raises InputError.
     """
@@ -46,9 +58,11 @@ def score(
     stray = set(known) - set(CIRCUMSTANCES)
     if stray:
         raise InputError(f"expected circumstances among {', '.join(CIRCUMSTANCES)}, got {min(stray)!r}; rename it")
-    setting = choose_setting(protocol, mode, direction, shots, gallery_draw, splits, unique_ids)
+    setting = choose_setting(
+        protocol, mode, direction, shots, gallery_draw, splits, unique_ids, exclude, locations, query_list, gallery_list
+    )
     made = make_trials(features, setting, trials)
-    ranks = [trial.rank(metric, setting.unique_pids) for trial in made]
+    ranks = [trial.rank(metric, setting.unique_pids, rerank, device) for trial in made]
     rows = [measures(one) for one in ranks]
     versions = {**_versions(), **(known.pop("versions", None) or {})}
     return {
@@ -61,12 +75,16 @@ def score(
         "gallery_draw_note": _draw_note(setting),
         "metric": metric,
         "unique_ids": setting.unique_pids,
-        "exclusion": setting.protocol.exclusion.value,
+        "exclusion": _exclusion(setting, made[0]),
+        "locations": {str(camera): place for camera, place in setting.locations.items()} or None,
+        "query_list": setting.query_list and setting.query_list.facts_for_results,
+        "gallery_list": setting.gallery_list and setting.gallery_list.facts_for_results,
         "embedding": None,
         "embedding_width": made[0].features.width,
         "flip": None,
-        "rerank": None,
+        "rerank": rerank.facts if rerank else False,
         "trained_on": None,
+        "scored_on": None,
         "seed": None,
         **known,
         "trials": rows,
@@ -78,6 +96,12 @@ def score(
         "chance_rank1": float(np.mean([chance_rank1(one) for one in ranks])),
         "versions": versions,
     }
+
+
+def _exclusion(setting: Setting, trial: Trial) -> str:
+    """In words; without a rule a query in the gallery still does not find itself."""
+    itself = setting.exclusion is Exclusion.NONE and trial.exclusion is not None
+    return "the query image itself" if itself else setting.exclusion.value
 
 
 def _draw_note(setting: Setting) -> str | None:

@@ -9,6 +9,7 @@ nearer than the query's nearest match. Equal distances would make both wrong, so
 are found and done again by a stable sort in gallery order.
 """
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,8 @@ METRICS = ("cosine", "euclidean")
 RANKS = (1, 5, 10, 20)
 MEASURES = (*(f"rank{k}" for k in RANKS), "mAP", "mINP")
 _CHUNK_ELEMENTS = 1 << 19  # distances in memory at a time: 4 MiB of float64, which a core's cache nearly holds
+
+Multiply = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Ranks(NamedTuple):
@@ -49,12 +52,15 @@ def normalise(features_ND: np.ndarray, metric: str) -> np.ndarray:
     return features_ND / np.maximum(norm_N, 1e-12)[:, None] if metric == "cosine" else features_ND
 
 
-def distances(query_QD: np.ndarray, gallery_GD: np.ndarray, metric: str) -> np.ndarray:
+def distances(
+    query_QD: np.ndarray, gallery_GD: np.ndarray, metric: str, multiply: Multiply | None = None
+) -> np.ndarray:
     """distance_QG between features that went through `normalise`; smaller is closer.
 
-    cosine: 1 - cosine similarity, 0..2. euclidean: the length of the difference.
+    cosine: 1 - cosine similarity, 0..2. euclidean: the length of the difference. multiply: query_QD times gallery_GD
+    transposed by other means than numpy's.
     """
-    product_QG = query_QD @ gallery_GD.T
+    product_QG = query_QD @ gallery_GD.T if multiply is None else multiply(query_QD, gallery_GD)
     if metric == "cosine":
         return np.subtract(1, product_QG, out=product_QG)
     product_QG *= -2
@@ -80,7 +86,7 @@ def rank_features(
         part_QG = distances(query_QD[rows], gallery_GD, metric)
         keys = None if exclusion is None else (exclusion[0][rows], exclusion[1])
         parts.append(rank_distances(part_QG, query_pid[rows], gallery_pid, unique_pids, keys))
-    return Ranks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    return join_ranks(parts)
 
 
 def rank_distances(
@@ -105,6 +111,11 @@ def rank_distances(
         if exclusion is not None:
             part_QG[exclusion[0][rows, None] == exclusion[1][order_G]] = np.inf
         parts.append(_rank_chunk(part_QG, query_pid[rows], pid_G, starts_P, order_G, unique_pids))
+    return join_ranks(parts)
+
+
+def join_ranks(parts: Sequence[Ranks]) -> Ranks:
+    """The ranks of consecutive queries as one."""
     return Ranks(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
@@ -154,14 +165,18 @@ def _rank_chunk(
         rank_K, place = _stable_ranks(distance_QG[q], query_pid[q], pid_G, order_G)
         rank_QK[q, : len(rank_K)] = rank_K
         first_Q[q] = place if unique_pids else rank_K[0]
-    valid_Q = matches_Q > 0
-    ordinal_K = np.arange(1, near_QK.shape[1] + 1)
+    return ranks_of_places(rank_QK, first_Q, matches_Q, eligible_Q)
+
+
+def ranks_of_places(rank_QK: np.ndarray, first_Q: np.ndarray, matches_Q: np.ndarray, eligible_Q: np.ndarray) -> Ranks:
+    """What follows from the places of the matches: rank_QK int64, ascending, of which matches_Q count."""
+    ordinal_K = np.arange(1, rank_QK.shape[1] + 1)
     precision_QK = np.where(ordinal_K <= matches_Q[:, None], ordinal_K / rank_QK, 0)
+    # added one by one: numpy's sum would group them by K, which is another one in another chunk of queries
+    total_Q = np.cumsum(precision_QK, axis=1)[:, -1]
     at_least_one_Q = np.maximum(matches_Q, 1)
     last_Q = np.take_along_axis(rank_QK, at_least_one_Q[:, None] - 1, axis=1)[:, 0]
-    return Ranks(
-        first_Q * valid_Q, precision_QK.sum(axis=1) / at_least_one_Q, matches_Q / last_Q, matches_Q, eligible_Q
-    )
+    return Ranks(first_Q * (matches_Q > 0), total_Q / at_least_one_Q, matches_Q / last_Q, matches_Q, eligible_Q)
 
 
 def _match_distances(distance_QG: np.ndarray, start_Q: np.ndarray, stop_Q: np.ndarray) -> np.ndarray:

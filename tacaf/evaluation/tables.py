@@ -9,28 +9,40 @@ from enum import Enum
 
 from tacaf.vocabulary import Modality
 
+LISTED = "listed"
 VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
 
 
 class Exclusion(Enum):
     """Which gallery images are out of a query's list."""
 
-    NONE = "none"
+    NONE = "none"  # but the query image itself, where it is in the gallery
+    CAMERA = "same camera"  # whatever the pid
     LOCATION = "same location"  # whatever the pid
     PID_AND_CAMERA = "same pid and camera"
+
+    @property
+    def word(self) -> str:
+        """What the user types."""
+        return self.name.lower()
 
 
 @dataclass(frozen=True)
 class Search:
-    """Who asks whom. Cameras None: every camera."""
+    """Who asks whom. Cameras None: every camera. Modalities None: lists of images say it."""
 
-    query: Modality
-    gallery: Modality
+    query: Modality | None
+    gallery: Modality | None
     gallery_cameras: tuple[int, ...] | None = None
 
     @property
     def direction(self) -> str:
-        return f"{self.query}_to_{self.gallery}"
+        return f"{self.query}_to_{self.gallery}" if self.query else LISTED
+
+    @property
+    def crosses(self) -> bool:
+        """From one modality to the other."""
+        return self.query is not self.gallery
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,12 @@ class Protocol:
     one_file_per_split: bool = False  # a trial is a split with its own model and feature file
     cameras: Mapping[Modality, tuple[int, ...]] = field(default_factory=dict)  # the data set's own, to catch a mix-up
     location_of_camera: Mapping[int, int] = field(default_factory=dict)  # cameras not named are their own location
+    open: bool = False  # exclusion and lists of images are the user's choice
+
+    @property
+    def default_searches(self) -> tuple[str, ...]:
+        """What is scored where nothing else is asked for: every search across the modalities."""
+        return tuple(name for name, search in self.searches.items() if search.crosses)
 
 
 BOTH_DIRECTIONS = {
@@ -92,10 +110,16 @@ PROTOCOLS = {
         Protocol(
             name="generic",
             selector="direction",
-            searches=dict(reversed(BOTH_DIRECTIONS.items())),
+            searches={
+                **dict(reversed(BOTH_DIRECTIONS.items())),
+                "visible_to_visible": Search(VISIBLE, VISIBLE),
+                "infrared_to_infrared": Search(INFRARED, INFRARED),
+                LISTED: Search(None, None),
+            },
             exclusion=Exclusion.NONE,
             unique_pids=False,
             unique_pids_optional=True,
+            open=True,
         ),
     )
 }

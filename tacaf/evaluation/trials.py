@@ -1,15 +1,18 @@
 """From a protocol and the user's choices to trials: which rows ask, which answer, what is excluded."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from tacaf.evaluation import gallery as gallery_draws
-from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.features import LARGE_BYTES, FeatureSet, read_rows
+from tacaf.evaluation.lists import ImageList
 from tacaf.evaluation.ranking import Ranks, rank_features
-from tacaf.evaluation.tables import PROTOCOLS, Exclusion, Protocol, Search
+from tacaf.evaluation.rerank import Rerank, rank_reranked
+from tacaf.evaluation.streaming import rank_streamed
+from tacaf.evaluation.tables import LISTED, PROTOCOLS, Exclusion, Protocol, Search
 from tacaf.vocabulary import InputError, Modality
 
 
@@ -23,6 +26,10 @@ class Setting:
     gallery_draw: str | None
     unique_pids: bool
     permutations: np.ndarray | None = None
+    exclusion: Exclusion = Exclusion.NONE
+    locations: Mapping[int, int] = field(default_factory=dict)  # camid -> location
+    query_list: ImageList | None = None
+    gallery_list: ImageList | None = None
 
     @property
     def search(self) -> Search:
@@ -38,10 +45,16 @@ class Trial:
     gallery_rows: np.ndarray
     exclusion: tuple[np.ndarray, np.ndarray] | None
 
-    def rank(self, metric: str, unique_pids: bool) -> Ranks:
-        """Ranks of the trial's queries."""
+    def rank(self, metric: str, unique_pids: bool, rerank: Rerank | None = None, device: str = "cpu") -> Ranks:
+        """Ranks of the trial's queries. A gallery of more than LARGE_BYTES is streamed, and so is any for a GPU."""
         f, q, g = self.features, self.query_rows, self.gallery_rows
-        return rank_features(f.features[q], f.features[g], f.pid[q], f.pid[g], metric, unique_pids, self.exclusion)
+        query_QD = read_rows(f.features, q)
+        facts = (f.pid[q], f.pid[g], metric, unique_pids, self.exclusion)
+        if rerank is not None:
+            return rank_reranked(query_QD, read_rows(f.features, g), *facts, rerank)
+        if device != "cpu" or len(g) * f.width * f.features.itemsize > LARGE_BYTES:
+            return rank_streamed(query_QD, f.features, g, *facts, device)
+        return rank_features(query_QD, read_rows(f.features, g), *facts)
 
 
 def choose_setting(
@@ -52,33 +65,89 @@ def choose_setting(
     gallery_draw: str | None = None,
     splits: Path | None = None,
     unique_ids: bool | None = None,
+    exclude: str | None = None,
+    locations: Mapping[int, int] | None = None,
+    query_list: Path | None = None,
+    gallery_list: Path | None = None,
 ) -> Setting:
     """Fill in the defaults and refuse what the protocol does not define (InputError). Arguments as in `score`."""
     table = PROTOCOLS.get(protocol)
     if table is None:
         raise InputError(f"expected protocol {_one_of(PROTOCOLS)}, got {protocol!r}; choose one of them")
+    if query_list and gallery_list and direction is None:
+        direction = LISTED
     search = _choose_search(table, mode, direction)
     if shots not in (table.shots or (1,)):
         raise InputError(f"expected shots {_one_of(table.shots or (1,))} under {protocol}, got {shots}; change shots")
     if unique_ids is not None and unique_ids != table.unique_pids and not table.unique_pids_optional:
         raise InputError(f"expected unique ids {table.unique_pids} under {protocol}, got {unique_ids}; leave it out")
-    unique_pids = table.unique_pids if unique_ids is None else unique_ids
-    if gallery_draw is not None and gallery_draw not in table.draws:
+    draw, permutations = _choose_draw(table, gallery_draw, splits)
+    exclusion, places = _choose_exclusion(table, exclude, locations)
+    return Setting(
+        table,
+        search,
+        shots if table.draws else None,
+        draw,
+        table.unique_pids if unique_ids is None else unique_ids,
+        permutations,
+        exclusion,
+        places,
+        *_read_lists(table, search, query_list, gallery_list),
+    )
+
+
+def _choose_draw(table: Protocol, asked: str | None, splits: Path | None) -> tuple[str | None, np.ndarray | None]:
+    """The gallery draw and, for the official one, the authors' permutations."""
+    if asked is not None and asked not in table.draws:
         raise InputError(
-            f"expected gallery draw {_one_of(table.draws) or 'none'} under {protocol}, got {gallery_draw!r}; change it"
+            f"expected gallery draw {_one_of(table.draws) or 'none'} under {table.name}, got {asked!r}; change it"
         )
     if not table.draws:
-        return Setting(table, search, None, None, unique_pids)
+        return None, None
     path = gallery_draws.find_permutations(splits) if "official" in table.draws else None
-    draw = gallery_draw or ("official" if path else "literature")
+    draw = asked or ("official" if path else "literature")
     if draw != "official":
-        return Setting(table, search, shots, draw, unique_pids)
+        return draw, None
     if path is None:
         raise InputError(
             f"expected {gallery_draws.PERMUTATIONS_FILE} for the official draw, got splits {splits}; give --splits "
             "with the folder that holds it (from the data set authors' evaluation program), or use the literature draw"
         )
-    return Setting(table, search, shots, draw, unique_pids, gallery_draws.load_permutations(path))
+    return draw, gallery_draws.load_permutations(path)
+
+
+def _choose_exclusion(
+    table: Protocol, asked: str | None, locations: Mapping[int, int] | None
+) -> tuple[Exclusion, Mapping[int, int]]:
+    """What is left out of a query's list, and where the cameras stand."""
+    if not table.open:
+        if asked is not None or locations:
+            raise InputError(
+                f"expected no --exclude and no --locations under {table.name}, which leaves out: "
+                f"{table.exclusion.value}; leave them out, or use generic"
+            )
+        return table.exclusion, table.location_of_camera
+    words = {exclusion.word: exclusion for exclusion in Exclusion}
+    exclusion = table.exclusion if asked is None else words.get(asked)
+    if exclusion is None:
+        raise InputError(f"expected exclude {_one_of(words)}, got {asked!r}; choose one of them")
+    if (exclusion is Exclusion.LOCATION) != bool(locations):
+        raise InputError(
+            f"expected --exclude location and the cameras' --locations together, got exclude {exclusion.word} and "
+            f"{'locations' if locations else 'none'}; give both or neither"
+        )
+    return exclusion, dict(locations or {})
+
+
+def _read_lists(
+    table: Protocol, search: str, query_list: Path | None, gallery_list: Path | None
+) -> tuple[ImageList | None, ImageList | None]:
+    if not table.open and (query_list or gallery_list):
+        raise InputError(f"expected no lists of images under {table.name}; leave them out, or use generic")
+    if search == LISTED and not (query_list and gallery_list):
+        raise InputError("expected a query list and a gallery list for direction listed; give both, or a direction")
+    asking, answering = (ImageList.read(path) if path else None for path in (query_list, gallery_list))
+    return asking, answering
 
 
 def make_trials(features: FeatureSet | Sequence[FeatureSet], setting: Setting, trials: int = 10) -> list[Trial]:
@@ -89,6 +158,8 @@ def make_trials(features: FeatureSet | Sequence[FeatureSet], setting: Setting, t
     if trials < 1:
         raise InputError(f"expected at least 1 trial, got {trials}; raise trials")
     draws = range(trials) if setting.gallery_draw else range(1)
+    for one in sets:
+        one.check()  # once: a large set is read for it
     return [_make_trial(one, setting, draw) for one in sets for draw in draws]
 
 
@@ -108,23 +179,35 @@ def _choose_search(table: Protocol, mode: str | None, direction: str | None) -> 
 
 
 def _make_trial(features: FeatureSet, setting: Setting, draw: int) -> Trial:
-    features.check()
-    search = setting.search
-    for modality, cameras in setting.protocol.cameras.items():
-        _check_cameras(features, setting.protocol.name, modality, cameras)
-    query_rows = np.flatnonzero(features.modality == search.query.code)
-    in_gallery = features.modality == search.gallery.code
-    if search.gallery_cameras is not None:
-        in_gallery &= np.isin(features.camid, search.gallery_cameras)
-    gallery_rows = np.flatnonzero(in_gallery)
-    if not gallery_rows.size:
-        raise InputError(
-            f"expected {search.gallery} images of cameras {search.gallery_cameras} for {setting.search_name}, got "
-            "none; check camid in the feature file"
-        )
+    query_rows = _side(features, setting, setting.search.query, setting.query_list)
+    gallery_rows = _side(features, setting, setting.search.gallery, setting.gallery_list)
+    for modality, own in setting.protocol.cameras.items():
+        _check_cameras(features, setting.protocol.name, modality, own)
+    cameras = setting.search.gallery_cameras
+    if cameras is not None:
+        gallery_rows = gallery_rows[np.isin(features.camid[gallery_rows], cameras)]
+        if not gallery_rows.size:
+            raise InputError(
+                f"expected {setting.search.gallery} images of cameras {cameras} for {setting.search_name}, got none; "
+                "check camid in the feature file"
+            )
     if setting.gallery_draw is not None:
         gallery_rows = _draw(features, gallery_rows, setting, draw)
-    return Trial(features, query_rows, gallery_rows, _exclusion(features, query_rows, gallery_rows, setting.protocol))
+    return Trial(features, query_rows, gallery_rows, _exclusion(features, query_rows, gallery_rows, setting))
+
+
+def _side(features: FeatureSet, setting: Setting, modality: Modality | None, listed: ImageList | None) -> np.ndarray:
+    """The rows that ask, or answer, before any draw."""
+    if listed is not None:
+        return listed.rows(features, modality)
+    assert modality is not None, "direction listed has both lists"
+    rows = np.flatnonzero(features.modality == modality.code)
+    if not rows.size:
+        raise InputError(
+            f"expected {modality} images for {setting.search.direction}, got no {modality} one among "
+            f"{len(features)}; add them to the set, or choose another direction"
+        )
+    return rows
 
 
 def _draw(features: FeatureSet, rows: np.ndarray, setting: Setting, draw: int) -> np.ndarray:
@@ -136,18 +219,31 @@ def _draw(features: FeatureSet, rows: np.ndarray, setting: Setting, draw: int) -
 
 
 def _exclusion(
-    features: FeatureSet, query_rows: np.ndarray, gallery_rows: np.ndarray, protocol: Protocol
+    features: FeatureSet, query_rows: np.ndarray, gallery_rows: np.ndarray, setting: Setting
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """A key per image; a gallery image with the query's key is out of its list."""
-    if protocol.exclusion is Exclusion.NONE:
-        return None
+    """A key per image; a gallery image with the query's key is out of its list. An image has its own key always, so
+    whatever is left out, no query finds itself.
+    """
+    if setting.exclusion is Exclusion.NONE:
+        return (query_rows, gallery_rows) if np.isin(query_rows, gallery_rows).any() else None
     key = features.camid.copy()
-    if protocol.exclusion is Exclusion.LOCATION:
-        for camera, location in protocol.location_of_camera.items():
+    if setting.exclusion is Exclusion.LOCATION:
+        if setting.protocol.open:
+            _check_located(features, np.union1d(query_rows, gallery_rows), setting.locations)
+        for camera, location in setting.locations.items():
             key[features.camid == camera] = location
-    else:
+    elif setting.exclusion is Exclusion.PID_AND_CAMERA:
         _, key = np.unique(np.stack([features.pid, features.camid], axis=1), axis=0, return_inverse=True)
     return key[query_rows], key[gallery_rows]
+
+
+def _check_located(features: FeatureSet, rows: np.ndarray, locations: Mapping[int, int]) -> None:
+    lost = np.setdiff1d(features.camid[rows], list(locations))
+    if lost.size:
+        raise InputError(
+            f"expected a location for every camera, got none for camera {lost[0]}; add it to --locations as "
+            f"{lost[0]}=LOCATION"
+        )
 
 
 def _check_cameras(features: FeatureSet, protocol: str, modality: Modality, cameras: tuple[int, ...]) -> None:

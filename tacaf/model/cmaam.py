@@ -42,6 +42,20 @@ class CmaamConfig(BaseModel, extra="forbid", frozen=True):
     )
 
 
+def matching(anchor_NLC: torch.Tensor, target_NLC: torch.Tensor, beta: float, weight: float = 0.0) -> torch.Tensor:
+    """Where each anchor position lies in the target: softmax over its positions of beta times the cosine (eq. 1, 2).
+
+    anchor_NLC: N x L x C, target_NLC: N x S x C, float32 or float64. Returns N x L x S whose rows sum to 1.
+    `weight` is the share of the smoothing by the anchor's similarity to itself (`smoothed_align`).
+    """
+    unit_anchor, unit_target = F.normalize(anchor_NLC, dim=-1), F.normalize(target_NLC, dim=-1)
+    similarity_NLS = unit_anchor @ unit_target.mT
+    if weight > 0:
+        itself_NLL = (beta * unit_anchor @ unit_anchor.mT).softmax(dim=-1)
+        similarity_NLS = torch.lerp(similarity_NLS, itself_NLL @ similarity_NLS, weight)
+    return (beta * similarity_NLS).softmax(dim=-1)
+
+
 def smoothed_align(
     features_BLC: torch.Tensor,
     mask_BL: torch.Tensor,
@@ -56,11 +70,7 @@ def smoothed_align(
     Returns reconstruction N x L x C, distance N x L and the detached co-mask N x L.
     """
     anchor_NLC, target_NLC = features_BLC[anchor_N].float(), features_BLC[target_N].float()
-    unit_anchor, unit_target = F.normalize(anchor_NLC, dim=-1), F.normalize(target_NLC, dim=-1)
-    similarity_NLL = unit_anchor @ unit_target.mT
-    itself_NLL = (beta * unit_anchor @ unit_anchor.mT).softmax(dim=-1)
-    similarity_NLL = torch.lerp(similarity_NLL, itself_NLL @ similarity_NLL, weight)
-    matching_NLL = (beta * similarity_NLL).softmax(dim=-1)
+    matching_NLL = matching(anchor_NLC, target_NLC, beta, weight)
     mask_NL = mask_BL[anchor_N]
     gap_NLC = anchor_NLC - matching_NLL @ target_NLC
     # The floor and the mask outside the root keep the gradient finite where mask or gap is 0 (method §4.1).

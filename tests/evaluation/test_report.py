@@ -1,29 +1,20 @@
-"""The report: ranked lists by hand, a self-contained page, published rows marked, nothing written without results."""
+"""The report: a self-contained page for light and dark, published rows marked, nothing written without results."""
 
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tacaf.evaluation.curves import POINTS, draw_curves
-from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.overlay import MASK, match_lines, overlay, webp
 from tacaf.evaluation.protocols import score
 from tacaf.evaluation.published import SYSU_QUERIES
-from tacaf.evaluation.report import Match, RankedList, choose_ranked_lists, write_report
-from tacaf.evaluation.trials import choose_setting, make_trials
-from tacaf.vocabulary import InputError, Modality
-
-
-def feature_set(pids: int = 6, seed: int = 0) -> FeatureSet:
-    """Two images of every pid in every SYSU-MM01 camera; noisy copies of the pid's own direction."""
-    dice = np.random.default_rng(seed)
-    rows = [(pid, camid, number) for pid in range(1, pids + 1) for camid in range(1, 7) for number in (1, 2)]
-    pid, camid, number = np.array(rows).T
-    directions = dice.normal(size=(pids + 1, 16))
-    codes = np.where(np.isin(camid, (3, 6)), Modality.INFRARED.code, Modality.VISIBLE.code).astype(np.uint8)
-    features = (directions[pid] + dice.normal(size=(len(rows), 16))).astype(np.float32)
-    return FeatureSet(features, pid, camid, codes, number)
+from tacaf.evaluation.report import Match, PairPicture, Pictures, RankedList, write_report
+from tacaf.vocabulary import InputError
+from tests.evaluation.sets import feature_set
 
 
 def write_run(folder, steps: int = 30, note: str = "") -> None:
@@ -46,47 +37,27 @@ def write_run(folder, steps: int = 30, note: str = "") -> None:
     (folder / "config.yaml").write_text(f"run: {note}\n")
 
 
-def test_ranked_lists_are_the_nearest_eligible_gallery_images():
-    features = feature_set()
-    trial = make_trials(features, choose_setting("sysu_mm01", "all_search", None, 1), 1)[0]
-    lists = choose_ranked_lists(trial, "cosine", n=5, shown=4, seed=0)
-    assert len(lists) == len({one.query for one in lists}) == 5
-    unit = features.features / np.linalg.norm(features.features, axis=1, keepdims=True)
-    for one in lists:
-        camera = features.camid[one.query]
-        eligible = [g for g in trial.gallery_rows.tolist() if not (camera == 3 and features.camid[g] == 2)]
-        wanted = sorted(eligible, key=lambda g: 1 - float(unit[one.query] @ unit[g]))[:4]
-        assert [row for row, _ in one.matches] == wanted
-        for row, distance in one.matches:
-            assert distance == pytest.approx(1 - float(unit[one.query] @ unit[row]), abs=1e-5)
-
-
-def test_the_choice_of_queries_depends_on_the_seed_alone():
-    setting = choose_setting("sysu_mm01", "all_search", None, 1)
-    queries = [
-        [
-            one.query
-            for one in choose_ranked_lists(make_trials(feature_set(seed=s), setting, 1)[0], "cosine", 6, 3, seed)
-        ]
-        for s, seed in ((0, 0), (1, 0), (0, 1))
-    ]
-    assert queries[0] == queries[1], "other features, the same queries"
-    assert queries[0] != queries[2]
-
-
 def test_the_page_is_self_contained_and_says_what_is_whose(tmp_path):
     write_run(tmp_path / "run", note="<script>alert(1)</script>")
     right = Match(b"\xff\xd8right", 1, 0.125, True)
     wrong = Match(b"BMwrong", 2, 0.25, False)
-    path = write_report(tmp_path / "run", [RankedList(b"\x89Pquery", 1, [right, wrong])])
+    pictures = Pictures(
+        {"chosen so": [RankedList(b"\x89Pquery", 1, 0.5, [right, wrong])]},
+        {"A figure": "<svg></svg>"},
+        [PairPicture(b"RIquery", b"RIq", 1, wrong, b"RIm", match_lines(np.eye(6), np.ones(6), 3))],
+    )
+    path = write_report(tmp_path / "run", pictures)
     page = path.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page), "nothing is loaded from elsewhere"
     assert "<script" not in page, "what comes from files is escaped"
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 6
+    assert page.count("<line ") == 3
+    assert "data:image/webp" in page
     assert "data:image/jpeg" in page
     assert "data:image/png" in page
     assert "data:image/bmp" in page
     assert page.count("✓</b> 1") == page.count("✗</b> 2") == 1
+    assert "AP 50 %" in page
     assert "cannot be compared" in page
     assert "No run on SYSU-MM01, RegDB or LLCM exists" in page
     assert page.count('<span class="quiet">published</span>') == 9
@@ -122,6 +93,54 @@ def test_long_runs_keep_the_page_small():
         | {"data_wait_share": 0.0}
         for i in range(50_000)
     ]
-    loss = draw_curves(records)["Loss"]
+    loss = draw_curves(iter(records))["Loss"]
     assert len(loss) < 60_000
     assert len(re.findall(r"L \d", loss)) <= 2 * POINTS + 100
+
+
+def test_figures_take_the_colours_of_the_page(tmp_path):
+    write_run(tmp_path / "run")
+    page = write_report(tmp_path / "run").read_text()
+    assert "prefers-color-scheme: dark" in page
+    for svg in re.findall(r"<svg.*?</svg>", page, re.S):
+        assert "fill: currentColor" in svg, "text"
+        assert "stroke: var(--line)" in svg, "grid"
+        assert not re.search(r"(fill|stroke): (#000000|#ffffff|black|white)", svg)
+
+
+def test_a_term_that_comes_later_has_no_line_before(tmp_path):
+    write_run(tmp_path)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    records[20]["terms"]["late"] = 2.0
+    records[5]["data_wait_share"] = None
+    assert ">late</text>" in draw_curves(records)["Loss"]
+
+
+def test_every_trial_has_its_row(tmp_path):
+    write_run(tmp_path)
+    page = write_report(tmp_path).read_text()
+    trials = json.loads((tmp_path / "results/indoor_search-1.json").read_text())["trials"]
+    assert len(trials) == 10
+    for number, trial in enumerate(trials, 1):
+        assert f"<tr><td>{number}</td><td>{100 * trial['rank1']:.2f}</td>" in page
+
+
+def test_an_overlay_colours_where_values_are_high_and_nowhere_else():
+    grey = np.full((60, 20, 3), 100, np.uint8)
+    mixed = overlay(grey, np.array([0.0, 0, 0, 0, 0, 1]), 6, MASK).astype(int)
+    assert (mixed[:40] == 100).all()
+    expected = [round(0.25 * 100 + 0.75 * value) for value in MASK]
+    assert mixed[-1, 0].tolist() == expected
+    read = Image.open(io.BytesIO(webp(mixed.astype(np.uint8))))
+    assert read.size == (20, 60)
+
+
+def test_lines_start_on_the_person_and_end_where_the_matching_is_largest():
+    comask_L = np.array([0.1, 0.9, 0.8, 0.2])  # 2 x 2: right above, left below
+    matching_LL = np.full((4, 4), 0.1)
+    matching_LL[1, 2] = 0.7
+    matching_LL[2, 3] = 0.4
+    first, second = match_lines(matching_LL, comask_L, height=2)
+    assert first[:5] == (0.75, 0.25, 0.25, 0.75, 0.7)
+    assert second[:5] == (0.25, 0.75, 0.75, 0.75, 0.4)
+    assert first.colour != second.colour

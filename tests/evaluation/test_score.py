@@ -41,7 +41,7 @@ def features_of(**options) -> FeatureSet:
 
 
 def test_the_json_holds_what_is_promised():
-    known = {"split": "test", "embedding": "full", "flip": False, "rerank": False, "trained_on": "x", "seed": 3}
+    known = {"split": "test", "embedding": "full", "flip": False, "trained_on": "x", "seed": 3}
     result = json.loads(json.dumps(score(features_of(), "sysu_mm01", circumstances=known)))
     assert set(result) >= KEYS
     assert {name: result[name] for name in known} == known
@@ -129,6 +129,17 @@ def test_llcm_leaves_out_the_same_pid_in_the_same_camera_only():
     trial = make_trials(joined, choose_setting("llcm"), 1)[0]
     assert len(trial.gallery_rows) == 16
     assert set(trial.rank("cosine", True).eligible_Q) == {15}
+
+
+@pytest.mark.parametrize(("direction", "query"), [("infrared_to_visible", 1), ("visible_to_infrared", 0)])
+def test_llcm_asks_with_every_image_and_draws_the_other_side(direction, query):
+    """Not the drawn images asking all others, as the authors' script does from visible to infrared."""
+    features = features_of(cameras={1: "visible", 2: "visible", 4: "infrared"})
+    trial = make_trials(features, choose_setting("llcm", direction=direction))[3]
+    assert np.array_equal(trial.query_rows, np.flatnonzero(features.modality == query))
+    folders = list(zip(features.pid[trial.gallery_rows], features.camid[trial.gallery_rows], strict=True))
+    assert len(set(folders)) == len(folders) == 8 * (2 if query else 1)
+    assert set(features.modality[trial.gallery_rows]) == {1 - query}
 
 
 def test_regdb_takes_a_file_per_split():

@@ -1,0 +1,81 @@
+"""Make report.html of a finished run again: python launch/report.py --run RUN [--shards SHARDS] [--features F.npz]
+
+Reads what the run left (config, metrics, results, features, model) and the images from the shards; scores nothing anew.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from launch.config import load_config
+from launch.pictures import make_pictures
+from tacaf.data.index import ShardIndex
+from tacaf.evaluation.features import FeatureSet, load_features
+from tacaf.evaluation.report import write_report
+from tacaf.model.file import load_model
+from tacaf.vocabulary import InputError
+
+FACTS = ("pid", "camid", "modality", "number")
+
+
+def rewrite_report(run: Path, shards: str | Path | None = None, features_file: Path | None = None) -> Path:
+    """The path of the report. `shards`: the config's where left out. `features_file`: the run's own where left out.
+
+    InputError for a folder that holds no run, and for features or a model that are not there or of another set.
+    """
+    if not (run / "config.yaml").is_file():
+        raise InputError(f"expected a run folder with config.yaml, got {run}; give the folder a training wrote")
+    config = load_config(run / "config.yaml", [])
+    index = ShardIndex.open(shards or config.data.shards, config.data.remote)
+    features = load_features(features_file or run / "results" / "features.npz")
+    rows = rows_of(index, features)
+    model, card = load_model(run / "model.safetensors")
+    if features.width != model.embedding_width(config.evaluation.embedding):
+        raise InputError(
+            f"expected features {model.embedding_width(config.evaluation.embedding)} wide, as the run's model makes"
+            f" them, got {features.width}; give the features of this run"
+        )
+    return write_report(run, make_pictures(features, rows, index, config, model.eval(), (card.height, card.width)))
+
+
+def rows_of(index: ShardIndex, features: FeatureSet) -> np.ndarray:
+    """The index row of each feature, int64 [n]. InputError if one has none: the features are of another set."""
+    rows = np.sort(index.rows_of(np.unique(features.pid)))
+    place = {facts: row for row, facts in zip(rows.tolist(), _facts(index.columns, rows), strict=True)}
+    found = [place.get(facts, -1) for facts in _facts(vars(features), np.arange(len(features)))]
+    if -1 in found:
+        lost = found.index(-1)
+        raise InputError(
+            f"expected features of images in {index.place}, got one that is not there (row {lost}, pid"
+            f" {features.pid[lost]}, camera {features.camid[lost]}, number {features.number[lost]}); give the shards"
+            " the run was scored on"
+        )
+    return np.array(found, dtype=np.int64)
+
+
+def _facts(columns: dict, rows: np.ndarray) -> list[tuple[int, ...]]:
+    return list(zip(*(np.asarray(columns[name])[rows].tolist() for name in FACTS), strict=True))
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="run folder of a finished training")
+    parser.add_argument("--shards", help="where the shard set lies now; the run's data.shards when left out")
+    parser.add_argument("--features", type=Path, help="features of the set; RUN/results/features.npz when left out")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    try:
+        print(f"report: {rewrite_report(arguments.run, arguments.shards, arguments.features)}")
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

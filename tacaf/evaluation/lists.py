@@ -1,0 +1,76 @@
+"""Lists of images that ask or answer: text files with one key a line, as the shards name their samples."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tacaf.checkpoint import sha256_of
+from tacaf.evaluation.features import FeatureSet
+from tacaf.vocabulary import InputError, Modality, sample_key
+
+_KEY = re.compile(rf"({'|'.join(Modality)})_(-?\d+)_c(-?\d+)_(\d+)")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageList:
+    """The images of a list file, `facts` int64 [n, 4]: modality code, pid, camid, number. `sha256` is the file's."""
+
+    path: Path
+    sha256: str
+    facts: np.ndarray
+
+    @classmethod
+    def read(cls, path: Path) -> "ImageList":
+        """Empty lines and lines that begin with # are passed over; zeros in front of a number say nothing.
+
+        InputError names the line that is no key, or a key a second time.
+        """
+        try:
+            lines = path.read_text().splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"expected a list of images at {path}, got: {error}; one key a line") from error
+        found: dict[tuple[int, ...], int] = {}
+        for number, line in enumerate(map(str.strip, lines), 1):
+            if not line or line.startswith("#"):
+                continue
+            fits = _KEY.fullmatch(line)
+            if fits is None:
+                raise InputError(
+                    f"{path}, line {number}: expected a key such as {sample_key('visible', 12, 3, 4)}, got {line!r}; "
+                    "mend the line"
+                )
+            facts = (Modality(fits[1]).code, *(int(word) for word in fits.groups()[1:]))
+            first = found.setdefault(facts, number)
+            if first != number:
+                raise InputError(f"{path}, line {number}: expected each image once, got {line} as in line {first}")
+        if not found:
+            raise InputError(f"{path}: expected at least one key, got none; write one a line")
+        return cls(path, sha256_of(path), np.array(list(found), np.int64))
+
+    @property
+    def facts_for_results(self) -> dict[str, str | int]:
+        """What a result says of the list."""
+        return {"file": self.path.name, "sha256": self.sha256, "images": len(self.facts)}
+
+    def rows(self, features: FeatureSet, modality: Modality | None) -> np.ndarray:
+        """The rows of these images, ascending, whatever the order of the list. InputError for one that is not there,
+        or of another modality than that asked for.
+        """
+        columns = (features.modality, features.pid, features.camid, features.number)
+        row_of = {facts: row for row, facts in enumerate(zip(*(c.tolist() for c in columns), strict=True))}
+        found = [row_of.get(tuple(facts), -1) for facts in self.facts.tolist()]
+        for row, (code, *numbers) in zip(found, self.facts.tolist(), strict=True):
+            own = next(one for one in Modality if one.code == code)
+            if row < 0:
+                raise InputError(
+                    f"{self.path}: expected images that have features, got {sample_key(own, *numbers)} without; "
+                    "take it out, or extract it"
+                )
+            if modality not in (None, own):
+                raise InputError(
+                    f"{self.path}: expected {modality} images for this direction, got {sample_key(own, *numbers)}; "
+                    "take it out, or leave the direction out and give both lists"
+                )
+        return np.sort(np.array(found, np.int64))

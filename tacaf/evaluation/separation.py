@@ -1,0 +1,114 @@
+"""How far the features hold people apart: distances of same and different identities, within and across modalities.
+
+Every pair of images has a number, so that a large set is sampled without ever listing its pairs. A anchors, M images
+of the modality they are compared with, P pairs, D feature width.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from tacaf.draws import Stream, uniform
+from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.ranking import normalise
+from tacaf.vocabulary import Modality
+
+PAIRS = (
+    10_000  # of each kind at most: a histogram of them has an error of about 1 % a bin, and 7168 numbers a row count
+)
+_CHUNK_PAIRS = 512
+
+
+class PairKind(NamedTuple):
+    """Which pairs of images: of the same identity or not, of one modality or of both."""
+
+    same: bool
+    across: bool
+
+    def __str__(self) -> str:
+        who = "same identity" if self.same else "different identities"
+        return f"{who}, {'across modalities' if self.across else 'within a modality'}"
+
+
+KINDS = tuple(PairKind(same, across) for same in (True, False) for across in (False, True))
+
+
+def sample_distances(features: FeatureSet, metric: str, seed: int, most: int = PAIRS) -> dict[PairKind, np.ndarray]:
+    """Distances float64 [P] of the pairs of each kind: all of them, or `most` drawn by the seed with replacement.
+
+    An image is never paired with itself. A kind without pairs has no distances.
+    """
+    return {
+        kind: pair_distances(features.features, *_pairs(features, kind, seed, most, step), metric)
+        for step, kind in enumerate(KINDS)
+    }
+
+
+def pair_distances(features_ND: np.ndarray, first_P: np.ndarray, second_P: np.ndarray, metric: str) -> np.ndarray:
+    """The distance of each pair of rows, float64 [P], some pairs at a time; `metric` as in `ranking.normalise`."""
+    parts = [np.empty(0)]
+    for start in range(0, len(first_P), _CHUNK_PAIRS):
+        rows = slice(start, start + _CHUNK_PAIRS)
+        one_PD, other_PD = (normalise(features_ND[pairs[rows]], metric) for pairs in (first_P, second_P))
+        if metric == "cosine":
+            parts.append(1 - np.einsum("pd,pd->p", one_PD, other_PD).astype(np.float64))
+        else:
+            parts.append(np.linalg.norm(one_PD - other_PD, axis=1))
+    return np.concatenate(parts)
+
+
+def _pairs(features: FeatureSet, kind: PairKind, seed: int, most: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of both images of each pair: for every anchor modality its pairs, both modalities counted together."""
+    visible, infrared = (np.flatnonzero(features.modality == modality.code) for modality in Modality)
+    groups = [(visible, infrared)] if kind.across else [(visible, visible), (infrared, infrared)]
+    tables = [_partners(features.pid, anchors, others, kind) for anchors, others in groups]
+    totals = np.cumsum([0] + [int(counts_A.sum()) for counts_A, _ in tables])
+    total = int(totals[-1])
+    if total <= most:
+        number_P = np.arange(total)
+    else:
+        drawn = uniform(Stream.REPORT, seed, 0, step, np.arange(most))
+        number_P = np.minimum((drawn * total).astype(np.int64), total - 1)
+    found = []
+    for place, ((anchors, others), (counts_A, start_A)) in enumerate(zip(groups, tables, strict=True)):
+        own = number_P[(number_P >= totals[place]) & (number_P < totals[place + 1])] - totals[place]
+        found.append(_look_up(features.pid, own, anchors, others, counts_A, start_A, kind))
+    return np.concatenate([one for one, _ in found]), np.concatenate([other for _, other in found])
+
+
+def _partners(
+    pid: np.ndarray, anchors: np.ndarray, others: np.ndarray, kind: PairKind
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many partners each anchor has, and where its own pid starts among the others sorted by pid; int64 [A]."""
+    sorted_M = np.sort(pid[others])
+    start_A = np.searchsorted(sorted_M, pid[anchors], "left")
+    own_A = np.searchsorted(sorted_M, pid[anchors], "right") - start_A
+    if kind.same:
+        return own_A - (0 if kind.across else 1), start_A
+    return len(others) - own_A, start_A
+
+
+def _look_up(
+    pid: np.ndarray,
+    number_P: np.ndarray,
+    anchors: np.ndarray,
+    others: np.ndarray,
+    counts_A: np.ndarray,
+    start_A: np.ndarray,
+    kind: PairKind,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the pairs with these numbers: an anchor's pairs follow each other, partners sorted by pid."""
+    stop_A = np.cumsum(counts_A)
+    anchor_P = np.searchsorted(stop_A, number_P, "right")
+    partner_P = number_P - (stop_A - counts_A)[anchor_P]
+    order_M = np.argsort(pid[others], kind="stable")
+    if kind.same:
+        partner_P = partner_P + start_A[anchor_P]
+        if not kind.across:  # pass over the anchor itself
+            place_of = np.empty(len(others), np.int64)
+            place_of[order_M] = np.arange(len(others))
+            partner_P += partner_P >= place_of[anchor_P]
+    else:  # pass over the anchor's identity
+        own_A = len(others) - counts_A
+        partner_P = partner_P + np.where(partner_P >= start_A[anchor_P], own_A[anchor_P], 0)
+    return anchors[anchor_P], others[order_M[partner_P]]

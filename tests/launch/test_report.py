@@ -1,0 +1,72 @@
+"""Making a finished run's report again: every picture is there, and what does not fit is refused by name."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+from launch.pictures import shrink
+from launch.report import main
+from tacaf.evaluation.features import load_features
+from tests.launch.finished import write_model, write_scores
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, sysu_shards):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    write_scores(folder, write_model(folder, sysu_shards))
+    return folder
+
+
+def test_the_report_holds_every_picture(run, sysu_shards, capsys):
+    assert main(["--run", str(run)]) == 0
+    assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
+    page = (run / "report.html").read_text()
+    for title in ("Loss", "first trial", "Distances of pairs of images", "Map of embeddings", "Correspondences"):
+        assert f"{title}</h" in page
+    lists = re.findall(r'<div class="list">(.*?)</div>', page, re.S)
+    assert len(lists) == 2 + 1 + 1, "drawn, best, worst"
+    assert all(1 < one.count("<img") <= 11 for one in lists)
+    pairs = page[page.index(">Correspondences<") :]
+    assert len(re.findall(r"✓ the same identity", pairs)) == len(re.findall(r"✗ another identity", pairs)) == 2
+    assert pairs.count("<line ") == 4 * 6
+    assert len(page) < 2**20
+    first = (run / "report.html").read_bytes()
+    assert main(["--run", str(run), "--shards", str(sysu_shards)]) == 0
+    assert (run / "report.html").read_bytes() == first, "the same run, the same page"
+
+
+def test_what_does_not_fit_is_refused_and_the_page_stays(run, sysu_shards_many, tmp_path, capsys):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / "report.html").write_text("the old page")
+    features = load_features(run / "results" / "features.npz")
+    narrow = type(features)(features.features[:, :5], features.pid, features.camid, features.modality, features.number)
+    narrow.save(tmp_path / "narrow.npz")
+    moved = type(features)(features.features, features.pid, features.camid, features.modality, features.number + 50)
+    moved.save(tmp_path / "moved.npz")
+    (tmp_path / "empty").mkdir()
+    cases = [
+        (["--run", str(tmp_path / "empty")], "expected a run folder with config.yaml"),
+        (["--run", str(copy), "--shards", str(tmp_path)], "expected a shard set in"),
+        (["--run", str(copy), "--features", str(tmp_path / "no.npz")], "expected a feature file"),
+        (["--run", str(copy), "--features", str(tmp_path / "narrow.npz")], "got 5; give the features of this run"),
+        (["--run", str(copy), "--features", str(tmp_path / "moved.npz")], "got one that is not there (row 0, pid"),
+    ]
+    for words, says in cases:
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert says in error
+        assert error.count("\n") == 1
+    assert (copy / "report.html").read_text() == "the old page"
+
+
+def test_images_in_the_report_are_small(tmp_path):
+    from PIL import Image
+
+    noise = np.random.default_rng(0).integers(0, 255, (800, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.png")
+    data = shrink((tmp_path / "large.png").read_bytes())
+    assert len(data) < 30_000
+    assert data[:4] == b"RIFF"
