@@ -1,5 +1,7 @@
 """What perf/bench_evaluation.py measures against: scoring and re-ranking as public code writes them; our words."""
 
+from typing import Literal
+
 import numpy as np
 
 from tacaf.evaluation.ranking import RANKS
@@ -35,16 +37,19 @@ def usual_loop(
     return {**result, "mAP": float(np.mean(precisions)), "mINP": float(np.mean(penalties))}
 
 
-def usual_rerank(distance: np.ndarray, queries: int, numbers: Rerank) -> np.ndarray:
+def usual_rerank(
+    distance: np.ndarray, queries: int, numbers: Rerank, kind: Literal["quicksort", "stable"] = "quicksort"
+) -> np.ndarray:
     """Re-ranked distances [Q, G], over dense N x N arrays and loops over images and their neighbours.
 
-    distance: [N, N] squared distances of the queries, then the gallery images.
+    distance: [N, N] squared distances of the queries, then the gallery images. kind: numpy's default leaves open
+    how equal distances stand, `stable` puts them in the order of the images.
 
     Every row is sorted whole, the encodings lie in a dense float32 matrix, and the sum of minima is gathered column by
     column for one query after another. The structure is what is timed.
     """
     original = distance / distance.max(axis=1, keepdims=True)
-    ranked = np.argsort(original, axis=1)
+    ranked = np.argsort(original, axis=1, kind=kind)
     encoding = np.zeros(original.shape, np.float32)
     for image in range(len(original)):
         wide = own = _reciprocal(ranked, image, numbers.k1)

@@ -79,11 +79,20 @@ def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
 
 def embedder(config: ModelConfig, state: State) -> TacafNet:
     """A model for `embed` with these weights, in evaluation mode on CPU. `state` may come with its classifiers or not:
-    they serve training alone and may be many times the rest, so the model has them for one identity.
+    they serve training alone and may be many times the rest, so the model has them for one identity. InputError if
+    anything else is missing, unknown or of another shape: a part left at random would score without a word.
     """
     model = TacafNet(config, 1)
     kept = {name: tensor for name, tensor in state.items() if CLASSIFIER not in name}
-    model.load_state_dict({**model.state_dict(), **kept})
+    own = model.state_dict()
+    wrong = sorted({name for name in own if CLASSIFIER not in name} ^ kept.keys())
+    wrong += [name for name in own.keys() & kept.keys() if own[name].shape != kept[name].shape]
+    if wrong:
+        raise InputError(
+            f"expected the weights of the model the file describes, got {len(wrong)} missing, unknown or of another "
+            f"shape (first {wrong[0]}); take the file as the training wrote it"
+        )
+    model.load_state_dict({**own, **kept})
     return model.eval()
 
 

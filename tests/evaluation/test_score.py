@@ -131,6 +131,17 @@ def test_llcm_leaves_out_the_same_pid_in_the_same_camera_only():
     assert set(trial.rank("cosine", True).eligible_Q) == {15}
 
 
+@pytest.mark.parametrize(("direction", "query"), [("infrared_to_visible", 1), ("visible_to_infrared", 0)])
+def test_llcm_asks_with_every_image_and_draws_the_other_side(direction, query):
+    """Not the drawn images asking all others, as the authors' script does from visible to infrared."""
+    features = features_of(cameras={1: "visible", 2: "visible", 4: "infrared"})
+    trial = make_trials(features, choose_setting("llcm", direction=direction))[3]
+    assert np.array_equal(trial.query_rows, np.flatnonzero(features.modality == query))
+    folders = list(zip(features.pid[trial.gallery_rows], features.camid[trial.gallery_rows], strict=True))
+    assert len(set(folders)) == len(folders) == 8 * (2 if query else 1)
+    assert set(features.modality[trial.gallery_rows]) == {1 - query}
+
+
 def test_regdb_takes_a_file_per_split():
     cameras = {0: "visible", 7: "infrared"}
     result = score([features_of(cameras=cameras, seed=seed) for seed in range(3)], "regdb")

@@ -3,19 +3,21 @@
 import numpy as np
 import pytest
 
-from tacaf.evaluation import streaming
+from tacaf.evaluation import features, streaming, trials
+from tacaf.evaluation.__main__ import main
 from tacaf.evaluation.features import read_rows
 from tacaf.evaluation.ranking import rank_features
 from tacaf.evaluation.streaming import rank_streamed
 from tacaf.vocabulary import InputError
+from tests.evaluation.test_score import arrays
 
 
 def exact_features(dice: np.random.Generator, images: int) -> np.ndarray:
     """Signs and zeros, 4 of 16 not zero: lengths and products have no rounding, and many images are equally far."""
-    features = np.zeros((images, 16), np.float32)
-    for row in features:
+    found = np.zeros((images, 16), np.float32)
+    for row in found:
         row[dice.choice(16, 4, replace=False)] = dice.choice([-1, 1], 4)
-    return features
+    return found
 
 
 def case_of(seed: int, exact: bool) -> dict:
@@ -69,6 +71,34 @@ def test_rows_of_a_file_are_read_in_the_order_asked_for(rows, tmp_path):
     found = read_rows(mapped, np.array(rows, dtype=np.int64))
     assert np.array_equal(found, values[rows])
     assert np.array_equal(mapped, values), "the map can still be read"
+
+
+@pytest.mark.parametrize("stored", ["uncompressed", "compressed", "columns first"])
+def test_score_streams_a_large_gallery_from_its_file(stored, tmp_path, monkeypatch):
+    """And finds what it finds in memory, whatever way the file was written."""
+    values = arrays(images=4)
+    values["features"] = values["features"].astype("f4")
+    if stored == "columns first":
+        values["features"] = np.asfortranarray(values["features"])
+    (np.savez_compressed if stored == "compressed" else np.savez)(tmp_path / "F.npz", **values)
+    command = ["score", "--features", str(tmp_path / "F.npz"), "--protocol", "generic", "--json"]
+    assert main([*command, str(tmp_path / "memory.json")]) == 0
+    used = []
+    monkeypatch.setattr(features, "LARGE_BYTES", 100)
+    monkeypatch.setattr(trials, "LARGE_BYTES", 100)
+    monkeypatch.setattr(trials, "rank_streamed", lambda *args: used.append(args[1]) or rank_streamed(*args))
+    assert main([*command, str(tmp_path / "streamed.json")]) == 0
+    assert (tmp_path / "streamed.json").read_bytes() == (tmp_path / "memory.json").read_bytes()
+    assert [isinstance(one, np.memmap) for one in used] == [stored != "compressed"]
+
+
+def test_nan_in_a_mapped_file_is_named(tmp_path, monkeypatch):
+    values = arrays(images=4)
+    values["features"][77, 3] = np.nan
+    np.savez(tmp_path / "F.npz", **values)
+    monkeypatch.setattr(features, "LARGE_BYTES", 100)
+    with pytest.raises(InputError, match="got NaN or infinity in 1 rows, first row 77"):
+        features.load_features(tmp_path / "F.npz")
 
 
 def test_a_device_that_is_not_there_is_refused():

@@ -1,0 +1,207 @@
+"""launch/evaluate.py as a user types it: 1, 2 and 3 ranks, RegDB's splits, re-ranking, a generic set, wrong input."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from launch.config import dump_config, load_config
+from launch.evaluate import main
+from launch.leak import own_split, refuse_leak
+from launch.model_file import build_model, save_model
+from shards import manifest, regdb
+from shards.synth import synthesise
+from tacaf.data.index import ShardIndex
+from tacaf.evaluation.features import load_features
+from tacaf.vocabulary import InputError
+from tests.launch.test_launchers import free_port
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = (
+    "model.backbone={width: 8, blocks: [1, 1, 1, 1]}",
+    "model.ipcam={node_width: 16, attention_width: 8, pair_width: 8}",
+)
+
+
+def made_run(folder: Path, shards: Path, split: str = "trainval", protocol: str = "sysu_mm01", seed: int = 0) -> Path:
+    """A run folder with an untrained model that says it was trained on this list."""
+    folder.mkdir(parents=True)
+    config = load_config(
+        ROOT / "launch" / "configs" / "demo.yaml",
+        [*TINY, f"run={folder}", f"data.shards={shards}", f"data.split={split}", f"seed={seed}",
+         f"evaluation.protocol={protocol}"],
+    )  # fmt: skip
+    index = ShardIndex.open(shards)
+    identities = len(index.pids_of(split))
+    model, _ = build_model(config, identities)
+    save_model(folder / "model.safetensors", model.state_dict(), config, identities, index, "last epoch (0)")
+    (folder / "config.yaml").write_text(dump_config(config))
+    return folder
+
+
+def evaluate(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def results_of(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.fixture(scope="module")
+def regdb_shards(tmp_path_factory) -> Path:
+    raw = tmp_path_factory.mktemp("raw") / "regdb"
+    synthesise(raw, layout="regdb", identities=8, seed=3, images_per_camera=2, height=96, workers=1)
+    return regdb.pack(raw, tmp_path_factory.mktemp("shards") / "regdb").folder
+
+
+def test_any_number_of_ranks_writes_the_same_files(sysu_shards, tmp_path):
+    """A rank's batches hold other images than one process's, so a feature's last bits differ (1.5e-7 seen); nothing
+    else does.
+    """
+    run, found = made_run(tmp_path / "run", sysu_shards), {}
+    for ranks in (1, 2, 3):
+        own = ["--features", tmp_path / f"{ranks}.npz", "--json", tmp_path / f"{ranks}.json"]
+        command = [ROOT / "launch" / "evaluate.py", "--run", run, "--shards", sysu_shards, "--protocol", "sysu_mm01",
+                   "--batch-size", 5, "--flip", *own]  # fmt: skip
+        # without the -- torchrun takes our --run for its own --run-path
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", free_port(), "--"]
+        subprocess.run(
+            [str(word) for word in (sys.executable, *launcher, *command)], check=True, capture_output=True, timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        found[ranks] = load_features(tmp_path / f"{ranks}.npz"), json.loads((tmp_path / f"{ranks}.json").read_text())
+    features, results = found.pop(1)
+    facts = np.stack([features.pid, features.modality, features.camid, features.number], axis=1)
+    assert len(np.unique(facts, axis=0)) == len(facts), "each image once"
+    assert np.array_equal(np.lexsort(facts.T[::-1]), np.arange(len(facts))), "in the order of the set"
+    assert len(facts) == len(ShardIndex.open(sysu_shards).rows_of(np.unique(features.pid)))
+    assert results[0]["flip"] is True
+    for others, scores in found.values():
+        for name in ("pid", "camid", "modality", "number"):
+            assert np.array_equal(getattr(others, name), getattr(features, name)), name
+        assert np.abs(others.features - features.features).max() < 1e-6
+        assert scores == results
+
+
+def test_a_regdb_model_is_scored_on_its_own_split_and_several_in_one_table(regdb_shards, tmp_path, capsys):
+    runs = [made_run(tmp_path / f"run{n}", regdb_shards, f"train_{n}", "regdb", n) for n in (1, 2, 3)]
+    base = ["--shards", regdb_shards, "--protocol", "regdb"]
+    assert evaluate("--run", *runs, *base, "--json", tmp_path / "out.json") == 0
+    assert "split test_1 to test_3" in capsys.readouterr().out
+    table = results_of(tmp_path)
+    assert set(table) == {"out", "regdb-visible_to_infrared-3splits", "regdb-infrared_to_visible-3splits"}
+    assert table["out"] == [table[f"regdb-{way}-3splits"] for way in ("visible_to_infrared", "infrared_to_visible")]
+    one = table["regdb-visible_to_infrared-3splits"]
+    assert one["split"] == ["test_1", "test_2", "test_3"]
+    assert [facts["split"] for facts in one["trained_on"]] == ["train_1", "train_2", "train_3"]
+    own = [results_of(run / "results")["regdb-visible_to_infrared"] for run in runs]
+    assert [result["split"] for result in own] == one["split"]
+    assert one["trials"] == [trial for result in own for trial in result["trials"]]
+    assert one["mean"]["mAP"] == pytest.approx(np.mean([result["mean"]["mAP"] for result in own]))
+    assert one["std"]["mAP"] == pytest.approx(np.std([result["mean"]["mAP"] for result in own], ddof=1))
+
+    before = results_of(tmp_path)
+    for words, says in (
+        (["--run", runs[0], *base, "--split", "test_2"], "score the split that belongs to this model, test_1"),
+        (["--run", runs[0], runs[0], *base], "expected one model a split, got 2 trained on 'train_1'"),
+        (["--run", *runs, *base, "--split", "test_1"], "expected neither --split nor --features with 3 runs"),
+        (["--run", *runs, "--shards", regdb_shards, "--protocol", "generic"], "expected one run under generic, got 3"),
+        (["--run", tmp_path, *base], "expected a model file at"),
+        (["--run", runs[0], *base, "--split", "test_99"], "expected a split among"),
+        (["--run", runs[0], *base, "--direction", "up"], "expected direction visible_to_infrared or"),
+        (["--run", runs[0], *base, "--exclude", "camera"], "expected no --exclude and no --locations under regdb"),
+        (["--run", runs[0], *base, "--rerank", "20"], "expected nothing or K1 K2 LAMBDA"),
+    ):
+        assert evaluate(*words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1
+        assert says in error
+    assert results_of(tmp_path) == before
+
+
+def test_leakage_is_seen_in_a_set_that_was_packed_again(regdb_shards):
+    index = ShardIndex.open(regdb_shards)
+    trained_on = {"set": index.name, "sha256": "of an older packing", "split": "train_1"}
+    refuse_leak(index, trained_on, index.pids_of("test_1"))
+    with pytest.raises(InputError, match="split 'train_1' of the set 'regdb', packed again since"):
+        refuse_leak(index, trained_on, index.pids_of("test_2"))
+    with pytest.raises(InputError, match="without it nobody can tell whom the model has seen"):
+        refuse_leak(replace(index, splits={"test": [1]}), trained_on, np.array([1]))
+    other = {**trained_on, "set": "other people"}
+    refuse_leak(index, other, index.pids_of("test_2"))
+    assert [own_split({"split": name}) for name in ("train_7", "train", "trainval")] == ["test_7", "test", "test"]
+
+
+def test_reranked_results_have_a_file_of_their_own(sysu_shards, tmp_path, capsys):
+    run = made_run(tmp_path / "run", sysu_shards)
+    base = ["--run", run, "--shards", sysu_shards, "--protocol", "sysu_mm01", "--mode", "all_search", "--shots", 1]
+    for words in ([], ["--rerank"], ["--rerank", 4, 2, 0.5]):
+        assert evaluate(*base, *words) == 0
+    found = results_of(run / "results")
+    plain, again = found["sysu_mm01-all_search-1shot-literature"], found["sysu_mm01-all_search-1shot-literature-rerank"]
+    assert plain["rerank"] is False
+    assert again["rerank"] == {"k1": 4, "k2": 2, "lambda": 0.5}, "the last one written"
+    assert again["trials"] != plain["trials"]
+    assert "re-ranked (k1 20, k2 6, lambda 0.3)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
+def test_a_model_file_whose_weights_do_not_match_is_refused(damage, sysu_shards, tmp_path, capsys):
+    """Else a layer left at random would be scored without a word."""
+    path = made_run(tmp_path / "run", sysu_shards) / "model.safetensors"
+    with safe_open(path, "pt") as file:
+        facts, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    name = "backbone.layer3.0.bn1.bias"
+    whole = state.pop(name)
+    if damage != "missing":
+        state["backbone.layer9.bias" if damage == "unknown" else name] = whole[:-1].clone()
+    if damage == "unknown":
+        state[name] = whole
+    save_file(state, path, facts)
+    assert evaluate("--run", path.parent, "--shards", sysu_shards, "--protocol", "sysu_mm01") == 2
+    assert "got 1 missing, unknown or of another shape (first backbone.layer" in capsys.readouterr().err
+    assert not (path.parent / "results").exists()
+
+
+@pytest.fixture(scope="module")
+def listed_shards(raw_sysu, tmp_path_factory) -> Path:
+    """The SYSU-MM01 images as a manifest."""
+    folder = tmp_path_factory.mktemp("manifest")
+    lines = ["path,pid,modality,camid"]
+    for path in sorted(raw_sysu.glob("cam*/*/*.jpg")):
+        camera = path.parts[-3][3:]
+        modality = "infrared" if camera in "36" else "visible"
+        lines.append(f"{path.relative_to(raw_sysu)},{int(path.parts[-2])},{modality},{camera}")
+    (folder / "list.csv").write_text("\n".join(lines) + "\n")
+    return manifest.pack(raw_sysu, folder / "shards", listed=folder / "list.csv", name="mine").folder
+
+
+def test_a_set_of_ones_own(listed_shards, tmp_path, capsys):
+    run = made_run(tmp_path / "run", listed_shards, "train", "generic")
+    base = ["--run", run, "--shards", listed_shards, "--protocol", "generic"]
+    features = tmp_path / "F.npz"
+    assert evaluate(*base, "--features", features) == 0
+    assert set(results_of(run / "results")) == {"generic-infrared_to_visible", "generic-visible_to_infrared"}
+    assert evaluate(*base, "--direction", "visible_to_visible", "--exclude", "camera") == 0
+    assert results_of(run / "results")["generic-visible_to_visible"]["exclusion"] == "same camera"
+    held = load_features(features)
+    keys = [
+        f"visible_{held.pid[row]}_c{held.camid[row]}_{held.number[row]}" for row in np.flatnonzero(held.modality == 0)
+    ]
+    (tmp_path / "q").write_text("\n".join(keys[::2]))
+    (tmp_path / "g").write_text("\n".join(keys[1:]))
+    assert evaluate(*base, "--query-list", tmp_path / "q", "--gallery-list", tmp_path / "g") == 0
+    listed = results_of(run / "results")["generic-listed"]
+    assert (listed["queries"], listed["gallery"]) == (len(keys[::2]), len(keys) - 1)
+    assert listed["exclusion"] == "the query image itself"
+    capsys.readouterr()
+    assert evaluate(*base, "--exclude", "location") == 2
+    assert "--locations together" in capsys.readouterr().err
