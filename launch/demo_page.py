@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from launch.look import PANEL, UPLOAD, Pair, Query, Viewer, landing, masks, position_at, thumbnail
+from launch.look import UPLOAD, Pair, Query, Viewer, landing, masks, position_at, thumbnail
 from tacaf.vocabulary import InputError, Modality
 
 TITLE = "TACAF: search across visible and infrared"
@@ -20,16 +20,16 @@ FINE_PRINT = (
 )
 PICTURES = {  # name to title
     "query": "**Query**: click a place",
-    "heat": "**Match**: where it lands",
-    "mask": "Person mask of the query",
-    "other-mask": "Person mask of the match",
+    "heat": "**Match**: it is there",
+    "mask": "Person on the query",
+    "other-mask": "Person on the match",
 }
 # people stand: two times as high as wide
 STYLE = """
 #examples .thumbnail-item, #matches .thumbnail-item { aspect-ratio: 1 / 2; }
 #examples .grid-container { grid-template-columns: repeat(auto-fill, minmax(3.6rem, 1fr)) !important; }
-#matches .grid-container { grid-template-columns: repeat(auto-fill, minmax(6rem, 1fr)) !important; }
-#matches .caption-label { left: 0; right: 0; max-width: 100%; border-radius: 0; }
+#matches .grid-container { grid-template-columns: repeat(auto-fill, minmax(5.6rem, 1fr)) !important; }
+#matches .caption-label { left: 0; right: 0; max-width: 100%; border-radius: 0; font-size: .7rem; padding: .15rem; }
 footer { display: none !important; }
 """
 OTHER, SAME = "the other modality", "the same modality"
@@ -43,11 +43,11 @@ def theme() -> gr.Theme:
 def build_page(viewer: Viewer) -> gr.Blocks:
     """The page over this model and gallery."""
     page = _Page(viewer)
-    still: dict[str, Any] = {"interactive": False, "buttons": [], "height": PANEL, "show_label": False}
+    still: dict[str, Any] = {"interactive": False, "buttons": [], "show_label": False}
     row: dict[str, Any] = {"allow_preview": False, "buttons": [], "object_fit": "contain", "show_label": False}
     choices = [str(modality) for modality in Modality]
     begin = next(modality for modality in reversed(Modality) if viewer.gallery.images.get(modality))
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+    with gr.Blocks(title=TITLE, fill_width=True, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
         query, pair = gr.State(None), gr.State(None)
         gr.Markdown(f"# {TITLE}\n{NOTE}")
         with gr.Row():
@@ -57,18 +57,18 @@ def build_page(viewer: Viewer) -> gr.Blocks:
                 gr.Markdown(f"**Drop an image** (at most {UPLOAD.mib:g} MiB)")
                 upload = gr.File(show_label=False, height=120, elem_id="upload")
                 gr.Markdown("**Or choose an example**")
-                examples = gr.Gallery(page.examples(str(begin)), height=250, elem_id="examples", **row)
+                examples = gr.Gallery(page.examples(str(begin)), height="auto", elem_id="examples", **row)
             with gr.Column(scale=2, min_width=300):
                 status = gr.Textbox("No query yet.", label="Status", interactive=False, elem_id="status")
                 gr.Markdown("**Matches**, nearest first: who, and the cosine distance")
-                matches = gr.Gallery(height=540, elem_id="matches", **row)
-        with gr.Row():
-            pictures = [_titled(title, name, still) for name, title in PICTURES.items()]
+                matches = gr.Gallery(height="auto", elem_id="matches", **row)
+                with gr.Row():
+                    pictures = [_titled(title, name, still) for name, title in PICTURES.items()]
         gr.Markdown(FINE_PRINT)
 
         clicked, heat = pictures[:2]
         shown = [query, pair, status, matches, *pictures]
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal"}
+        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "minimal", "trigger_mode": "multiple"}
         modality.change(page.examples, modality, examples, **quiet)
         examples.select(page.choose_example, [modality, among], shown, **quiet)
         upload.upload(page.take_upload, [upload, modality, among], shown, **quiet)
@@ -78,7 +78,7 @@ def build_page(viewer: Viewer) -> gr.Blocks:
 
 
 def _titled(title: str, name: str, settings: dict[str, Any]) -> gr.Image:
-    with gr.Column(min_width=160):
+    with gr.Column(min_width=140):
         gr.Markdown(title)
         return gr.Image(elem_id=name, **settings)
 

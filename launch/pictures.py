@@ -12,14 +12,15 @@ from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.reader import ShardReader
-from tacaf.evaluation.choices import PairChoice, choose_pairs, choose_ranked_lists
+from tacaf.evaluation.choices import Choice, PairChoice, choose_pairs, choose_ranked_lists
 from tacaf.evaluation.embedding_map import map_embeddings
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.figures import cmc, draw_cmc, draw_distances, draw_map
 from tacaf.evaluation.overlay import MASK, match_lines, overlay, webp
+from tacaf.evaluation.ranking import Ranks
 from tacaf.evaluation.report import Match, PairPicture, Pictures, RankedList
 from tacaf.evaluation.separation import pair_distances, sample_distances
-from tacaf.evaluation.trials import make_trials
+from tacaf.evaluation.trials import Trial, make_trials
 from tacaf.model.correspondence import Correspondence, Layer, correspondences
 from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import Modality
@@ -38,19 +39,45 @@ def make_pictures(
     The model is in evaluation mode, on the device its images shall go to; `size` is height and width of its images.
     """
     settings = config.evaluation
-    curves = {}
-    for asked in reversed(settings.asked()):  # the first one last, since its trial is looked at below
-        setting = settings.setting(asked)
+    curves, trial, ranks = _first_trials(features, config)
+    chosen = choose_ranked_lists(trial, ranks, settings.metric, settings.ranked_lists, SHOWN, config.seed)
+    lists = _ranked_lists(features, rows, ShardReader(index), chosen)
+    figures = {
+        "Matches found up to a rank (CMC), first trial" + (", not re-ranked" if settings.rerank else ""): draw_cmc(
+            curves
+        ),
+        "Distances of pairs of images": draw_distances(
+            sample_distances(features, settings.metric, config.seed), settings.metric
+        ),
+        "Map of embeddings": draw_map(map_embeddings(features, settings.metric, config.seed)),
+    }
+    choices = choose_pairs(trial, ranks, settings.metric, min(PAIRED, settings.ranked_lists), config.seed)
+    pairs = _pair_pictures(features, rows, index, model, size, choices, settings.metric)
+    return Pictures(lists, figures, pairs, size[1] / size[0])
+
+
+def _first_trials(features: FeatureSet, config: Config) -> tuple[dict[str, np.ndarray], Trial, Ranks]:
+    """CMC of the first trial of everything asked, in its order; then trial and ranks of what is asked first."""
+    curves, first = {}, None
+    for asked in config.evaluation.asked():
+        setting = config.evaluation.setting(asked)
         trial = make_trials(features, setting, 1)[0]
-        ranks = trial.rank(settings.metric, setting.unique_pids)
+        ranks = trial.rank(config.evaluation.metric, setting.unique_pids)
         curves[_label(asked)] = cmc(ranks)
-    reader = ShardReader(index)
+        first = first or (trial, ranks)
+    assert first is not None, "settings ask for something"
+    return curves, *first
+
+
+def _ranked_lists(
+    features: FeatureSet, rows: np.ndarray, reader: ShardReader, chosen: dict[str, list[Choice]]
+) -> dict[str, list[RankedList]]:
+    """The chosen lists with their images."""
 
     def thumbnail(row: int) -> bytes:
         return shrink(reader.read(int(rows[row])).tobytes())
 
-    chosen = choose_ranked_lists(trial, ranks, settings.metric, settings.ranked_lists, SHOWN, config.seed)
-    lists = {
+    return {
         kind: [
             RankedList(
                 thumbnail(choice.query),
@@ -62,16 +89,6 @@ def make_pictures(
         ]
         for kind, choices in chosen.items()
     }
-    figures = {
-        "Matches found up to a rank (CMC), first trial": draw_cmc(dict(reversed(curves.items()))),
-        "Distances of pairs of images": draw_distances(
-            sample_distances(features, settings.metric, config.seed), settings.metric
-        ),
-        "Map of embeddings": draw_map(map_embeddings(features, settings.metric, config.seed)),
-    }
-    choices = choose_pairs(trial, ranks, settings.metric, min(PAIRED, settings.ranked_lists), config.seed)
-    pairs = _pair_pictures(features, rows, index, model, size, choices, settings.metric)
-    return Pictures(lists, figures, pairs, size[1] / size[0])
 
 
 def shrink(data: bytes) -> bytes:

@@ -80,6 +80,7 @@ def test_upload_matches_click_and_masks(page, app, raw_sysu):
     kept = [path for path in app[1].rglob("*") if path.is_file() and path.read_bytes() == image.read_bytes()]
     assert not kept, "an upload is deleted when it was read"
     heat, query = (page.locator(f"#{name} img").get_attribute("src") for name in ("heat", "query"))
+    page.locator("#query").scroll_into_view_if_needed()
     box = page.locator("#query img").bounding_box()
     page.mouse.click(box["x"] + 0.9 * box["width"], box["y"] + 0.95 * box["height"])
     second = changed(page, "heat", heat)
