@@ -181,26 +181,35 @@ def embed_files(
     """Descriptors of image files, each file read once. Contents in `known`, which grows, are passed over."""
     found = Embedded([], [], np.empty((0, embedder.embedding_width(embedding)), np.float32), [])
     parts, waiting = [found.descriptors_ND], []
-    for place, path in enumerate(paths):
-        try:
-            data = read_file(path)
-            content = hashlib.sha256(data).hexdigest()
-            if known is not None and content in known:
-                continue
-            waiting.append(prepare(decode(data, name=str(path)), embedder.height, embedder.width))
-        except InputError as error:
-            found.unreadable.append(str(error))
-            continue
+    for place, content, image_CHW in _readable(embedder, paths, known, found.unreadable):
         found.places_N.append(place)
         found.sha256_N.append(content)
-        if known is not None:
-            known.add(content)
+        waiting.append(image_CHW)
         if len(waiting) == _BATCH:
             parts.append(embedder.embed_prepared(torch.stack(waiting), modality, embedding, flip))
             waiting = []
     if waiting:
         parts.append(embedder.embed_prepared(torch.stack(waiting), modality, embedding, flip))
     return found._replace(descriptors_ND=np.concatenate(parts))
+
+
+def _readable(
+    embedder: Embedder, paths: Sequence[Path], known: set[str] | None, unreadable: list[str]
+) -> Iterator[tuple[int, str, torch.Tensor]]:
+    """Place, content hash and prepared image of each file that can be read and is not known."""
+    for place, path in enumerate(paths):
+        try:
+            data = read_file(path)
+            content = hashlib.sha256(data).hexdigest()
+            if known is not None and content in known:
+                continue
+            image_CHW = prepare(decode(data, name=str(path)), embedder.height, embedder.width)
+        except InputError as error:
+            unreadable.append(str(error))
+            continue
+        if known is not None:
+            known.add(content)
+        yield place, content, image_CHW
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The nearest gallery images of each query, for search: exact in pieces, or by FAISS for large galleries.
 
 Q queries, G gallery images, D feature width, k wanted. Rows have length 1; the distance is 1 - cosine similarity, 0..2,
-rounded to six decimals, so that equal images are equally far whatever the order of the sums. Equals rank in gallery
-order. Source: ours.
+rounded to six decimals, so that equal descriptors are equally far whatever the order of the sums. Equals rank in
+gallery order. Source: ours.
 """
 
 import importlib.util

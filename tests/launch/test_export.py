@@ -1,0 +1,157 @@
+"""export.py: both forms give the run's descriptors, the same bytes every time, and nothing where they would not."""
+
+import itertools
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+
+from launch import export
+from tacaf.inference import Embedder
+from tacaf.vocabulary import InputError, Modality
+from tests.launch.finished import write_model, write_scores
+
+
+@pytest.fixture(scope="module")
+def run(sysu_shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    write_scores(folder, write_model(folder, sysu_shards))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def onnx(run):
+    assert export.main(["--run", str(run), "--to", "onnx"]) == 0
+    return run / "export-onnx"
+
+
+@pytest.fixture(scope="module")
+def safetensors(run):
+    assert export.main(["--run", str(run), "--to", "safetensors"]) == 0
+    return run / "export-safetensors"
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("modality", list(Modality))
+@pytest.mark.parametrize("embedding", ["full", "global_only"])
+def test_onnx_gives_the_runs_descriptors(run, onnx, modality, embedding, size):
+    images = [np.random.default_rng(seed).integers(0, 255, (90, 40, 3), dtype=np.uint8) for seed in range(size)]
+    expected_BD = Embedder.load(run).embed(images, modality, embedding)
+    loaded = Embedder.load(onnx / "visible.onnx")
+    assert loaded.model is None
+    assert expected_BD.shape == (size, loaded.embedding_width(embedding))
+    np.testing.assert_allclose(loaded.embed(images, modality, embedding), expected_BD, atol=1e-4)
+
+
+def test_the_graphs_names_are_the_documented_ones(onnx):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(onnx / "infrared.onnx", providers=["CPUExecutionProvider"])
+    (given,), (found,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape[1:], found.name) == ("images", [3, 96, 48], "embedding")
+    assert isinstance(given.shape[0], str), "the batch is dynamic"
+
+
+def test_the_same_run_gives_the_same_bytes_and_no_path_of_this_machine(run, onnx, tmp_path):
+    assert export.main(["--run", str(run), "--to", "onnx", "--out", str(tmp_path / "again")]) == 0
+    for path in onnx.iterdir():
+        data = path.read_bytes()
+        assert data == (tmp_path / "again" / path.name).read_bytes()
+        assert b".py" not in data
+        assert str(run).encode() not in data
+
+
+def test_the_safetensors_hold_no_classifier_and_give_the_same(run, safetensors):
+    with safe_open(safetensors / "model.safetensors", "pt") as file:
+        kept = set(file.keys())
+    with safe_open(run / "model.safetensors", "pt") as file:
+        left_out = set(file.keys()) - kept
+    assert left_out
+    assert all("classif" in name for name in left_out)
+    own, exported = Embedder.load(run), Embedder.load(safetensors)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (90, 40, 3), dtype=np.uint8))
+    np.testing.assert_array_equal(exported.embed([image], "infrared"), own.embed([image], "infrared"))
+    assert exported.model_sha256 == own.model_sha256
+
+
+def test_the_card_says_what_a_user_must_know(run, onnx, safetensors):
+    own = Embedder.load(run)
+    for folder in (onnx, safetensors):
+        card = json.loads((folder / "card.json").read_text())
+        assert card["trained_on"] == own.card["trained_on"]
+        assert card["preprocessing"]["size"] == {"height": own.height, "width": own.width}
+        scored = {path.stem: json.loads(path.read_text())["mean"] for path in sorted(run.glob("results/*.json"))}
+        assert [result["mean"] for result in card["results"]] == list(scored.values())
+        assert card["check"]["images"] == "the run's shard set"
+        assert card["check"]["largest_difference"] <= card["check"]["tolerance"] == 1e-4
+        slices = list(card["embedding"]["slices"].values())
+        assert [slices[0][0], slices[-1][1]] == [0, card["embedding"]["width"]]
+        assert all(before[1] == after[0] for before, after in itertools.pairwise(slices))
+        for word in ("licence", "intended_use", "not_for", "exported_with"):
+            assert card[word]
+
+
+def test_the_first_slice_is_the_global_feature(run):
+    embedder = Embedder.load(run)
+    image = np.random.default_rng(0).integers(0, 255, (90, 40, 3), dtype=np.uint8)
+    start, stop = embedder.card["embedding"]["slices"]["global feature"]
+    own_D = embedder.embed([image], "visible")[0, start:stop]
+    global_D = embedder.embed([image], "visible", "global_only")[0]
+    np.testing.assert_allclose(own_D / np.linalg.norm(own_D), global_D, atol=1e-6)
+
+
+def test_a_difference_leaves_nothing_behind(run, tmp_path, monkeypatch, capsys):
+    def drawn_otherwise(embedder, images, folder):
+        shutil.copytree(run / "export-onnx", folder, dirs_exist_ok=True)
+        (folder / "card.json").unlink()
+        shutil.copy(folder / "visible.onnx", folder / "infrared.onnx")
+
+    monkeypatch.setattr(export, "write_onnx", drawn_otherwise)
+    assert export.main(["--run", str(run), "--to", "onnx", "--out", str(tmp_path / "out" / "x")]) == 2
+    assert "expected the export and the run to agree to 0.0001" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("case", ["no shards", "a folder of images", "too few images"])
+def test_images_to_compare_on(run, case, tmp_path, capsys):
+    other, words = tmp_path / "run", []
+    other.mkdir()
+    shutil.copy(run / "model.safetensors", other)
+    if case != "no shards":
+        for number in range(7 if case == "a folder of images" else 6):
+            pixels = np.random.default_rng(number).integers(0, 255, (60, 30, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        words = ["--images", str(tmp_path)]
+    status = export.main(["--run", str(other), "--to", "safetensors", *words])
+    if case == "too few images":
+        assert status == 2
+        assert "expected at least 7 images" in capsys.readouterr().err
+    else:
+        card = json.loads((other / "export-safetensors" / "card.json").read_text())
+        assert card["check"]["images"] == {"no shards": "drawn pedestrians"}.get(case, "--images")
+
+
+def test_what_is_there_is_not_written_over(run, safetensors, capsys):
+    assert export.main(["--run", str(run), "--to", "safetensors"]) == 2
+    assert "expected a new folder" in capsys.readouterr().err
+
+
+def test_a_changed_or_missing_graph_is_refused(onnx, tmp_path):
+    for name in ("changed", "missing", "cardless"):
+        shutil.copytree(onnx, tmp_path / name)
+    with (tmp_path / "changed" / "visible.onnx").open("ab") as file:
+        file.write(b"x")
+    (tmp_path / "missing" / "infrared.onnx").unlink()
+    (tmp_path / "cardless" / "card.json").write_text("{}")
+    for name, says in (("changed", "got none or another"), ("missing", "got none or another"), ("cardless", "card")):
+        with pytest.raises(InputError, match=says):
+            Embedder.load(tmp_path / name / "visible.onnx")
+
+
+def test_an_onnx_export_is_not_exported_again(onnx, tmp_path, capsys):
+    words = ["--run", str(onnx), "--to", "onnx", "--out", str(tmp_path / "x")]
+    assert export.main(words) == 2
+    assert "expected a finished run" in capsys.readouterr().err

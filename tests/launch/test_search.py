@@ -1,0 +1,198 @@
+"""search.py as a user types it: folders and a kept index in, ranked lists and a page out, bad input in one line."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch import search, search_page
+from tacaf.inference import Embedder
+from tests.launch.finished import write_model
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def run(sysu_shards, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    write_model(folder, sysu_shards)
+    return folder
+
+
+@pytest.fixture
+def folders(raw_sysu, tmp_path):
+    """A gallery of visible and queries of infrared images of rendered people, as unlabelled files."""
+    for camid, name in ((1, "gallery"), (3, "query")):
+        for path in sorted((raw_sysu / f"cam{camid}").rglob("*.jpg"))[:12]:
+            copy = tmp_path / name / path.parent.name / path.name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, copy)
+    return tmp_path
+
+
+def command(*words: object) -> int:
+    return search.main([str(word) for word in words])
+
+
+def test_two_folders_as_a_command(run, folders):
+    words = ["--gallery", "gallery", "--query", "query", "--html", "page.html", "--json", "lists.json", "--top", "3"]
+    (folders / "gallery" / "bad.jpg").write_bytes(b"hello")
+    (folders / "query" / "cut.jpg").write_bytes(next((folders / "query").rglob("*.jpg")).read_bytes()[:-300])
+    done = subprocess.run(
+        [sys.executable, ROOT / "launch" / "search.py", "--run", run, *words],
+        cwd=folders, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = json.loads((folders / "lists.json").read_text())
+    assert len(found["queries"]) == found["gallery_images"] == 12
+    assert [text.split(":")[0] for text in found["left_out"]] == ["gallery/bad.jpg", "query/cut.jpg"]
+    assert "2 images left out" in done.stderr
+    assert_ranked_as_by_hand(found, Embedder.load(run), folders)
+    page = (folders / "page.html").read_text()
+    assert len(re.findall(r'<img [^>]*src="data:image/jpeg;base64,', page)) == 12 * 4
+    assert not re.findall(r'(?:src|href)="(?!data:)', page), "one file, nothing loaded from elsewhere"
+    assert "bad.jpg" in page
+
+
+def assert_ranked_as_by_hand(found: dict, embedder: Embedder, folders: Path) -> None:
+    names = sorted(path.relative_to(folders / "gallery").as_posix() for path in folders.glob("gallery/*/*.jpg"))
+    gallery_GD = embedder.embed([folders / "gallery" / name for name in names], "visible")
+    for one in found["queries"]:
+        distance_G = 1 - gallery_GD @ embedder.embed([folders / "query" / one["query"]], "infrared")[0]
+        nearest = np.argsort(distance_G)[:3]
+        np.testing.assert_allclose([match["distance"] for match in one["matches"]], distance_G[nearest], atol=1e-4)
+        assert [match["rank"] for match in one["matches"]] == [1, 2, 3]
+        assert {match["name"] for match in one["matches"]} <= set(names)
+
+
+def lists_of(path: Path) -> list[list[tuple]]:
+    return [
+        [(match["name"], match["distance"]) for match in one["matches"]]
+        for one in json.loads(path.read_text())["queries"]
+    ]
+
+
+def test_an_index_gives_the_same_without_the_images(run, folders, capsys):
+    one = next((folders / "query").rglob("*.jpg"))
+    kept = ["--run", run, "--index", folders / "people.index", "--query", one]
+    assert command(*kept, "--gallery", folders / "gallery", "--json", folders / "a.json") == 0
+    shutil.rmtree(folders / "gallery")
+    assert command(*kept, "--json", folders / "b.json", "--html", folders / "b.html") == 0
+    assert lists_of(folders / "a.json") == lists_of(folders / "b.json")
+    assert len(lists_of(folders / "b.json")[0]) == 10
+    assert (folders / "b.html").read_text().count("no picture") == 10
+
+
+def test_an_index_grows_and_people_are_taken_out_without_a_model(run, folders, capsys):
+    index, gallery = folders / "people.index", folders / "gallery"
+    people = sorted(path.name for path in gallery.iterdir())
+    shutil.move(gallery / people[0], folders / people[0])
+    assert command("--run", run, "--index", index, "--gallery", gallery) == 0
+    shutil.move(folders / people[0], gallery / people[0])
+    assert command("--run", run, "--index", index, "--gallery", gallery) == 0
+    count = len(list((gallery / people[0]).iterdir()))
+    assert f"gallery: {count} images added, 12 in all" in capsys.readouterr().out
+    assert command("--index", index, "--remove", people[0]) == 0
+    assert f"{count} images removed" in capsys.readouterr().out
+    assert command("--index", index, "--list") == 0
+    listed = capsys.readouterr().out.split()
+    assert len(listed) == 12 - count
+    assert not [name for name in listed if name.startswith(people[0])]
+    assert command("--index", index, "--remove", *people[1:]) == 0
+    assert command("--run", run, "--index", index, "--query", folders / "query", "--json", folders / "x.json") == 2
+    assert "empty index" in capsys.readouterr().err
+
+
+def test_within_one_modality_an_image_does_not_find_itself(run, folders):
+    gallery = folders / "gallery"
+    words = ["--run", run, "--gallery", gallery, "--query", gallery, "--query-modality", "visible"]
+    assert command(*words, "--top", 20, "--json", folders / "x.json") == 0
+    found = json.loads((folders / "x.json").read_text())
+    assert (found["query_modality"], found["gallery_modality"]) == ("visible", "visible")
+    for one in found["queries"]:
+        assert len(one["matches"]) == 11
+        assert one["query"] not in [match["name"] for match in one["matches"]]
+
+
+def test_an_index_of_flipped_global_features_says_so_itself(run, folders):
+    kind = ["--embedding", "global_only", "--flip", "--gallery-modality", "infrared"]
+    index = folders / "people.index"
+    assert command("--run", run, "--gallery", folders / "query", "--index", index, *kind) == 0
+    words = ["--run", run, "--index", index, "--query", folders / "gallery", "--query-modality", "visible"]
+    assert command(*words, "--json", folders / "x.json") == 0
+    found = json.loads((folders / "x.json").read_text())
+    assert (found["embedding"], found["flip"], found["gallery_modality"]) == ("global_only", True, "infrared")
+
+
+def test_names_do_not_write_the_page(run, folders):
+    name = "<script>alert(1)<"
+    Image.new("RGB", (30, 60), (200, 10, 10)).save(folders / "gallery" / f"{name}.png")
+    words = ["--run", run, "--gallery", folders / "gallery", "--query", folders / "query"]
+    assert command(*words, "--top", 13, "--html", folders / "x.html") == 0
+    assert "<script" not in (folders / "x.html").read_text()
+    assert "&lt;script&gt;" in (folders / "x.html").read_text()
+
+
+def test_an_index_from_elsewhere_shows_no_file_outside_the_gallery(folders, tmp_path):
+    Image.new("RGB", (30, 60)).save(tmp_path / "secret.png")
+    assert search_page._inside(folders / "gallery", "../secret.png") is None
+    assert search_page._inside(folders / "gallery", str(tmp_path / "secret.png")) is None
+    name = next((folders / "gallery").rglob("*.jpg")).relative_to(folders / "gallery").as_posix()
+    assert search_page._inside(folders / "gallery", name) == folders / "gallery" / name
+
+
+BAD = {
+    "no gallery": (["--run", "RUN", "--query", "query", "--json", "x.json"], "expected a gallery, got none"),
+    "no model": (["--gallery", "gallery", "--query", "query", "--json", "x.json"], "expected --run"),
+    "nothing to do": (["--run", "RUN"], "expected --query or --index"),
+    "only an index": (["--index", "people.index"], "expected something to do"),
+    "nowhere to write": (["--run", "RUN", "--gallery", "gallery", "--query", "query"], "expected --html or --json"),
+    "no folder to write into": (["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "no/x.json"],
+                                "make no first"),
+    "nothing to search for": (["--run", "RUN", "--gallery", "gallery", "--json", "x.json"], "expected --query"),
+    "no index to remove from": (["--remove", "a"], "expected --index"),
+    "an index that is not there": (["--index", "none.index", "--remove", "a"], "expected an index at none.index"),
+    "top 0": (["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "x.json", "--top", "0"],
+              "expected at least 1, got 0"),
+    "a gallery that is none": (["--run", "RUN", "--gallery", "none", "--query", "query", "--json", "x.json"],
+                               "expected a folder of images"),
+    "an empty gallery": (["--run", "RUN", "--gallery", "empty", "--query", "query", "--json", "x.json"],
+                         "expected readable images in empty"),
+    "no query": (["--run", "RUN", "--gallery", "gallery", "--query", "none.jpg", "--json", "x.json"],
+                 "expected readable images to search for in none.jpg"),
+    "an empty query": (["--run", "RUN", "--gallery", "gallery", "--query", "empty", "--json", "x.json"],
+                       "expected readable images to search for in empty"),
+    "no run": (["--run", "empty", "--gallery", "gallery", "--query", "query", "--json", "x.json"],
+               "expected a model file"),
+    "another file as index": (["--run", "RUN", "--index", "text", "--query", "query", "--json", "x.json"],
+                              "expected a gallery index at text"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_one_line_and_nothing_is_written(run, folders, monkeypatch, capsys, case):
+    monkeypatch.chdir(folders)
+    (folders / "empty").mkdir()
+    (folders / "text").write_text("hello")
+    words, says = BAD[case]
+    assert command(*[run if word == "RUN" else word for word in words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert not (folders / "x.json").exists()
+
+
+def test_another_modality_than_the_indexs_is_refused(run, folders, capsys):
+    words = ["--run", run, "--gallery", folders / "gallery", "--index", folders / "people.index"]
+    assert command(*words) == 0
+    before = (folders / "people.index").read_bytes()
+    assert command(*words, "--gallery-modality", "infrared") == 2
+    assert "keep one index each" in capsys.readouterr().err
+    assert (folders / "people.index").read_bytes() == before
