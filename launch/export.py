@@ -3,38 +3,41 @@
 A folder with the weights and card.json: preprocessing, what the descriptor holds, protocol results, training set.
 safetensors: the model without its classifiers, which name the training identities. onnx: visible.onnx and infrared.onnx
 (the modalities have stems of their own), input `images` float32 [batch, 3, H, W] as card.json's preprocessing says,
-output `embedding` float32 [batch, width]; checked against PyTorch on real images before anything is written.
+output `embedding` float32 [batch, width]. Both are checked against the run on decoded images before anything is there.
 """
 
 import argparse
+import io
 import json
 import logging
-import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
 from launch.config import load_config
+from shards.synth import Shot, picture
+from tacaf.checkpoint import sha256_of
 from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below
 from tacaf.data.reader import ShardReader
-from tacaf.inference import CARD, CARD_FORMAT, CARD_VERSION, MODEL, ONNX_FILES, Embedder, file_sha256
+from tacaf.inference import CARD, CARD_FORMAT, CARD_VERSION, MODEL, ONNX_FILES, Embedder
 from tacaf.logs import versions
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.vocabulary import InputError, Modality
 
-TOLERANCE = 1e-4  # largest difference of a descriptor's number between PyTorch and ONNX
+TOLERANCE = 1e-4  # largest difference of a descriptor's number from the run's
 COMPARED = 7  # images a modality: batches of 1, 2 and 4
 OPSET = 20
 LICENCE = (
@@ -42,9 +45,14 @@ LICENCE = (
     " SYSU-MM01, RegDB and LLCM are licensed for research; ImageNet weights have terms of their own."
 )
 USE = (
-    "Matching images of people between visible and infrared cameras, where those people and the law allow it. Not for"
-    " decisions about people without a person's review; a match is a ranking, never an identification."
+    "Matching images of people between visible and infrared cameras, where those people and the law allow it. A match"
+    " is a ranking, never an identification."
 )
+NO_USE = (
+    "Covert or blanket surveillance; decisions about a person that no person reviews; finding out a person's origin,"
+    " health, beliefs or other traits; any use on people who did not agree to it, where the law does not allow it."
+)
+Images = dict[Modality, torch.Tensor]  # float32 [COMPARED, 3, H, W] each
 
 
 class _Descriptor(nn.Module):
@@ -58,24 +66,39 @@ class _Descriptor(nn.Module):
         return self.model.embed(images, self.modality)
 
 
-def export(wanted: argparse.Namespace) -> Path:
-    """Write the export, whole or not at all; its folder. InputError if it is there or does not agree."""
+def export(wanted: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
+    """Write the export, whole or not at all; its folder and card. InputError if it is there or does not agree."""
     embedder = Embedder.load(wanted.run)
+    if embedder.model is None:
+        raise InputError(f"expected a finished run to export, got {wanted.run}, an ONNX export; give the run's folder")
     if wanted.out.exists():
         raise InputError(f"expected a new folder, got {wanted.out}, which is there; remove it or give another --out")
-    wanted.out.resolve().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=wanted.out.resolve().parent, prefix=".tmp-export-") as scratch:
-        folder = Path(scratch) / "export"
-        folder.mkdir()
-        card = card_of(embedder, wanted.run)
-        if wanted.to == "onnx":
-            card["onnx"] = write_onnx(embedder, check_images(wanted), folder)
-        else:
-            write_safetensors(wanted.run / MODEL, folder / MODEL)
-        card["files"] = {path.name: file_sha256(path) for path in sorted(folder.iterdir())}
-        (folder / CARD).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
-        shutil.move(folder, wanted.out)
-    return wanted.out
+    images, source = check_images(wanted, embedder)
+    try:
+        wanted.out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=wanted.out.parent, prefix=".tmp-export-") as scratch:
+            folder = Path(scratch) / "export"
+            folder.mkdir()
+            card = write_parts(wanted, embedder, images, folder)
+            card["check"] = {"images": source, **check(embedder, Embedder.load(folder), images)}
+            (folder / CARD).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
+            folder.rename(wanted.out)
+    except OSError as error:
+        raise InputError(f"expected room to write {wanted.out}, got: {error}; choose another --out") from None
+    return wanted.out, card
+
+
+def write_parts(wanted: argparse.Namespace, embedder: Embedder, images: Images, folder: Path) -> dict[str, Any]:
+    """The weights, and a card that lacks only what the check will find."""
+    card = card_of(embedder, wanted.run)
+    if wanted.to == "onnx":
+        card["onnx"] = {"opset": OPSET, "input": "images", "output": "embedding"}
+        write_onnx(embedder, images, folder)
+    else:
+        write_safetensors(wanted.run / MODEL if wanted.run.is_dir() else wanted.run, folder / MODEL)
+    card["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+    (folder / CARD).write_text(json.dumps(card))
+    return card
 
 
 def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
@@ -98,6 +121,7 @@ def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
         "exported_with": versions(),
         "licence": LICENCE,
         "intended_use": USE,
+        "not_for": NO_USE,
     }
 
 
@@ -106,16 +130,17 @@ def write_safetensors(source: Path, target: Path) -> None:
     with safe_open(source, "pt") as file:
         names = [name for name in file.keys() if CLASSIFIER not in name]  # noqa: SIM118 - safe_open is no dict
         save_file({name: file.get_tensor(name) for name in names}, target, file.metadata())
+    target.chmod(0o644)  # safetensors writes files that only their owner can read
 
 
-def write_onnx(embedder: Embedder, images: dict[Modality, torch.Tensor], folder: Path) -> dict[str, Any]:
-    """A graph a modality, compared with PyTorch; what the card says of it."""
-    model = embedder.model
-    if model is None:
-        raise InputError("expected a run to export, got an ONNX export; give the run's folder")
-    worst = 0.0
+def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
+    """A graph a modality, without the exporter's notes (paths and lines of source): the same run gives the same bytes.
+
+    One file with a switch inside would carry both stems through every call, and most runtimes take no words as input.
+    """
+    assert embedder.model is not None
     for modality, name in ONNX_FILES.items():
-        graph = _Descriptor(model, modality).eval()
+        graph = _Descriptor(embedder.model, modality).eval()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
@@ -123,79 +148,96 @@ def write_onnx(embedder: Embedder, images: dict[Modality, torch.Tensor], folder:
                 graph, (images[modality][:2],), dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
                 input_names=["images"], output_names=["embedding"], dynamic_shapes=({0: torch.export.Dim("batch")},),
             )  # fmt: skip
-            assert program is not None
-            program.save(folder / name)
-        worst = max(worst, compare(folder / name, embedder, images[modality], modality))
-    if worst > TOLERANCE:
-        raise InputError(
-            f"expected ONNX and PyTorch to agree to {TOLERANCE:g}, got a difference of {worst:.2g}; nothing is written:"
-            " report it with the versions of torch, onnx and onnxruntime"
-        )
-    compared = {"images_compared": sum(map(len, images.values())), "largest_difference": worst}
-    return {"opset": OPSET, "input": "images", "output": "embedding", **compared}
+        assert program is not None
+        proto = program.model_proto
+        for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input,
+                     *proto.graph.output, *proto.graph.initializer):  # fmt: skip
+            del part.metadata_props[:]
+            part.doc_string = ""
+        (folder / name).write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def compare(path: Path, embedder: Embedder, images_BCHW: torch.Tensor, modality: Modality) -> float:
-    """The largest difference of a number of a descriptor, over batches of 1, 2 and 4 images."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+def check(embedder: Embedder, exported: Embedder, images: Images) -> dict[str, Any]:
+    """Compare descriptors of batches of 1, 2 and 4 images; what the card says. InputError beyond the tolerance."""
     worst = 0.0
-    for batch in images_BCHW.split([1, 2, len(images_BCHW) - 3]):
-        (found_BD,) = session.run(["embedding"], {"images": batch.numpy()})
-        worst = max(worst, float(np.abs(found_BD - embedder.embed_prepared(batch, modality)).max()))
-    return worst
+    for modality, images_BCHW in images.items():
+        for batch in images_BCHW.split([1, 2, COMPARED - 3]):
+            difference_BD = exported.embed_prepared(batch, modality) - embedder.embed_prepared(batch, modality)
+            worst = max(worst, float(np.abs(difference_BD).max()))
+    if not worst <= TOLERANCE:
+        raise InputError(
+            f"expected the export and the run to agree to {TOLERANCE:g}, got a difference of {worst:.2g}; nothing is"
+            " written: report it with the versions of torch, onnx and onnxruntime"
+        )
+    return {"compared": COMPARED * len(images), "largest_difference": worst, "tolerance": TOLERANCE}
 
 
-def check_images(wanted: argparse.Namespace) -> dict[Modality, torch.Tensor]:
-    """Real images to compare on: of --images for both modalities, else test images of the run's shard set."""
-    embedder = Embedder.load(wanted.run)
+def check_images(wanted: argparse.Namespace, embedder: Embedder) -> tuple[Images, str]:
+    """Decoded images to compare on, and where from: --images, else the run's shard set, else drawn pedestrians."""
     if wanted.images:
-        paths = images_below(wanted.images)[:COMPARED]
+        paths = images_below(wanted.images)
         if len(paths) < COMPARED:
             raise InputError(f"expected at least {COMPARED} images in {wanted.images}, got {len(paths)}; add some")
-        images = torch.stack([embedder.read(path) for path in paths])
-        return dict.fromkeys(Modality, images)
-    config = load_config(wanted.run / "config.yaml", [])
+        images = torch.stack([embedder.read(path) for path in paths[:COMPARED]])
+        return dict.fromkeys(Modality, images), "--images"
     try:
-        index = ShardIndex.open(config.data.shards, config.data.remote)
-    except InputError as error:
-        raise InputError(f"expected images to compare on: {error}; or give a folder of images with --images") from None
+        return shard_images(wanted.run, embedder), "the run's shard set"
+    except InputError:
+        return drawn_images(embedder), "drawn pedestrians"
+
+
+def shard_images(run: Path, embedder: Embedder) -> Images:
+    """The first images of each modality. InputError where the set is not there, or has not as many."""
+    data = load_config(run / "config.yaml", []).data
+    index = ShardIndex.open(data.shards, data.remote)
     reader, found = ShardReader(index), {}
     for modality in Modality:
         rows = np.flatnonzero(np.asarray(index.columns["modality"]) == modality.code)[:COMPARED]
+        if len(rows) < COMPARED:
+            raise InputError(f"expected {COMPARED} {modality} images, got {len(rows)}")
         found[modality] = torch.stack([embedder.read(reader.read(int(row)).tobytes()) for row in rows])
     return found
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
+def drawn_images(embedder: Embedder) -> Images:
+    """Procedural pedestrians, as JPEGs."""
+    found = {}
+    for modality in Modality:
+        images = []
+        for pid in range(1, COMPARED + 1):
+            encoded = io.BytesIO()
+            pixels, quality = picture(0, Shot(pid, 1, modality, 1))
+            Image.fromarray(pixels).save(encoded, "JPEG", quality=quality)
+            images.append(embedder.read(encoded.getvalue()))
+        found[modality] = torch.stack(images)
+    return found
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--to", choices=("safetensors", "onnx"), required=True)
     parser.add_argument("--out", type=Path, help="new folder; default: RUN/export-<to>")
-    parser.add_argument("--images", type=Path, help="folder of images to compare ONNX on; default: the run's shards")
+    parser.add_argument(
+        "--images", type=Path, help="folder of images to compare on; default: the run's shards, or drawn ones"
+    )
     wanted = parser.parse_args(argv)
-    wanted.out = wanted.out or wanted.run / f"export-{wanted.to}"
+    home = wanted.run if wanted.run.is_dir() else wanted.run.parent
+    wanted.out = (wanted.out or home / f"export-{wanted.to}").resolve()
     return wanted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    wanted = parse(argv)
     try:
-        wanted = parse(argv)
-        folder = export(wanted)
+        folder, card = export(wanted)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    card = json.loads((folder / CARD).read_text())
     for name in card["files"]:
         print(f"{folder / name}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
-    if "onnx" in card:
-        print(f"largest difference to PyTorch {card['onnx']['largest_difference']:.2g}")
+    worst, count, source = (card["check"][name] for name in ("largest_difference", "compared", "images"))
+    print(f"largest difference to the run {worst:.2g}, {count} images: {source}")
     print(f"{folder / CARD}: what it is, how to prepare images, what it scored")
     return 0
 

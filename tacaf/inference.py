@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from tacaf.checkpoint import sha256_of
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
 from tacaf.model.file import load_model
 from tacaf.model.tacafnet import TacafNet
@@ -122,14 +123,13 @@ def weights_sha256(model: TacafNet) -> str:
     return found.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _load_torch(cls: type[Embedder], path: Path, device: str) -> Embedder:
     model, facts = load_model(path)
-    model.to(device)
+    try:
+        model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"expected a device that is here, got {device!r}: {reason}; take cpu") from None
 
     @torch.no_grad()
     def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
@@ -152,7 +152,7 @@ def _load_onnx(cls: type[Embedder], folder: Path) -> Embedder:
     sessions = {}
     for modality, name in ONNX_FILES.items():
         path = folder / name
-        if not path.is_file() or file_sha256(path) != card["files"].get(name):
+        if not path.is_file() or sha256_of(path) != card["files"].get(name):
             raise InputError(f"{path}: expected the file that {CARD} names, got none or another; export again")
         sessions[modality] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 

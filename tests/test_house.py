@@ -28,10 +28,12 @@ MAY_IMPORT = {
     "tacaf.data": FLOOR_1,
     "tacaf.evaluation": FLOOR_1,
     "tacaf.inference": ("kernels", "tacaf"),
+    "tacaf.catalogue": ("kernels", "tacaf"),
     "shards": ("tacaf.vocabulary", "tacaf.draws"),
     "launch": ("tacaf",),
     "launch.reproduce": ("tacaf", "shards", "launch"),
     "launch.ablate": ("tacaf", "shards", "launch"),
+    "launch.export": ("tacaf", "shards", "launch"),
     "perf": ("kernels", "tacaf", "shards", "launch"),
 }
 # heavy package -> the files that alone may import it (perf measures them, so it may too)
@@ -40,6 +42,8 @@ HEAVY = {
     "nvidia.dali": ("tacaf/data/pipeline.py", "perf/*.py"),
     "deepspeed": ("launch/engine.py", "launch/regroup.py", "perf/*.py"),
     "transformers": ("tacaf/model/library.py",),
+    "onnxruntime": ("tacaf/inference.py",),
+    "faiss": ("tacaf/evaluation/nearest.py",),
     "matplotlib": (*(f"tacaf/evaluation/{name}.py" for name in ("curves", "figures", "forest")), "perf/*.py"),
     "sklearn": ("tacaf/evaluation/embedding_map.py",),
     "gradio": ("launch/demo_app.py", "launch/demo_page.py"),

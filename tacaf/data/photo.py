@@ -33,19 +33,19 @@ class Limits(NamedTuple):
 USUAL = Limits()
 
 
-def decode(source: Source, limits: Limits = USUAL) -> np.ndarray:
+def decode(source: Source, limits: Limits = USUAL, name: str = "the image") -> np.ndarray:
     """RGB pixels, uint8 [H, W, 3], of a path, a file's bytes, a PIL image or a uint8 array [H, W] or [H, W, 1, 3 or 4].
 
     Turned as EXIF says; grey becomes three equal channels, an alpha channel is left out, 16 bits become 8, of an
-    animation the first picture counts. InputError for what is no image, is cut off, or exceeds the limits; nothing
-    above them is decoded.
+    animation the first picture counts. All as DALI does (a test). InputError for what is no image, is cut off, or
+    exceeds the limits; nothing above them is decoded. `name` stands in the error; a path has its own.
     """
     if isinstance(source, np.ndarray):
         return _of_array(source)
     if isinstance(source, Image.Image):
-        return _pixels(source, "the image")
-    name = "the image's bytes" if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else _read(Path(source), limits)
+        return _pixels(source, name, limits)
+    name = name if isinstance(source, bytes) else str(source)
+    data = source if isinstance(source, bytes) else read_file(Path(source), limits)
     if len(data) > limits.mib * 2**20:
         raise InputError(f"{name}: expected at most {limits.mib:g} MiB, got {len(data) / 2**20:.1f}; make it smaller")
     try:
@@ -55,12 +55,7 @@ def decode(source: Source, limits: Limits = USUAL) -> np.ndarray:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{name}: expected an image ({', '.join(FORMATS)}), got {_reason(error)}; check it") from None
     with image:
-        if image.width * image.height > limits.megapixels * 1e6:
-            raise InputError(
-                f"{name}: expected at most {limits.megapixels:g} megapixels, got {image.width} x {image.height}; make"
-                " it smaller"
-            )
-        return _pixels(image, name)
+        return _pixels(image, name, limits)
 
 
 def prepare(pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:
@@ -73,15 +68,19 @@ def prepare(pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:
 
 def images_below(folder: Path) -> list[Path]:
     """Every image file below a folder by its suffix, sorted; what a link puts outside of the folder is left out."""
-    if not folder.is_dir():
-        raise InputError(f"expected a folder of images, got {folder}, which is none; check the path")
-    home = folder.resolve()
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return sorted(path for path in found if path.resolve().is_relative_to(home))
+    return [path for path, inside in _found_below(folder) if inside]
 
 
-def _read(path: Path, limits: Limits) -> bytes:
+def links_outside(folder: Path) -> list[Path]:
+    """What `images_below` leaves out."""
+    return [path for path, inside in _found_below(folder) if not inside]
+
+
+def read_file(path: Path, limits: Limits = USUAL) -> bytes:
+    """The bytes of an image file. InputError for one that is too large, unreadable or no plain file."""
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise InputError(f"expected an image file at {path}, got something else; check the path")
         size = path.stat().st_size
         if size > limits.mib * 2**20:
             raise InputError(f"{path}: expected at most {limits.mib:g} MiB, got {size / 2**20:.1f}; make it smaller")
@@ -90,7 +89,20 @@ def _read(path: Path, limits: Limits) -> bytes:
         raise InputError(f"expected an image at {path}, got: {error.strerror}; check the path") from None
 
 
-def _pixels(image: Image.Image, name: str) -> np.ndarray:
+def _found_below(folder: Path) -> list[tuple[Path, bool]]:
+    if not folder.is_dir():
+        raise InputError(f"expected a folder of images, got {folder}, which is none; check the path")
+    home = folder.resolve()
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    return [(path, path.resolve().is_relative_to(home)) for path in found]
+
+
+def _pixels(image: Image.Image, name: str, limits: Limits) -> np.ndarray:
+    if image.width * image.height > limits.megapixels * 1e6:
+        raise InputError(
+            f"{name}: expected at most {limits.megapixels:g} megapixels, got {image.width} x {image.height}; make it"
+            " smaller"
+        )
     try:
         turned = ImageOps.exif_transpose(image)
         if turned.mode.startswith("I;16") or turned.mode == "I":

@@ -41,7 +41,7 @@ class _Stems(nn.Module):
         found = []
         if self.rows > 0:
             found.append(self.visible(images_BCHW[: self.rows], **more))
-        if self.rows < len(images_BCHW):
+        if self.rows < images_BCHW.shape[0]:
             found.append(self.infrared(images_BCHW[self.rows :], **more))
         if isinstance(found[0], torch.Tensor):
             return torch.cat(found)

@@ -176,7 +176,9 @@ class TacafNet(nn.Module):
         """
         assert not self.training, "embed runs on running statistics: call eval() first"
         whole = embedding == "full" and self.ipcam is not None
-        _, layer4_BCHW = self.backbone(images_BCHW, len(images_BCHW) if modality is Modality.VISIBLE else 0)
+        # shape, not len: an exported graph keeps it open
+        visible = images_BCHW.shape[0] if modality is Modality.VISIBLE else 0
+        _, layer4_BCHW = self.backbone(images_BCHW, visible)
         pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if whole else (1,))
         global_BC = F.normalize(self.head.neck(pooled_BNC[:, 0]).float())
         if not whole:

@@ -1,0 +1,56 @@
+"""Ranked lists as one self-contained HTML file: small pictures inside, light and dark, readable on a phone."""
+
+import base64
+import io
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from tacaf.data.photo import decode
+from tacaf.vocabulary import InputError
+
+PAGE = Path(__file__).with_name("search.html")
+THUMBNAIL = (96, 192)  # pixels at most
+SHOWN = 200  # queries on the page; the JSON has all
+
+
+def page(found: dict[str, Any], query: Path, gallery: Path | None) -> str:
+    """The lists of a search; gallery pictures where the folder is given and has them, else names alone.
+
+    query: the folder or the one image. Names are relative and never lead out of their folder.
+    """
+    thumbnail = lru_cache(maxsize=4096)(_thumbnail)  # a gallery image stands in many lists
+    shown = [
+        {
+            "query": one["query"],
+            "picture": thumbnail(query / one["query"] if query.is_dir() else query),
+            "matches": [{**match, "picture": thumbnail(_inside(gallery, match["name"]))} for match in one["matches"]],
+        }
+        for one in found["queries"][:SHOWN]
+    ]
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(PAGE.read_text()).render(found=found, lists=shown)
+
+
+def _inside(folder: Path | None, name: str) -> Path | None:
+    """The file of that name in the folder; None for one that an index from elsewhere puts outside of it."""
+    if folder is None or not (folder / name).resolve().is_relative_to(folder.resolve()):
+        return None
+    return folder / name
+
+
+def _thumbnail(path: Path | None) -> str | None:
+    """A small JPEG as a data URI; None for an image that is not there."""
+    if path is None:
+        return None
+    try:
+        image = Image.fromarray(decode(path))
+    except InputError:
+        return None
+    image.thumbnail(THUMBNAIL)
+    encoded = io.BytesIO()
+    image.save(encoded, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(encoded.getvalue()).decode()}"
