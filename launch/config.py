@@ -207,7 +207,10 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     gallery_list: Path | None = Field(None, description="generic: file with the keys of the images that answer.")
     batch_size: int = Field(64, ge=1, description="Images per forward of the extraction.")
     ranked_lists: int = Field(
-        6, ge=0, description="Ranked lists in the report drawn by the seed; half as many of the best and of the worst."
+        6,
+        ge=0,
+        le=40,
+        description="Ranked lists in the report drawn by the seed; half as many of the best and of the worst.",
     )
 
     @model_validator(mode="after")

@@ -12,8 +12,11 @@ import socket
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from launch.gallery import Gallery
 from launch.look import UPLOAD, Viewer
@@ -72,14 +75,18 @@ def listen(host: str, port: int) -> socket.socket:
 
 def serve(arguments: argparse.Namespace) -> None:
     """Embed the gallery, open the page, and stay until Ctrl+C or SIGTERM."""
-    try:
-        import uvicorn
-    except ImportError:
-        raise InputError("expected the package gradio, found none; pip install 'tacaf[app]'") from None
+    if find_spec("gradio") is None:
+        raise InputError("expected the package gradio, found none; pip install 'tacaf[app]'")
     if arguments.most < 1:
         raise InputError(f"expected --most of at least 1, got {arguments.most}; leave it out for 2000")
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("expected a GPU for --device cuda, found none; leave it out")
+    import uvicorn
+
     with listen(arguments.host, arguments.port) as own:
         embedder = Embedder.load(arguments.run, arguments.device)
+        if embedder.model is None:
+            raise InputError("expected a run or a model.safetensors, got an ONNX export, whose maps cannot be read")
         gallery = Gallery.open(embedder, arguments.gallery, arguments.split, arguments.most, arguments.seed)
         viewer = Viewer(embedder, gallery)
         host, port = own.getsockname()[:2]
@@ -107,7 +114,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--host", default="127.0.0.1", help="address to serve; others than this machine's are your risk"
     )
     parser.add_argument("--port", type=int, default=7860, help="0 takes any free one (7860)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     return parser.parse_args(argv)
 
 

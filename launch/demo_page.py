@@ -109,7 +109,10 @@ class _Page:
     def choose_match(self, query: Query | None, event: gr.SelectData) -> tuple:
         if query is None:
             return (gr.skip(),) * 6
-        return self._compare(query, event.index)
+        try:
+            return self._compare(query, event.index)
+        except InputError as problem:  # the gallery's file is gone or changed
+            return gr.skip(), f"Refused: {problem}", *(gr.skip(),) * 4
 
     def click(self, query: Query | None, pair: Pair | None, event: gr.SelectData) -> tuple:
         if query is None or pair is None:
@@ -120,13 +123,13 @@ class _Page:
     def _ask(self, source: Any, name: str, modality: Modality, among: str, place: int | None) -> tuple:
         try:
             query = self.viewer.ask(source, modality, modality.other if among == OTHER else modality, place)
+            found = [
+                (thumbnail(self.viewer.held(query, rank).read()), self.viewer.caption(query, rank))
+                for rank in range(len(query.matches))
+            ]
+            pair, status, *pictures = self._compare(query, 0)
         except InputError as problem:
             return _refused(str(problem).replace("the image's bytes", name))
-        found = [
-            (thumbnail(self.viewer.held(query, rank).read()), self.viewer.caption(query, rank))
-            for rank in range(len(query.matches))
-        ]
-        pair, status, *pictures = self._compare(query, 0)
         return query, pair, f"{name}, {modality}: {status}", gr.Gallery(found, selected_index=None), *pictures
 
     def _compare(self, query: Query, rank: int) -> tuple:

@@ -51,8 +51,7 @@ class Viewer:
     """A model and a gallery, ready to be asked."""
 
     def __init__(self, embedder: Embedder, gallery: Gallery) -> None:
-        if embedder.model is None:
-            raise InputError("expected a run or a model.safetensors, got an ONNX export; its maps cannot be looked at")
+        assert embedder.model is not None, "an ONNX export has no maps to look at"
         self.embedder, self.gallery, self.model = embedder, gallery, embedder.model
         self.limits = UPLOAD
 

@@ -111,7 +111,9 @@ def test_a_folder_of_unlabelled_images_with_one_that_is_none(embedder, tmp_path,
         Gallery.open(embedder, str(tmp_path), "test", 9, 0)
 
 
-def test_what_cannot_be_started_says_why_in_one_line(run, sysu_shards, tmp_path, capsys):
+def test_what_cannot_be_started_says_why_in_one_line(run, sysu_shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("signal.signal", lambda *_: None)  # the tests' own stays
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         cases = [
@@ -124,6 +126,7 @@ def test_what_cannot_be_started_says_why_in_one_line(run, sysu_shards, tmp_path,
             ([str(run), str(tmp_path), "--port", "0"], "expected a shard set (index.json) or a folder with visible/"),
             ([str(run), str(sysu_shards), "--port", "0", "--split", "tset"], "expected a split among"),
             ([str(run), str(sysu_shards), "--port", "0", "--most", "0"], "expected --most of at least 1"),
+            ([str(run), str(sysu_shards), "--port", "0", "--device", "cuda"], "expected a GPU"),
         ]
         for (model, gallery, *more), says in cases:
             assert main(["--run", model, "--gallery", gallery, *more]) == 2
