@@ -12,7 +12,8 @@ import pytest
 
 from tests.launch.test_training import BIN, ROOT, command_of, run, steps_of
 
-MANY = ("train.epochs=2", "train.steps_per_epoch=3")
+EPOCHS, STEPS = 8, 3  # long enough to be stopped on the way, also on a busy machine
+MANY = (f"train.epochs={EPOCHS}", f"train.steps_per_epoch={STEPS}", "train.save_every_steps=6")
 
 
 def free_port() -> int:
@@ -45,7 +46,7 @@ def by_torchrun(sysu_shards, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "torchrun"
     torchrun = [BIN / "torchrun", "--nnodes", 1, "--nproc_per_node", 2, "--master_port", free_port()]
     end(begin([*torchrun, *command_of(sysu_shards, folder, *MANY)]))
-    assert len(losses_of(folder)) == 6
+    assert len(losses_of(folder)) == EPOCHS * STEPS
     return folder
 
 
@@ -111,14 +112,14 @@ def test_a_slurm_job_is_asked_to_stop_queued_again_and_goes_on(sysu_shards, by_t
     # The script sets the run's folder itself, and --resume where there is something to resume.
     words = command_of(sysu_shards, folder, *MANY)[1:]
     job = ["bash", "launch/slurm.sbatch", folder, *words]
-    first = begin(job, **slurm)
-    while not steps_of(folder):
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.01)
-    os.kill(int((slurm["FAKE"] / "tasks").read_text().split()[1]), signal.SIGUSR1)
-    assert "queued again" in end(first, status=75)
+    with begin(job, **slurm) as first:
+        while not steps_of(folder):
+            assert first.poll() is None, first.communicate()
+            time.sleep(0.01)
+        os.kill(int((slurm["FAKE"] / "tasks").read_text().split()[1]), signal.SIGUSR1)
+        assert "queued again" in end(first, status=75)
     assert (slurm["FAKE"] / "requeued").read_text() == f"{slurm['SLURM_JOB_ID']}\n"
-    assert len(steps_of(folder)) < 6
+    assert len(steps_of(folder)) < EPOCHS * STEPS
     end(begin(job, **slurm))
     assert losses_of(folder) == losses_of(by_torchrun)
 
