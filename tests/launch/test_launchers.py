@@ -15,6 +15,8 @@ from tests.launch.test_training import BIN, ROOT, command_of, run, steps_of
 EPOCHS, STEPS = 8, 3  # long enough to be stopped on the way, also on a busy machine
 MANY = (f"train.epochs={EPOCHS}", f"train.steps_per_epoch={STEPS}", "train.save_every_steps=6")
 
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
 
 def free_port() -> int:
     with socket.socket() as probe:
@@ -24,7 +26,9 @@ def free_port() -> int:
 
 def begin(words: list, **extra: object) -> subprocess.Popen:
     own = {"OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    environment = {**os.environ, **own, **{name: str(value) for name, value in extra.items()}}
+    # what a rank in this process may have left would make every task the only rank of a run of its own
+    outer = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
+    environment = {**outer, **own, **{name: str(value) for name, value in extra.items()}}
     pipe = subprocess.PIPE
     return subprocess.Popen(
         [str(word) for word in words], cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True
