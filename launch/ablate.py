@@ -1,8 +1,10 @@
 """What each part of the method adds, on the project's own benchmarks: rows x seeds, paired differences with intervals.
 
     python launch/ablate.py --out DIR [--benchmarks plain_1 ...] [--rows ...] [--seeds 0 1 2] [--parallel 2]
+    python launch/ablate.py --out DIR --rows aug --try aug_cmaam loss.dt=2 --try aug_cmaam loss.dt=4 --name tries
 
 Judged on validation identities; `--test` scores what is finished on the test identities, once all choices are made.
+`--try` adds a row with other settings, so that what was tried stands in a table of its own, also what failed.
 What is finished is kept: the same command goes on after an interruption. --results gets a table for every benchmark,
 anew after every training, and the table says what it lacks.
 """
@@ -79,15 +81,15 @@ def cells(wanted: argparse.Namespace) -> list[Cell]:
     """All trainings: seeds outermost, so that every row stands once before any is repeated."""
     return [
         Cell(
-            benchmark, row, seed,
+            benchmark, key, seed,
             Training(
-                wanted.out / "runs" / f"{benchmark}-{row}-seed{seed}", wanted.config,
-                (*wanted.set, f"data.shards={set_folder(wanted, benchmark)}", f"seed={seed}", *ROWS[row].settings),
+                wanted.out / "runs" / f"{benchmark}-{key}-seed{seed}", wanted.config,
+                (*wanted.set, f"data.shards={set_folder(wanted, benchmark)}", f"seed={seed}", *row.settings),
             ),
         )
         for seed in wanted.seeds
         for benchmark in wanted.benchmarks
-        for row in wanted.rows
+        for key, row in wanted.rows.items()
     ]  # fmt: skip
 
 
@@ -154,7 +156,8 @@ def write_tables(wanted: argparse.Namespace, table: Sequence[Cell], failures: di
         own = [cell for cell in table if cell.benchmark == benchmark]
         rows = [table_row(wanted, row, [cell for cell in own if cell.row == row], failures) for row in wanted.rows]
         content = ablation.record(rows, wanted.resamplings, facts_of(wanted, benchmark, own[0].training.config()))
-        name = f"ablation_{benchmark}_{'test' if wanted.test else 'val'}"
+        parts = ("ablation", benchmark, "test" if wanted.test else "val", wanted.name)
+        name = "_".join(part for part in parts if part)
         wanted.results.mkdir(parents=True, exist_ok=True)
         pages.append(wanted.results / f"{name}.md")
         write_whole(wanted.results / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
@@ -177,7 +180,7 @@ def table_row(wanted: argparse.Namespace, key: str, own: Sequence[Cell], failure
             features = load_features(cell.features(wanted.test))
             seeds[cell.seed] = ablation.score_queries(features, setting, evaluation.metric)
     lacks += [f"{waiting} of {len(own)} seeds not finished"] if waiting else []
-    row = ROWS[key]
+    row = wanted.rows[key]
     return ablation.Row(key, row.text, row.against, seeds, lacks)
 
 
@@ -221,6 +224,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="tables go there; default: OUT/results")
     parser.add_argument("--benchmarks", nargs="+", choices=names, default=names[:1], help="default: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=(*ROWS, "core", "all"), default=["core"], help="default: core")
+    parser.add_argument(
+        "--try", action="append", nargs="+", default=[], dest="tries", metavar=("ROW", "a.b=c"),
+        help="one more row: ROW with these settings; repeat for several",
+    )  # fmt: skip
+    parser.add_argument("--name", default="", help="added to the names of the tables' files")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for every training")
@@ -230,13 +238,25 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     wanted = parser.parse_args(argv)
     wanted.results = wanted.results or wanted.out / "results"
     asked = [row for name in wanted.rows for row in {"core": CORE, "all": tuple(ROWS)}.get(name, (name,))]
-    wanted.rows = tuple(row for row in ROWS if row in asked)
+    wanted.rows = {name: row for name, row in ROWS.items() if name in asked}
+    wanted.rows |= dict(tried(*words) for words in wanted.tries)
     wanted.seeds = tuple(dict.fromkeys(wanted.seeds))
     wanted.benchmarks = tuple(dict.fromkeys(wanted.benchmarks))
     for name in ("parallel", "resamplings"):
         if getattr(wanted, name) < 1:
             raise InputError(f"expected at least 1 in --{name}, got {getattr(wanted, name)}; raise it")
     return wanted
+
+
+def tried(row: str, *settings: str) -> tuple[str, Row]:
+    """The row of a `--try`: its key, which names its run folders, and what it does."""
+    if row not in ROWS or not settings or any("=" not in setting for setting in settings):
+        raise InputError(
+            f"expected --try ROW a.b=c ..., with ROW one of {', '.join(ROWS)}; got {' '.join((row, *settings))}"
+        )
+    usual = ROWS[row]
+    text = f"{usual.text}, {', '.join(settings)}"
+    return "+".join((row, *settings)), Row(text, (*usual.settings, *settings), (row, *usual.against))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

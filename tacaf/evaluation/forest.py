@@ -43,12 +43,16 @@ def _values(axes: Axes, rows: Sequence[dict]) -> None:
 def _differences(axes: Axes, compared: Sequence[tuple[dict, str]], texts: Mapping[str, str]) -> None:
     for offset, (name, label, colour) in zip((0.13, -0.13), NAMES, strict=True):
         for place, (row, key) in enumerate(compared):
-            found = {part: 100 * value for part, value in row["against"][key][name].items()}
-            reach = [[found["mean"] - found["low"]], [found["high"] - found["mean"]]]
-            axes.errorbar(found["mean"], place + offset, xerr=reach, fmt="o", markersize=4, color=colour, label=label)
+            found = row["against"][key][name]
+            mean, low, high = (100 * found[part] for part in ("mean", "low", "high"))
+            face = colour if found["seeds"] > 1 else "white"
+            axes.errorbar(
+                mean, place + offset, xerr=[[mean - low], [high - mean]], fmt="o", markersize=4, color=colour,
+                markerfacecolor=face, label=label,
+            )  # fmt: skip
     axes.axvline(0, color="#5b6770", linewidth=1)
     _name(axes, [f"{row['text']}\nagainst {texts[key]}" for row, key in compared])
-    axes.set_xlabel("difference in points, 95 % interval")
+    axes.set_xlabel("difference in points, 95 % interval; hollow: one seed, whose interval is too narrow")
 
 
 def _name(axes: Axes, names: Sequence[str]) -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tacaf.evaluation.bootstrap import paired_difference
+from tacaf.evaluation.bootstrap import paired_difference, resampling_weights
 
 
 def sample(generator, seeds, identities, queries, effect, identity_spread=0.0, seed_spread=0.0):
@@ -50,6 +50,21 @@ def test_it_covers_the_truth_as_often_as_it_says():
         found = paired_difference(a_SQ, b_SQ, pid_Q, 300)
         covered += found.low <= 0.05 <= found.high
     assert 175 <= covered <= 199
+
+
+def test_few_seeds_do_not_look_surer_than_they_are():
+    """The variance of a mean, from three values; drawing as many as there are would leave out a third of it."""
+    values_S = np.array([0.1, -0.2, 0.4])
+    weight_NS = resampling_weights(np.random.default_rng(4), 3, 50_000)
+    drawn_N = weight_NS @ values_S / weight_NS.sum(axis=1)
+    assert drawn_N.var() == pytest.approx(values_S.var(ddof=1) / 3, rel=0.05)
+
+
+def test_one_seed_is_never_sure():
+    a_SQ, b_SQ, pid_Q = sample(np.random.default_rng(5), 1, 50, 4, 0.5)
+    found = paired_difference(a_SQ, b_SQ, pid_Q, 200)
+    assert found.low > 0
+    assert (found.seeds, found.sure) == (1, False)
 
 
 def test_equal_methods_are_never_sure():

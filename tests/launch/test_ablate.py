@@ -81,9 +81,34 @@ def test_a_table_that_is_not_whole_says_so(small, tmp_path, monkeypatch, capsys)
     assert table["rows"][0]["lacks"] == ["1 of 2 seeds not finished"]
 
 
+def test_a_try_is_a_row_of_its_own_table(small, tmp_path, capsys):
+    tried = ["--try", "full", "loss.dt=2", "model.cmaam.beta=20", "--name", "tries"]
+    only = ["--out", str(tmp_path), "--rows", "full", "--seeds", "0", "--resamplings", "50", *SETTINGS, *tried]
+    assert ablate.main(only) == 0, capsys.readouterr()
+    table = json.loads((tmp_path / "results" / "ablation_plain_1_val_tries.json").read_text())
+    assert table["complete"]
+    assert [row["row"] for row in table["rows"]] == ["full", "full+loss.dt=2+model.cmaam.beta=20"]
+    assert list(table["rows"][1]["against"]) == ["full"]
+    assert table["rows"][0]["seeds"] != table["rows"][1]["seeds"]
+    made = (tmp_path / "runs" / "plain_1-full+loss.dt=2+model.cmaam.beta=20-seed0" / "config.yaml").read_text()
+    assert "dt: 2" in made
+    assert "beta: 20" in made
+    assert "full (augmentation + IPCAM + CMAAM), loss.dt=2, model.cmaam.beta=20" in capsys.readouterr().out
+    # one seed: no difference is called sure, whatever its interval
+    page = (tmp_path / "results" / "ablation_plain_1_val_tries.md").read_text()
+    assert ") ¹ |" in page
+    assert "**" not in page
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
-    [(["--rows", "best"], "invalid choice"), (["--parallel", "0"], "expected at least 1 in --parallel, got 0")],
+    [
+        (["--rows", "best"], "invalid choice"),
+        (["--parallel", "0"], "expected at least 1 in --parallel, got 0"),
+        (["--try", "best", "loss.dt=2"], "expected --try ROW a.b=c ..., with ROW one of baseline, aug,"),
+        (["--try", "full"], "got full"),
+        (["--try", "full", "loss.dt"], "got full loss.dt"),
+    ],
 )
 def test_wrong_words_are_refused(tmp_path, capsys, more, says):
     assert ablate.main(["--out", str(tmp_path), *more]) == 2
