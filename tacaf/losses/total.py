@@ -37,13 +37,14 @@ class TacafLoss:
 
     def __call__(self, output: ModelOutput, label_B: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scalar to differentiate, and every term before its weight, detached (all float32)."""
-        terms = self._terms(output, label_B)
+        terms = self.terms(output, label_B)
         weights = {"consistency": self.config.ic, "dense_triplet": self.config.dt}
         weights |= {"part": self.config.part, "pair": self.config.pair}
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
-    def _terms(self, output: ModelOutput, label_B: torch.Tensor) -> dict[str, torch.Tensor]:
+    def terms(self, output: ModelOutput, label_B: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every term the output allows, before its weight, with its gradient; float32 scalars."""
         config = self.config
 
         def classify(parts: tuple[Scores, ...]) -> torch.Tensor:

@@ -21,14 +21,14 @@ TINY = [
 ]
 
 
-def write_model(run: Path, shards: Path) -> Config:
+def write_model(run: Path, shards: Path, identities: int = 3) -> Config:
     """`run` with config.yaml and model.safetensors."""
     config = load_config(DEMO, [f"run={run}", f"data.shards={shards}", *TINY])
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(config))
-    model, _ = build_model(config, identities=3)
+    model, _ = build_model(config, identities)
     index = ShardIndex.open(shards)
-    save_model(run / "model.safetensors", model.state_dict(), config, 3, index, "last epoch (0)")
+    save_model(run / "model.safetensors", model.state_dict(), config, identities, index, "last epoch (0)")
     return config
 
 
