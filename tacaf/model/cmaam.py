@@ -11,10 +11,14 @@ import torch.nn.functional as F
 from pydantic import BaseModel, Field
 
 from kernels.align_distance import align_distance
+from kernels.common import compute_dtype
 from kernels.soft_align import feature_mask, soft_align
+from tacaf.distributed import sum_over_ranks, world_size
 from tacaf.interfaces import Alignment, Pairs
 from tacaf.model.pairs import Direction
 from tacaf.model.pooling import map_BCHW, rows_BHWC
+
+MaskKind = Literal["norm", "deviation"]
 
 
 class CmaamConfig(BaseModel, extra="forbid", frozen=True):
@@ -25,6 +29,14 @@ class CmaamConfig(BaseModel, extra="forbid", frozen=True):
         (3, 4), description="The backbone stages whose maps are aligned: [3, 4], [3] or [4]."
     )
     beta: float = Field(50.0, gt=0, description="Sharpness of the matching: softmax(beta * cosine) (50 in LbA).")
+    mask: MaskKind = Field(
+        "norm",
+        description=(
+            "The person mask, from 0 to 1 over an image's positions: norm of the features (LbA), or of their deviation"
+            " from the mean of the batch's images of that modality at that position (ours, because in a network from"
+            " scratch the norm follows the border, not the person)."
+        ),
+    )
     direction: Direction = Field(
         "both", description="both: every image is an anchor; visible_to_infrared: visible images only."
     )
@@ -82,12 +94,33 @@ def smoothed_align(
     return reconstruction_NLC.to(features_BLC.dtype), distance_NL, (both_NL - low) / (high - low + 1e-12)
 
 
-def align(config: CmaamConfig, features_BCHW: torch.Tensor, pairs: Pairs) -> tuple[torch.Tensor, Alignment]:
-    """One layer: the positive's reconstruction, N x C x H x W channels-last, and what the dense triplet needs."""
+def person_mask(features_BLC: torch.Tensor, visible: int, kind: MaskKind) -> torch.Tensor:
+    """Where the person is, float32 B x L in [0, 1], detached; the first `visible` rows are the visible images.
+
+    deviation: the mean map of each modality is taken over all ranks, so that a mask does not depend on their number. It
+    removes what every image has at a place, such as the answer to the padding at the border. Source: norm LbA, method
+    §4 eq. 4; deviation ours.
+    """
+    if kind == "norm":
+        return feature_mask(features_BLC)
+    values_BLC = features_BLC.detach().to(compute_dtype(features_BLC))
+    modalities = values_BLC.split([visible, len(values_BLC) - visible])
+    total_MLC = sum_over_ranks(torch.stack([part.sum(dim=0) for part in modalities])) / world_size()
+    means = [total_LC / max(1, len(part)) for total_LC, part in zip(total_MLC, modalities, strict=True)]
+    return feature_mask(torch.cat([part - mean_LC for part, mean_LC in zip(modalities, means, strict=True)]))
+
+
+def align(
+    config: CmaamConfig, features_BCHW: torch.Tensor, pairs: Pairs, visible: int
+) -> tuple[torch.Tensor, Alignment]:
+    """One layer: the positive's reconstruction, N x C x H x W channels-last, and what the dense triplet needs.
+
+    The first `visible` of the B maps are of visible images.
+    """
     height, width = features_BCHW.shape[2:]
     with torch.autocast(features_BCHW.device.type, enabled=False):
         features_BLC = rows_BHWC(features_BCHW).flatten(1, 2)
-        mask_BL = feature_mask(features_BLC)
+        mask_BL = person_mask(features_BLC, visible, config.mask)
         positive = (features_BLC, mask_BL, pairs.anchor_N, pairs.positive_N, config.beta)
         negative = (features_BLC, mask_BL, pairs.anchor_N, pairs.negative_N, config.beta)
         if config.self_similarity > 0:

@@ -121,17 +121,19 @@ class TacafNet(nn.Module):
         if self.config.cmaam.enabled:
             maps = {3: (layer3_BCHW, pairs3), 4: (layer4_BCHW, pairs4)}
             chosen = [(layer, *maps[layer]) for layer in self.config.cmaam.layers]
-            output = output._replace(**self._align(chosen, label_B))
+            output = output._replace(**self._align(chosen, label_B, visible))
         if self.ipcam is not None:
             output = output._replace(**self._correlate(pooled_BNC, label_B, visible, pairs4))
         return output
 
-    def _align(self, maps: Sequence[tuple[int, torch.Tensor, Pairs | None]], label_B: torch.Tensor) -> dict[str, Any]:
+    def _align(
+        self, maps: Sequence[tuple[int, torch.Tensor, Pairs | None]], label_B: torch.Tensor, visible: int
+    ) -> dict[str, Any]:
         """CMAAM on each chosen layer: alignments, and the reconstructions classified by the same head."""
         alignments, scores = [], []
         for layer, features_BCHW, pairs in maps:
             assert pairs is not None, f"CMAAM on layer {layer} needs the pairs of that layer"
-            reconstruction_NCHW, alignment = align(self.config.cmaam, features_BCHW, pairs)
+            reconstruction_NCHW, alignment = align(self.config.cmaam, features_BCHW, pairs, visible)
             alignments.append(alignment)
             if self.config.cmaam.consistency:
                 scores.append(self._classify_reconstruction(reconstruction_NCHW, label_B[pairs.anchor_N], layer))

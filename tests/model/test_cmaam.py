@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from tacaf.interfaces import Pairs
-from tacaf.model.cmaam import CmaamConfig, align
+from tacaf.model.cmaam import CmaamConfig, align, person_mask
 from tests.model.cases import dot, length, minmax, mix, softmax
 
 HEIGHT, WIDTH_OF_MAP, CHANNELS = 3, 2, 4
 PAIRS = Pairs(torch.tensor([0, 1, 3]), torch.tensor([2, 3, 0]), torch.tensor([3, 2, 1]))
+
+VISIBLE = 2  # of the four images
 
 
 def features(dtype=torch.float64):
@@ -49,7 +51,7 @@ def _scalar_align(maps, anchor, target, beta, share):
 @pytest.mark.parametrize("beta", [5.0, 50.0])
 def test_alignment_against_scalar_loops(beta, share):
     maps = features(torch.float64 if share == 0 else torch.float32)
-    reconstruction, alignment = align(CmaamConfig(beta=beta, self_similarity=share), maps, PAIRS)
+    reconstruction, alignment = align(CmaamConfig(beta=beta, self_similarity=share), maps, PAIRS, VISIBLE)
     tolerance = {"rtol": 1e-8, "atol": 1e-6} if share == 0 else {"rtol": 1e-3, "atol": 1e-4}
     assert reconstruction.shape == (3, CHANNELS, HEIGHT, WIDTH_OF_MAP)
     for pair, (anchor, positive, negative) in enumerate(zip(*(rows.tolist() for rows in PAIRS), strict=True)):
@@ -68,7 +70,7 @@ def test_alignment_against_scalar_loops(beta, share):
 def test_an_image_of_constant_norm_has_no_foreground_and_stays_as_it_is():
     maps = features()
     maps[0] = maps[0, :, :1, :1]
-    reconstruction, alignment = align(CmaamConfig(), maps, PAIRS)
+    reconstruction, alignment = align(CmaamConfig(), maps, PAIRS, VISIBLE)
     torch.testing.assert_close(reconstruction[0], maps[0])
     for values_NL in alignment:
         assert not values_NL[0].any()
@@ -80,7 +82,7 @@ def test_gradients_are_finite_where_mask_or_gap_is_zero_and_the_comask_carries_n
     maps[2] = maps[0]  # the positive of 0 is its copy: warp = feature where the matching is sharp
     maps[1] = maps[1, :, :1, :1]  # no foreground
     maps.requires_grad_()
-    reconstruction, alignment = align(CmaamConfig(beta=5000.0, self_similarity=share), maps, PAIRS)
+    reconstruction, alignment = align(CmaamConfig(beta=5000.0, self_similarity=share), maps, PAIRS, VISIBLE)
     assert not alignment.comask_NL.requires_grad
     (reconstruction.sum() + alignment.positive_distance_NL.sum() - alignment.negative_distance_NL.sum()).backward()
     assert torch.isfinite(maps.grad).all()
@@ -92,8 +94,44 @@ def test_no_gradient_flows_through_the_mask(share):
     """With a matching that ignores the features (beta near 0) the anchor's part is 1 - m, and m counts as a number."""
     maps = features(torch.float32).requires_grad_()
     only = Pairs(torch.tensor([0]), torch.tensor([2]), torch.tensor([2]))
-    reconstruction, _ = align(CmaamConfig(beta=1e-7, self_similarity=share), maps, only)
+    reconstruction, _ = align(CmaamConfig(beta=1e-7, self_similarity=share), maps, only, VISIBLE)
     (grad,) = torch.autograd.grad(reconstruction.sum(), maps)
     mask = minmax([length(f) for f in _positions(maps[0])])
     expected = torch.tensor([1 - m for m in mask]).view(HEIGHT, WIDTH_OF_MAP).expand(CHANNELS, -1, -1)
     torch.testing.assert_close(grad[0], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_deviation_mask_against_scalar_loops():
+    """The norm of what an image has beyond the mean of its modality at that place, min-max over the places."""
+    maps = features()
+    rows = maps.flatten(2).mT.requires_grad_()
+    found = person_mask(rows, VISIBLE, "deviation")
+    assert not found.requires_grad
+    for image in range(4):
+        own = range(VISIBLE) if image < VISIBLE else range(VISIBLE, 4)
+        beyond = [
+            [f[c] - sum(_positions(maps[other])[place][c] for other in own) / len(own) for c in range(CHANNELS)]
+            for place, f in enumerate(_positions(maps[image]))
+        ]
+        expected = torch.tensor(minmax([length(f) for f in beyond]), dtype=torch.float64)
+        torch.testing.assert_close(found[image], expected, rtol=1e-9, atol=1e-9)
+    assert person_mask(rows.half(), VISIBLE, "deviation").dtype == torch.float32
+
+
+def test_what_every_image_has_at_a_place_is_in_the_norm_mask_and_not_in_the_deviation_mask():
+    rows = features().flatten(2).mT.clone()
+    rows[:, 4] += 100  # the border's answer to the padding
+    assert (person_mask(rows, VISIBLE, "norm").argmax(dim=1) == 4).all()
+    torch.testing.assert_close(
+        person_mask(rows, VISIBLE, "deviation"), person_mask(features().flatten(2).mT, VISIBLE, "deviation")
+    )
+
+
+def test_the_mask_of_the_config_is_the_one_that_aligns():
+    maps = features()
+    norm, deviation = (align(CmaamConfig(mask=kind), maps, PAIRS, VISIBLE)[1] for kind in ("norm", "deviation"))
+    assert not torch.allclose(norm.comask_NL, deviation.comask_NL)
+    mask = person_mask(maps.flatten(2).mT, VISIBLE, "deviation")
+    gone = mask[PAIRS.anchor_N] < 1e-12  # no person, no distance
+    assert gone.any()
+    assert not deviation.positive_distance_NL[gone].any()
