@@ -11,7 +11,6 @@ prefers the background.
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -19,35 +18,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from perf.known_people import CAMERAS, pictures
 from shards.benchmarks import BENCHMARKS, Benchmark
-from shards.figure import draw_figure
-from shards.scene import draw_camera, draw_view, render
-from shards.synth import camera_key
-from shards.wardrobe import draw_person
 from tacaf.inference import Embedder
 from tacaf.logs import environment
 from tacaf.model.cmaam import MaskKind, person_mask
 from tacaf.model.correspondence import LAYERS, layer_maps
 from tacaf.model.pooling import rows_BHWC
 from tacaf.vocabulary import InputError, Modality
-
-CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}
-
-
-def known_picture(benchmark: Benchmark, pid: int, camid: int, modality: Modality) -> tuple[np.ndarray, np.ndarray]:
-    """A picture, uint8 [H, W, 3], and the share of person in each of its pixels, float32 [H, W]."""
-    key = camera_key(camid, modality)
-    camera = draw_camera(benchmark.seed, key, camid, modality, benchmark.difficulty)
-    view = draw_view(benchmark.seed, pid, key, 1, camera, benchmark.difficulty)
-    view = replace(view, occluder="none")
-    person = draw_person(benchmark.seed, pid)
-    pixels_HWC = render(person, view, camera, modality, benchmark.height)
-    rows, columns, _ = pixels_HWC.shape
-    cut = draw_figure(person, view.pose, modality, rows, columns)
-    silhouette_HW = np.zeros((rows, columns), np.float32)
-    tall, wide = cut.cover.shape
-    silhouette_HW[cut.top : cut.top + tall, cut.left : cut.left + wide] = cut.cover / 255
-    return pixels_HWC, silhouette_HW
 
 
 def ranked_above(mask_L: torch.Tensor, is_person_L: torch.Tensor) -> float | None:
@@ -62,23 +40,20 @@ def measure(embedder: Embedder, benchmark: Benchmark, people: int) -> dict[str, 
     """Modality, layer, kind of mask to the mean over as many images as people."""
     assert embedder.model is not None
     found: dict[str, Any] = {}
-    for modality, cameras in CAMERAS.items():
-        pictures = [
-            known_picture(benchmark, benchmark.identities + 1 + i, cameras[i % len(cameras)], modality)
-            for i in range(people)
-        ]
-        images_BCHW = torch.stack([embedder.read(pixels_HWC) for pixels_HWC, _ in pictures])
+    for modality in CAMERAS:
+        known = pictures(benchmark, modality, people)
+        images_BCHW = torch.stack([embedder.read(pixels_HWC) for pixels_HWC, _ in known])
         for layer, maps_BCHW in layer_maps(embedder.model, images_BCHW, modality).items():
             cells = maps_BCHW.shape[2:]
-            shares = [F.adaptive_avg_pool2d(torch.from_numpy(cut_HW)[None], cells) for _, cut_HW in pictures]
+            shares = [F.adaptive_avg_pool2d(torch.from_numpy(cut_HW)[None], cells) for _, cut_HW in known]
             is_person_BL = torch.stack(shares).flatten(1) > 0.5
             features_BLC = rows_BHWC(maps_BCHW).flatten(1, 2)
             visible = people if modality is Modality.VISIBLE else 0
             for kind in get_args(MaskKind):
                 mask_BL = person_mask(features_BLC, visible, kind)
                 values = [ranked_above(*one) for one in zip(mask_BL, is_person_BL, strict=True)]
-                known = [value for value in values if value is not None]
-                found.setdefault(str(modality), {}).setdefault(f"layer {layer}", {})[kind] = float(np.mean(known))
+                mean = float(np.mean([value for value in values if value is not None]))
+                found.setdefault(str(modality), {}).setdefault(f"layer {layer}", {})[kind] = mean
     return found
 
 

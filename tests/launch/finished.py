@@ -21,9 +21,9 @@ TINY = [
 ]
 
 
-def write_model(run: Path, shards: Path, identities: int = 3) -> Config:
+def write_model(run: Path, shards: Path, identities: int = 3, *settings: str) -> Config:
     """`run` with config.yaml and model.safetensors."""
-    config = load_config(DEMO, [f"run={run}", f"data.shards={shards}", *TINY])
+    config = load_config(DEMO, [f"run={run}", f"data.shards={shards}", *TINY, *settings])
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(dump_config(config))
     model, _ = build_model(config, identities)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from perf import person_masks
+from perf.known_people import known_picture, moved_pair
 from shards.benchmarks import BENCHMARKS
 from shards.scene import draw_camera, draw_view, render
 from shards.wardrobe import draw_person
@@ -19,7 +20,7 @@ def test_the_silhouette_is_what_does_not_change_with_the_place():
     """The same shot in front of two places: outside of the person the pictures differ, on the person they agree."""
     benchmark = BENCHMARKS["plain_1"]
     still = replace(benchmark, difficulty=replace(benchmark.difficulty, noise=0.0, blur=0.0, occlusion=0.0))
-    pixels, silhouette = person_masks.known_picture(still, 601, 1, Modality.VISIBLE)
+    pixels, silhouette = known_picture(still, 601, 1, Modality.VISIBLE)
     camera = draw_camera(still.seed, 1, 1, Modality.VISIBLE, still.difficulty)
     view = draw_view(still.seed, 601, 1, 1, camera, still.difficulty)
     elsewhere = replace(camera, scene_key=camera.scene_key + 1)
@@ -30,6 +31,20 @@ def test_the_silhouette_is_what_does_not_change_with_the_place():
     assert 0.1 < silhouette.mean() < 0.6
     assert np.median(change[silhouette > 0.99]) <= 3
     assert np.median(change[silhouette == 0]) > 10
+
+
+def test_a_moved_pair_is_one_silhouette_moved():
+    """The infrared silhouette is the visible one, a third of the height lower, whatever the pictures' sizes."""
+    (visible, upper), (infrared, lower) = moved_pair(BENCHMARKS["plain_1"], 3, 1 / 3)
+    assert visible.shape[:2] == upper.shape
+    assert infrared.shape[:2] == lower.shape
+    centres = [np.average(np.arange(len(cut)) / len(cut), weights=cut.sum(axis=1)) for cut in (upper, lower)]
+    assert centres[1] - centres[0] == pytest.approx(1 / 3, abs=0.01)
+    for cut in (upper, lower):  # whole inside of the picture
+        assert not cut[0].any()
+        assert not cut[-1].any()
+    assert (infrared[..., 0] == infrared[..., 1]).all()
+    assert (visible[..., 0] != visible[..., 1]).any()
 
 
 def test_ranked_above():
