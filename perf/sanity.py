@@ -289,10 +289,13 @@ def train(subject: Subject, shards: Path, run: Path, *settings: str) -> Path:
     file.write_text(yaml.safe_dump(json.loads(subject.config.model_dump_json())))
     values = [f"run={run}", f"data.shards={shards}", "data.split=train", "train.start_from=null", *settings]
     values += ["evaluation.protocol=generic", "evaluation.split=val", "evaluation.directions=[infrared_to_visible]"]
+    values += ["evaluation.gallery_draw=null"]
     words = [part for value in values for part in ("--set", value)]
     if (run / "config.yaml").exists():
         words.append("--resume")
-    subprocess.run([sys.executable, str(TRAIN), "--config", str(file), *words], check=True)
+    status = subprocess.run([sys.executable, str(TRAIN), "--config", str(file), *words], check=False).returncode
+    if status != 0:
+        raise InputError(f"expected the training {run} to end, got status {status}; its words are above")
     return run
 
 

@@ -94,7 +94,13 @@ def thimble(tmp_path_factory):
     pack(out / "raw", out / "shards")
     identities = len((out / "raw/exp/train_id.txt").read_text().split(","))
     write_model(
-        out / "run", out / "shards", identities, "data.split=train", "train.epochs=1", "train.steps_per_epoch=2"
+        out / "run",
+        out / "shards",
+        identities,
+        "data.split=train",
+        "train.epochs=1",
+        "train.steps_per_epoch=2",
+        "evaluation.gallery_draw=literature",
     )
     return out
 
