@@ -22,7 +22,7 @@ class Correspondence(NamedTuple):
     """What CMAAM sees in N pairs of images on one layer; float32, on the maps' device."""
 
     matching_NLL: torch.Tensor  # N x L x L, row p: how much of query position p lies at each position s; sums to 1
-    query_mask_NL: torch.Tensor  # person mask in [0, 1]: the norm of the features, min-max over the image
+    query_mask_NL: torch.Tensor  # person mask in [0, 1]: a norm (CmaamConfig.mask), min-max over the image
     other_mask_NL: torch.Tensor
     comask_NL: torch.Tensor  # query positions that are person here and land on the person there, in [0, 1]
     height: int  # of the map: L = height * width
@@ -38,15 +38,23 @@ def layer_maps(model: TacafNet, images_BCHW: torch.Tensor, modality: Modality) -
 
 
 @torch.no_grad()
-def correspond(config: CmaamConfig, query_NCHW: torch.Tensor, other_NCHW: torch.Tensor) -> Correspondence:
+def correspond(
+    config: CmaamConfig,
+    query_NCHW: torch.Tensor,
+    other_NCHW: torch.Tensor,
+    empty: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> Correspondence:
     """Row n of the query's maps against row n of the other's: two maps of the same layer and size.
 
-    `config` gives beta and the self-similarity, as in training; they count even where CMAAM was switched off.
+    `config` gives beta and the self-similarity, as in training; they count even where CMAAM was switched off. The masks
+    are the norms of the features, or with `empty`, two maps 1 x C x H x W, of their deviations from those.
     """
     height, width = query_NCHW.shape[2:]
-    query_NLC, other_NLC = (rows_BHWC(maps).flatten(1, 2).float() for maps in (query_NCHW, other_NCHW))
+    maps = (query_NCHW, other_NCHW)
+    query_NLC, other_NLC = (_rows(each) for each in maps)
+    seen = maps if empty is None else [each - nothing for each, nothing in zip(maps, empty, strict=True)]
+    query_mask_NL, other_mask_NL = (feature_mask(_rows(each)) for each in seen)
     matching_NLL = matching(query_NLC, other_NLC, config.beta, config.self_similarity)
-    query_mask_NL, other_mask_NL = feature_mask(query_NLC), feature_mask(other_NLC)
     both_NL = query_mask_NL * (matching_NLL @ other_mask_NL[..., None])[..., 0]
     return Correspondence(matching_NLL, query_mask_NL, other_mask_NL, minmax(both_NL), height, width)
 
@@ -58,8 +66,26 @@ def correspondences(
     other_NCHW: torch.Tensor,
     other_modality: Modality,
 ) -> dict[Layer, Correspondence]:
-    """Layer to correspondence of N query images with N others, preprocessed as for `embed`; any two modalities."""
-    query_maps, other_maps = (
-        layer_maps(model, *images) for images in ((query_NCHW, query_modality), (other_NCHW, other_modality))
-    )
-    return {layer: correspond(model.config.cmaam, query_maps[layer], other_maps[layer]) for layer in LAYERS}
+    """Layer to correspondence of N query images with N others, preprocessed as for `embed`; any two modalities.
+
+    With `model.cmaam.mask: deviation` the answer to an empty image, of the mean colour, stands in for the mean of a
+    batch, which a single pair does not have.
+    """
+    query, other = (query_NCHW, query_modality), (other_NCHW, other_modality)
+    query_maps, other_maps = (layer_maps(model, *images) for images in (query, other))
+    empty: list[dict[Layer, torch.Tensor]] = []
+    if model.config.cmaam.mask == "deviation":
+        empty = [layer_maps(model, torch.zeros_like(images[:1]), modality) for images, modality in (query, other)]
+    return {
+        layer: correspond(
+            model.config.cmaam,
+            query_maps[layer],
+            other_maps[layer],
+            (empty[0][layer], empty[1][layer]) if empty else None,
+        )
+        for layer in LAYERS
+    }
+
+
+def _rows(maps_NCHW: torch.Tensor) -> torch.Tensor:
+    return rows_BHWC(maps_NCHW).flatten(1, 2).float()

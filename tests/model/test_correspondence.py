@@ -53,6 +53,25 @@ def test_the_masks_are_the_norms_between_their_least_and_greatest(model):
     torch.testing.assert_close(mask_L, torch.tensor(expected), rtol=1e-4, atol=1e-5)
 
 
+def test_a_model_of_deviations_shows_what_an_empty_image_does_not_have():
+    made = tiny_model(cmaam={"mask": "deviation"}).eval()
+    randomise_norms(made)
+    query, other = images(2, seed=1), images(2, seed=2)
+    found = correspondences(made, query, Modality.VISIBLE, other, Modality.INFRARED)
+    for layer in LAYERS:
+        one = found[layer]
+        for maps, shown, kind in (
+            (query, one.query_mask_NL, Modality.VISIBLE), (other, one.other_mask_NL, Modality.INFRARED)
+        ):  # fmt: skip
+            seen, nothing = (rows(layer_maps(made, each, kind)[layer]) for each in (maps, torch.zeros(1, 3, 96, 32)))
+            norms = (seen - nothing).norm(dim=-1)
+            low, high = norms.amin(1, keepdim=True), norms.amax(1, keepdim=True)
+            torch.testing.assert_close(shown, (norms - low) / (high - low), rtol=1e-4, atol=1e-4)
+    # an image of a pair is masked alike, whoever else is there
+    alone = correspondences(made, query[:1], Modality.VISIBLE, other[:1], Modality.INFRARED)[4]
+    torch.testing.assert_close(alone.query_mask_NL, found[4].query_mask_NL[:1], rtol=1e-4, atol=1e-4)
+
+
 def test_each_modality_goes_through_its_own_stem(model):
     same = images(1, seed=3)
     across = correspondences(model, same, Modality.INFRARED, same, Modality.VISIBLE)[4]
