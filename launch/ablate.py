@@ -5,25 +5,25 @@
 
 Judged on validation identities; `--test` scores what is finished on the test identities, once all choices are made.
 `--try` adds a row with other settings, so that what was tried stands in a table of its own, also what failed.
-What is finished is kept: the same command goes on after an interruption. --results gets a table for every benchmark,
-anew after every training, and the table says what it lacks.
+What is finished is kept: the same command goes on after an interruption. --results gets a file of every training's
+scores in ablation/, with which it need not be repeated even where its run is gone, and a table for every benchmark,
+anew after every training, which says what it lacks.
 """
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from launch.ablation_results import Cell, result_file
 from launch.config import Config
 from launch.stop import EXIT_CODE
 from launch.trainings import SCRIPT, Training, run_all
 from shards import benchmarks, sysu_mm01
 from tacaf.checkpoint import write_whole
 from tacaf.evaluation import ablation
-from tacaf.evaluation.features import load_features
 from tacaf.evaluation.forest import draw_forest
 from tacaf.logs import git_commit, versions
 from tacaf.vocabulary import InputError
@@ -63,20 +63,6 @@ ROWS = {
 CORE = ("baseline", "aug", "aug_ipcam", "aug_cmaam", "full")
 
 
-class Cell(NamedTuple):
-    """One training of the table."""
-
-    benchmark: str
-    row: str
-    seed: int
-    training: Training
-
-    def features(self, test: bool) -> Path:
-        """Of the validation identities, which the training itself scored, or of the test identities."""
-        folder = self.training.folder
-        return folder / ("test.npz" if test else "results/features.npz")
-
-
 def cells(wanted: argparse.Namespace) -> list[Cell]:
     """All trainings: seeds outermost, so that every row stands once before any is repeated."""
     return [
@@ -86,6 +72,7 @@ def cells(wanted: argparse.Namespace) -> list[Cell]:
                 wanted.out / "runs" / f"{benchmark}-{key}-seed{seed}", wanted.config,
                 (*wanted.set, f"data.shards={set_folder(wanted, benchmark)}", f"seed={seed}", *row.settings),
             ),
+            result_file(wanted.results, benchmark, key, seed),
         )
         for seed in wanted.seeds
         for benchmark in wanted.benchmarks
@@ -95,27 +82,33 @@ def cells(wanted: argparse.Namespace) -> list[Cell]:
 
 def ablate(wanted: argparse.Namespace) -> int:
     """Make the sets, train what is not trained, write the tables; 1 if a training failed, 75 if asked to stop."""
-    for benchmark in wanted.benchmarks:
-        make_set(wanted, benchmark)
     table = cells(wanted)
     for cell in table:
-        cell.training.refuse_other_settings()
+        cell.check()
     failures: dict[Training, str] = {}
+    by_training = {cell.training: cell for cell in table}
 
     def ended(one: Training, status: int) -> None:
-        if status not in (0, EXIT_CODE):
+        if status == 0:
+            by_training[one].collect(wanted.split)
+        elif status != EXIT_CODE:
             failures[one] = f"its training ended with status {status}, see {one.folder.name}.log"
         print(f"{one.folder.name}: {'finished' if status == 0 else f'status {status}'}", flush=True)
         write_tables(wanted, table, failures)
 
-    todo = [cell.training for cell in table if not cell.training.finished()]
+    lacking = [cell for cell in table if cell.people(wanted.split) is None]
+    for cell in lacking:
+        if cell.training.finished():
+            cell.collect(wanted.split)
+    todo = [cell for cell in lacking if not cell.training.finished()]
     print(f"{len(table) - len(todo)} of {len(table)} trainings are finished", flush=True)
-    threads = {"OMP_NUM_THREADS": "1"} if wanted.parallel > 1 else None
-    if not run_all(todo, ended, wanted.parallel, environment=threads):
-        print("asked to stop; the same command goes on from there", flush=True)
-        return EXIT_CODE
-    if wanted.test:
-        score_test(wanted, [cell for cell in table if cell.training.finished()])
+    if not wanted.only_tables:
+        for benchmark in {cell.benchmark: None for cell in todo}:
+            make_set(wanted, benchmark)
+        threads = {"OMP_NUM_THREADS": "1"} if wanted.parallel > 1 else None
+        if not run_all([cell.training for cell in todo], ended, wanted.parallel, environment=threads):
+            print("asked to stop; the same command goes on from there", flush=True)
+            return EXIT_CODE
     for path in write_tables(wanted, table, failures):
         print(path.read_text())
     return 1 if failures else 0
@@ -136,19 +129,6 @@ def make_set(wanted: argparse.Namespace, benchmark: str) -> None:
     print(sysu_mm01.pack(raw, packed).summary(), flush=True)
 
 
-def score_test(wanted: argparse.Namespace, done: Sequence[Cell]) -> None:
-    """Embed the test identities with every finished model, once: a file that is there is kept."""
-    for cell in done:
-        if cell.features(True).exists():
-            continue
-        words = ["--run", cell.training.folder, "--shards", set_folder(wanted, cell.benchmark), "--split", "test"]
-        words += ["--protocol", "sysu_mm01", "--mode", "all_search", "--shots", 1, "--features", cell.features(True)]
-        command = [sys.executable, str(SCRIPT.with_name("evaluate.py")), *map(str, words)]
-        done_one = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done_one.returncode != 0:
-            raise InputError(f"{cell.training.folder}: expected test scores, got: {done_one.stderr.strip()[-300:]}")
-
-
 def write_tables(wanted: argparse.Namespace, table: Sequence[Cell], failures: dict[Training, str]) -> list[Path]:
     """For every benchmark a page, a record and a picture; the pages' paths."""
     pages = []
@@ -156,7 +136,7 @@ def write_tables(wanted: argparse.Namespace, table: Sequence[Cell], failures: di
         own = [cell for cell in table if cell.benchmark == benchmark]
         rows = [table_row(wanted, row, [cell for cell in own if cell.row == row], failures) for row in wanted.rows]
         content = ablation.record(rows, wanted.resamplings, facts_of(wanted, benchmark, own[0].training.config()))
-        parts = ("ablation", benchmark, "test" if wanted.test else "val", wanted.name)
+        parts = ("ablation", benchmark, wanted.split, wanted.name)
         name = "_".join(part for part in parts if part)
         wanted.results.mkdir(parents=True, exist_ok=True)
         pages.append(wanted.results / f"{name}.md")
@@ -168,17 +148,10 @@ def write_tables(wanted: argparse.Namespace, table: Sequence[Cell], failures: di
 
 def table_row(wanted: argparse.Namespace, key: str, own: Sequence[Cell], failures: dict[Training, str]) -> ablation.Row:
     """A row as far as it is measured; what is missing is said in its place."""
-    seeds, waiting, lacks = {}, 0, []
-    for cell in own:
-        if cell.training in failures:
-            lacks.append(f"seed {cell.seed}: {failures[cell.training]}")
-        elif not cell.training.finished() or not cell.features(wanted.test).exists():
-            waiting += 1
-        else:
-            evaluation = cell.training.config().evaluation
-            setting = evaluation.setting(evaluation.asked()[0])
-            features = load_features(cell.features(wanted.test))
-            seeds[cell.seed] = ablation.score_queries(features, setting, evaluation.metric)
+    found = {cell.seed: cell.people(wanted.split) for cell in own}
+    seeds = {seed: people for seed, people in found.items() if people is not None}
+    lacks = [f"seed {cell.seed}: {failures[cell.training]}" for cell in own if cell.training in failures]
+    waiting = len(own) - len(seeds) - len(lacks)
     lacks += [f"{waiting} of {len(own)} seeds not finished"] if waiting else []
     row = wanted.rows[key]
     return ablation.Row(key, row.text, row.against, seeds, lacks)
@@ -187,7 +160,7 @@ def table_row(wanted: argparse.Namespace, key: str, own: Sequence[Cell], failure
 def facts_of(wanted: argparse.Namespace, benchmark: str, config: Config) -> dict[str, Any]:
     """What stands over the table and in its record."""
     kind = benchmarks.BENCHMARKS[benchmark]
-    split = "test" if wanted.test else "validation"
+    split = "test" if wanted.split == "test" else "validation"
     steps = config.train.epochs * (config.train.steps_per_epoch or 0)
     length = f"{steps} steps" if steps else f"{config.train.epochs} epochs"
     return {
@@ -234,9 +207,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for every training")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time, each on one thread where several")
     parser.add_argument("--test", action="store_true", help="score the test identities")
+    parser.add_argument("--only-tables", action="store_true", help="train nothing: tables of what is finished")
     parser.add_argument("--resamplings", type=int, default=10_000, help="of the bootstrap")
     wanted = parser.parse_args(argv)
     wanted.results = wanted.results or wanted.out / "results"
+    wanted.split = "test" if wanted.test else "val"
     asked = [row for name in wanted.rows for row in {"core": CORE, "all": tuple(ROWS)}.get(name, (name,))]
     wanted.rows = {name: row for name, row in ROWS.items() if name in asked}
     wanted.rows |= dict(tried(*words) for words in wanted.tries)

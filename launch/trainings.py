@@ -39,15 +39,12 @@ class Training(NamedTuple):
     def refuse_other_settings(self) -> None:
         """InputError if the folder's training was made with other values: one table, one recipe."""
         config = self.config()
-        if not self.begun():
-            return
-        before, now = _flat(load_config(self.folder / "config.yaml", [])), _flat(config)
-        other = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        if other:
-            raise InputError(
-                f"{self.folder}: expected {other[0]} = {before.get(other[0])}, with which this training was made, got"
-                f" {now.get(other[0])}; set it back, or give another --out"
-            )
+        if self.begun():
+            refuse_other_values(self.folder, load_config(self.folder / "config.yaml", []), config)
+
+    def settings_beside(self, names: Sequence[str]) -> tuple[str, ...]:
+        """What is set above the file, but for these keys."""
+        return tuple(setting for setting in self.settings if setting.partition("=")[0] not in names)
 
     def command(self, ranks: int) -> list[str]:
         """Begins or goes on with it on so many ranks of this machine."""
@@ -118,6 +115,17 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def refuse_other_values(where: Path, before: Config, now: Config, aside: Sequence[str] = ()) -> None:
+    """InputError unless both configurations are equal but for the keys in `aside`; it names the first that differs."""
+    old, new = _flat(before), _flat(now)
+    other = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name) and name not in aside)
+    if other:
+        raise InputError(
+            f"{where}: expected {other[0]} = {old.get(other[0])}, with which this training was made, got"
+            f" {new.get(other[0])}; set it back, or give another --out"
+        )
 
 
 def _flat(config: Config) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def environment(world_size: int) -> dict:
     return {
         "versions": versions(),
         "commit": git_commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *(without_folders(word) for word in sys.argv[1:])]),
         "world_size": world_size,
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),
@@ -57,6 +58,11 @@ def environment(world_size: int) -> dict:
         "gpus": gpus,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def without_folders(word: str) -> str:
+    """A word of a command with every absolute path cut to its end, `/a/b/c` to `.../c`: results are published."""
+    return re.sub(r"(?<![\w.:/-])/(?:[^/\s'\"]+/)+", ".../", word)
 
 
 def _cpu_name() -> str:

@@ -12,11 +12,25 @@ from tacaf.evaluation.trials import Setting, make_trials
 SHOWN = ("rank1", "mAP", "mINP")
 
 
-class Queries(NamedTuple):
-    """What every query of one model scored, mean over the trials in which it has a match; NaN where in none."""
+class People(NamedTuple):
+    """What one model scored, by the queries' identities: enough for means and for a bootstrap over identities."""
 
-    pid_Q: np.ndarray
-    measures: dict[str, np.ndarray]  # of SHOWN, float [Q]
+    pid_P: np.ndarray
+    queries_P: np.ndarray  # how many of its queries have a match in any trial
+    sums: dict[str, np.ndarray]  # of SHOWN, float [P]: over those queries, each the mean over the trials it matches in
+
+    def means(self) -> dict[str, float]:
+        return {name: float(values.sum() / self.queries_P.sum()) for name, values in self.sums.items()}
+
+    def as_lists(self) -> dict[str, list]:
+        """For a result file; `of_lists` reads it back. Six decimals: a mean over all queries loses less than 1e-6."""
+        sums = {name: [round(float(value), 6) for value in values] for name, values in self.sums.items()}
+        return {"pid": self.pid_P.tolist(), "queries": self.queries_P.tolist(), **sums}
+
+    @classmethod
+    def of_lists(cls, lists: Mapping[str, list]) -> "People":
+        sums = {name: np.array(lists[name], float) for name in SHOWN}
+        return cls(np.array(lists["pid"]), np.array(lists["queries"]), sums)
 
 
 class Row(NamedTuple):
@@ -25,12 +39,12 @@ class Row(NamedTuple):
     key: str
     text: str
     against: tuple[str, ...]  # rows it is compared with
-    seeds: Mapping[int, Queries]
+    seeds: Mapping[int, People]
     lacks: Sequence[str]
 
 
-def score_queries(features: FeatureSet, setting: Setting, metric: str, trials: int = 10) -> Queries:
-    """Score every query by itself, for what needs more than means."""
+def score_people(features: FeatureSet, setting: Setting, metric: str, trials: int = 10) -> People:
+    """Score the queries of every identity apart, for what needs more than means."""
     made = make_trials(features, setting, trials)
     found: dict[str, list[np.ndarray]] = {name: [] for name in SHOWN}
     for trial in made:
@@ -40,8 +54,11 @@ def score_queries(features: FeatureSet, setting: Setting, metric: str, trials: i
             ("rank1", ranks.first_Q == 1), ("mAP", ranks.average_precision_Q), ("mINP", ranks.inverse_penalty_Q)
         ):  # fmt: skip
             found[name].append(np.where(valid_Q, values, np.nan))
-    pid_Q = features.pid[made[0].query_rows]
-    return Queries(pid_Q, {name: _mean(np.stack(rows)) for name, rows in found.items()})
+    pid_P, person_Q = np.unique(features.pid[made[0].query_rows], return_inverse=True)
+    means = {name: _mean(np.stack(rows)) for name, rows in found.items()}
+    matched_Q = np.isfinite(means["rank1"])
+    sums = {name: np.bincount(person_Q, np.where(matched_Q, own, 0), len(pid_P)) for name, own in means.items()}
+    return People(pid_P, np.bincount(person_Q, matched_Q, len(pid_P)).astype(int), sums)
 
 
 def differences(row: Row, other: Row, resamplings: int, seed: int = 0) -> dict[str, Difference] | None:
@@ -49,12 +66,14 @@ def differences(row: Row, other: Row, resamplings: int, seed: int = 0) -> dict[s
     common = sorted(row.seeds.keys() & other.seeds.keys())
     if not common:
         return None
-    pid_Q = row.seeds[common[0]].pid_Q
+    one = row.seeds[common[0]]
+    every = [side.seeds[number] for side in (row, other) for number in common]
+    assert all(np.array_equal(one.pid_P, same.pid_P) for same in every), "scores of other identities"
     return {
         name: paired_difference(
-            np.stack([row.seeds[number].measures[name] for number in common]),
-            np.stack([other.seeds[number].measures[name] for number in common]),
-            pid_Q, resamplings, seed,
+            np.stack([row.seeds[number].sums[name] for number in common]),
+            np.stack([other.seeds[number].sums[name] for number in common]),
+            one.queries_P, resamplings, seed,
         )
         for name in SHOWN
     }  # fmt: skip
@@ -72,7 +91,7 @@ def record(rows: Sequence[Row], resamplings: int, facts: Mapping[str, Any]) -> d
                 "row": row.key,
                 "text": row.text,
                 "lacks": list(row.lacks),
-                "seeds": {str(number): _means(queries) for number, queries in sorted(row.seeds.items())},
+                "seeds": {str(number): people.means() for number, people in sorted(row.seeds.items())},
                 "against": {
                     key: {name: value._asdict() for name, value in found.items()}
                     for key in row.against
@@ -113,10 +132,6 @@ def _mean(values_TQ: np.ndarray) -> np.ndarray:
     valid_TQ = np.isfinite(values_TQ)
     count_Q = valid_TQ.sum(axis=0)
     return np.where(count_Q > 0, np.where(valid_TQ, values_TQ, 0).sum(axis=0) / np.maximum(count_Q, 1), np.nan)
-
-
-def _means(queries: Queries) -> dict[str, float]:
-    return {name: float(np.nanmean(values)) for name, values in queries.measures.items()}
 
 
 def _spread(values: Sequence[float]) -> str:

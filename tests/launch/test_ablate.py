@@ -1,6 +1,7 @@
 """ablate.py: rows and seeds to tables with intervals, gone on with, never complete before they are."""
 
 import json
+import shutil
 
 import pytest
 
@@ -58,6 +59,37 @@ def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, cap
     assert tested["split"] == "test"
     assert tested["rows"][0]["seeds"] != baseline["seeds"]
     assert json.loads((tmp_path / "results" / "ablation_plain_1_val.json").read_text())["rows"] == table["rows"]
+
+    # what is kept of a training is enough for every table, without set and runs; and it names its circumstances
+    kept = json.loads((tmp_path / "results" / "ablation" / "plain_1-full-seed1.json").read_text())
+    assert {name: value for name, value in kept["scores"]["val"].items() if name != "people"} == own
+    assert kept["scores"]["test"]["split"] == "test"
+    assert sum(kept["scores"]["val"]["people"]["queries"]) == own["valid_queries"]
+    assert kept["settings"][-1] == "seed=1"
+    assert str(tmp_path) not in json.dumps(kept)
+    shutil.rmtree(tmp_path / "runs")
+    shutil.rmtree(tmp_path / "sets")
+    elsewhere = words(tmp_path / "other", "--seeds", "0", "1", "--results", str(tmp_path / "results"))
+    for split, before in (((), table), (("--test",), tested)):
+        assert ablate.main([*elsewhere, *split]) == 0, capsys.readouterr()
+        again = json.loads((tmp_path / "results" / f"ablation_plain_1_{'test' if split else 'val'}.json").read_text())
+        assert again["rows"] == before["rows"]
+    assert not (tmp_path / "other").exists()
+    capsys.readouterr()
+    assert ablate.main([*elsewhere, "--set", "loss.margin=0.4"]) == 2
+    assert "plain_1-baseline-seed0.json: expected loss.margin = 0.3, with which this" in capsys.readouterr().err
+
+
+def test_a_damaged_result_file_is_refused_and_a_wanted_one_is_not_made(small, tmp_path, capsys):
+    path = tmp_path / "results" / "ablation" / "plain_1-full-seed0.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"scores": {"val": ')
+    assert ablate.main(words(tmp_path, "--seeds", "0")) == 2
+    assert f"{path}: expected the scores of a training, got something else; remove it" in capsys.readouterr().err
+    path.unlink()
+    assert ablate.main(words(tmp_path, "--seeds", "0", "--only-tables")) == 0
+    assert not (tmp_path / "runs").exists()
+    assert "1 of 1 seeds not finished" in (tmp_path / "results" / "ablation_plain_1_val.md").read_text()
 
 
 def test_a_table_that_is_not_whole_says_so(small, tmp_path, monkeypatch, capsys):
