@@ -19,6 +19,7 @@ from tacaf.model.pairs import Direction
 from tacaf.model.pooling import map_BCHW, rows_BHWC
 
 MaskKind = Literal["norm", "deviation"]
+Matched = Literal["features", "deviations"]
 
 
 class CmaamConfig(BaseModel, extra="forbid", frozen=True):
@@ -35,6 +36,13 @@ class CmaamConfig(BaseModel, extra="forbid", frozen=True):
             "The person mask, from 0 to 1 over an image's positions: norm of the features (LbA), or of their deviation"
             " from the mean of the batch's images of that modality at that position (ours, because in a network from"
             " scratch the norm follows the border, not the person)."
+        ),
+    )
+    matching: Matched = Field(
+        "features",
+        description=(
+            "What is matched and compared: the features (LbA), or their deviations from the same mean (ours, because"
+            " trained layer-4 features hold their place in the image, and the best match is where it was)."
         ),
     )
     direction: Direction = Field(
@@ -94,20 +102,34 @@ def smoothed_align(
     return reconstruction_NLC.to(features_BLC.dtype), distance_NL, (both_NL - low) / (high - low + 1e-12)
 
 
+def modality_means(features_BLC: torch.Tensor, visible: int) -> torch.Tensor:
+    """Mean over all ranks' visible and infrared images at every position, 2 x L x C, detached, float32 or float64.
+
+    The first `visible` rows are the visible images; every rank has as many of each. This is what all images have at a
+    place: the modality's offset, and the answer to the padding at the border. Source: ours.
+    """
+    values_BLC = features_BLC.detach().to(compute_dtype(features_BLC))
+    modalities = values_BLC.split([visible, len(values_BLC) - visible])
+    total_MLC = torch.stack([part.sum(dim=0) / max(1, len(part)) for part in modalities])
+    return sum_over_ranks(total_MLC) / world_size()
+
+
+def deviations(features_BLC: torch.Tensor, mean_MLC: torch.Tensor, visible: int) -> torch.Tensor:
+    """Features less their modality's mean at each position, in the features' dtype; the mean is a constant."""
+    modalities = features_BLC.split([visible, len(features_BLC) - visible])
+    less = [part - mean_LC for part, mean_LC in zip(modalities, mean_MLC, strict=True)]
+    return torch.cat(less).to(features_BLC.dtype)
+
+
 def person_mask(features_BLC: torch.Tensor, visible: int, kind: MaskKind) -> torch.Tensor:
     """Where the person is, float32 B x L in [0, 1], detached; the first `visible` rows are the visible images.
 
-    deviation: the mean map of each modality is taken over all ranks, so that a mask does not depend on their number. It
-    removes what every image has at a place, such as the answer to the padding at the border. Source: norm LbA, method
-    §4 eq. 4; deviation ours.
+    norm: LbA, method §4 eq. 4. deviation: the norm of the `deviations`; ours, because in a network from scratch the
+    features' own norm follows the border, not the person.
     """
-    if kind == "norm":
-        return feature_mask(features_BLC)
-    values_BLC = features_BLC.detach().to(compute_dtype(features_BLC))
-    modalities = values_BLC.split([visible, len(values_BLC) - visible])
-    total_MLC = sum_over_ranks(torch.stack([part.sum(dim=0) for part in modalities])) / world_size()
-    means = [total_LC / max(1, len(part)) for total_LC, part in zip(total_MLC, modalities, strict=True)]
-    return feature_mask(torch.cat([part - mean_LC for part, mean_LC in zip(modalities, means, strict=True)]))
+    if kind == "deviation":
+        features_BLC = deviations(features_BLC.detach(), modality_means(features_BLC, visible), visible)
+    return feature_mask(features_BLC)
 
 
 def align(
@@ -121,12 +143,19 @@ def align(
     with torch.autocast(features_BCHW.device.type, enabled=False):
         features_BLC = rows_BHWC(features_BCHW).flatten(1, 2)
         mask_BL = person_mask(features_BLC, visible, config.mask)
-        positive = (features_BLC, mask_BL, pairs.anchor_N, pairs.positive_N, config.beta)
-        negative = (features_BLC, mask_BL, pairs.anchor_N, pairs.negative_N, config.beta)
+        matched_BLC = features_BLC
+        if config.matching == "deviations":
+            mean_MLC = modality_means(features_BLC, visible)
+            matched_BLC = deviations(features_BLC, mean_MLC, visible)
+        positive = (matched_BLC, mask_BL, pairs.anchor_N, pairs.positive_N, config.beta)
+        negative = (matched_BLC, mask_BL, pairs.anchor_N, pairs.negative_N, config.beta)
         if config.self_similarity > 0:
             reconstruction_NLC, near_NL, comask_NL = smoothed_align(*positive, config.self_similarity)
             far_NL = smoothed_align(*negative, config.self_similarity)[1]
         else:
             reconstruction_NLC, near_NL, comask_NL = soft_align(*positive)
             far_NL = align_distance(*negative)
+        if config.matching == "deviations" and config.consistency:  # a feature again: the anchor's own mean comes back
+            own_NLC = mean_MLC[(pairs.anchor_N >= visible).long()]
+            reconstruction_NLC = reconstruction_NLC + own_NLC.to(reconstruction_NLC.dtype)
     return map_BCHW(reconstruction_NLC, height, width), Alignment(near_NL, far_NL, comask_NL)

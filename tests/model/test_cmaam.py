@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tacaf.interfaces import Pairs
-from tacaf.model.cmaam import CmaamConfig, align, person_mask
+from tacaf.model.cmaam import CmaamConfig, align, deviations, matching, modality_means, person_mask
 from tests.model.cases import dot, length, minmax, mix, softmax
 
 HEIGHT, WIDTH_OF_MAP, CHANNELS = 3, 2, 4
@@ -135,3 +135,56 @@ def test_the_mask_of_the_config_is_the_one_that_aligns():
     gone = mask[PAIRS.anchor_N] < 1e-12  # no person, no distance
     assert gone.any()
     assert not deviation.positive_distance_NL[gone].any()
+
+
+CENTRED = CmaamConfig(mask="deviation", matching="deviations")
+
+
+def test_matching_deviations_is_matching_features_less_their_mean_and_the_mean_counts_as_a_constant():
+    maps = features().requires_grad_()
+    mean = torch.stack([maps[:VISIBLE].detach().mean(0), maps[VISIBLE:].detach().mean(0)])
+    less = maps - mean[[0] * VISIBLE + [1] * (4 - VISIBLE)]
+    expected = align(CmaamConfig(), less, PAIRS, VISIBLE)
+    found = align(CENTRED, maps, PAIRS, VISIBLE)
+    own = mean[(PAIRS.anchor_N >= VISIBLE).long()]
+    torch.testing.assert_close(found[0], expected[0] + own)
+    for got, wanted in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(got, wanted)
+
+    def gradient(result):
+        reconstruction, alignment = result
+        total = reconstruction.square().sum() + (alignment.positive_distance_NL - alignment.negative_distance_NL).sum()
+        return torch.autograd.grad(total, maps, retain_graph=True)[0]
+
+    torch.testing.assert_close(gradient(found), gradient((expected[0] + own, expected[1])))
+
+
+def test_what_a_modality_has_at_a_place_changes_no_distance_and_comes_back_in_the_reconstruction():
+    maps = features()
+    offset = torch.randn(2, *maps.shape[1:], generator=torch.Generator().manual_seed(5), dtype=maps.dtype)
+    moved = maps + offset[[0] * VISIBLE + [1] * (4 - VISIBLE)]
+    before, after = (align(CENTRED, each, PAIRS, VISIBLE) for each in (maps, moved))
+    for one, other in zip(before[1], after[1], strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(after[0], before[0] + offset[(PAIRS.anchor_N >= VISIBLE).long()])
+
+
+def test_a_place_that_answers_louder_than_the_person_misleads_features_and_not_deviations():
+    """Every map has the place's own answer; the infrared person stands one row lower."""
+    rows, draw = 6, torch.Generator().manual_seed(1)
+    person = torch.rand(8, 16, rows - 1, generator=draw)  # of 8 identities, a position a row
+    place = 5 * torch.rand(1, 16, rows, generator=draw)
+    visible, infrared = place.repeat(8, 1, 1), place.repeat(8, 1, 1)
+    visible[:, :, :-1] += person
+    infrared[:, :, 1:] += person
+    maps = torch.cat([visible, infrared])[..., None]
+    pairs = Pairs(torch.arange(8), torch.arange(8, 16), torch.arange(8, 16).roll(1))
+    right = {}
+    for kind in ("features", "deviations"):
+        seen = maps.flatten(2).mT
+        if kind == "deviations":
+            seen = deviations(seen, modality_means(seen, 8), 8)
+        best_NL = matching(seen[pairs.anchor_N], seen[pairs.positive_N], 15.0).argmax(dim=2)
+        right[kind] = (best_NL[:, :-1] == torch.arange(1, rows)).float().mean()
+    assert right["features"] < 0.2
+    assert right["deviations"] > 0.8
