@@ -46,13 +46,13 @@ def pictures(benchmark: Benchmark, modality: Modality, people: int) -> list[Pict
 def moved_pair(benchmark: Benchmark, number: int, shift: float) -> tuple[Picture, Picture]:
     """One person twice, visible and infrared, in other cameras: the same pose, the second `shift` crop heights lower.
 
-    The person is drawn at 0.6 of the usual size, so that a third of the height leaves it inside of both pictures.
+    As in a crop that is off, the pictures cut some of the feet or of the head.
     """
     cameras = [CAMERAS[modality][number % len(CAMERAS[modality])] for modality in Modality]
     pid, key = benchmark.identities + 1 + number, camera_key(cameras[0], Modality.VISIBLE)
     camera = draw_camera(benchmark.seed, key, cameras[0], Modality.VISIBLE, benchmark.difficulty)
     pose = draw_view(benchmark.seed, pid, key, 1, camera, benchmark.difficulty).pose
-    pose = replace(pose, scale=0.6, shift_x=0.0)
+    pose = replace(pose, scale=1.0, shift_x=0.0)
     visible, infrared = (
         known_picture(benchmark, pid, camid, modality, replace(pose, shift_y=side * shift / 2))
         for camid, modality, side in zip(cameras, Modality, (-1, 1), strict=True)

@@ -7,7 +7,7 @@ anew, with the first run's configuration; what is finished in WORK is kept. Exit
 
 correspondence  pairs with a known answer (perf/known_people.py): the share of a person's positions whose best match
                 under CMAAM's similarity lies within one cell of the truth; before and after training, against chance
-                and against the answer "where it was"
+                and against the answer "where it was"; on features and on their deviations (model.cmaam.matching)
 modality        a linear probe tells the modality from the embedding of unseen identities, before and after training
 shuffled        a training whose labels were shuffled must not beat the untrained network; with the queries' identities
                 permuted, a trained one must be at chance
@@ -21,7 +21,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from launch.config import Config, load_config
 from launch.engine import Place
 from launch.evaluate import embed_identities
 from launch.model_file import build_model
-from perf.known_people import CAMERAS, moved_pair, pictures
+from perf.known_people import CAMERAS, Picture, moved_pair, pictures
 from shards import manifest
 from shards.benchmarks import BENCHMARKS, Benchmark
 from tacaf.data.index import ShardIndex, select_training
@@ -40,14 +40,15 @@ from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
 from tacaf.inference import MODEL, Embedder
 from tacaf.logs import environment, git_commit
-from tacaf.model.correspondence import LAYERS, correspondences
+from tacaf.model.cmaam import Matched
+from tacaf.model.correspondence import LAYERS, Correspondence, correspondences
 from tacaf.model.norm import BatchNorm1d, BatchNorm2d
 from tacaf.model.pooling import gem
 from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import InputError, Modality
 
 TRAIN = Path(__file__).parent.parent / "launch" / "train.py"
-SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that "where it was" is wrong
+SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that "where it was" is wrong by two
 HALVES, PERMUTATIONS, IDENTITIES, OVERFIT_STEPS = 10, 10, 8, 300
 CHECKS = ("correspondence", "modality", "shuffled", "overfit")
 
@@ -118,32 +119,37 @@ def matches(matching_LL: torch.Tensor, person_HW: torch.Tensor, other_HW: torch.
 
 
 def correspondence(subjects: list[Subject], benchmark: Benchmark, people: int) -> dict[str, Any]:
+    """Matched as the model was trained to, and in the other way; the verdict is on its own."""
     pairs = [moved_pair(benchmark, number, SHIFT) for number in range(people)]
     found: dict[str, Any] = {"pairs": people, "shift": SHIFT, "runs": {}}
+    verdicts = []
     for subject in subjects:
-        embedder = Embedder.load(subject.run)
+        embedder, config = Embedder.load(subject.run), subject.config.model.cmaam
         visible, infrared = (read(embedder, [pair[side] for pair in pairs]) for side in (0, 1))
-        own = found["runs"][subject.run.name] = {"beta": subject.config.model.cmaam.beta}
-        for time, model in (("before", subject.before), ("after", subject.after)):
-            seen = correspondences(model, visible, Modality.VISIBLE, infrared, Modality.INFRARED)
-            for layer in LAYERS:
-                one = seen[layer]
-                cells = [
-                    [F.adaptive_avg_pool2d(torch.from_numpy(cut)[None], (one.height, one.width))[0] for _, cut in pair]
-                    for pair in pairs
-                ]
-                down = round(SHIFT * one.height)
-                shares = [
-                    matches(matching_LL, *cell, down) for matching_LL, cell in zip(one.matching_NLL, cells, strict=True)
-                ]
-                own[f"layer {layer}, {time}"] = spread([share for share in shares if share])
+        own = found["runs"][subject.run.name] = {"beta": config.beta, "matching": config.matching}
+        for way in get_args(Matched):
+            looked = config.model_copy(update={"matching": way})
+            for time, model in (("before", subject.before), ("after", subject.after)):
+                seen = correspondences(model, visible, Modality.VISIBLE, infrared, Modality.INFRARED, looked)
+                for layer in LAYERS:
+                    own[f"{way}, layer {layer}, {time}"] = spread(_shares(seen[layer], pairs))
+        ways = [[own[f"{config.matching}, layer {layer}, {time}"] for time in ("before", "after")] for layer in LAYERS]
+        verdicts += [
+            after["within"][0] > max(before["within"][0], after["chance"][0], after["still"][0])
+            for before, after in ways
+        ]
     found["rule"] = "after training: within one cell more often than before, than chance and than where it was"
-    found["holds"] = all(
-        after["within"][0] > max(before["within"][0], after["chance"][0], after["still"][0])
-        for own in found["runs"].values()
-        for before, after in ([own[f"layer {layer}, {time}"] for time in ("before", "after")] for layer in LAYERS)
-    )
+    found["holds"] = all(verdicts)
     return found
+
+
+def _shares(seen: Correspondence, pairs: list[tuple[Picture, Picture]]) -> list[dict[str, float]]:
+    """`matches` of every pair that has a person's position in both pictures."""
+    size = (seen.height, seen.width)
+    cells = [[F.adaptive_avg_pool2d(torch.from_numpy(cut)[None], size)[0] for _, cut in pair] for pair in pairs]
+    down = round(SHIFT * seen.height)
+    shares = [matches(matching_LL, *cell, down) for matching_LL, cell in zip(seen.matching_NLL, cells, strict=True)]
+    return [share for share in shares if share]
 
 
 def spread(shares: list[dict[str, float]]) -> dict[str, tuple[float, float]]:

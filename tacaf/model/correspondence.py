@@ -46,17 +46,25 @@ def correspond(
 ) -> Correspondence:
     """Row n of the query's maps against row n of the other's: two maps of the same layer and size.
 
-    `config` gives beta and the self-similarity, as in training; they count even where CMAAM was switched off. The masks
-    are the norms of the features, or with `empty`, two maps 1 x C x H x W, of their deviations from those.
+    `config` gives beta, the self-similarity and what is matched and masked, as in training; they count even where CMAAM
+    was switched off. `empty`, two maps 1 x C x H x W, stand in for the modalities' means where that is deviations.
     """
     height, width = query_NCHW.shape[2:]
     maps = (query_NCHW, other_NCHW)
-    query_NLC, other_NLC = (_rows(each) for each in maps)
-    seen = maps if empty is None else [each - nothing for each, nothing in zip(maps, empty, strict=True)]
-    query_mask_NL, other_mask_NL = (feature_mask(_rows(each)) for each in seen)
-    matching_NLL = matching(query_NLC, other_NLC, config.beta, config.self_similarity)
+    assert empty is not None or not of_deviations(config), "deviations need maps to deviate from"
+    beyond = maps if empty is None else [each - nothing for each, nothing in zip(maps, empty, strict=True)]
+    masked, matched = (
+        [_rows(each) for each in (beyond if deviates else maps)]
+        for deviates in (config.mask == "deviation", config.matching == "deviations")
+    )
+    query_mask_NL, other_mask_NL = map(feature_mask, masked)
+    matching_NLL = matching(matched[0], matched[1], config.beta, config.self_similarity)
     both_NL = query_mask_NL * (matching_NLL @ other_mask_NL[..., None])[..., 0]
     return Correspondence(matching_NLL, query_mask_NL, other_mask_NL, minmax(both_NL), height, width)
+
+
+def of_deviations(config: CmaamConfig) -> bool:
+    return config.mask == "deviation" or config.matching == "deviations"
 
 
 def correspondences(
@@ -65,23 +73,22 @@ def correspondences(
     query_modality: Modality,
     other_NCHW: torch.Tensor,
     other_modality: Modality,
+    config: CmaamConfig | None = None,
 ) -> dict[Layer, Correspondence]:
     """Layer to correspondence of N query images with N others, preprocessed as for `embed`; any two modalities.
 
-    With `model.cmaam.mask: deviation` the answer to an empty image, of the mean colour, stands in for the mean of a
-    batch, which a single pair does not have.
+    `config`: the model's own unless given. Where it asks for deviations, the answer to an empty image, of the mean
+    colour, stands in for the mean of a batch, which a single pair does not have.
     """
+    config = config or model.config.cmaam
     query, other = (query_NCHW, query_modality), (other_NCHW, other_modality)
     query_maps, other_maps = (layer_maps(model, *images) for images in (query, other))
     empty: list[dict[Layer, torch.Tensor]] = []
-    if model.config.cmaam.mask == "deviation":
+    if of_deviations(config):
         empty = [layer_maps(model, torch.zeros_like(images[:1]), modality) for images, modality in (query, other)]
     return {
         layer: correspond(
-            model.config.cmaam,
-            query_maps[layer],
-            other_maps[layer],
-            (empty[0][layer], empty[1][layer]) if empty else None,
+            config, query_maps[layer], other_maps[layer], (empty[0][layer], empty[1][layer]) if empty else None
         )
         for layer in LAYERS
     }

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.soft_align.reference import soft_align
-from tacaf.model.cmaam import CmaamConfig, smoothed_align
+from tacaf.model.cmaam import CmaamConfig, matching, smoothed_align
 from tacaf.model.correspondence import LAYERS, correspond, correspondences, layer_maps
 from tacaf.vocabulary import Modality
 from tests.model.cases import randomise_norms, tiny_model
@@ -70,6 +70,22 @@ def test_a_model_of_deviations_shows_what_an_empty_image_does_not_have():
     # an image of a pair is masked alike, whoever else is there
     alone = correspondences(made, query[:1], Modality.VISIBLE, other[:1], Modality.INFRARED)[4]
     torch.testing.assert_close(alone.query_mask_NL, found[4].query_mask_NL[:1], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_of_deviations_matches_what_an_empty_image_does_not_have():
+    made = tiny_model(cmaam={"matching": "deviations", "beta": 9.0}).eval()
+    randomise_norms(made)
+    query, other = images(2, seed=1), images(2, seed=2)
+    found = correspondences(made, query, Modality.VISIBLE, other, Modality.INFRARED)[3]
+    seen = [
+        rows(layer_maps(made, each, kind)[3] - layer_maps(made, torch.zeros(1, 3, 96, 32), kind)[3])
+        for each, kind in ((query, Modality.VISIBLE), (other, Modality.INFRARED))
+    ]
+    torch.testing.assert_close(found.matching_NLL, matching(*seen, 9.0), rtol=1e-4, atol=1e-5)
+    # masks are asked for apart, and another configuration may be looked through
+    usual = correspondences(made, query, Modality.VISIBLE, other, Modality.INFRARED, CmaamConfig(beta=9.0))[3]
+    torch.testing.assert_close(found.query_mask_NL, usual.query_mask_NL)
+    assert (found.matching_NLL - usual.matching_NLL).abs().max() > 0.01
 
 
 def test_each_modality_goes_through_its_own_stem(model):
