@@ -118,17 +118,31 @@ def _signals() -> Iterator[list[int]]:
 
 
 def refuse_other_values(where: Path, before: Config, now: Config, aside: Sequence[str] = ()) -> None:
-    """InputError unless both configurations are equal but for the keys in `aside`; it names the first that differs."""
+    """InputError unless both configurations train alike, but for the keys in `aside`; it names the first that differs.
+
+    What belongs to a module that is switched off in both is no difference.
+    """
     old, new = _flat(before), _flat(now)
-    other = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name) and name not in aside)
+    other = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name) and name not in aside]
     if other:
+        name = min(other, key=lambda name: (name not in _IDLE, name))
         raise InputError(
-            f"{where}: expected {other[0]} = {old.get(other[0])}, with which this training was made, got"
-            f" {new.get(other[0])}; set it back, or give another --out"
+            f"{where}: expected {name} = {old.get(name)}, with which this training was made, got {new.get(name)}; set it"
+            " back, or give another --out"
         )
 
 
+# Keys that say nothing where a module is off, by the key that switches it on. IPCAM's pairs go by cmaam.direction.
+_IDLE = {
+    "model.cmaam.enabled": ("model.cmaam.", "loss.ic", "loss.dt", "loss.dense_margin"),
+    "model.ipcam.enabled": ("model.ipcam.", "loss.part", "loss.pair"),
+}
+_NEVER_IDLE = (*_IDLE, "model.cmaam.direction")
+
+
 def _flat(config: Config) -> dict[str, Any]:
+    """Dotted name to value of everything that has a part in the training."""
+
     def walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         if isinstance(value, dict):
             for key, below in value.items():
@@ -136,4 +150,6 @@ def _flat(config: Config) -> dict[str, Any]:
         else:
             yield name, value
 
-    return dict(walk(config.model_dump(mode="json"), ""))
+    whole = dict(walk(config.model_dump(mode="json"), ""))
+    idle = tuple(start for switch, starts in _IDLE.items() if not whole[switch] for start in starts)
+    return {name: value for name, value in whole.items() if name in _NEVER_IDLE or not name.startswith(idle)}

@@ -1,0 +1,49 @@
+"""A training that was begun is gone on with only where every value that has a part in it is the same."""
+
+import pytest
+
+from launch.config import dump_config
+from launch.trainings import SCRIPT, Training
+from tacaf.vocabulary import InputError
+
+DEMO = SCRIPT.parent / "configs" / "demo.yaml"
+NO_CMAAM, NO_IPCAM = "model.cmaam.enabled=false", "model.ipcam.enabled=false"
+
+
+def begin(folder, *settings) -> None:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(Training(folder, DEMO, settings).config()))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "name"),
+    [
+        ((), ("loss.dt=7",), "loss.dt"),
+        ((), ("seed=3",), "seed"),
+        ((), (NO_CMAAM,), "model.cmaam.enabled"),
+        ((NO_CMAAM,), (NO_CMAAM, "loss.margin=0.5"), "loss.margin"),
+        # IPCAM's pair stage takes its pairs by it
+        ((NO_CMAAM,), (NO_CMAAM, "model.cmaam.direction=visible_to_infrared"), "model.cmaam.direction"),
+        ((NO_IPCAM,), (NO_IPCAM, "loss.dt=7"), "loss.dt"),
+    ],
+)
+def test_another_value_is_refused_by_name(tmp_path, before, now, name):
+    begin(tmp_path / "run", *before)
+    with pytest.raises(InputError, match=f"expected {name} = .*, with which this training was made, got"):
+        Training(tmp_path / "run", DEMO, now).refuse_other_settings()
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        (NO_CMAAM, "loss.dt=7", "loss.ic=0.1", "loss.dense_margin=1", "model.cmaam.beta=3"),
+        (NO_IPCAM, "loss.part=2", "loss.pair=3", "model.ipcam.node_width=16", "model.ipcam.ring=false"),
+    ],
+)  # fmt: skip
+def test_values_of_a_module_that_is_off_are_no_difference(tmp_path, idle):
+    begin(tmp_path / "run", idle[0])
+    Training(tmp_path / "run", DEMO, idle).refuse_other_settings()
+
+
+def test_a_new_folder_takes_any_values(tmp_path):
+    Training(tmp_path / "run", DEMO, ("seed=9",)).refuse_other_settings()
