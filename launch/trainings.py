@@ -127,8 +127,8 @@ def refuse_other_values(where: Path, before: Config, now: Config, aside: Sequenc
     if other:
         name = min(other, key=lambda name: (name not in _IDLE, name))
         raise InputError(
-            f"{where}: expected {name} = {old.get(name)}, with which this training was made, got {new.get(name)}; set it"
-            " back, or give another --out"
+            f"{where}: expected {name} = {old.get(name)}, with which this training was made, got {new.get(name)}; set"
+            " it back, or give another --out"
         )
 
 
