@@ -41,8 +41,8 @@ class CmaamConfig(BaseModel, extra="forbid", frozen=True):
     matching: Matched = Field(
         "features",
         description=(
-            "What is matched and compared: the features (LbA), or their deviations from the same mean (ours, because"
-            " trained layer-4 features hold their place in the image, and the best match is where it was)."
+            "What the matching is read from: the features (LbA), or their deviations from the same mean (ours, because"
+            " trained layer-4 features hold their place in the image, and the best match is where it was; slow, plain)."
         ),
     )
     direction: Direction = Field(
@@ -66,7 +66,7 @@ def matching(anchor_NLC: torch.Tensor, target_NLC: torch.Tensor, beta: float, we
     """Where each anchor position lies in the target: softmax over its positions of beta times the cosine (eq. 1, 2).
 
     anchor_NLC: N x L x C, target_NLC: N x S x C, float32 or float64. Returns N x L x S whose rows sum to 1.
-    `weight` is the share of the smoothing by the anchor's similarity to itself (`smoothed_align`).
+    `weight` is the share of the smoothing by the anchor's similarity to itself (`plain_align`).
     """
     unit_anchor, unit_target = F.normalize(anchor_NLC, dim=-1), F.normalize(target_NLC, dim=-1)
     similarity_NLS = unit_anchor @ unit_target.mT
@@ -76,21 +76,24 @@ def matching(anchor_NLC: torch.Tensor, target_NLC: torch.Tensor, beta: float, we
     return (beta * similarity_NLS).softmax(dim=-1)
 
 
-def smoothed_align(
+def plain_align(
     features_BLC: torch.Tensor,
     mask_BL: torch.Tensor,
     anchor_N: torch.Tensor,
     target_N: torch.Tensor,
     beta: float,
-    weight: float,
+    matched_BLC: torch.Tensor | None = None,
+    weight: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`kernels.soft_align` with S replaced by (1 - weight) S + weight softmax(beta S_aa) S, in plain float32 PyTorch.
+    """`kernels.soft_align` in plain float32 PyTorch, with what the kernels have not.
 
-    S_aa are the anchor's similarities to itself ("pedestrian feature self-similarity", paper §4; the mixing is ours).
-    Returns reconstruction N x L x C, distance N x L and the detached co-mask N x L.
+    matched_BLC: what the matching is read from, if not the features. weight: S is replaced by (1 - weight) S + weight
+    softmax(beta S_aa) S, where S_aa are the anchor's similarities to itself ("pedestrian feature self-similarity",
+    paper §4; the mixing is ours). Returns reconstruction N x L x C, distance N x L and the detached co-mask N x L.
     """
+    matched_BLC = features_BLC if matched_BLC is None else matched_BLC
+    matching_NLL = matching(matched_BLC[anchor_N].float(), matched_BLC[target_N].float(), beta, weight)
     anchor_NLC, target_NLC = features_BLC[anchor_N].float(), features_BLC[target_N].float()
-    matching_NLL = matching(anchor_NLC, target_NLC, beta, weight)
     mask_NL = mask_BL[anchor_N]
     gap_NLC = anchor_NLC - matching_NLL @ target_NLC
     # The floor and the mask outside the root keep the gradient finite where mask or gap is 0 (method §4.1).
@@ -143,19 +146,15 @@ def align(
     with torch.autocast(features_BCHW.device.type, enabled=False):
         features_BLC = rows_BHWC(features_BCHW).flatten(1, 2)
         mask_BL = person_mask(features_BLC, visible, config.mask)
-        matched_BLC = features_BLC
-        if config.matching == "deviations":
-            mean_MLC = modality_means(features_BLC, visible)
-            matched_BLC = deviations(features_BLC, mean_MLC, visible)
-        positive = (matched_BLC, mask_BL, pairs.anchor_N, pairs.positive_N, config.beta)
-        negative = (matched_BLC, mask_BL, pairs.anchor_N, pairs.negative_N, config.beta)
-        if config.self_similarity > 0:
-            reconstruction_NLC, near_NL, comask_NL = smoothed_align(*positive, config.self_similarity)
-            far_NL = smoothed_align(*negative, config.self_similarity)[1]
+        positive = (features_BLC, mask_BL, pairs.anchor_N, pairs.positive_N, config.beta)
+        negative = (features_BLC, mask_BL, pairs.anchor_N, pairs.negative_N, config.beta)
+        if config.self_similarity > 0 or config.matching == "deviations":
+            matched_BLC = features_BLC
+            if config.matching == "deviations":
+                matched_BLC = deviations(features_BLC, modality_means(features_BLC, visible), visible)
+            reconstruction_NLC, near_NL, comask_NL = plain_align(*positive, matched_BLC, config.self_similarity)
+            far_NL = plain_align(*negative, matched_BLC, config.self_similarity)[1]
         else:
             reconstruction_NLC, near_NL, comask_NL = soft_align(*positive)
             far_NL = align_distance(*negative)
-        if config.matching == "deviations" and config.consistency:  # a feature again: the anchor's own mean comes back
-            own_NLC = mean_MLC[(pairs.anchor_N >= visible).long()]
-            reconstruction_NLC = reconstruction_NLC + own_NLC.to(reconstruction_NLC.dtype)
     return map_BCHW(reconstruction_NLC, height, width), Alignment(near_NL, far_NL, comask_NL)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.soft_align.reference import soft_align
-from tacaf.model.cmaam import CmaamConfig, matching, smoothed_align
+from tacaf.model.cmaam import CmaamConfig, matching, plain_align
 from tacaf.model.correspondence import LAYERS, correspond, correspondences, layer_maps
 from tacaf.vocabulary import Modality
 from tests.model.cases import randomise_norms, tiny_model
@@ -112,7 +112,7 @@ def test_the_smoothed_matching_is_the_one_that_was_trained():
     found = correspond(config, maps[:1], maps[1:])
     mask_BL = torch.cat([found.query_mask_NL, found.other_mask_NL])
     first, second = torch.tensor([0]), torch.tensor([1])
-    _, _, comask_NL = smoothed_align(rows(maps), mask_BL, first, second, 5.0, 0.5)
+    _, _, comask_NL = plain_align(rows(maps), mask_BL, first, second, 5.0, weight=0.5)
     torch.testing.assert_close(found.comask_NL, comask_NL)
     plain = correspond(CmaamConfig(beta=5.0), maps[:1], maps[1:])
     assert (plain.matching_NLL - found.matching_NLL).abs().max() > 1e-3
