@@ -54,9 +54,13 @@ ROWS = {
     "no_ring": Row("full without the ring", ("model.ipcam.ring=false",), ("full",)),
     "no_self": Row("full without the self-connection", ("model.ipcam.self_connection=false",), ("full",)),
     "no_pair": Row("full without the pair stage", ("model.ipcam.pair_stage=false",), ("full",)),
+    "consistency": Row(
+        "full with identity consistency at .3", ("loss.ic=0.3", "model.cmaam.consistency=true"), ("full",)
+    ),
     "no_consistency": Row(
         "full without identity consistency", ("loss.ic=0", "model.cmaam.consistency=false"), ("full",)
     ),
+    "norm_mask": Row("full, person mask by the norm", ("model.cmaam.mask=norm",), ("full",)),
     "no_dense": Row("full without the dense triplet", ("loss.dt=0",), ("full",)),
     "one_way": Row("full, visible anchors only", ("model.cmaam.direction=visible_to_infrared",), ("full",)),
 }
@@ -212,7 +216,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     wanted = parser.parse_args(argv)
     wanted.results = wanted.results or wanted.out / "results"
     wanted.split = "test" if wanted.test else "val"
-    asked = [row for name in wanted.rows for row in {"core": CORE, "all": tuple(ROWS)}.get(name, (name,))]
+    asked = [row for name in wanted.rows for row in {"core": CORE, "all": telling(wanted)}.get(name, (name,))]
     wanted.rows = {name: row for name, row in ROWS.items() if name in asked}
     wanted.rows |= dict(tried(*words) for words in wanted.tries)
     wanted.seeds = tuple(dict.fromkeys(wanted.seeds))
@@ -221,6 +225,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         if getattr(wanted, name) < 1:
             raise InputError(f"expected at least 1 in --{name}, got {getattr(wanted, name)}; raise it")
     return wanted
+
+
+def telling(wanted: argparse.Namespace) -> list[str]:
+    """The rows that are not the full method under another name, since the configuration has that switch so already."""
+
+    def config(row: Row) -> Config:
+        return Training(wanted.out, wanted.config, (*wanted.set, *row.settings)).config()
+
+    return [key for key, row in ROWS.items() if key == "full" or config(row) != config(ROWS["full"])]
 
 
 def tried(row: str, *settings: str) -> tuple[str, Row]:

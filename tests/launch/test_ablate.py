@@ -132,6 +132,15 @@ def test_a_try_is_a_row_of_its_own_table(small, tmp_path, capsys):
     assert "**" not in page
 
 
+def test_all_rows_are_those_that_differ_from_the_full_method(tmp_path):
+    def rows(*more) -> set[str]:
+        return set(ablate.parse(["--out", str(tmp_path), "--rows", "all", *more]).rows)
+
+    assert set(ablate.ROWS) - rows() == {"no_consistency"}  # the small recipe goes without
+    full_size = ("--config", "launch/configs/sysu_mm01.yaml", "--set", "model.ipcam.ring=false")
+    assert set(ablate.ROWS) - rows(*full_size) == {"norm_mask", "no_ring"}
+
+
 @pytest.mark.parametrize(
     ("more", "says"),
     [

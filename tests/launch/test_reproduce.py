@@ -42,7 +42,7 @@ def test_sysu_mm01_interrupted_and_gone_on_with(raw_sysu, tmp_path):
     assert process.returncode == EXIT_CODE
     assert not (out / "table.json").exists() or not table_of(out)["complete"]
     # another recipe does not go on with that run: one table, one recipe
-    refused(run(*command, "--set", "loss.ic=2", check=False), "expected loss.ic = 0.3")
+    refused(run(*command, "--set", "loss.margin=2", check=False), "expected loss.margin = 0.3")
     done = run(*command)
     table = table_of(out)
     assert table["complete"]

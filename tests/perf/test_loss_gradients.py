@@ -17,7 +17,9 @@ from tests.launch.finished import DEMO, TINY, write_model
 
 
 def test_the_terms_gradients_add_up_to_the_loss():
-    config = load_config(DEMO, ["run=none", "data.shards=none", *TINY, "loss.ic=0.3", "loss.dt=2"])
+    config = load_config(
+        DEMO, ["run=none", "data.shards=none", *TINY, "model.cmaam.consistency=true", "loss.ic=0.3", "loss.dt=2"]
+    )
     model, _ = build_model(config, 16)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     batch = noise_batch(config, 4)
