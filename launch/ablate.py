@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from launch.ablation_results import Cell, result_file
-from launch.config import Config
 from launch.stop import EXIT_CODE
 from launch.trainings import SCRIPT, Training, run_all
 from shards import benchmarks, sysu_mm01
 from tacaf.checkpoint import write_whole
 from tacaf.evaluation import ablation
 from tacaf.evaluation.forest import draw_forest
-from tacaf.logs import git_commit, versions
+from tacaf.logs import git_commit, published, versions
 from tacaf.vocabulary import InputError
 
 CONFIG = SCRIPT.parent / "configs" / "ablation.yaml"
@@ -93,22 +92,27 @@ def ablate(wanted: argparse.Namespace) -> int:
     by_training = {cell.training: cell for cell in table}
 
     def ended(one: Training, status: int) -> None:
-        if status == 0:
-            by_training[one].collect(wanted.split)
-        elif status != EXIT_CODE:
-            failures[one] = f"its training ended with status {status}, see {one.folder.name}.log"
-        print(f"{one.folder.name}: {'finished' if status == 0 else f'status {status}'}", flush=True)
+        words = "finished" if status == 0 else f"status {status}"
+        try:
+            if status == 0:
+                by_training[one].collect(wanted.split)
+            elif status != EXIT_CODE:
+                failures[one] = f"its training ended with status {status}, see {one.folder.name}.log"
+        except InputError as error:
+            words = failures[one] = str(error)
+        print(f"{one.folder.name}: {words}", flush=True)
         write_tables(wanted, table, failures)
 
     lacking = [cell for cell in table if cell.people(wanted.split) is None]
-    for cell in lacking:
-        if cell.training.finished():
-            cell.collect(wanted.split)
     todo = [cell for cell in lacking if not cell.training.finished()]
     print(f"{len(table) - len(todo)} of {len(table)} trainings are finished", flush=True)
     if not wanted.only_tables:
-        for benchmark in {cell.benchmark: None for cell in todo}:
+        for benchmark in {cell.benchmark: None for cell in lacking}:
             make_set(wanted, benchmark)
+    for cell in lacking:
+        if cell.can_collect(wanted.split) or (cell.training.finished() and not wanted.only_tables):
+            ended(cell.training, 0)
+    if not wanted.only_tables:
         threads = {"OMP_NUM_THREADS": "1"} if wanted.parallel > 1 else None
         if not run_all([cell.training for cell in todo], ended, wanted.parallel, environment=threads):
             print("asked to stop; the same command goes on from there", flush=True)
@@ -139,7 +143,7 @@ def write_tables(wanted: argparse.Namespace, table: Sequence[Cell], failures: di
     for benchmark in wanted.benchmarks:
         own = [cell for cell in table if cell.benchmark == benchmark]
         rows = [table_row(wanted, row, [cell for cell in own if cell.row == row], failures) for row in wanted.rows]
-        content = ablation.record(rows, wanted.resamplings, facts_of(wanted, benchmark, own[0].training.config()))
+        content = ablation.record(rows, wanted.resamplings, facts_of(wanted, benchmark, own))
         parts = ("ablation", benchmark, wanted.split, wanted.name)
         name = "_".join(part for part in parts if part)
         wanted.results.mkdir(parents=True, exist_ok=True)
@@ -161,8 +165,10 @@ def table_row(wanted: argparse.Namespace, key: str, own: Sequence[Cell], failure
     return ablation.Row(key, row.text, row.against, seeds, lacks)
 
 
-def facts_of(wanted: argparse.Namespace, benchmark: str, config: Config) -> dict[str, Any]:
+def facts_of(wanted: argparse.Namespace, benchmark: str, own: Sequence[Cell]) -> dict[str, Any]:
     """What stands over the table and in its record."""
+    config = own[0].training.config()
+    commits = sorted({commit[:7] for cell in own for commit in cell.trained_at()})
     kind = benchmarks.BENCHMARKS[benchmark]
     split = "test" if wanted.split == "test" else "validation"
     steps = config.train.epochs * (config.train.steps_per_epoch or 0)
@@ -177,13 +183,15 @@ def facts_of(wanted: argparse.Namespace, benchmark: str, config: Config) -> dict
             f" of {config.data.plan.images_per_modality} images a modality at {config.data.augment.height} x"
             f" {config.data.augment.width}, from scratch. Per cent, mean ± sample standard deviation over seeds."
             " Intervals by a bootstrap over identities and seeds.",
+            f"Trained at {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits) or 'none yet'}.",
         ],
         "benchmark": benchmark,
         "split": split,
         "protocol": "sysu_mm01, all_search, 1 shot, literature draw",
         "seeds_asked": list(wanted.seeds),
         "config": wanted.config.name,
-        "settings": list(wanted.set),
+        "settings": published(wanted.set),
+        "trained_at": commits,
         "versions": versions(),
         "commit": git_commit(),
     }
@@ -205,13 +213,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--try", action="append", nargs="+", default=[], dest="tries", metavar=("ROW", "a.b=c"),
         help="one more row: ROW with these settings; repeat for several",
     )  # fmt: skip
-    parser.add_argument("--name", default="", help="added to the names of the tables' files")
+    parser.add_argument("--name", default="", help="added to the names of the tables' files; needed with --try")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for every training")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time, each on one thread where several")
     parser.add_argument("--test", action="store_true", help="score the test identities")
-    parser.add_argument("--only-tables", action="store_true", help="train nothing: tables of what is finished")
+    parser.add_argument(
+        "--only-tables", action="store_true", help="train and embed nothing: tables of what is finished"
+    )
     parser.add_argument("--resamplings", type=int, default=10_000, help="of the bootstrap")
     wanted = parser.parse_args(argv)
     wanted.results = wanted.results or wanted.out / "results"
@@ -221,6 +231,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     wanted.rows |= dict(tried(*words) for words in wanted.tries)
     wanted.seeds = tuple(dict.fromkeys(wanted.seeds))
     wanted.benchmarks = tuple(dict.fromkeys(wanted.benchmarks))
+    if "/" in wanted.name or (wanted.tries and not wanted.name):
+        raise InputError(
+            f"expected --name WORD with --try, for tables of their own, and no / in it, got {wanted.name!r}; name it"
+        )
     for name in ("parallel", "resamplings"):
         if getattr(wanted, name) < 1:
             raise InputError(f"expected at least 1 in --{name}, got {getattr(wanted, name)}; raise it")
@@ -228,12 +242,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def telling(wanted: argparse.Namespace) -> list[str]:
-    """The rows that are not the full method under another name, since the configuration has that switch so already."""
+    """The rows that are no other row under another name, since the configuration has that switch so already."""
 
-    def config(row: Row) -> Config:
-        return Training(wanted.out, wanted.config, (*wanted.set, *row.settings)).config()
+    def training(row: Row) -> dict[str, Any]:
+        return Training(wanted.out, wanted.config, (*wanted.set, *row.settings)).config().effective()
 
-    return [key for key, row in ROWS.items() if key == "full" or config(row) != config(ROWS["full"])]
+    full = training(ROWS["full"])
+    same = {key for key, row in ROWS.items() if key != "full" and training(row) == full}
+    if full.get("loss.ic") == 0:
+        same.add("no_dense")  # CMAAM without any loss: that is aug_ipcam
+    return [key for key in ROWS if key not in same]
 
 
 def tried(row: str, *settings: str) -> tuple[str, Row]:
@@ -242,6 +260,12 @@ def tried(row: str, *settings: str) -> tuple[str, Row]:
         raise InputError(
             f"expected --try ROW a.b=c ..., with ROW one of {', '.join(ROWS)}; got {' '.join((row, *settings))}"
         )
+    for setting in settings:
+        if setting.partition("=")[0] in ("run", "seed", "data.shards") or "/" in setting:
+            raise InputError(
+                f"--try: expected settings other than run, seed and data.shards, and no path, since a row's name has"
+                f" them, got {setting}; use --seeds, --benchmarks, or --set for all rows"
+            )
     usual = ROWS[row]
     text = f"{usual.text}, {', '.join(settings)}"
     return "+".join((row, *settings)), Row(text, (*usual.settings, *settings), (row, *usual.against))

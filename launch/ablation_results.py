@@ -6,6 +6,7 @@ It is small enough to be published; with it, neither the run nor its features ar
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,10 +14,10 @@ from pydantic import ValidationError
 
 from launch.config import Config
 from launch.trainings import SCRIPT, Training, refuse_other_values
-from shards.benchmarks import BENCHMARKS
 from tacaf.checkpoint import write_whole
 from tacaf.evaluation.ablation import People, score_people
 from tacaf.evaluation.features import load_features
+from tacaf.logs import published
 from tacaf.vocabulary import InputError
 
 Scored = Literal["val", "test"]
@@ -33,10 +34,26 @@ class Cell(NamedTuple):
     file: Path
 
     def check(self) -> None:
-        """InputError if the run or the result file that is there was made with other values."""
+        """InputError if the run or the result file that is there was made with other values, or nothing would be."""
+        evaluation = self.training.config().evaluation
+        if (evaluation.protocol, evaluation.split, evaluation.rerank) != ("sysu_mm01", "val", None):
+            raise InputError(
+                "expected evaluation.protocol sysu_mm01, split val and no rerank, since choices are made on validation"
+                f" identities by plain distances, got {evaluation.protocol}, {evaluation.split} and"
+                f" {evaluation.rerank}; set them, and data.split to train"
+            )
         self.training.refuse_other_settings()
         if self.file.exists():
             refuse_other_values(self.file, self._stored_config(self._stored()), self.training.config(), _WHERE)
+
+    def trained_at(self) -> list[str]:
+        """The commits that a kept training was made at, one a start."""
+        starts = self._stored()["trainings"] if self.file.exists() else []
+        return [start["commit"] for start in starts if start["commit"]]
+
+    def can_collect(self, split: Scored) -> bool:
+        """Whether `collect` need not embed anything."""
+        return self.training.finished() and (split == "val" or all(path.exists() for path in self._test_files()))
 
     def people(self, split: Scored) -> People | None:
         """The kept scores; None where there are none yet."""
@@ -48,7 +65,8 @@ class Cell(NamedTuple):
 
         Scores of both kinds in a file are of one and the same model.
         """
-        scores = {"val": self._result("val", self.training.folder / "results" / "features.npz")}
+        results = self.training.folder / "results"
+        scores = {"val": self._result("val", results / "features.npz", sorted(results.glob("*.json")))}
         if split == "test":
             scores["test"] = self._test()
         elif self.file.exists() and self._stored()["scores"].get("val") == scores["val"]:
@@ -64,14 +82,21 @@ class Cell(NamedTuple):
             "trainings": json.loads((self.training.folder / "environment.json").read_text()),
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.file, _compact(content))
+        write_whole(self.file, _compact(published(content)))
+
+    def _test_files(self) -> tuple[Path, Path]:
+        return self.training.folder / "test.npz", self.training.folder / "test.json"
 
     def _test(self) -> dict[str, Any]:
-        features, result = self.training.folder / "test.npz", self.training.folder / "test.json"
-        if not (features.exists() and result.exists()):
-            asked = self.training.config().evaluation.asked()[0]
-            words = ["--run", self.training.folder, "--shards", self.training.config().data.shards, "--split", "test"]
-            words += ["--protocol", "sysu_mm01", "--mode", asked.mode, "--shots", asked.shots]
+        features, result = self._test_files()
+        if not self.can_collect("test"):
+            config = self.training.config()
+            asked, evaluation = config.evaluation.asked()[0], config.evaluation
+            words = ["--run", self.training.folder, "--shards", config.data.shards, "--split", "test"]
+            words += ["--protocol", evaluation.protocol, "--mode", asked.mode, "--shots", asked.shots]
+            words += ["--metric", evaluation.metric, "--embedding", evaluation.embedding]
+            words += ["--gallery-draw", evaluation.gallery_draw] if evaluation.gallery_draw else []
+            words += ["--splits", evaluation.splits] if evaluation.splits else []
             words += ["--features", features, "--json", result]
             command = [sys.executable, str(SCRIPT.with_name("evaluate.py")), *map(str, words)]
             done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -80,18 +105,26 @@ class Cell(NamedTuple):
                     f"{self.training.folder}: expected test scores, got: {done.stderr.strip()[-300:]}; mend that and"
                     " give the same command again"
                 )
-        return self._result("test", features, result)
+        return self._result("test", features, [result])
 
-    def _result(self, split: Scored, features: Path, path: Path | None = None) -> dict[str, Any]:
+    def _result(self, split: Scored, features: Path, paths: Sequence[Path]) -> dict[str, Any]:
         """The score file of that split, as the protocol's program wrote it, and the same scores by identity."""
         evaluation = self.training.config().evaluation
         asked = evaluation.asked()[0]
-        paths = [path] if path else sorted((self.training.folder / "results").glob("*.json"))
-        results = (json.loads(one.read_text()) for one in paths)
-        wanted = (split, asked.mode, asked.shots)
-        result = next(one for one in results if (one["split"], one["mode"], one["shots"]) == wanted)
         people = score_people(load_features(features), evaluation.setting(asked), evaluation.metric)
-        return {**result, "people": people.as_lists()}
+        wanted = {
+            "split": split, "mode": asked.mode, "shots": asked.shots, "metric": evaluation.metric,
+            "embedding": evaluation.embedding, "flip": False, "rerank": False,
+        }  # fmt: skip
+        for result in (json.loads(path.read_text()) for path in paths):
+            if all(result[name] == value for name, value in wanted.items()):
+                means = people.means()
+                assert all(abs(result["mean"][name] - means[name]) < 1e-6 for name in means), "scores of other features"
+                return {**result, "people": people.as_lists()}
+        raise InputError(
+            f"{self.training.folder}: expected a result of {split} identities among"
+            f" {', '.join(path.name for path in paths) or 'none'}; remove the run, and it is made again"
+        )
 
     def _stored(self) -> dict[str, Any]:
         try:
@@ -118,7 +151,7 @@ class Cell(NamedTuple):
 
 
 def result_file(folder: Path, benchmark: str, row: str, seed: int) -> Path:
-    return folder / "ablation" / f"{BENCHMARKS[benchmark].name}-{row}-seed{seed}.json"
+    return folder / "ablation" / f"{benchmark}-{row}-seed{seed}.json"
 
 
 def _compact(content: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -261,6 +262,15 @@ class Config(BaseModel, extra="forbid", frozen=True):
         default_factory=lambda: {"zero_optimization": {"stage": 1}}, description="DeepSpeed's own JSON, passed through."
     )
 
+    def effective(self) -> dict[str, Any]:
+        """Dotted name to plain value of every setting that says something, so that two runs can be compared by name.
+
+        What belongs to a module that is switched off is left out, but for the switch.
+        """
+        whole = dict(_dotted(self.model_dump(mode="json"), ""))
+        idle = tuple(start for switch, starts in _IDLE.items() if not whole[switch] for start in starts)
+        return {name: value for name, value in whole.items() if name in _NEVER_IDLE or not name.startswith(idle)}
+
     @property
     def zero_stage(self) -> int:
         return self.deepspeed.get("zero_optimization", {}).get("stage", 0)
@@ -305,6 +315,22 @@ class Config(BaseModel, extra="forbid", frozen=True):
                     " BatchNorm)"
                 )
         return self
+
+
+# Keys that say nothing where a module is off, by the key that switches it on. IPCAM's pairs go by cmaam.direction.
+_IDLE = {
+    "model.cmaam.enabled": ("model.cmaam.", "loss.ic", "loss.dt", "loss.dense_margin"),
+    "model.ipcam.enabled": ("model.ipcam.", "loss.part", "loss.pair"),
+}
+_NEVER_IDLE = (*_IDLE, "model.cmaam.direction")
+
+
+def _dotted(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, below in value.items():
+            yield from _dotted(below, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:

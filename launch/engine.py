@@ -24,6 +24,7 @@ from torch.utils import cpp_extension
 
 from launch.config import Config
 from launch.regroup import TEMPORARY, load_regrouped, regrouped
+from launch.state import BEFORE
 from tacaf import checkpoint, distributed
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER, embedder
@@ -294,7 +295,7 @@ def find_checkpoint(folder: Path, must_match: dict) -> Path | None:
                     f"--resume: expected a whole checkpoint in {folder}, found damaged ones only; copy one back, or"
                     " start a new run"
                 )
-            checkpoint.refuse_other(checkpoint.facts_of(path), must_match, path)
+            checkpoint.refuse_other({**BEFORE, **checkpoint.facts_of(path)}, must_match, path)
     return distributed.gather_objects(path)[0]
 
 

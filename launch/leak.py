@@ -1,6 +1,7 @@
 """Which identities a model may be scored on: never those it was trained on, as far as shard set and model file tell."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +42,15 @@ def refuse_leak(index: ShardIndex, trained_on: dict, pids: np.ndarray) -> None:
             f"expected identities the model has not seen, got {len(seen)} that it was trained on (split"
             f" {trained_on['split']!r} of {which}, first pid {seen[0]}); score the split that belongs to this model, "
             f"{own_split(trained_on)}"
+        )
+
+
+def refuse_other_set(run: Path, card: ModelCard, index: ShardIndex) -> None:
+    """InputError unless the run's model was trained on this very set, for what is measured of a training on its set."""
+    if card.trained_on["sha256"] != index.sha256:
+        raise InputError(
+            f"expected for {run} the set it was trained on, {card.trained_on['set']} with index"
+            f" {card.trained_on['sha256'][:12]}, got {index.name} with {index.sha256[:12]}; give that one with --shards"
         )
 
 

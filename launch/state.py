@@ -27,6 +27,10 @@ FREE = {
 }
 
 
+# Settings that are younger than the checkpoint's format: what a checkpoint that has none was trained with.
+BEFORE = {"model.cmaam.mask": "norm", "model.cmaam.matching": "features"}
+
+
 class TrainState(NamedTuple):
     """The next step to do, and the best validation so far: all there is to save beside the engine."""
 
@@ -64,11 +68,17 @@ class TrainState(NamedTuple):
 
 def must_match(config: Config, index: ShardIndex) -> dict:
     """Flat facts that a checkpoint and the run resuming from it must share, so that a difference can be named."""
-    values = config.model_dump(mode="json", exclude={"run", "evaluation"})
-    for section, keys in FREE.items():
-        for key in keys:
-            del values[section][key]
-    return {"shard set sha256": index.sha256, **_flat(values, "")}
+    free = tuple(f"{section}.{key}" for section, keys in FREE.items() for key in keys)
+    values = {
+        name: value
+        for name, value in config.effective().items()
+        if name != "run" and not name.startswith("evaluation.") and not _below(name, free)
+    }
+    return {"shard set sha256": index.sha256, **values}
+
+
+def _below(name: str, keys: tuple[str, ...]) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in keys)
 
 
 def circumstances(config: Config, ranks: int) -> dict:
@@ -80,11 +90,3 @@ def circumstances(config: Config, ranks: int) -> dict:
         "commit": git_commit(),
         "versions": versions(),
     }
-
-
-def _flat(values: dict, prefix: str) -> dict:
-    flat: dict = {}
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return flat

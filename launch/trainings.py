@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from launch.config import Config, load_config
 from launch.stop import EXIT_CODE
+from tacaf.logs import published
 from tacaf.vocabulary import InputError
 
 SCRIPT = Path(__file__).parent / "train.py"
@@ -71,24 +72,30 @@ def run_all(
     """
     waiting, active, told = list(trainings), dict[Training, subprocess.Popen](), False
     with _signals() as asked:
-        while (waiting and not asked) or active:
-            while waiting and len(active) < parallel and not asked:
-                one = waiting.pop(0)
-                active[one] = _start(one, parallel > 1, ranks, environment)
-            if asked and not told:
-                told = True
-                for process in active.values():
-                    process.terminate()
-            for one, process in list(active.items()):
-                status = process.poll()
-                if status is None:
-                    continue
-                del active[one]
-                # torchrun gives its ranks' status a number of its own
-                ended(one, EXIT_CODE if asked and status != 0 else status)
-                if status == EXIT_CODE:
-                    asked.append(status)
-            time.sleep(0.1)
+        try:
+            while (waiting and not asked) or active:
+                while waiting and len(active) < parallel and not asked:
+                    one = waiting.pop(0)
+                    active[one] = _start(one, parallel > 1, ranks, environment)
+                if asked and not told:
+                    told = True
+                    for process in active.values():
+                        process.terminate()
+                for one, process in list(active.items()):
+                    status = process.poll()
+                    if status is None:
+                        continue
+                    del active[one]
+                    # torchrun gives its ranks' status a number of its own
+                    ended(one, EXIT_CODE if asked and status != 0 else status)
+                    if status == EXIT_CODE:
+                        asked.append(status)
+                time.sleep(0.1)
+        finally:  # after an error here, nothing goes on unseen
+            for process in active.values():
+                process.terminate()
+            for process in active.values():
+                process.wait()
     return not asked
 
 
@@ -120,36 +127,13 @@ def _signals() -> Iterator[list[int]]:
 def refuse_other_values(where: Path, before: Config, now: Config, aside: Sequence[str] = ()) -> None:
     """InputError unless both configurations train alike, but for the keys in `aside`; it names the first that differs.
 
-    What belongs to a module that is switched off in both is no difference.
+    What belongs to a module that is switched off in both is no difference, nor is the folder that a file lies in.
     """
-    old, new = _flat(before), _flat(now)
+    old, new = ({name: published(value) for name, value in one.effective().items()} for one in (before, now))
     other = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name) and name not in aside]
     if other:
-        name = min(other, key=lambda name: (name not in _IDLE, name))
+        name = min(other, key=lambda name: (not name.endswith(".enabled"), name))
         raise InputError(
             f"{where}: expected {name} = {old.get(name)}, with which this training was made, got {new.get(name)}; set"
             " it back, or give another --out"
         )
-
-
-# Keys that say nothing where a module is off, by the key that switches it on. IPCAM's pairs go by cmaam.direction.
-_IDLE = {
-    "model.cmaam.enabled": ("model.cmaam.", "loss.ic", "loss.dt", "loss.dense_margin"),
-    "model.ipcam.enabled": ("model.ipcam.", "loss.part", "loss.pair"),
-}
-_NEVER_IDLE = (*_IDLE, "model.cmaam.direction")
-
-
-def _flat(config: Config) -> dict[str, Any]:
-    """Dotted name to value of everything that has a part in the training."""
-
-    def walk(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict):
-            for key, below in value.items():
-                yield from walk(below, f"{name}.{key}" if name else str(key))
-        else:
-            yield name, value
-
-    whole = dict(walk(config.model_dump(mode="json"), ""))
-    idle = tuple(start for switch, starts in _IDLE.items() if not whole[switch] for start in starts)
-    return {name: value for name, value in whole.items() if name in _NEVER_IDLE or not name.startswith(idle)}

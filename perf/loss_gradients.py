@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from launch.config import Config, load_config
 from launch.forward import forward
+from launch.leak import refuse_other_set
 from launch.model_file import build_model
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
@@ -27,6 +28,7 @@ from tacaf.inference import MODEL
 from tacaf.interfaces import Batch
 from tacaf.logs import environment
 from tacaf.losses.total import TacafLoss
+from tacaf.model.file import load_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import InputError
 
@@ -69,6 +71,7 @@ def measure_run(run: Path, shards: Path, count: int) -> dict[str, Any]:
         raise InputError(f"expected a finished run at {run}, found no {MODEL} in it; train it to its end")
     config = load_config(run / "config.yaml", [f"data.shards={shards}"])
     index = ShardIndex.open(config.data.shards)
+    refuse_other_set(run, load_model(run / MODEL)[1], index)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     steps = config.train.steps_of_epoch(plan.steps_per_epoch)
     pipeline = TrainingPipeline(
@@ -98,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", type=Path)
     wanted = parser.parse_args(argv)
     try:
+        if wanted.batches < 1:
+            raise InputError(f"expected at least 1 in --batches, got {wanted.batches}; raise it")
         found = [measure_run(run, wanted.shards.resolve(), wanted.batches) for run in wanted.run]
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -112,7 +117,7 @@ def main(argv: list[str] | None = None) -> int:
             )
     if wanted.json:
         content = {"environment": environment(1), "batches": wanted.batches, "runs": found}
-        wanted.json.write_text(json.dumps(content, indent=1) + "\n")
+        wanted.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return 0
 
 

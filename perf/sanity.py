@@ -16,6 +16,7 @@ overfit         trained on 8 identities, the 8 are found without a mistake
 
 import argparse
 import csv
+import io
 import json
 import subprocess
 import sys
@@ -26,15 +27,17 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 
-from launch.config import Config, load_config
+from launch.config import Config, dump_config, load_config
 from launch.engine import Place
 from launch.evaluate import embed_identities
+from launch.leak import refuse_other_set
 from launch.model_file import build_model
+from launch.trainings import Training
 from perf.known_people import CAMERAS, Picture, moved_pair, pictures
 from shards import manifest
 from shards.benchmarks import BENCHMARKS, Benchmark
+from tacaf.checkpoint import write_whole
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
@@ -42,12 +45,12 @@ from tacaf.inference import MODEL, Embedder
 from tacaf.logs import environment, git_commit
 from tacaf.model.cmaam import Matched
 from tacaf.model.correspondence import LAYERS, Correspondence, correspondences
+from tacaf.model.file import load_model
 from tacaf.model.norm import BatchNorm1d, BatchNorm2d
 from tacaf.model.pooling import gem
 from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import InputError, Modality
 
-TRAIN = Path(__file__).parent.parent / "launch" / "train.py"
 SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that "where it was" is wrong by two
 HALVES, PERMUTATIONS, IDENTITIES, OVERFIT_STEPS = 10, 10, 8, 300
 CHECKS = ("correspondence", "modality", "shuffled", "overfit")
@@ -67,6 +70,7 @@ def load_subject(run: Path, index: ShardIndex, benchmark: Benchmark, people: int
     if not (run / MODEL).exists():
         raise InputError(f"expected a finished run at {run}, found no {MODEL} in it; train it to its end")
     config = load_config(run / "config.yaml", [])
+    refuse_other_set(run, load_model(run / MODEL)[1], index)
     embedder = Embedder.load(run)
     assert embedder.model is not None
     before, _ = build_model(config, select_training(index, config.data.split).identities)
@@ -134,13 +138,14 @@ def correspondence(subjects: list[Subject], benchmark: Benchmark, people: int) -
                 for layer in LAYERS:
                     own[f"{way}, layer {layer}, {time}"] = spread(_shares(seen[layer], pairs))
         ways = [[own[f"{config.matching}, layer {layer}, {time}"] for time in ("before", "after")] for layer in LAYERS]
-        verdicts += [
-            after["within"][0] > max(before["within"][0], after["chance"][0], after["still"][0])
-            for before, after in ways
-        ]
+        verdicts += [finds_more(before, after) for before, after in ways]
     found["rule"] = "after training: within one cell more often than before, than chance and than where it was"
     found["holds"] = all(verdicts)
     return found
+
+
+def finds_more(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> bool:
+    return after["within"][0] > max(before["within"][0], after["chance"][0], after["still"][0])
 
 
 def _shares(seen: Correspondence, pairs: list[tuple[Picture, Picture]]) -> list[dict[str, float]]:
@@ -154,6 +159,10 @@ def _shares(seen: Correspondence, pairs: list[tuple[Picture, Picture]]) -> list[
 
 def spread(shares: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
     """Name to mean over the pairs and its standard error."""
+    if len(shares) < 2:
+        raise InputError(
+            f"expected at least 2 pairs with the person in both pictures, got {len(shares)}; raise --people"
+        )
     return {
         name: (
             float(np.mean([share[name] for share in shares])),
@@ -222,14 +231,22 @@ def shuffled(subject: Subject, index: ShardIndex, raw: Path, out: Path) -> dict[
         "rank1": scores,
         "rank1 with permuted queries": (float(np.mean(permuted)), error),
         "rule": "shuffled labels: no better than untrained; permuted queries: chance within 3 standard errors",
-        "holds": scores["shuffled labels"][0] <= scores["untrained"][0]
-        and abs(np.mean(permuted) - chance) <= 3 * error,
+        "holds": learned_nothing(scores["shuffled labels"][0], scores["untrained"][0]) and at_chance(permuted, chance),
     }
-    return {**found, "holds": bool(found["holds"])}
+    return found
+
+
+def learned_nothing(shuffled_rank1: float, untrained_rank1: float) -> bool:
+    return shuffled_rank1 <= untrained_rank1
+
+
+def at_chance(values: list[float], chance: float) -> bool:
+    error = np.std(values, ddof=1) / len(values) ** 0.5
+    return bool(abs(np.mean(values) - chance) <= 3 * error)
 
 
 def permuted_queries(features: FeatureSet, generator: np.random.Generator) -> FeatureSet:
-    """Every infrared image under the name of another identity, the images of one identity under one name."""
+    """Every infrared image under the name of an identity drawn anew, the images of one identity under one name."""
     pids = np.unique(features.pid)
     named = generator.permutation(pids)
     other = named[np.searchsorted(pids, features.pid)]
@@ -275,33 +292,35 @@ def listed(raw: Path) -> list[dict[str, Any]]:
 
 
 def pack(rows: list[dict[str, Any]], raw: Path, out: Path) -> Path:
-    """A shard set of these lines, unless it is there."""
-    if not (out / "index.json").exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        lines = out.with_name(f"{out.name}.csv")
-        with lines.open("w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0].keys())
-            writer.writeheader()
-            writer.writerows(rows)
-        manifest.pack(raw, out, lines)
+    """A shard set of these lines, unless it is there. InputError where a set of other lines is."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    lines = out.with_name(f"{out.name}.csv")
+    if (out / "index.json").exists():
+        if not lines.exists() or lines.read_text() != text.getvalue():
+            raise InputError(f"{out}: expected the set of this run and raw folder, got another's; give another --out")
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(lines, text.getvalue())
+    manifest.pack(raw, out, lines)
     return out
 
 
 def train(subject: Subject, shards: Path, run: Path, *settings: str) -> Path:
-    """The subject's recipe on another set; the run, finished."""
-    if (run / "report.html").exists():
-        return run
+    """The subject's recipe on another set; the run, finished. InputError where a run of another recipe is."""
     file = run.with_name(f"{run.name}.yaml")
-    file.write_text(yaml.safe_dump(json.loads(subject.config.model_dump_json())))
-    values = [f"run={run}", f"data.shards={shards}", "data.split=train", "train.start_from=null", *settings]
+    write_whole(file, dump_config(subject.config))
+    values = [f"data.shards={shards}", "data.split=train", "train.start_from=null", *settings]
     values += ["evaluation.protocol=generic", "evaluation.split=val", "evaluation.directions=[infrared_to_visible]"]
     values += ["evaluation.gallery_draw=null"]
-    words = [part for value in values for part in ("--set", value)]
-    if (run / "config.yaml").exists():
-        words.append("--resume")
-    status = subprocess.run([sys.executable, str(TRAIN), "--config", str(file), *words], check=False).returncode
-    if status != 0:
-        raise InputError(f"expected the training {run} to end, got status {status}; its words are above")
+    training = Training(run, file, tuple(values))
+    training.refuse_other_settings()
+    if not training.finished():
+        status = subprocess.run(training.command(1), check=False).returncode
+        if status != 0:
+            raise InputError(f"expected the training {run} to end, got status {status}; its words are above")
     return run
 
 
@@ -323,6 +342,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(wanted: argparse.Namespace) -> dict[str, Any]:
     """Every check asked for, by name."""
     benchmark, index = BENCHMARKS[wanted.benchmark], ShardIndex.open(wanted.shards)
+    if wanted.people < 2:
+        raise InputError(f"expected at least 2 in --people, for a spread, got {wanted.people}; raise it")
+    others = {one.set_name for one in BENCHMARKS.values()} - {benchmark.set_name}
+    if index.name in others:
+        raise InputError(f"expected shards of {benchmark.set_name}, got {index.name}; name it with --benchmark")
     if not (wanted.raw / "exp" / "val_id.txt").is_file():
         raise InputError(
             f"expected a benchmark's raw folders at {wanted.raw}, found no exp/val_id.txt; synth makes them"
@@ -349,9 +373,13 @@ def main(argv: list[str] | None = None) -> int:
         print(f"{name}: {'holds' if one['holds'] else 'DOES NOT HOLD'} ({one['rule']})")
         print(json.dumps({key: value for key, value in one.items() if key not in ("rule", "holds")}, indent=1))
     if wanted.json:
-        facts = {"benchmark": BENCHMARKS[wanted.benchmark].set_name, "runs": [run.name for run in wanted.run]}
+        facts = {
+            "benchmark": wanted.benchmark,
+            "set": ShardIndex.open(wanted.shards).name,
+            "runs": [run.name for run in wanted.run],
+        }
         content = {**facts, "commit": git_commit(), "environment": environment(1), "checks": found}
-        wanted.json.write_text(json.dumps(content, indent=1) + "\n")
+        wanted.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return 0 if all(one["holds"] for one in found.values()) else 1
 
 

@@ -115,7 +115,9 @@ def describe_embedding(model: TacafNet) -> dict[str, Any]:
 
 def weights_sha256(model: TacafNet) -> str:
     """Of everything that decides a descriptor: the same for a run and its exports, whatever the file."""
-    found = hashlib.sha256(json.dumps(model.config.portable().model_dump(mode="json"), sort_keys=True).encode())
+    # what CMAAM masks and matches in training has no part in a descriptor, and is younger than some indexes
+    config = model.config.portable().model_dump(mode="json", exclude={"cmaam": {"mask", "matching"}})
+    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if CLASSIFIER not in name:
             found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

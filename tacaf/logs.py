@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -62,7 +63,19 @@ def environment(world_size: int) -> dict:
 
 def without_folders(word: str) -> str:
     """A word of a command with every absolute path cut to its end, `/a/b/c` to `.../c`: results are published."""
-    return re.sub(r"(?<![\w.:/-])/(?:[^/\s'\"]+/)+", ".../", word)
+    name, equals, value = word.rpartition("=")
+    if value.startswith("/"):  # a path alone, whatever is in it
+        return f"{name}{equals}.../{Path(value).name}"
+    return re.sub(r"(?<![\w./-])/(?!/)(?:[^/\s'\"]+/+)*(?=[^/\s'\"])", ".../", word)
+
+
+def published(value: Any) -> Any:
+    """The same plain value with `without_folders` on every word in it, for a file that others read."""
+    if isinstance(value, dict):
+        return {key: published(below) for key, below in value.items()}
+    if isinstance(value, list | tuple):
+        return [published(below) for below in value]
+    return without_folders(value) if isinstance(value, str) else value
 
 
 def _cpu_name() -> str:

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tacaf.logs import environment, without_folders
+from tacaf.logs import environment, published, without_folders
 
 
 @pytest.mark.parametrize(
@@ -12,7 +12,13 @@ from tacaf.logs import environment, without_folders
     [
         ("/data/people/shards", ".../shards"),
         ("run=/a/b", "run=.../b"),
-        ("data.shards=/a/b/", "data.shards=.../"),
+        ("data.shards=/a/b/", "data.shards=.../b"),
+        ("/home/me/my data/x", ".../x"),
+        ("data.shards=/home/me/my data/x", "data.shards=.../x"),
+        ("/root", ".../root"),
+        ("C=/a//b/c", "C=.../c"),
+        ("a:/x/y", "a:.../y"),
+        ("3 / 4", "3 / 4"),
         ("launch/configs/demo.yaml", "launch/configs/demo.yaml"),
         ("../shards", "../shards"),
         ("https://host/people/shards", "https://host/people/shards"),
@@ -22,6 +28,12 @@ from tacaf.logs import environment, without_folders
 )
 def test_absolute_folders_are_cut_and_nothing_else(word, shown):
     assert without_folders(word) == shown
+
+
+def test_a_record_is_published_without_folders_wherever_they_stand():
+    assert published({"a": ["/x/y", {"b": "run=/x/z"}], "c": 3, "d": None}) == {
+        "a": [".../y", {"b": "run=.../z"}], "c": 3, "d": None
+    }  # fmt: skip
 
 
 def test_the_command_is_shown_without_folders(monkeypatch):

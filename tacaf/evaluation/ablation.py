@@ -115,8 +115,8 @@ def markdown(table: Mapping[str, Any]) -> str:
         lines.append(f"| {row['text']} | {len(row['seeds'])} | {' | '.join(cells)} | {'; '.join(row['lacks'])} |")
     lines += [
         "",
-        "Differences in points, with their 95 % intervals; bold where zero lies outside. ¹ One seed: the interval"
-        " knows the spread over identities only and is too narrow.",
+        "Differences in points, with their 95 % intervals; bold where zero lies outside. ¹ One seed or two: too few for"
+        " the spread over seeds, so the interval is too narrow.",
         "",
     ]
     lines += ["| row | against | rank-1 | mAP | mINP |", "| --- | --- | --- | --- | --- |"]
@@ -143,6 +143,6 @@ def _spread(values: Sequence[float]) -> str:
 
 def _difference(found: Difference) -> str:
     text = f"{100 * found.mean:+.1f} ({100 * found.low:+.1f} to {100 * found.high:+.1f})"
-    if found.seeds < 2:
+    if found.seeds < 3:
         return f"{text} ¹"
     return f"**{text}**" if found.sure else text

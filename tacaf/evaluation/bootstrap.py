@@ -15,7 +15,7 @@ RESAMPLINGS = 10_000
 
 
 class Difference(NamedTuple):
-    """Mean of a - b and its 95 % interval, and from how many seeds; of one seed, the spread over seeds is not in it."""
+    """Mean of a - b and its 95 % interval, and from how many seeds; of one, the spread over seeds is not in it."""
 
     mean: float
     low: float
@@ -24,8 +24,8 @@ class Difference(NamedTuple):
 
     @property
     def sure(self) -> bool:
-        """Whether the interval knows the spread over seeds and lies on one side of zero."""
-        return self.seeds > 1 and (self.low > 0 or self.high < 0)
+        """Whether the interval knows the spread over seeds, for which two are too few, and lies on one side of zero."""
+        return self.seeds > 2 and (self.low > 0 or self.high < 0)
 
 
 def paired_difference(

@@ -45,14 +45,14 @@ def _differences(axes: Axes, compared: Sequence[tuple[dict, str]], texts: Mappin
         for place, (row, key) in enumerate(compared):
             found = row["against"][key][name]
             mean, low, high = (100 * found[part] for part in ("mean", "low", "high"))
-            face = colour if found["seeds"] > 1 else "white"
+            face = colour if found["seeds"] > 2 else "white"
             axes.errorbar(
                 mean, place + offset, xerr=[[mean - low], [high - mean]], fmt="o", markersize=4, color=colour,
                 markerfacecolor=face, label=label,
             )  # fmt: skip
     axes.axvline(0, color="#5b6770", linewidth=1)
     _name(axes, [f"{row['text']}\nagainst {texts[key]}" for row, key in compared])
-    axes.set_xlabel("difference in points, 95 % interval; hollow: one seed, whose interval is too narrow")
+    axes.set_xlabel("difference in points, 95 % interval; hollow: one seed or two, whose interval is too narrow")
 
 
 def _name(axes: Axes, names: Sequence[str]) -> None:

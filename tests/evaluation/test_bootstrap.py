@@ -65,11 +65,12 @@ def test_few_seeds_do_not_look_surer_than_they_are():
     assert drawn_N.var() == pytest.approx(values_S.var(ddof=1) / 3, rel=0.05)
 
 
-def test_one_seed_is_never_sure():
-    a_SP, b_SP, queries_P = sample(np.random.default_rng(5), 1, 50, 4, 0.5)
+@pytest.mark.parametrize(("seeds", "sure"), [(1, False), (2, False), (3, True)])
+def test_one_seed_is_never_sure_nor_are_two(seeds, sure):
+    a_SP, b_SP, queries_P = sample(np.random.default_rng(5), seeds, 50, 4, 0.5)
     found = paired_difference(a_SP, b_SP, queries_P, 200)
     assert found.low > 0
-    assert (found.seeds, found.sure) == (1, False)
+    assert (found.seeds, found.sure) == (seeds, sure)
 
 
 def test_equal_methods_are_never_sure():

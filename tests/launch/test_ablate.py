@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from launch import ablate
+from launch.ablate import _NO_IPCAM
 from launch.trainings import Training
 from shards import benchmarks
 from tests.launch.test_training import TINY
@@ -136,9 +137,18 @@ def test_all_rows_are_those_that_differ_from_the_full_method(tmp_path):
     def rows(*more) -> set[str]:
         return set(ablate.parse(["--out", str(tmp_path), "--rows", "all", *more]).rows)
 
-    assert set(ablate.ROWS) - rows() == {"no_consistency"}  # the small recipe goes without
+    # the small recipe goes without consistency; without the dense triplet nothing would be left of CMAAM
+    assert set(ablate.ROWS) - rows() == {"no_consistency", "no_dense"}
     full_size = ("--config", "launch/configs/sysu_mm01.yaml", "--set", "model.ipcam.ring=false")
     assert set(ablate.ROWS) - rows(*full_size) == {"norm_mask", "no_ring"}
+    assert "no_ring" not in rows("--set", _NO_IPCAM)
+
+
+def test_a_configuration_that_would_be_judged_on_the_test_is_refused_before_anything_is_made(tmp_path, capsys):
+    words = ["--out", str(tmp_path / "out"), "--config", "launch/configs/sysu_mm01.yaml"]
+    assert ablate.main(words) == 2
+    assert "expected evaluation.protocol sysu_mm01, split val and no rerank" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -149,6 +159,10 @@ def test_all_rows_are_those_that_differ_from_the_full_method(tmp_path):
         (["--try", "best", "loss.dt=2"], "expected --try ROW a.b=c ..., with ROW one of baseline, aug,"),
         (["--try", "full"], "got full"),
         (["--try", "full", "loss.dt"], "got full loss.dt"),
+        (["--try", "full", "seed=5", "--name", "x"], "got seed=5; use --seeds"),
+        (["--try", "full", "train.start_from=/a/b", "--name", "x"], "and no path"),
+        (["--try", "full", "loss.dt=2"], "expected --name WORD with --try"),
+        (["--name", "../x"], "no / in it"),
     ],
 )
 def test_wrong_words_are_refused(tmp_path, capsys, more, says):

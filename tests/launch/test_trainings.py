@@ -1,9 +1,14 @@
 """A training that was begun is gone on with only where every value that has a part in it is the same."""
 
+from pathlib import Path
+
 import pytest
 
-from launch.config import dump_config
+from launch.config import dump_config, load_config
+from launch.state import BEFORE, must_match
 from launch.trainings import SCRIPT, Training
+from tacaf.checkpoint import refuse_other
+from tacaf.data.index import ShardIndex
 from tacaf.vocabulary import InputError
 
 DEMO = SCRIPT.parent / "configs" / "demo.yaml"
@@ -47,3 +52,19 @@ def test_values_of_a_module_that_is_off_are_no_difference(tmp_path, idle):
 
 def test_a_new_folder_takes_any_values(tmp_path):
     Training(tmp_path / "run", DEMO, ("seed=9",)).refuse_other_settings()
+
+
+def test_a_checkpoint_is_compared_by_the_same_rule_and_one_of_an_older_release_is_taken(sysu_shards):
+    index = ShardIndex.open(sysu_shards)
+
+    def facts(*settings) -> dict:
+        return must_match(load_config(DEMO, ["run=r", f"data.shards={sysu_shards}", *settings]), index)
+
+    assert facts(NO_CMAAM) == facts(NO_CMAAM, "loss.dt=7")
+    assert facts() != facts("loss.dt=7")
+    assert facts() == facts("evaluation.every=7", "train.keep=9", "data.threads=1")
+    older = {name: value for name, value in facts("model.cmaam.mask=norm").items() if name not in BEFORE}
+    assert len(older) == len(facts()) - 2
+    refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=norm"), Path("step-1"))
+    with pytest.raises(InputError, match="cmaam.mask: the checkpoint has 'norm', this run 'deviation'"):
+        refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=deviation"), Path("step-1"))

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from launch.config import dump_config
 from perf import sanity
 from shards.benchmarks import BENCHMARKS
 from shards.synth import synthesise
 from shards.sysu_mm01 import pack
+from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet
-from tacaf.vocabulary import Modality
+from tacaf.vocabulary import InputError, Modality
 from tests.launch.finished import write_model
 
 HEIGHT, WIDTH = 6, 3
@@ -56,6 +58,19 @@ def test_chance_is_what_random_answers_reach():
     assert found["exact"][0] == pytest.approx(1 / 18, abs=4 * found["exact"][1])
     # row 4 of 6 with its neighbours is half of the map, row 6 a third
     assert found["chance"][0] == pytest.approx((3 * 0.5 + 1 / 3) / 4)
+
+
+def test_verdicts():
+    def figures(within, chance=0.5, still=0.0):
+        return {"within": (within, 0.01), "chance": (chance, 0.0), "still": (still, 0.0)}
+
+    assert sanity.finds_more(figures(0.6), figures(0.8))
+    for after in (figures(0.55), figures(0.8, chance=0.85), figures(0.8, still=0.9)):
+        assert not sanity.finds_more(figures(0.6), after)
+    assert sanity.at_chance([0.009, 0.011, 0.010, 0.012], 0.01)
+    assert not sanity.at_chance([0.09, 0.11, 0.10, 0.12], 0.01)
+    assert sanity.learned_nothing(0.02, 0.03)
+    assert not sanity.learned_nothing(0.2, 0.03)
 
 
 def made(gap: float, seed: int = 0) -> FeatureSet:
@@ -164,3 +179,22 @@ def test_an_unfinished_run_and_a_folder_without_a_set_are_refused(thimble, tmp_p
     words[5] = str(tmp_path)
     assert sanity.main(words) == 2
     assert "found no exp/val_id.txt" in capsys.readouterr().err
+    assert sanity.main([*words, "--people", "1"]) == 2
+    assert "expected at least 2 in --people" in capsys.readouterr().err
+
+
+def test_what_another_run_left_in_the_work_folder_is_not_taken(thimble, sysu_shards, tmp_path):
+    rows = sanity.listed(thimble / "raw")
+    rows = [row for row in rows if row["split"] == "val"]
+    shards = sanity.pack(rows, thimble / "raw", tmp_path / "some")
+    assert sanity.pack(rows, thimble / "raw", tmp_path / "some") == shards
+    with pytest.raises(InputError, match="got another's; give another --out"):
+        sanity.pack(rows[1:], thimble / "raw", tmp_path / "some")
+    subject = sanity.load_subject(thimble / "run", ShardIndex.open(thimble / "shards"), BENCHMARKS["plain_1"], 2)
+    (tmp_path / "begun").mkdir()
+    other = subject.config.model_copy(update={"seed": 9})
+    (tmp_path / "begun" / "config.yaml").write_text(dump_config(other))
+    with pytest.raises(InputError, match="with which this training was made"):
+        sanity.train(subject, shards, tmp_path / "begun")
+    with pytest.raises(InputError, match="the set it was trained on"):
+        sanity.load_subject(thimble / "run", ShardIndex.open(sysu_shards), BENCHMARKS["plain_1"], 2)
