@@ -66,5 +66,5 @@ def test_a_checkpoint_is_compared_by_the_same_rule_and_one_of_an_older_release_i
     older = {name: value for name, value in facts("model.cmaam.mask=norm").items() if name not in BEFORE}
     assert len(older) == len(facts()) - 2
     refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=norm"), Path("step-1"))
-    with pytest.raises(InputError, match="cmaam.mask: the checkpoint has 'norm', this run 'deviation'"):
+    with pytest.raises(InputError, match="mask: the checkpoint has 'norm', this run 'deviation'"):
         refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=deviation"), Path("step-1"))
