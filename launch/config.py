@@ -16,7 +16,7 @@ from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.tables import LISTED, PROTOCOLS
 from tacaf.evaluation.trials import Setting, choose_setting
 from tacaf.losses.total import LossConfig
-from tacaf.model.tacafnet import ModelConfig
+from tacaf.model.tacafnet import Embedding, ModelConfig
 from tacaf.optim import OptimConfig
 from tacaf.vocabulary import InputError
 
@@ -192,8 +192,12 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     )
     splits: Path | None = Field(None, description="Folder with rand_perm_cam.mat, for the official draw.")
     metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance between embeddings.")
-    embedding: Literal["full", "global_only"] = Field(
-        "full", description="full: global and part features; global_only: the global feature."
+    embedding: Embedding = Field(
+        "full",
+        description=(
+            "full: global feature, global node and part nodes; global_and_parts: without the global node; global_only:"
+            " the global feature."
+        ),
     )
     rerank: tuple[float, float, float] | None = Field(
         None, description="k1, k2, lambda of k-reciprocal re-ranking, usually 20, 6, 0.3; null: none."

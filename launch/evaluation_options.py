@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import astuple
 from pathlib import Path
+from typing import get_args
 
 from pydantic import ValidationError
 
@@ -11,6 +12,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.__main__ import locations_of
 from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.trials import choose_setting
+from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError
 
 
@@ -64,7 +66,7 @@ def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace
         "--split", help="named identity list of the shard set; test where left out, test_3 for a model of train_3"
     )
     parser.add_argument("--metric", choices=("cosine", "euclidean"))
-    parser.add_argument("--embedding", choices=("full", "global_only"))
+    parser.add_argument("--embedding", choices=get_args(Embedding))
     parser.add_argument("--flip", action="store_true", help="average with the mirror image")
     parser.add_argument("--rerank", nargs="*", metavar="K1 K2 LAMBDA", help="k-reciprocal re-ranking; 20 6 0.3")
     parser.add_argument("--exclude", help="generic: none, camera, location or pid_and_camera left out of a list")

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from launch.search_page import page
 from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locked
@@ -19,6 +19,7 @@ from tacaf.checkpoint import write_whole
 from tacaf.data.photo import images_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
 from tacaf.inference import Embedder, modality_of
+from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError, Modality
 
 
@@ -152,7 +153,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--remove", nargs="+", metavar="NAME", help="take out of --index: names, folders of names, or image files")
     add("--list", action="store_true", help="print the names in --index")
     add("--top", type=int, default=10, help="matches per query; default: %(default)s")
-    add("--embedding", choices=("full", "global_only"), help="default: the index's, else full")
+    add("--embedding", choices=get_args(Embedding), help="default: the index's, else full")
     add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
     add("--engine", choices=("auto", "exact", "faiss"), default="auto",
         help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip

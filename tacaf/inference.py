@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ import torch
 from tacaf.checkpoint import sha256_of
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
 from tacaf.model.file import load_model
-from tacaf.model.tacafnet import TacafNet
+from tacaf.model.tacafnet import Embedding, TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.vocabulary import InputError, Modality
 
@@ -26,7 +26,6 @@ MODEL, CARD = "model.safetensors", "card.json"
 ONNX_FILES = {modality: f"{modality}.onnx" for modality in Modality}
 CARD_FORMAT, CARD_VERSION = "tacaf-card", 1
 
-Embedding = Literal["full", "global_only"]
 # images float32 [b, 3, H, W], modality, embedding -> descriptors [b, d]
 Run = Callable[[torch.Tensor, Modality, Embedding], np.ndarray]
 
@@ -91,7 +90,7 @@ class Embedder:
 
     def embedding_width(self, embedding: Embedding = "full") -> int:
         """Numbers per descriptor."""
-        return self.card["embedding"]["width" if embedding == "full" else "global_width"]
+        return sum(stop - start for start, stop in slices_of(self.card, embedding))
 
 
 def modality_of(word: Modality | str) -> Modality:
@@ -101,6 +100,16 @@ def modality_of(word: Modality | str) -> Modality:
     except ValueError:
         names = " or ".join(Modality)
         raise InputError(f"expected the modality {names}, got {word!r}; say what the camera saw") from None
+
+
+def slices_of(card: dict[str, Any], embedding: Embedding) -> list[tuple[int, int]]:
+    """Where a kind of descriptor lies in the full one; its parts are normalised again together."""
+    found = {
+        name: (start, stop)
+        for name, (start, stop) in card["embedding"]["slices"].items()
+        if embedding == "full" or name == "global feature" or (embedding, name[:4]) == ("global_and_parts", "part")
+    }
+    return list(found.values())
 
 
 def describe_embedding(model: TacafNet) -> dict[str, Any]:
@@ -162,8 +171,8 @@ def _load_onnx(cls: type[Embedder], folder: Path) -> Embedder:
         (found_BD,) = sessions[modality].run(["embedding"], {"images": images_BCHW.numpy()})
         if embedding == "full":
             return found_BD
-        head_BD = found_BD[:, : card["embedding"]["global_width"]]
-        return head_BD / np.linalg.norm(head_BD, axis=1, keepdims=True)
+        kept_BD = np.concatenate([found_BD[:, start:stop] for start, stop in slices_of(card, embedding)], axis=1)
+        return kept_BD / np.linalg.norm(kept_BD, axis=1, keepdims=True)
 
     return cls(run, card["height"], card["width"], card, card["model_sha256"])
 

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 import zlib
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from tacaf.data.photo import Limits, decode, images_below, links_outside
 from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.reader import ShardReader
 from tacaf.inference import Embedder
+from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError, Modality
 from tests.launch.finished import write_model
 
@@ -140,7 +142,7 @@ def test_embed_is_the_models(embedder):
     assert np.abs(embedder.embed([scene()], "visible") - embedder.embed([scene()], "infrared")).max() > 1e-3
 
 
-@pytest.mark.parametrize("embedding", ["full", "global_only"])
+@pytest.mark.parametrize("embedding", get_args(Embedding))
 def test_flip_is_the_normalised_mean_with_the_mirror_image(embedder, embedding):
     image_1CHW = embedder.read(scene())[None]
     both_2D = embedder.embed_prepared(torch.cat([image_1CHW, image_1CHW.flip(3)]), Modality.VISIBLE, embedding)

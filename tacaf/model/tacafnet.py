@@ -23,7 +23,7 @@ from tacaf.model.norm import NormMode, own_statistics
 from tacaf.model.pooling import gem
 from tacaf.vocabulary import InputError, Modality
 
-Embedding = Literal["full", "global_only"]
+Embedding = Literal["full", "global_and_parts", "global_only"]
 
 
 class ModelConfig(BaseModel, extra="forbid", frozen=True):
@@ -173,11 +173,12 @@ class TacafNet(nn.Module):
     def embed(self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding = "full") -> torch.Tensor:
         """Descriptors of images of one modality: B x `embedding_width(embedding)` float32 of length 1 (method §5.6).
 
-        full: concat[L2(BN(GeM)), L2(n'_g), L2(the other nodes)], L2 again; global_only, or without IPCAM, the first.
-        Compare by cosine. The model must be in evaluation mode.
+        full: concat[L2(BN(GeM)), L2(n'_g), L2(the other nodes)], L2 again; global_and_parts leaves out n'_g (ours,
+        because it is the weaker of two global features and takes a third of the weight); global_only, or without
+        IPCAM, the first. Compare by cosine. The model must be in evaluation mode.
         """
         assert not self.training, "embed runs on running statistics: call eval() first"
-        whole = embedding == "full" and self.ipcam is not None
+        whole = embedding != "global_only" and self.ipcam is not None
         # shape, not len: an exported graph keeps it open
         visible = images_BCHW.shape[0] if modality is Modality.VISIBLE else 0
         _, layer4_BCHW = self.backbone(images_BCHW, visible)
@@ -187,14 +188,16 @@ class TacafNet(nn.Module):
             return global_BC
         assert self.ipcam is not None
         nodes_BND = self.ipcam(pooled_BNC)
-        parts = [global_BC, F.normalize(nodes_BND[:, 0]), F.normalize(nodes_BND[:, 1:].flatten(1))]
-        return F.normalize(torch.cat(parts, dim=1))
+        parts = [F.normalize(nodes_BND[:, 0])] if embedding == "full" else []
+        parts.append(F.normalize(nodes_BND[:, 1:].flatten(1)))
+        return F.normalize(torch.cat([global_BC, *parts], dim=1))
 
     def embedding_width(self, embedding: Embedding = "full") -> int:
-        """Numbers per descriptor: 7168 for the full default model, 2048 for the global feature alone."""
+        """Numbers per descriptor of the default model: full 7168, without n'_g 6656, the global feature alone 2048."""
         if embedding == "global_only" or self.ipcam is None:
             return self.width
-        return self.width + self.config.ipcam.nodes * self.config.ipcam.node_width
+        nodes = self.config.ipcam.nodes - (embedding == "global_and_parts")
+        return self.width + nodes * self.config.ipcam.node_width
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
         """What may come from ImageNet and learns at the lower rate."""

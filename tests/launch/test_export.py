@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from safetensors import safe_open
 
 from launch import export
 from tacaf.inference import Embedder
+from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError, Modality
 from tests.launch.finished import write_model, write_scores
 
@@ -36,7 +38,7 @@ def safetensors(run):
 
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("modality", list(Modality))
-@pytest.mark.parametrize("embedding", ["full", "global_only"])
+@pytest.mark.parametrize("embedding", get_args(Embedding))
 def test_onnx_gives_the_runs_descriptors(run, onnx, modality, embedding, size):
     images = [np.random.default_rng(seed).integers(0, 255, (90, 40, 3), dtype=np.uint8) for seed in range(size)]
     expected_BD = Embedder.load(run).embed(images, modality, embedding)

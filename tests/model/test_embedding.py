@@ -1,12 +1,13 @@
 """The descriptor of an image at test time: its width, its blocks, and what it must not depend on."""
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.model.tacafnet import Embedding, ModelConfig, TacafNet
 from tacaf.vocabulary import Modality
 from tests.model.cases import randomise_norms, tiny_model
 
@@ -31,6 +32,7 @@ def test_the_default_models_widths(switches, full):
     with torch.device("meta"):
         model = TacafNet(ModelConfig.model_validate(switches), 395)
     assert (model.embedding_width(), model.embedding_width("global_only")) == (full, 2048)
+    assert model.embedding_width("global_and_parts") == max(2048, full - 512)
 
 
 def test_the_width_is_the_sum_of_the_blocks_and_each_block_has_length_one():
@@ -58,12 +60,16 @@ def test_the_blocks_are_necked_gem_global_node_and_the_other_nodes(modality):
     expected = torch.cat([F.normalize(block) for block in blocks], dim=1) / math.sqrt(3)
     torch.testing.assert_close(embed(model, modality), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(embed(model, modality, "global_only"), F.normalize(necked), rtol=1e-4, atol=1e-5)
+    two = torch.cat([F.normalize(blocks[0]), F.normalize(blocks[2])], dim=1) / math.sqrt(2)
+    torch.testing.assert_close(embed(model, modality, "global_and_parts"), two, rtol=1e-4, atol=1e-5)
+    assert two.shape[1] == model.embedding_width("global_and_parts")
 
 
-def test_without_ipcam_both_embeddings_are_the_global_one():
+def test_without_ipcam_every_embedding_is_the_global_one():
     model = trained(ipcam=OFF)
     assert model.embedding_width() == model.embedding_width("global_only") == 128
-    assert torch.equal(embed(model), embed(model, embedding="global_only"))
+    for other in ("global_only", "global_and_parts"):
+        assert torch.equal(embed(model), embed(model, embedding=other))
 
 
 @pytest.mark.parametrize("switches", [{"cmaam": OFF}, {"ipcam": {"pair_stage": False}}], ids=str)
@@ -80,7 +86,7 @@ def test_the_modality_chooses_the_stem():
     assert not torch.allclose(embed(model, Modality.VISIBLE), embed(model, Modality.INFRARED), atol=1e-3)
 
 
-@pytest.mark.parametrize("embedding", ["full", "global_only"])
+@pytest.mark.parametrize("embedding", get_args(Embedding))
 def test_an_images_descriptor_does_not_depend_on_its_batch(embedding):
     model = trained()
     alone = torch.cat([embed(model, embedding=embedding, images=image[None]) for image in IMAGES])
