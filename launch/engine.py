@@ -13,8 +13,6 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,18 +66,20 @@ def start_distributed(start_limit_s: float = 600, stall_limit_s: float = 1800) -
     if cuda:
         torch.cuda.set_device(device)
     _meet("nccl" if cuda else "gloo", timedelta(seconds=start_limit_s), timedelta(seconds=stall_limit_s + 300))
-    with _one_builder():
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    _load_op()
+    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     return Place(distributed.rank(), distributed.world_size(), device)
 
 
-@contextmanager
-def _one_builder() -> Iterator[None]:
+def _load_op() -> None:
     """One process at a time loads DeepSpeed's op, which the first one builds.
 
     A build that was killed leaves PyTorch's lock file behind, and every later start would wait at it for ever. The
-    system's own lock ends with its process: whoever holds it may take such a file away.
+    system's own lock ends with its process: whoever holds it may take such a file away. Only the building is done under
+    it: where the ranks meet in DeepSpeed, the first waits for the others' shared memory.
     """
+    from deepspeed.comm.torch import build_shm_op
+
     environment = f"tacaf_py{sys.version_info.major}{sys.version_info.minor}_torch{torch.__version__}"
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(cpp_extension.get_default_build_root()) / environment))
     folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
@@ -88,7 +88,7 @@ def _one_builder() -> Iterator[None]:
         fcntl.flock(file, fcntl.LOCK_EX)
         for left in folder.glob("*/lock"):
             left.unlink(missing_ok=True)
-        yield
+        build_shm_op()
 
 
 def _read_launcher() -> None:

@@ -46,6 +46,9 @@ def start(*command: object, ranks: int = 1) -> subprocess.Popen:
     environment = {
         name: value for name, value in environment.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
+    if ranks > 1:  # what an earlier start left lets one succeed that would hang on a new machine
+        for left in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*"):
+            left.unlink()
     words = [str(part) for part in (*launcher, *command)]
     return subprocess.Popen(
         words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
