@@ -32,4 +32,4 @@ def test_two_ranks_under_zero_3_train_as_one_and_the_model_file_is_enough(sysu_s
         images = torch.randn(2, 3, card.height, card.width)
         assert model.embed(images, Modality.INFRARED).shape == (2, 16 + 10 * 16)
     (result,) = [json.loads(path.read_text()) for path in (two / "results").glob("*.json")]
-    assert result["embedding_width"] == 16 + 10 * 16
+    assert result["embedding_width"] == 16 + 9 * 16  # without the global node
