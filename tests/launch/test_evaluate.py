@@ -72,10 +72,11 @@ def test_any_number_of_ranks_writes_the_same_files(sysu_shards, tmp_path):
                    "--batch-size", 5, "--flip", *own]  # fmt: skip
         # without the -- torchrun takes our --run for its own --run-path
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", free_port(), "--"]
-        subprocess.run(
-            [str(word) for word in (sys.executable, *launcher, *command)], check=True, capture_output=True, timeout=300,
+        done = subprocess.run(
+            [str(word) for word in (sys.executable, *launcher, *command)], capture_output=True, text=True, timeout=300,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
         found[ranks] = load_features(tmp_path / f"{ranks}.npz"), json.loads((tmp_path / f"{ranks}.json").read_text())
     features, results = found.pop(1)
     facts = np.stack([features.pid, features.modality, features.camid, features.number], axis=1)
