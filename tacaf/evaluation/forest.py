@@ -52,7 +52,7 @@ def _differences(axes: Axes, compared: Sequence[tuple[dict, str]], texts: Mappin
             )  # fmt: skip
     axes.axvline(0, color="#5b6770", linewidth=1)
     _name(axes, [f"{row['text']}\nagainst {texts[key]}" for row, key in compared])
-    axes.set_xlabel("difference in points, 95 % interval; hollow: one seed or two, whose interval is too narrow")
+    axes.set_xlabel("difference in points, 95 % interval;\nhollow: one seed or two, whose interval is too narrow")
 
 
 def _name(axes: Axes, names: Sequence[str]) -> None:
@@ -60,4 +60,5 @@ def _name(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(-0.6, len(names) - 0.4)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
-        axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, loc="best")
+        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(handles)}
+        axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, **above)
