@@ -61,12 +61,15 @@ def environment(world_size: int) -> dict:
     }
 
 
-def without_folders(word: str) -> str:
-    """A word of a command with every absolute path cut to its end, `/a/b/c` to `.../c`: results are published."""
-    name, equals, value = word.rpartition("=")
-    if value.startswith("/"):  # a path alone, whatever is in it
-        return f"{name}{equals}.../{Path(value).name}"
-    return re.sub(r"(?<![\w./-])/(?!/)(?:[^/\s'\"]+/+)*(?=[^/\s'\"])", ".../", word)
+_FOLDERS = re.compile(r"(?<![\w./-])/(?!/)(?:[^/\s'\"]+/+)*(?=[^/\s'\"])")
+
+
+def without_folders(words: str) -> str:
+    """A word or a whole command with every absolute path cut to its end, `/a/b/c` to `.../c`: results are published."""
+    name, equals, value = words.rpartition("=")
+    if value.startswith("/"):  # a path to the end, whatever is in it
+        return f"{_FOLDERS.sub('.../', name)}{equals}.../{Path(value).name}"
+    return _FOLDERS.sub(".../", words)
 
 
 def published(value: Any) -> Any:

@@ -19,6 +19,10 @@ from tacaf.logs import environment, published, without_folders
         ("C=/a//b/c", "C=.../c"),
         ("a:/x/y", "a:.../y"),
         ("3 / 4", "3 / 4"),
+        (
+            "train.py --config /a/b.yaml --set x=/c/d --set run=/e/f g/h",
+            "train.py --config .../b.yaml --set x=.../d --set run=.../h",
+        ),
         ("launch/configs/demo.yaml", "launch/configs/demo.yaml"),
         ("../shards", "../shards"),
         ("https://host/people/shards", "https://host/people/shards"),
