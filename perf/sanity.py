@@ -52,7 +52,7 @@ from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import InputError, Modality
 
 SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that "where it was" is wrong by two
-HALVES, PERMUTATIONS, IDENTITIES, OVERFIT_STEPS = 10, 10, 8, 300
+HALVES, PERMUTATIONS, IDENTITIES, OVERFIT_STEPS = 10, 100, 8, 300
 CHECKS = ("correspondence", "modality", "shuffled", "overfit")
 
 
