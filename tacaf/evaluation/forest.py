@@ -60,5 +60,7 @@ def _name(axes: Axes, names: Sequence[str]) -> None:
     axes.set_ylim(-0.6, len(names) - 0.4)
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
-        above = {"loc": "lower right", "bbox_to_anchor": (1, 1), "ncols": len(handles)}
-        axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=8, **above)
+        axes.legend(
+            handles.values(), handles.keys(), frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1),
+            ncols=len(handles),
+        )  # fmt: skip
