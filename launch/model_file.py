@@ -42,6 +42,7 @@ def save_model(
         "trained_on": {"set": index.name, "sha256": index.sha256, "split": config.data.split},
         "seed": config.seed,
         "chosen": chosen,
+        "usual_embedding": config.evaluation.embedding,
         "versions": versions(),
         "commit": git_commit(),
     }

@@ -49,7 +49,7 @@ def open_catalogue(wanted: argparse.Namespace, embedder: Embedder | None) -> Cat
             what = f"an index at {wanted.index}" if wanted.index else "a gallery"
             raise InputError(f"expected {what}, got none; make one with --run and --gallery")
         modality = wanted.gallery_modality or Modality.VISIBLE
-        return Catalogue.new(embedder, modality, wanted.embedding or "full", bool(wanted.flip))
+        return Catalogue.new(embedder, modality, wanted.embedding, bool(wanted.flip))
     catalogue = Catalogue.open(wanted.index)
     if embedder is not None:
         flip = catalogue.flip if wanted.flip is None else wanted.flip
@@ -153,7 +153,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--remove", nargs="+", metavar="NAME", help="take out of --index: names, folders of names, or image files")
     add("--list", action="store_true", help="print the names in --index")
     add("--top", type=int, default=10, help="matches per query; default: %(default)s")
-    add("--embedding", choices=get_args(Embedding), help="default: the index's, else full")
+    add("--embedding", choices=get_args(Embedding), help="default: the index's, else the one the run was scored with")
     add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
     add("--engine", choices=("auto", "exact", "faiss"), default="auto",
         help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip

@@ -51,8 +51,10 @@ class Catalogue:
 
     @classmethod
     def new(
-        cls, embedder: Embedder, modality: Modality, embedding: Embedding = "full", flip: bool = False
+        cls, embedder: Embedder, modality: Modality, embedding: Embedding | None = None, flip: bool = False
     ) -> "Catalogue":
+        """An empty one. embedding: None for the one that the model's own scores are of."""
+        embedding = embedding or embedder.usual_embedding
         empty = np.empty((0, embedder.embedding_width(embedding)), np.float32)
         return cls(embedder.model_sha256, modality, embedding, flip, empty)
 
@@ -174,7 +176,7 @@ def embed_files(
     embedder: Embedder,
     paths: Sequence[Path],
     modality: Modality,
-    embedding: Embedding = "full",
+    embedding: Embedding | None = None,
     flip: bool = False,
     known: set[str] | None = None,
 ) -> Embedded:

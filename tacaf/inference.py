@@ -37,6 +37,7 @@ class Embedder:
         self._run = run
         self.height, self.width = height, width  # of the model's input, pixels
         self.card = card  # what is known of the model: training set, seed, preprocessing, results
+        self.usual_embedding: Embedding = card.get("usual_embedding", "full")  # what the model was scored with
         self.model_sha256 = sha256  # of the weights: descriptors of two models never compare
         self.model: TacafNet | None = None  # None for ONNX
         self.device = torch.device("cpu")
@@ -57,13 +58,14 @@ class Embedder:
         self,
         images: Sequence[Source],
         modality: Modality | str,
-        embedding: Embedding = "full",
+        embedding: Embedding | None = None,
         flip: bool = False,
         batch_size: int = 32,
     ) -> np.ndarray:
         """Descriptors of images of one modality, float32 [n, d], each of length 1: compare them by dot product.
 
-        images: paths, files' bytes, PIL images or uint8 arrays. flip: the normalised mean with the mirror image's.
+        images: paths, files' bytes, PIL images or uint8 arrays. embedding: None for `usual_embedding`, the one that the
+        model's own scores are of. flip: the normalised mean with the mirror image's.
         InputError for an image that is none, naming it, and for a modality that is none.
         """
         modality = modality_of(modality)
@@ -75,9 +77,10 @@ class Embedder:
         return np.concatenate(found) if found else np.empty((0, self.embedding_width(embedding)), np.float32)
 
     def embed_prepared(
-        self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding = "full", flip: bool = False
+        self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding | None = None, flip: bool = False
     ) -> np.ndarray:
         """`embed` of what `read` gave, float32 [b, 3, H, W]."""
+        embedding = embedding or self.usual_embedding
         found_BD = self._run(images_BCHW, modality, embedding)
         if flip:
             found_BD = found_BD + self._run(images_BCHW.flip(3), modality, embedding)
@@ -88,9 +91,9 @@ class Embedder:
         """An image as the model's input, float32 [3, H, W] on the CPU; InputError for what is none or too large."""
         return prepare(decode(image, limits), self.height, self.width)
 
-    def embedding_width(self, embedding: Embedding = "full") -> int:
+    def embedding_width(self, embedding: Embedding | None = None) -> int:
         """Numbers per descriptor."""
-        return sum(stop - start for start, stop in slices_of(self.card, embedding))
+        return sum(stop - start for start, stop in slices_of(self.card, embedding or self.usual_embedding))
 
 
 def modality_of(word: Modality | str) -> Modality:

@@ -47,7 +47,8 @@ def test_saved_and_opened_it_is_the_same(embedder, made, folder, tmp_path):
     made.save(tmp_path / "index")
     found = Catalogue.open(tmp_path / "index")
     assert found.names == made.names == ["ann/1.png", "ann/2.png", "bob/1.png", "bob/2.png", "bob2/1.png"]
-    assert (found.sha256, found.modality, found.embedding, found.flip) == (made.sha256, Modality.VISIBLE, "full", False)
+    assert (found.sha256, found.modality, found.flip) == (made.sha256, Modality.VISIBLE, False)
+    assert found.embedding == embedder.usual_embedding == "global_and_parts"
     expected = embedder.embed([folder / name for name in made.names], "visible")
     np.testing.assert_allclose(found.descriptors_GD, expected, atol=1e-6)
     assert str(tmp_path).encode() not in (tmp_path / "index").read_bytes(), "names are relative"
@@ -123,9 +124,9 @@ def test_an_unknown_name_removes_nothing(made, tmp_path):
 
 
 def test_another_model_embedding_or_flip_is_refused(embedder, made, sysu_shards, tmp_path):
-    made.must_fit(embedder, "full", False)
-    for kind in (("global_only", False), ("full", True)):
-        with pytest.raises(InputError, match="expected the index's descriptors, full"):
+    made.must_fit(embedder, made.embedding, False)
+    for kind in (("global_only", False), (made.embedding, True)):
+        with pytest.raises(InputError, match="expected the index's descriptors, global_and_parts"):
             made.must_fit(embedder, *kind)
     write_model(tmp_path / "other", sysu_shards)
     weights = load_file(tmp_path / "other" / "model.safetensors")
@@ -134,7 +135,7 @@ def test_another_model_embedding_or_flip_is_refused(embedder, made, sysu_shards,
     metadata = metadata_of(tmp_path / "other" / "model.safetensors")
     save_file(weights, tmp_path / "other" / "model.safetensors", metadata)
     with pytest.raises(InputError, match="expected the model the index was made with"):
-        made.must_fit(Embedder.load(tmp_path / "other"), "full", False)
+        made.must_fit(Embedder.load(tmp_path / "other"), made.embedding, False)
 
 
 def metadata_of(path) -> dict[str, str]:

@@ -137,7 +137,7 @@ def test_embed_is_the_models(embedder):
     image_1CHW = embedder.read(scene())[None]
     for modality in Modality:
         with torch.inference_mode():
-            expected = embedder.model.embed(image_1CHW, modality).numpy()
+            expected = embedder.model.embed(image_1CHW, modality, embedder.usual_embedding).numpy()
         np.testing.assert_array_equal(embedder.embed([scene()], modality), expected)
     assert np.abs(embedder.embed([scene()], "visible") - embedder.embed([scene()], "infrared")).max() > 1e-3
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.model.tacafnet import Embedding, ModelConfig, TacafNet
 from tacaf.model.weights import CLASSIFIER, embedder
 from tacaf.vocabulary import InputError
 
@@ -24,6 +24,7 @@ class ModelCard(NamedTuple):
     trained_on: dict  # set, sha256 of its index, split
     seed: int
     chosen: str  # "last epoch" or "validation, epoch e"
+    usual_embedding: Embedding = "full"  # the one the run was scored with; older files do not say
 
 
 def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
@@ -43,5 +44,6 @@ def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
             f" {card.get('format_version')}; export it again"
         )
     model = embedder(ModelConfig.model_validate(card["model"]), state)
-    keys = {key: card[key] for key in ModelCard._fields if key != "model"}
+    known = ModelCard._field_defaults | card
+    keys = {key: known[key] for key in ModelCard._fields if key != "model"}
     return model, ModelCard(model=model.config, **keys)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import save_file
 
 from launch import export
 from tacaf.inference import Embedder
@@ -96,11 +97,32 @@ def test_the_card_says_what_a_user_must_know(run, onnx, safetensors):
             assert card[word]
 
 
+def test_unless_told_otherwise_a_descriptor_is_of_the_kind_that_was_scored(run, onnx, safetensors):
+    image = np.random.default_rng(0).integers(0, 255, (90, 40, 3), dtype=np.uint8)
+    result = json.loads(next(run.glob("results/*.json")).read_text())
+    for folder in (run, onnx, safetensors):
+        embedder = Embedder.load(folder)
+        assert embedder.usual_embedding == result["embedding"] == "global_and_parts"
+        found_1D = embedder.embed([image], "visible")
+        assert np.array_equal(found_1D, embedder.embed([image], "visible", result["embedding"]))
+        assert found_1D.shape[1] == embedder.embedding_width() == result["embedding_width"]
+        assert found_1D.shape[1] < embedder.embedding_width("full")
+
+
+def test_a_model_file_that_does_not_say_what_was_scored_gives_the_full_descriptor(run, tmp_path):
+    with safe_open(run / "model.safetensors", "np") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+        facts = json.loads(file.metadata()["tacaf"])
+    del facts["usual_embedding"]
+    save_file(tensors, tmp_path / "model.safetensors", {"tacaf": json.dumps(facts)})
+    assert Embedder.load(tmp_path).usual_embedding == "full"
+
+
 def test_the_first_slice_is_the_global_feature(run):
     embedder = Embedder.load(run)
     image = np.random.default_rng(0).integers(0, 255, (90, 40, 3), dtype=np.uint8)
     start, stop = embedder.card["embedding"]["slices"]["global feature"]
-    own_D = embedder.embed([image], "visible")[0, start:stop]
+    own_D = embedder.embed([image], "visible", "full")[0, start:stop]
     global_D = embedder.embed([image], "visible", "global_only")[0]
     np.testing.assert_allclose(own_D / np.linalg.norm(own_D), global_D, atol=1e-6)
 
