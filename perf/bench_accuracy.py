@@ -1,0 +1,172 @@
+"""Accuracy against wall-clock: the same training with the kernels and with every op by its definition in plain PyTorch.
+
+    python perf/bench_accuracy.py --shards SHARDS --out DIR [--config FILE] [--set a.b=c ...] [--json FILE]
+
+By default the full recipe, ResNet-50 at 288x144 in bf16 from scratch; on a benchmark's set (`python -m shards synth
+--benchmark plain_1`, then pack) it trains 400 identities and is scored on 100 others. Both trainings have the same
+batches and first weights and run one after the other; what DIR has of them is kept, and the same command goes on after
+an interruption. Time is the sum of the steps' times, with waits for images, without evaluations and the start. On a CPU
+the kernels' own CPU path stands for the kernels. Beside --json FILE a picture is written.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from launch import train
+from launch.stop import EXIT_CODE
+from launch.trainings import SCRIPT, Training, run_all
+from perf.bench_train import plain_definitions
+from perf.plot import STYLE
+from tacaf.checkpoint import write_whole
+from tacaf.logs import environment, published
+from tacaf.vocabulary import InputError
+
+WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}
+COLOURS = {"definitions": "#9aa4ad", "kernels": "#2563a8"}
+PLAIN = "--by-definitions"  # first word of the process that trains without the kernels
+NEARLY = 0.9  # of the lower final score: how long each takes to get there is compared
+SCORES = ("rank1", "mAP", "mINP")
+
+
+class ByDefinitions(Training):
+    """A training without the kernels: this file in the place of launch/train.py."""
+
+    def command(self, ranks: int) -> list[str]:
+        words = super().command(ranks)
+        place = words.index(str(SCRIPT))
+        return [*words[:place], __file__, PLAIN, *words[place + 1 :]]
+
+
+def trainings(wanted: argparse.Namespace) -> dict[str, Training]:
+    """Both, by way."""
+    settings = (*wanted.set, f"data.shards={wanted.shards.resolve()}", "train.log_every=1")
+    kinds = {"definitions": ByDefinitions, "kernels": Training}
+    return {way: kind(wanted.out / way, wanted.config, settings) for way, kind in kinds.items()}
+
+
+def curve(run: Path) -> dict[str, Any]:
+    """What a finished run's metrics say: scores after so many seconds of training, speed, memory."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    steps = {line["global_step"]: line for line in lines if line["kind"] == "step"}
+    evaluations = {line["global_step"]: line for line in lines if line["kind"] == "eval"}
+    if sorted(steps) != list(range(1, len(steps) + 1)) or not evaluations:
+        raise InputError(f"{run}: expected every step and an evaluation in metrics.jsonl; remove the run")
+    seconds = {0: 0.0}
+    for step, line in sorted(steps.items()):
+        seconds[step] = seconds[step - 1] + line["step_ms"] / 1000
+    points = [
+        {"step": step, "training_s": round(seconds[step], 1), **{name: line[name] for name in SCORES}}
+        for step, line in sorted(evaluations.items())
+    ]
+    results = [json.loads(path.read_text()) for path in sorted((run / "results").glob("*.json"))]
+    return {
+        "points": points,
+        "training_s": round(seconds[len(steps)], 1),
+        "step_ms_p50": round(statistics.median(line["step_ms"] for line in steps.values()), 2),
+        "images_per_s_p50": statistics.median(line["images_per_s"] for line in steps.values()),
+        "data_wait_share_p50": statistics.median(line["data_wait_share"] for line in steps.values()),
+        "peak_memory_mib": max(line["peak_memory_mib"] for line in steps.values()),
+        "results": [{name: value for name, value in result.items() if name != "trials"} for result in results],
+        "starts": published(json.loads((run / "environment.json").read_text())),
+    }
+
+
+def seconds_to(points: Sequence[dict[str, Any]], score: str, least: float) -> float | None:
+    """Training seconds at the first evaluation that reaches `least`; None if none does."""
+    return next((point["training_s"] for point in points if point[score] >= least), None)
+
+
+def compare(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Both ways side by side. `ratio`: times as fast as by the definitions."""
+    plain, fused = ways["definitions"], ways["kernels"]
+    goal = NEARLY * min(way["points"][-1]["mAP"] for way in ways.values())
+    reached = {name: seconds_to(way["points"], "mAP", goal) for name, way in ways.items()}
+    return {
+        "step_ms_ratio": round(plain["step_ms_p50"] / fused["step_ms_p50"], 3),
+        "training_s_ratio": round(plain["training_s"] / fused["training_s"], 3),
+        "mAP_goal": goal,
+        "seconds_to_mAP_goal": reached,
+        "final_difference": {name: fused["points"][-1][name] - plain["points"][-1][name] for name in SCORES},
+    }
+
+
+def picture(ways: dict[str, dict[str, Any]]) -> Figure:
+    """mAP against the seconds of training."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for name, way in ways.items():
+            axes.plot(
+                [point["training_s"] for point in way["points"]], [100 * point["mAP"] for point in way["points"]],
+                marker="o", markersize=3, color=COLOURS[name], label=WAYS[name],
+            )  # fmt: skip
+        axes.set_xlabel("seconds of training, evaluations left out")
+        axes.set_ylabel("mAP, per cent")
+        axes.set_xlim(0)
+        axes.set_ylim(0)
+        axes.legend(frameon=False, loc="lower right")
+    return figure
+
+
+def measure(wanted: argparse.Namespace) -> int:
+    """Train what is not trained, then compare; 1 if a training failed, 75 if asked to stop."""
+    wanted_runs, failed = trainings(wanted), []
+    for one in wanted_runs.values():
+        one.refuse_other_settings()
+
+    def ended(one: Training, status: int) -> None:
+        if status not in (0, EXIT_CODE):
+            failed.append(f"{one.folder.name}: its training ended with status {status}")
+
+    if not run_all([one for one in wanted_runs.values() if not one.finished()], ended):
+        print("asked to stop; the same command goes on from there", flush=True)
+        return EXIT_CODE
+    if failed:
+        print("error: " + "; ".join(failed), file=sys.stderr)
+        return 1
+    ways = {name: curve(one.folder) for name, one in wanted_runs.items()}
+    found = compare(ways)
+    for name, way in ways.items():
+        last = way["points"][-1]
+        print(
+            f"{name:12} {way['step_ms_p50']:8.1f} ms a step, {way['training_s']:7.0f} s in all, "
+            f"mAP {100 * last['mAP']:.1f} %, {100 * found['mAP_goal']:.1f} % reached after"
+            f" {found['seconds_to_mAP_goal'][name]:.0f} s, {way['peak_memory_mib']:.0f} MiB"
+        )
+    if wanted.json:
+        settings = published(wanted_runs["kernels"].config().model_dump(mode="json", exclude={"run"}))
+        content = {"environment": environment(1), **found, "ways": ways, "config": settings}
+        write_whole(wanted.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        picture(ways).savefig(wanted.json.with_suffix(".svg"), metadata={"Date": None})
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] == [PLAIN]:
+        train.STOP.listen()
+        with plain_definitions():
+            return train.main(words[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the runs go there")
+    parser.add_argument("--config", type=Path, default=SCRIPT.parent / "configs" / "sysu_mm01.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for both trainings")
+    parser.add_argument("--json", type=Path)
+    try:
+        return measure(parser.parse_args(words))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Accuracy against time: both trainings run, one really without the kernels, and the figures are of their logs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from perf import bench_accuracy
+from perf.bench_train import CALLS
+from tacaf.vocabulary import InputError
+from tests.launch.finished import DEMO, TINY
+
+SETTINGS = ["train.epochs=2", "train.steps_per_epoch=2", "evaluation.every=1", "evaluation.modes=[all_search]"]
+
+
+def command(shards: Path, out: Path, *more: str) -> list[str]:
+    words = ["--shards", str(shards), "--out", str(out), "--config", str(DEMO), "--json", str(out / "found.json")]
+    return [*words, *(word for setting in (*TINY, *SETTINGS, *more) for word in ("--set", setting))]
+
+
+@pytest.fixture(scope="module")
+def found(sysu_shards, tmp_path_factory) -> dict:
+    out = tmp_path_factory.mktemp("accuracy")
+    assert bench_accuracy.main(command(sysu_shards, out)) == 0
+    assert "<svg" in (out / "found.svg").read_text()
+    return {"out": out, **json.loads((out / "found.json").read_text())}
+
+
+def test_both_ways_train_alike_and_are_timed(found):
+    first = {}
+    for name, way in found["ways"].items():
+        lines = [json.loads(line) for line in (found["out"] / name / "metrics.jsonl").read_text().splitlines()]
+        steps = [line for line in lines if line["kind"] == "step"]
+        first[name] = steps[0]["loss"]
+        assert [point["step"] for point in way["points"]] == [2, 4]
+        assert way["training_s"] == pytest.approx(sum(line["step_ms"] for line in steps) / 1000, abs=0.1)
+        assert way["points"][0]["training_s"] < way["points"][1]["training_s"] == way["training_s"]
+        assert way["results"][0]["mean"]["mAP"] == pytest.approx(way["points"][-1]["mAP"])
+    assert first["kernels"] == pytest.approx(first["definitions"], rel=1e-4)
+    assert set(found["seconds_to_mAP_goal"]) == set(bench_accuracy.WAYS)
+    assert str(found["out"]) not in json.dumps({**found, "out": ""})
+
+
+def test_the_second_time_nothing_is_trained_and_other_settings_are_refused(found, sysu_shards, capsys, monkeypatch):
+    monkeypatch.setattr(bench_accuracy, "run_all", lambda wanted, *_: not wanted)
+    assert bench_accuracy.main(command(sysu_shards, found["out"])) == 0
+    assert bench_accuracy.main(command(sysu_shards, found["out"], "loss.dt=1")) == 2
+    assert "expected loss.dt = 2.0" in capsys.readouterr().err
+
+
+def test_by_definitions_means_every_op(monkeypatch):
+    def ops() -> list:
+        return [getattr(module, name) for module, name in CALLS]
+
+    seen, before = [], ops()
+    monkeypatch.setattr(bench_accuracy.train, "main", lambda words: seen.append((words, ops())) or 0)
+    monkeypatch.setattr(bench_accuracy.train.STOP, "listen", lambda: None)
+    assert bench_accuracy.main([bench_accuracy.PLAIN, "--config", "x.yaml"]) == 0
+    ((words, inside),) = seen
+    assert words == ["--config", "x.yaml"]
+    assert [op.keywords for op in inside] == [{"backend": "reference"}] * len(CALLS)
+    assert ops() == before
+
+
+def test_the_ratio_is_of_times_and_the_goal_of_the_worse_score():
+    def way(step_ms: float, *points: tuple[float, float]) -> dict:
+        made = [{"training_s": seconds, "rank1": score, "mAP": score, "mINP": score} for seconds, score in points]
+        return {"points": made, "step_ms_p50": step_ms, "training_s": made[-1]["training_s"]}
+
+    ways = {"definitions": way(20, (10, 0.2), (20, 0.4)), "kernels": way(10, (5, 0.38), (10, 0.5))}
+    found = bench_accuracy.compare(ways)
+    assert (found["step_ms_ratio"], found["training_s_ratio"]) == (2, 2)
+    assert found["mAP_goal"] == pytest.approx(0.36)
+    assert found["seconds_to_mAP_goal"] == {"definitions": 20, "kernels": 5}
+    assert found["final_difference"]["mAP"] == pytest.approx(0.1)
+
+
+def test_a_log_that_lacks_a_step_is_refused(tmp_path):
+    lines = [{"kind": "step", "global_step": 2, "step_ms": 1}, {"kind": "eval", "global_step": 2}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(InputError, match="expected every step"):
+        bench_accuracy.curve(tmp_path)
