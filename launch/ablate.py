@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from launch.ablation_results import Cell, result_file
+from launch.config import Config
 from launch.stop import EXIT_CODE
 from launch.trainings import SCRIPT, Training, run_all
 from shards import benchmarks, sysu_mm01
@@ -181,8 +182,8 @@ def facts_of(wanted: argparse.Namespace, benchmark: str, own: Sequence[Cell]) ->
             f"all_search, single shot, literature draw, 10 trials, {config.evaluation.metric},"
             f" {config.evaluation.embedding} embedding, no flip, no re-ranking; the last epoch's model after {length}"
             f" of {config.data.plan.images_per_modality} images a modality at {config.data.augment.height} x"
-            f" {config.data.augment.width}, from scratch. Per cent, mean ± sample standard deviation over seeds."
-            " Intervals by a bootstrap over identities and seeds.",
+            f" {config.data.augment.width}, {first_weights(config)}. Per cent, mean ± sample standard deviation over"
+            " seeds. Intervals by a bootstrap over identities and seeds.",
             f"Trained at {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits) or 'none yet'}.",
         ],
         "benchmark": benchmark,
@@ -195,6 +196,12 @@ def facts_of(wanted: argparse.Namespace, benchmark: str, own: Sequence[Cell]) ->
         "versions": versions(),
         "commit": git_commit(),
     }
+
+
+def first_weights(config: Config) -> str:
+    """What a training began with."""
+    given = config.train.weights or config.train.start_from or getattr(config.model.backbone, "weights", None)
+    return f"from {Path(given).name}" if given else "from scratch"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -168,3 +168,14 @@ def test_a_configuration_that_would_be_judged_on_the_test_is_refused_before_anyt
 def test_wrong_words_are_refused(tmp_path, capsys, more, says):
     assert ablate.main(["--out", str(tmp_path), *more]) == 2
     assert says in capsys.readouterr().err
+
+
+def test_the_page_says_what_the_trainings_begin_with(tmp_path, capsys):
+    for setting, said in (
+        ("train.epochs=3", "from scratch."),
+        ("train.weights=/some/resnet50.pth", "from resnet50.pth."),
+    ):
+        assert ablate.main(["--out", str(tmp_path), "--only-tables", "--resamplings", "10", "--set", setting]) == 0
+        page = (tmp_path / "results" / "ablation_plain_1_val.md").read_text()
+        assert said in page
+        assert "/some" not in page
