@@ -44,7 +44,9 @@ class Cell(NamedTuple):
             )
         self.training.refuse_other_settings()
         if self.file.exists():
-            refuse_other_values(self.file, self._stored_config(self._stored()), self.training.config(), _WHERE)
+            refuse_other_values(
+                self.file, self._stored_config(self._stored()), self.training.config(), _WHERE, "--results"
+            )
 
     def trained_at(self) -> list[str]:
         """The commits that a kept training was made at, one a start."""

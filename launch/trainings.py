@@ -124,10 +124,13 @@ def _signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def refuse_other_values(where: Path, before: Config, now: Config, aside: Sequence[str] = ()) -> None:
+def refuse_other_values(
+    where: Path, before: Config, now: Config, aside: Sequence[str] = (), option: str = "--out"
+) -> None:
     """InputError unless both configurations train alike, but for the keys in `aside`; it names the first that differs.
 
-    What belongs to a module that is switched off in both is no difference, nor is the folder that a file lies in.
+    What belongs to a module that is switched off in both is no difference, nor is the folder that a file lies in. With
+    another value of `option` the place is another one.
     """
     old, new = ({name: published(value) for name, value in one.effective().items()} for one in (before, now))
     other = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name) and name not in aside]
@@ -135,5 +138,5 @@ def refuse_other_values(where: Path, before: Config, now: Config, aside: Sequenc
         name = min(other, key=lambda name: (not name.endswith(".enabled"), name))
         raise InputError(
             f"{where}: expected {name} = {old.get(name)}, with which this training was made, got {new.get(name)}; set"
-            " it back, or give another --out"
+            f" it back, or give another {option}"
         )

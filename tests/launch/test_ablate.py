@@ -78,7 +78,9 @@ def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, cap
     assert not (tmp_path / "other").exists()
     capsys.readouterr()
     assert ablate.main([*elsewhere, "--set", "loss.margin=0.4"]) == 2
-    assert "plain_1-baseline-seed0.json: expected loss.margin = 0.3, with which this" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "plain_1-baseline-seed0.json: expected loss.margin = 0.3, with which this" in said
+    assert "give another --results" in said
 
 
 def test_a_damaged_result_file_is_refused_and_a_wanted_one_is_not_made(small, tmp_path, capsys):
