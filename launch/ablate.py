@@ -183,7 +183,7 @@ def facts_of(wanted: argparse.Namespace, benchmark: str, own: Sequence[Cell]) ->
             f" {config.evaluation.embedding} embedding, no flip, no re-ranking; the last epoch's model after {length}"
             f" of {config.data.plan.images_per_modality} images a modality at {config.data.augment.height} x"
             f" {config.data.augment.width}, {first_weights(config)}. Per cent, mean ± sample standard deviation over"
-            " seeds. Intervals by a bootstrap over identities and seeds.",
+            " seeds. Intervals: Student's, with the standard error of a bootstrap over identities and seeds.",
             f"Trained at {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits) or 'none yet'}.",
         ],
         "benchmark": benchmark,

@@ -3,13 +3,16 @@
 S seeds, P identities, N resamplings. Queries of one identity succeed and fail together, and two trainings
 with other seeds differ, so both are resampled whole: identities with their queries, seeds with their models. The
 methods are paired: the same resampling for both. Of n seeds or identities n - 1 are drawn: n would give (n - 1) / n of
-the variance, which with three seeds is a third too little. Source: the percentile bootstrap (Efron) over two crossed
-factors (Owen 2007), with the sample size of Rao and Wu (1988).
+the variance, which with three seeds is a third too little. The spread of three values is itself uncertain, which no
+resampling of them can tell; so the interval is Student's, the bootstrap's standard error times t, with the degrees of
+freedom that both factors' shares in the variance allow. Source: the bootstrap (Efron) over two crossed factors (Owen
+2007), with the sample size of Rao and Wu (1988) and the degrees of freedom of Satterthwaite (1946).
 """
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
 RESAMPLINGS = 10_000
 
@@ -45,9 +48,24 @@ def paired_difference(
     weight_NS, weight_NP = (resampling_weights(generator, number, resamplings) for number in (seeds, identities))
     drawn_N = np.einsum("ns,sp,np->n", weight_NS, difference_SP, weight_NP, optimize=True)
     drawn_N /= weight_NS.sum(axis=1) * (weight_NP @ queries_P)
-    low, high = np.percentile(drawn_N, (2.5, 97.5))
     mean = difference_SP.sum() / (seeds * queries_P.sum())
-    return Difference(float(mean), float(low), float(high), seeds)
+    # what a seed, and what an identity adds to the mean, over what it would if all were alike
+    own_S = difference_SP.sum(axis=1) / queries_P.sum() - mean
+    own_P = (difference_SP.mean(axis=0) - mean * queries_P) / queries_P.mean()
+    reach = float(drawn_N.std() * stdtrit(degrees_of_freedom(own_S, own_P), 0.975))
+    return Difference(float(mean), float(mean) - reach, float(mean) + reach, seeds)
+
+
+def degrees_of_freedom(*factors: np.ndarray) -> float:
+    """Of a variance that is the sum of those of the factors' means (Satterthwaite); each factor a float array [n].
+
+    Near those of the factor that varies most; of one value nothing is known, so it does not count.
+    """
+    found = [(factor.var(ddof=1) / len(factor), len(factor) - 1) for factor in factors if len(factor) > 1]
+    whole = sum(variance for variance, _ in found)
+    if whole == 0:
+        return float(max((free for _, free in found), default=1))
+    return whole**2 / sum(variance**2 / free for variance, free in found)
 
 
 def resampling_weights(generator: np.random.Generator, number: int, resamplings: int) -> np.ndarray:
