@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from launch.ablation_results import Cell, result_file
-from launch.config import Config
 from launch.stop import EXIT_CODE
 from launch.trainings import SCRIPT, Training, run_all
 from shards import benchmarks, sysu_mm01
 from tacaf.checkpoint import write_whole
 from tacaf.evaluation import ablation
 from tacaf.evaluation.forest import draw_forest
-from tacaf.logs import git_commit, published, versions
+from tacaf.logs import command, git_commit, published, versions
 from tacaf.vocabulary import InputError
 
 CONFIG = SCRIPT.parent / "configs" / "ablation.yaml"
@@ -169,7 +168,8 @@ def table_row(wanted: argparse.Namespace, key: str, own: Sequence[Cell], failure
 def facts_of(wanted: argparse.Namespace, benchmark: str, own: Sequence[Cell]) -> dict[str, Any]:
     """What stands over the table and in its record."""
     config = own[0].training.config()
-    commits = sorted({commit[:7] for cell in own for commit in cell.trained_at()})
+    commits = sorted({commit[:7] + commit[40:] for cell in own for commit in cell.trained_at()})
+    embeddings, weights = (" or ".join(dict.fromkeys(words)) for words in zip(*map(may_differ, own), strict=True))
     kind = benchmarks.BENCHMARKS[benchmark]
     split = "test" if wanted.split == "test" else "validation"
     steps = config.train.epochs * (config.train.steps_per_epoch or 0)
@@ -180,9 +180,9 @@ def facts_of(wanted: argparse.Namespace, benchmark: str, own: Sequence[Cell]) ->
             f"Benchmark: {kind.about}; {kind.identities} procedural people, seed {kind.seed}, generator version"
             f" {kind.generator_version}. It says nothing about the public data sets.",
             f"all_search, single shot, literature draw, 10 trials, {config.evaluation.metric},"
-            f" {config.evaluation.embedding} embedding, no flip, no re-ranking; the last epoch's model after {length}"
+            f" {embeddings} embedding, no flip, no re-ranking; the last epoch's model after {length}"
             f" of {config.data.plan.images_per_modality} images a modality at {config.data.augment.height} x"
-            f" {config.data.augment.width}, {first_weights(config)}. Per cent, mean ± sample standard deviation over"
+            f" {config.data.augment.width}, {weights}. Per cent, mean ± sample standard deviation over"
             " seeds. Intervals: Student's, with the standard error of a bootstrap over identities and seeds.",
             f"Trained at {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits) or 'none yet'}.",
         ],
@@ -195,13 +195,15 @@ def facts_of(wanted: argparse.Namespace, benchmark: str, own: Sequence[Cell]) ->
         "trained_at": commits,
         "versions": versions(),
         "commit": git_commit(),
+        "command": command(),
     }
 
 
-def first_weights(config: Config) -> str:
-    """What a training began with."""
+def may_differ(cell: Cell) -> tuple[str, str]:
+    """What the page's head says and a `--try` may have otherwise: embedding, and what the training begins with."""
+    config = cell.training.config()
     given = config.train.weights or config.train.start_from or getattr(config.model.backbone, "weights", None)
-    return f"from {Path(given).name}" if given else "from scratch"
+    return config.evaluation.embedding, f"from {Path(given).name}" if given else "from scratch"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -233,7 +235,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     wanted = parser.parse_args(argv)
     wanted.results = wanted.results or wanted.out / "results"
     wanted.split = "test" if wanted.test else "val"
-    asked = [row for name in wanted.rows for row in {"core": CORE, "all": telling(wanted)}.get(name, (name,))]
+    sets = {"core": lambda: CORE, "all": lambda: telling(wanted)}
+    asked = [row for name in wanted.rows for row in sets.get(name, lambda name=name: (name,))()]
     wanted.rows = {name: row for name, row in ROWS.items() if name in asked}
     wanted.rows |= dict(tried(*words) for words in wanted.tries)
     wanted.seeds = tuple(dict.fromkeys(wanted.seeds))
@@ -249,13 +252,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def telling(wanted: argparse.Namespace) -> list[str]:
-    """The rows that are no other row under another name, since the configuration has that switch so already."""
+    """The rows that are not full under another name, since the configuration has that switch so already.
+
+    A row that the configuration refuses is left out with a word.
+    """
 
     def training(row: Row) -> dict[str, Any]:
         return Training(wanted.out, wanted.config, (*wanted.set, *row.settings)).config().effective()
 
-    full = training(ROWS["full"])
-    same = {key for key, row in ROWS.items() if key != "full" and training(row) == full}
+    full, same = training(ROWS["full"]), set()
+    for key, row in ROWS.items():
+        try:
+            if key != "full" and training(row) == full:
+                same.add(key)
+        except InputError as error:
+            print(f"row {key} left out: {error}", file=sys.stderr)
+            same.add(key)
     if full.get("loss.ic") == 0:
         same.add("no_dense")  # CMAAM without any loss: that is aug_ipcam
     return [key for key in ROWS if key not in same]

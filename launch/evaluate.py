@@ -9,7 +9,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
 from tacaf.evaluation.tables import PROTOCOLS
 from tacaf.model.file import ModelCard, load_model
-from tacaf.model.tacafnet import TacafNet
+from tacaf.model.tacafnet import Embedding, TacafNet
 from tacaf.vocabulary import InputError, Modality
 
 MODEL = "model.safetensors"
@@ -128,8 +128,8 @@ def joined(circumstances: list[dict]) -> dict:
     }
 
 
-def write_results(results: list[dict], folder: Path) -> list[Path]:
-    """One JSON file a result, named after what it is."""
+def write_results(results: list[dict], folder: Path, usual: Embedding | None = None) -> list[Path]:
+    """One JSON file a result, named after what it is; its embedding is in the name where it is not the `usual` one."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for result in results:
@@ -139,6 +139,7 @@ def write_results(results: list[dict], folder: Path) -> list[Path]:
             f"{result['shots']}shot" if result["shots"] else None,
             result["gallery_draw"],
             f"{len(result['split'])}splits" if isinstance(result["split"], list) else None,
+            result["embedding"] if usual and result["embedding"] != usual else None,
             "flip" if result["flip"] else None,
             "rerank" if result["rerank"] else None,
             "val" if result["split"] == "val" else None,
@@ -157,8 +158,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
     place = deepspeed_engine.start_distributed()
     with distributed.together():
         index = ShardIndex.open(arguments.shards, remote_of(arguments.run[0]))
-        settings = chosen_settings(arguments, index)
-        splits = chosen_splits(arguments, index)
+        cards = [load_model(run / MODEL)[1] for run in arguments.run]
+        splits = chosen_splits(arguments, index, cards)
+        usual = usual_embedding(cards)
+        settings = chosen_settings(arguments, index, usual)
     scored: list[tuple[FeatureSet, dict]] = []
     for run, split in zip(arguments.run, splits, strict=True):
         with distributed.together():
@@ -176,15 +179,24 @@ def evaluate(arguments: argparse.Namespace) -> None:
         scored.append((features, circumstances_of(settings, card, split, arguments.flip, index)))
         with distributed.together():
             if place.rank == 0:
-                write_and_show(arguments, settings, scored[-1:], run / "results")
+                write_and_show(arguments, settings, scored[-1:], run / "results", usual)
     with distributed.together():
         if place.rank == 0 and len(scored) > 1:
-            write_and_show(arguments, settings, scored, parent_of(arguments.run))
+            write_and_show(arguments, settings, scored, parent_of(arguments.run), usual)
 
 
-def chosen_splits(arguments: argparse.Namespace, index: ShardIndex) -> list[str]:
+def usual_embedding(cards: Sequence[ModelCard]) -> Embedding:
+    """The one that these models were scored with when their trainings ended. InputError where they differ."""
+    found = {card.usual_embedding for card in cards}
+    if len(found) > 1:
+        raise InputError(
+            f"expected runs with one evaluation.embedding, got {', '.join(sorted(found))}; score them one by one"
+        )
+    return found.pop()
+
+
+def chosen_splits(arguments: argparse.Namespace, index: ShardIndex, cards: Sequence[ModelCard]) -> list[str]:
     """The list each run's model is scored on; InputError before any work for one that it has seen."""
-    cards = [load_model(run / MODEL)[1] for run in arguments.run]
     if len(cards) > 1:
         if not PROTOCOLS[arguments.protocol].one_file_per_split:
             raise InputError(
@@ -204,7 +216,11 @@ def chosen_splits(arguments: argparse.Namespace, index: ShardIndex) -> list[str]
 
 
 def write_and_show(
-    arguments: argparse.Namespace, settings: EvaluationConfig, scored: list[tuple[FeatureSet, dict]], folder: Path
+    arguments: argparse.Namespace,
+    settings: EvaluationConfig,
+    scored: list[tuple[FeatureSet, dict]],
+    folder: Path,
+    usual: Embedding,
 ) -> None:
     """Results of one run, or of all of them as one table, into `folder`."""
     features = [one for one, _ in scored]
@@ -212,7 +228,7 @@ def write_and_show(
         features[0].save(arguments.features)
     facts = joined([known for _, known in scored])
     results = score_all(features if len(features) > 1 else features[0], settings, settings.asked(), facts)
-    paths = write_results(results, folder)
+    paths = write_results(results, folder, usual)
     if arguments.json and len(scored) == len(arguments.run):
         write_whole(arguments.json, json.dumps(results[0] if len(results) == 1 else results, indent=1))
     print(show(results))

@@ -16,8 +16,11 @@ from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError
 
 
-def chosen_settings(arguments: argparse.Namespace, index: ShardIndex) -> EvaluationConfig:
-    """The command's options as settings. InputError for what the protocol does not define."""
+def chosen_settings(arguments: argparse.Namespace, index: ShardIndex, usual: Embedding) -> EvaluationConfig:
+    """The command's options as settings, with the embedding that is usual for the model unless they name another.
+
+    InputError for what the protocol does not define.
+    """
     locations = locations_of(arguments.locations)
     if arguments.exclude == "location" and not locations:
         locations = index.locations or {}
@@ -31,7 +34,8 @@ def chosen_settings(arguments: argparse.Namespace, index: ShardIndex) -> Evaluat
         "modes": [arguments.mode] if arguments.mode else None,
         "directions": [arguments.direction] if arguments.direction and not arguments.mode else None,
         "shots": [arguments.shots] if arguments.shots else None,
-        **{name: getattr(arguments, name) for name in ("protocol", "gallery_draw", "splits", "metric", "embedding")},
+        **{name: getattr(arguments, name) for name in ("protocol", "gallery_draw", "splits", "metric")},
+        "embedding": arguments.embedding or usual,
         "batch_size": arguments.batch_size,
         "rerank": None if arguments.rerank is None else astuple(Rerank.of(arguments.rerank)),
         **choices,
@@ -66,7 +70,7 @@ def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace
         "--split", help="named identity list of the shard set; test where left out, test_3 for a model of train_3"
     )
     parser.add_argument("--metric", choices=("cosine", "euclidean"))
-    parser.add_argument("--embedding", choices=get_args(Embedding))
+    parser.add_argument("--embedding", choices=get_args(Embedding), help="default: as the run was scored")
     parser.add_argument("--flip", action="store_true", help="average with the mirror image")
     parser.add_argument("--rerank", nargs="*", metavar="K1 K2 LAMBDA", help="k-reciprocal re-ranking; 20 6 0.3")
     parser.add_argument("--exclude", help="generic: none, camera, location or pid_and_camera left out of a list")

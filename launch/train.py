@@ -86,6 +86,7 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
             dog.at(f"saving step {state.global_step}")
             whole = {**facts, **circumstances(config, place.world_size), "state": state._asdict()}
             deepspeed_engine.save(engine, checkpoints, state.global_step, whole, config.train.keep, state.is_best)
+            watcher.next_step()
 
         saved = state if found else None
         try:

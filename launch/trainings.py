@@ -18,6 +18,13 @@ from tacaf.vocabulary import InputError
 
 SCRIPT = Path(__file__).parent / "train.py"
 LAST_FILE = "report.html"  # of a training: with it, nothing is left to do
+# of a configuration: how fast and how safe, which leaves the weights and scores as they are
+_CHANGES_NOTHING = (
+    *(f"data.{name}" for name in ("threads", "prefetch", "workers")),
+    *(f"train.{name}" for name in ("save_every", "save_every_steps", "keep", "log_every")),
+    *(f"train.{name}" for name in ("start_limit_s", "stall_limit_s")),
+    "evaluation.ranked_lists",
+)  # fmt: skip
 
 
 class Training(NamedTuple):
@@ -129,9 +136,10 @@ def refuse_other_values(
 ) -> None:
     """InputError unless both configurations train alike, but for the keys in `aside`; it names the first that differs.
 
-    What belongs to a module that is switched off in both is no difference, nor is the folder that a file lies in. With
-    another value of `option` the place is another one.
+    What belongs to a module that is switched off in both is no difference, nor is the folder that a file lies in, nor
+    what leaves weights and scores as they are. With another value of `option` the place is another one.
     """
+    aside = (*aside, *_CHANGES_NOTHING)
     old, new = ({name: published(value) for name, value in one.effective().items()} for one in (before, now))
     other = [name for name in old.keys() | new.keys() if old.get(name) != new.get(name) and name not in aside]
     if other:

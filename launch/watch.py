@@ -65,7 +65,7 @@ class Watcher:
         return StepFigures(ranks, max(row[-2] for row in rows), max(row[-1] for row in rows))
 
     def step(self, batch: Batch, figures: StepFigures, norm: float | None, rates: dict[str, float]) -> None:
-        """Log one finished step: the time is the whole step's, evaluation left out. `norm`: of the gradient, if any."""
+        """Log one finished step; its time is without evaluation and saves. `norm`: of the gradient, if there is one."""
         now = time.perf_counter()
         step_s, self.began = now - self.began, now
         self.global_step += 1
@@ -101,6 +101,10 @@ class Watcher:
             f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean['rank1']:.1f} % | mAP"
             f" {100 * mean['mAP']:.1f} %"
         )
+        self.next_step()
+
+    def next_step(self) -> None:
+        """What was done until now is not part of it."""
         self.began = time.perf_counter()
 
     def nonfinite(

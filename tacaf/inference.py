@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Embedder:
         self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding | None = None, flip: bool = False
     ) -> np.ndarray:
         """`embed` of what `read` gave, float32 [b, 3, H, W]."""
-        embedding = embedding or self.usual_embedding
+        embedding = self._kind(embedding)
         found_BD = self._run(images_BCHW, modality, embedding)
         if flip:
             found_BD = found_BD + self._run(images_BCHW.flip(3), modality, embedding)
@@ -93,7 +93,14 @@ class Embedder:
 
     def embedding_width(self, embedding: Embedding | None = None) -> int:
         """Numbers per descriptor."""
-        return sum(stop - start for start, stop in slices_of(self.card, embedding or self.usual_embedding))
+        return sum(stop - start for start, stop in slices_of(self.card, self._kind(embedding)))
+
+    def _kind(self, embedding: Embedding | None) -> Embedding:
+        """InputError for a word that is none."""
+        if embedding not in (None, *get_args(Embedding)):
+            kinds = " or ".join(get_args(Embedding))
+            raise InputError(f"expected the embedding {kinds}, got {embedding!r}; take one of them")
+        return embedding or self.usual_embedding
 
 
 def modality_of(word: Modality | str) -> Modality:

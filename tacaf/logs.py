@@ -43,6 +43,11 @@ def git_commit() -> str | None:
     return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
 
 
+def command() -> str:
+    """What was typed, without folders of this machine."""
+    return shlex.join([Path(sys.argv[0]).name, *(without_folders(word) for word in sys.argv[1:])])
+
+
 def environment(world_size: int) -> dict:
     """The circumstances of a run: versions, commit, command, devices."""
     gpus = (
@@ -51,7 +56,7 @@ def environment(world_size: int) -> dict:
     return {
         "versions": versions(),
         "commit": git_commit(),
-        "command": shlex.join([Path(sys.argv[0]).name, *(without_folders(word) for word in sys.argv[1:])]),
+        "command": command(),
         "world_size": world_size,
         "cpu": _cpu_name(),
         "cpu_cores": os.cpu_count(),

@@ -133,6 +133,14 @@ def test_paths_bytes_images_and_arrays_are_one(embedder, tmp_path):
     np.testing.assert_array_equal(decode(grey()), np.repeat(grey()[..., None], 3, axis=2))
 
 
+def test_an_embedding_that_is_none_is_refused(embedder):
+    for ask in (lambda: embedder.embed([scene()], "visible", "global"), lambda: embedder.embedding_width("global")):
+        with pytest.raises(
+            InputError, match="expected the embedding full or global_and_parts or global_only, got 'glob"
+        ):
+            ask()
+
+
 def test_embed_is_the_models(embedder):
     image_1CHW = embedder.read(scene())[None]
     for modality in Modality:

@@ -135,7 +135,7 @@ def test_a_try_is_a_row_of_its_own_table(small, tmp_path, capsys):
     assert "**" not in page
 
 
-def test_all_rows_are_those_that_differ_from_the_full_method(tmp_path):
+def test_all_rows_are_those_that_differ_from_the_full_method(tmp_path, capsys):
     def rows(*more) -> set[str]:
         return set(ablate.parse(["--out", str(tmp_path), "--rows", "all", *more]).rows)
 
@@ -144,6 +144,12 @@ def test_all_rows_are_those_that_differ_from_the_full_method(tmp_path):
     full_size = ("--config", "launch/configs/sysu_mm01.yaml", "--set", "model.ipcam.ring=false")
     assert set(ablate.ROWS) - rows(*full_size) == {"norm_mask", "no_ring"}
     assert "no_ring" not in rows("--set", _NO_IPCAM)
+    # a backbone that cannot go on from a layer-3 map has no identity consistency there
+    swin = ["--set", "model.backbone={kind: transformers, name: swin, options: {window_size: 3}}"]
+    swin += ["--set", "data.augment.height=192"]
+    assert set(ablate.ROWS) - rows(*swin) == {"no_consistency", "no_dense", "consistency"}
+    assert "row consistency left out: " in capsys.readouterr().err
+    assert ablate.parse(["--out", str(tmp_path), *swin]).rows.keys() == set(ablate.CORE)
 
 
 def test_a_configuration_that_would_be_judged_on_the_test_is_refused_before_anything_is_made(tmp_path, capsys):

@@ -154,6 +154,18 @@ def test_reranked_results_have_a_file_of_their_own(sysu_shards, tmp_path, capsys
     assert "re-ranked (k1 20, k2 6, lambda 0.3)" in capsys.readouterr().out
 
 
+def test_the_embedding_is_the_runs_own_and_another_ones_result_has_a_file_of_its_own(sysu_shards, tmp_path):
+    run = made_run(tmp_path / "run", sysu_shards)
+    base = ["--run", run, "--shards", sysu_shards, "--protocol", "sysu_mm01", "--mode", "all_search", "--shots", 1]
+    for words in ([], ["--embedding", "full"]):
+        assert evaluate(*base, *words) == 0
+    found = results_of(run / "results")
+    assert {name: result["embedding"] for name, result in found.items()} == {
+        "sysu_mm01-all_search-1shot-literature": "global_and_parts",
+        "sysu_mm01-all_search-1shot-literature-full": "full",
+    }
+
+
 @pytest.mark.parametrize("damage", ["missing", "unknown", "shape"])
 def test_a_model_file_whose_weights_do_not_match_is_refused(damage, sysu_shards, tmp_path, capsys):
     """Else a layer left at random would be scored without a word."""

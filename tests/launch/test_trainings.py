@@ -50,6 +50,13 @@ def test_values_of_a_module_that_is_off_are_no_difference(tmp_path, idle):
     Training(tmp_path / "run", DEMO, idle).refuse_other_settings()
 
 
+def test_what_leaves_weights_and_scores_as_they_are_is_no_difference(tmp_path):
+    begin(tmp_path / "run")
+    Training(tmp_path / "run", DEMO, ("data.threads=7", "train.keep=5", "train.save_every=9")).refuse_other_settings()
+    with pytest.raises(InputError, match=r"expected train.start_from = None"):
+        Training(tmp_path / "run", DEMO, ("train.start_from=a.safetensors",)).refuse_other_settings()
+
+
 def test_a_new_folder_takes_any_values(tmp_path):
     Training(tmp_path / "run", DEMO, ("seed=9",)).refuse_other_settings()
 

@@ -75,6 +75,12 @@ def test_the_ratio_is_of_times_and_the_goal_of_the_worse_score():
     assert found["final_difference"]["mAP"] == pytest.approx(0.1)
 
 
+def test_scores_of_other_identities_make_no_curve(sysu_shards, tmp_path, capsys):
+    for setting in ("data.split=train", "train.choose=validation"):
+        assert bench_accuracy.main(command(sysu_shards, tmp_path, "data.split=train", setting)) == 2
+        assert "expected one list of identities for every score" in capsys.readouterr().err
+
+
 def test_a_log_that_lacks_a_step_is_refused(tmp_path):
     lines = [{"kind": "step", "global_step": 2, "step_ms": 1}, {"kind": "eval", "global_step": 2}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
