@@ -115,8 +115,8 @@ def markdown(table: Mapping[str, Any]) -> str:
         lines.append(f"| {row['text']} | {len(row['seeds'])} | {' | '.join(cells)} | {'; '.join(row['lacks'])} |")
     lines += [
         "",
-        "Differences in points, with their 95 % intervals; bold where zero lies outside. ¹ One seed or two: too few for"
-        " the spread over seeds, so the interval is too narrow.",
+        "Differences in points, with their 95 % intervals; bold where zero lies outside. ¹ One seed or two: the"
+        " interval knows nothing, or hardly anything, of the spread over seeds; no such difference counts.",
         "",
     ]
     lines += ["| row | against | rank-1 | mAP | mINP |", "| --- | --- | --- | --- | --- |"]

@@ -52,7 +52,7 @@ def _differences(axes: Axes, compared: Sequence[tuple[dict, str]], texts: Mappin
             )  # fmt: skip
     axes.axvline(0, color="#5b6770", linewidth=1)
     _name(axes, [f"{row['text']}\nagainst {texts[key]}" for row, key in compared])
-    axes.set_xlabel("difference in points, 95 % interval;\nhollow: one seed or two, whose interval is too narrow")
+    axes.set_xlabel("difference in points, 95 % interval;\nhollow: one seed or two, too few to count")
 
 
 def _name(axes: Axes, names: Sequence[str]) -> None:
