@@ -235,8 +235,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     wanted = parser.parse_args(argv)
     wanted.results = wanted.results or wanted.out / "results"
     wanted.split = "test" if wanted.test else "val"
-    sets = {"core": lambda: CORE, "all": lambda: telling(wanted)}
-    asked = [row for name in wanted.rows for row in sets.get(name, lambda name=name: (name,))()]
+    asked = {*wanted.rows, *(CORE if "core" in wanted.rows else ()), *(telling(wanted) if "all" in wanted.rows else ())}
     wanted.rows = {name: row for name, row in ROWS.items() if name in asked}
     wanted.rows |= dict(tried(*words) for words in wanted.tries)
     wanted.seeds = tuple(dict.fromkeys(wanted.seeds))

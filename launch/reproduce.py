@@ -132,11 +132,14 @@ def table_rows(wanted: argparse.Namespace, table: Sequence[Cell], failures: dict
 
 
 def results_of(wanted: argparse.Namespace, done: Sequence[Cell]) -> list[dict]:
-    """The score JSONs of one seed. On RegDB the splits' features are scored together: a trial is a split."""
+    """What the trainings of one seed scored. On RegDB the splits' features are scored together: a trial is a split."""
     if not done:
         return []
     folders = [cell.training.folder / "results" for cell in done]
-    stored = [[json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))] for folder in folders]
+    stored = [
+        [result for path in sorted(folder.glob("*.json")) if _of_training(result := json.loads(path.read_text()), cell)]
+        for folder, cell in zip(folders, done, strict=True)
+    ]
     if wanted.data_set != "regdb":
         return stored[0]
     features = [load_features(folder / "features.npz") for folder in folders]
@@ -148,6 +151,13 @@ def results_of(wanted: argparse.Namespace, done: Sequence[Cell]) -> list[dict]:
         )
         for same in zip(*stored, strict=True)
     ]  # fmt: skip
+
+
+def _of_training(result: dict, cell: Cell) -> bool:
+    """Whether the training scored it, and not somebody afterwards with other options."""
+    own = cell.training.config().evaluation
+    kind = (result["embedding"], bool(result["rerank"]), result["metric"])
+    return kind == (own.embedding, own.rerank is not None, own.metric) and not result["flip"]
 
 
 def facts_of(wanted: argparse.Namespace) -> dict[str, Any]:

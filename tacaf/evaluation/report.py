@@ -64,7 +64,9 @@ def write_report(run: Path, pictures: Pictures | None = None) -> Path:
 
     Whole or not at all. InputError if the folder has no results.
     """
-    results = [json.loads(path.read_text()) for path in sorted((run / "results").glob("*.json"))]
+    # the shorter name first: what was scored otherwise than the training did says so in its name
+    paths = sorted((run / "results").glob("*.json"), key=lambda path: (len(path.name), path.name))
+    results = [json.loads(path.read_text()) for path in paths]
     results.sort(key=lambda result: (result["protocol"], result["mode"] or result["direction"], result["shots"] or 0))
     if not results:
         raise InputError(f"expected results in {run / 'results'}, found none; score the run first (launch/evaluate.py)")
@@ -98,18 +100,19 @@ def _cell(result: dict, name: str) -> str:
 
 
 def _ours(results: Sequence[dict]) -> dict[str, str]:
-    """This run's single-shot rank-1/mAP under the columns of the published table."""
+    """This run's single-shot rank-1/mAP under the columns of the published table: the first result of each."""
     columns = {
         ("sysu_mm01", "all_search"): "sysu_all",
         ("sysu_mm01", "indoor_search"): "sysu_indoor",
         ("regdb", "visible_to_infrared"): "regdb_visible_to_infrared",
         ("regdb", "infrared_to_visible"): "regdb_infrared_to_visible",
     }
-    found = {}
+    found: dict[str, str] = {}
     for result in results:
         column = columns.get((result["protocol"], result["mode"] or result["direction"]))
         if column and result["shots"] in (1, None):
-            found[column] = f"{100 * result['mean']['rank1']:.1f}/{100 * result['mean']['mAP']:.1f}"
+            text = f"{100 * result['mean']['rank1']:.1f}/{100 * result['mean']['mAP']:.1f}"
+            found.setdefault(column, text)
     return found
 
 

@@ -74,6 +74,21 @@ def test_real_size_results_are_not_called_incomparable(tmp_path):
     assert "cannot be compared" not in write_report(tmp_path / "run").read_text()
 
 
+def test_what_was_scored_otherwise_afterwards_is_named_and_comes_second(tmp_path):
+    write_run(tmp_path)
+    folder = tmp_path / "results"
+    own = json.loads((folder / "all_search-1.json").read_text())
+    for name, facts in (("full", {"embedding": "full"}), ("rerank", {"rerank": {"k1": 20, "k2": 6, "lambda": 0.3}})):
+        other = {**own, **facts, "mean": {**own["mean"], "rank1": 0.0123, "mAP": 0.0321}}
+        (folder / f"all_search-1-{name}.json").write_text(json.dumps(other))
+    page = write_report(tmp_path).read_text()
+    headline = f"Rank-1 <b>{100 * own['mean']['rank1']:.1f} %</b>"
+    assert headline in page
+    assert page.count("<td>sysu_mm01, all_search</td>") == 2  # 1 and 10 shots
+    assert page.count("<td>sysu_mm01, all_search, full</td>") == page.count("all_search, re-ranked</td>") == 1
+    assert "1.2/3.2" not in page
+
+
 def test_no_results_no_report(tmp_path):
     with pytest.raises(InputError, match="expected results in"):
         write_report(tmp_path)

@@ -56,10 +56,13 @@ def test_sysu_mm01_interrupted_and_gone_on_with(raw_sysu, tmp_path):
     assert "75.98/70.55" in text
     assert f"This is not sysu_mm01: {table['identities']} training identities instead of 395 or 296." in text
     assert text in done.stdout
-    # nothing is trained twice
+    # nothing is trained twice, and what somebody scored with other options is not the training's
+    other = {**own, "embedding": "full", "mean": dict.fromkeys(own["mean"], 0.0)}
+    (out / "runs/full-seed0/results/sysu_mm01-all_search-1shot-literature-full.json").write_text(json.dumps(other))
     made = {path: path.stat().st_mtime_ns for path in (out / "runs").rglob("model.safetensors")}
     run(*command)
     assert {path: path.stat().st_mtime_ns for path in made} == made
+    assert table_of(out)["rows"] == table["rows"]
 
 
 def test_regdb_scores_its_splits_together(tmp_path):
