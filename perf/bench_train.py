@@ -35,7 +35,7 @@ from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.vocabulary import Branch
 
 # where the model calls each op
-CALLS = ((cmaam, "soft_align"), (cmaam, "align_distance"), (ipcam, "ring_aggregate"), (pooling, "gem_pyramid"))
+CALLS = ((cmaam, "align_layer"), (ipcam, "ring_aggregate"), (pooling, "gem_pyramid"))
 PER_IDENTITY, PAIR_GROUP, CLASSES = 4, 2, 395
 PHASES = ("forward", "backward", "optimizer")
 MEASURED_RATE = 790e12  # bf16 matrix products a second, one H200, on random data

@@ -9,15 +9,13 @@ from dataclasses import dataclass, field
 import torch
 import torch.nn.functional as F
 
-from kernels.align_distance import align_distance
-from kernels.align_distance import reference as align_distance_reference
+from kernels.alignment import align, align_distance, soft_align
+from kernels.alignment import reference as alignment_reference
 from kernels.common import DISTANCE_FLOOR, NORM_FLOOR, feature_mask, minmax
 from kernels.gem_pyramid import gem_pyramid
 from kernels.gem_pyramid import reference as gem_pyramid_reference
 from kernels.ring_aggregate import reference as ring_aggregate_reference
 from kernels.ring_aggregate import ring_aggregate
-from kernels.soft_align import reference as soft_align_reference
-from kernels.soft_align import soft_align
 
 BETA = 50.0
 Tensors = tuple[torch.Tensor, ...]
@@ -150,7 +148,7 @@ def soft_align_case(images: int, length: int, channels: int) -> Case:
         _alignment_inputs(images, length, channels),
         lambda f, m, anchor, positive, _: plain_soft_align(f, m, anchor, positive),
         lambda f, m, anchor, positive, _: soft_align(f, m, anchor, positive, BETA),
-        lambda f, m, anchor, positive, _: soft_align_reference.soft_align(f, m, anchor, positive, BETA),
+        lambda f, m, anchor, positive, _: alignment_reference.soft_align(f, m, anchor, positive, BETA),
         {"forward": 2 * one, "backward": 4 * one},
         {"forward": lambda e: 2.0 * maps * e, "backward": lambda e: 4.0 * maps * e},
         lambda f, m, anchor, positive, _: sdpa_soft_align(f, m, anchor, positive),
@@ -166,7 +164,7 @@ def align_distance_case(images: int, length: int, channels: int) -> Case:
         _alignment_inputs(images, length, channels),
         lambda f, m, anchor, _, negative: plain_align_distance(f, m, anchor, negative),
         lambda f, m, anchor, _, negative: align_distance(f, m, anchor, negative, BETA),
-        lambda f, m, anchor, _, negative: align_distance_reference.align_distance(f, m, anchor, negative, BETA),
+        lambda f, m, anchor, _, negative: alignment_reference.align_distance(f, m, anchor, negative, BETA),
         {"forward": 2 * one + cube, "backward": 3 * one + 2 * cube},
         {"forward": lambda e: 1.0 * maps * e, "backward": lambda e: 2.0 * maps * e},
         lambda f, m, anchor, _, negative: sdpa_align_distance(f, m, anchor, negative),
@@ -185,7 +183,7 @@ def both_case(images: int, length: int, channels: int) -> Case:
 
     return Case(
         "alignment", {"B": images, "N": 2 * images, "L": length, "C": channels}, parts[0].inputs,
-        together("eager"), together("ours"), together("definition"),
+        together("eager"), lambda f, m, *rows: align(f, m, *rows, BETA), together("definition"),
         {name: parts[0].flops[name] + parts[1].flops[name] for name in ("forward", "backward")},
         {name: moved(name) for name in ("forward", "backward")},
         together("sdpa"),

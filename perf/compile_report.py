@@ -9,7 +9,9 @@ or wants more shared memory than the chip has.
 
 import argparse
 import contextlib
+import functools
 import io
+import itertools
 import json
 import re
 import sys
@@ -22,12 +24,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.align_distance import kernel as align_distance
-from kernels.common.kernel import Tile
+from kernels.alignment import kernel as alignment
+from kernels.alignment.tile_kernel import Choice
 from kernels.gem_pyramid import kernel as gem_pyramid
 from kernels.ring_aggregate import kernel as ring_aggregate
-from kernels.soft_align import kernel as soft_align
 
 # tf32: float32 inputs whose products may be TF32 (torch.set_float32_matmul_precision("high")); fp32: exact
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
@@ -48,30 +50,19 @@ def _ring_aggregate(dtype: torch.dtype, choice: tuple[int, ...]) -> None:
     ring_aggregate.backward(parts, parts, projection, projection, 2, choice)
 
 
-def _alignment(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+def _align(dtype: torch.dtype, choice: Choice) -> None:
     features, mask = torch.empty(64, 162, 2048, dtype=dtype, device="meta"), torch.empty(64, 162, device="meta")
     rows = torch.empty(64, dtype=torch.int64, device="meta")
-    return features, mask, rows, rows
+    inputs = (features, mask, rows, rows, rows, 50.0)
+    reconstruction, distance, _, *saved = alignment.forward(*inputs, choice)
+    alignment.backward(reconstruction, distance, *inputs, reconstruction, *saved, choice)
 
 
-def _soft_align(dtype: torch.dtype, choice: Tile) -> None:
-    inputs = _alignment(dtype)
-    reconstruction, distance, _, *saved = soft_align.forward(*inputs, 50.0, choice)
-    soft_align.backward(reconstruction, distance, *inputs, 50.0, reconstruction, *saved, choice)
-
-
-def _align_distance(dtype: torch.dtype, choice: Tile) -> None:
-    inputs = _alignment(dtype)
-    distance, *saved = align_distance.forward(*inputs, 50.0, choice)
-    align_distance.backward(distance, *inputs, 50.0, *saved, choice)
-
-
-# op -> (its launches in a dtype with a tuning choice, the choices; the first is the default)
-OPS: dict[str, tuple[Callable[..., None], tuple[tuple[int, ...], ...]]] = {
-    "soft_align": (_soft_align, soft_align.CHOICES),
-    "align_distance": (_align_distance, align_distance.CHOICES),
-    "gem_pyramid": (_gem_pyramid, gem_pyramid.CHOICES),
-    "ring_aggregate": (_ring_aggregate, ring_aggregate.CHOICES),
+# op -> (its launches in a dtype with a tuning choice, its choices for a dtype and an architecture; the first is used)
+OPS: dict[str, tuple[Callable[..., None], Callable[[torch.dtype, int], tuple[Any, ...]]]] = {
+    "align": (_align, lambda dtype, arch: alignment.choices(dtype, arch // 10)),
+    "gem_pyramid": (_gem_pyramid, lambda dtype, arch: gem_pyramid.CHOICES),
+    "ring_aggregate": (_ring_aggregate, lambda dtype, arch: ring_aggregate.CHOICES),
 }
 
 
@@ -96,6 +87,8 @@ def source(kernel: JITFunction, args: tuple[Any, ...]) -> ASTSource:
         elif isinstance(value, torch.Tensor):
             signature[param.name] = "*" + TYPES[value.dtype]
             attributes[(i,)] = [["tt.divisibility", 16]]
+        elif isinstance(value, TensorDescriptor):
+            signature[param.name] = f"tensordesc<{TYPES[value.base.dtype]}{list(value.block_shape)}>"
         elif isinstance(value, int):
             signature[param.name] = "i32" if abs(value) < 2**31 else "i64"
             if value % 16 == 0:
@@ -124,18 +117,21 @@ def usage(log: str) -> tuple[int, int]:
     return int(registers[1]), sum(map(int, spilled))
 
 
-def rows(op: str, dtype: str, arch: int, choice: tuple[int, ...]) -> Iterator[dict[str, Any]]:
-    """One row a kernel of the op in this dtype, for this architecture and tuning choice."""
+def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[str, Any]]:
+    """One row a kernel of the op in this dtype, for this architecture and its tuning choices."""
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    for kernel, args, options in caught(lambda: OPS[op][0](DTYPES[dtype], choice)):
-        compiled, log = compiled_with_log(source(kernel, args), arch, options)
-        registers, spill = usage(log)
-        yield {
-            "op": op, "kernel": kernel.__name__, "dtype": dtype, "arch": arch, "choice": list(choice),
-            "registers": registers, "shared_bytes": compiled.metadata.shared, "spill_bytes": spill,
-            "warps": compiled.metadata.num_warps, "tensor_cores": tensor_cores(compiled.asm["ptx"]),
-            "triton": triton.__version__,
-        }  # fmt: skip
+    launch, choices_for = OPS[op]
+    choices = choices_for(DTYPES[dtype], arch)
+    for choice in choices if every_choice else choices[:1]:
+        for kernel, args, options in caught(functools.partial(launch, DTYPES[dtype], choice)):
+            compiled, log = compiled_with_log(source(kernel, args), arch, options)
+            registers, spill = usage(log)
+            yield {
+                "op": op, "kernel": kernel.__name__, "dtype": dtype, "arch": arch, "choice": list(choice),
+                "registers": registers, "shared_bytes": compiled.metadata.shared, "spill_bytes": spill,
+                "warps": compiled.metadata.num_warps, "tensor_cores": tensor_cores(compiled.asm["ptx"]),
+                "triton": triton.__version__,
+            }  # fmt: skip
 
 
 def tensor_cores(ptx: str) -> str:
@@ -154,9 +150,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True)
     wanted = parser.parse_args()
     report = []
-    for op in wanted.op:
-        for choice in OPS[op][1] if wanted.choices == "all" else OPS[op][1][:1]:
-            report += [row for arch in wanted.arch for dtype in wanted.dtype for row in rows(op, dtype, arch, choice)]
+    for op, arch, dtype in itertools.product(wanted.op, wanted.arch, wanted.dtype):
+        report += rows(op, dtype, arch, wanted.choices == "all")
     wanted.json.write_text(json.dumps(report, indent=1) + "\n")
     bad = [r for r in report if r["spill_bytes"] or r["shared_bytes"] > SHARED_LIMIT[r["arch"]]]
     for row in report:

@@ -14,7 +14,7 @@ DISTANCE_FLOOR = 1e-12  # the squared distance is at least this times the anchor
 MINMAX_FLOOR = 1e-12  # LbA's guard in (x - min) / (max - min + floor)
 
 MAX_POSITIONS = 1024  # a row of scores this long still fits the registers of one program
-# Below |f - w| = .1 |f| the Gram form of align_distance has lost two of float32's seven digits in the square.
+# Below |f - w| = .1 |f| the CPU's Gram form of the distance has lost two of float32's seven digits in the square.
 CANCELS = 0.01
 
 BACKENDS = ("auto", "reference", "triton")
@@ -110,7 +110,7 @@ def choose_path(backend: str, tensor: torch.Tensor, obstacle: str = "") -> str:
 def check_alignment(
     features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, target_N: torch.Tensor, beta: float
 ) -> None:
-    """The inputs of `soft_align` and `align_distance`, before any work.
+    """The inputs of the alignment, before any work.
 
     Only the range of the pair rows is left to `check_row_range`, which looks at their values.
     """

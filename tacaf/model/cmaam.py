@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, Field
 
-from kernels.align_distance import align_distance
+from kernels.alignment import align as align_layer
+from kernels.alignment import feature_mask
 from kernels.common import compute_dtype
-from kernels.soft_align import feature_mask, soft_align
 from tacaf.distributed import sum_over_ranks, world_size
 from tacaf.interfaces import Alignment, Pairs
 from tacaf.model.pairs import Direction
@@ -85,7 +85,7 @@ def plain_align(
     matched_BLC: torch.Tensor | None = None,
     weight: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`kernels.soft_align` in plain float32 PyTorch, with what the kernels have not.
+    """`kernels.alignment.soft_align` in plain float32 PyTorch, with what the kernels have not.
 
     matched_BLC: what the matching is read from, if not the features. weight: S is replaced by (1 - weight) S + weight
     softmax(beta S_aa) S, where S_aa are the anchor's similarities to itself ("pedestrian feature self-similarity",
@@ -155,6 +155,7 @@ def align(
             reconstruction_NLC, near_NL, comask_NL = plain_align(*positive, matched_BLC, config.self_similarity)
             far_NL = plain_align(*negative, matched_BLC, config.self_similarity)[1]
         else:
-            reconstruction_NLC, near_NL, comask_NL = soft_align(*positive)
-            far_NL = align_distance(*negative)
+            reconstruction_NLC, near_NL, far_NL, comask_NL = align_layer(
+                features_BLC, mask_BL, *pairs, config.beta
+            )
     return map_BCHW(reconstruction_NLC, height, width), Alignment(near_NL, far_NL, comask_NL)

@@ -5,9 +5,7 @@ import math
 import pytest
 import torch
 
-from kernels.align_distance import align_distance
-from kernels.common import feature_mask
-from kernels.soft_align import soft_align
+from kernels.alignment import align, align_distance, feature_mask, soft_align
 from tests.kernels.cases import alignment_case, assert_equal, outputs_and_gradients
 
 KINDS = ("usual", "repeated", "empty", "same", "dead", "constant", "zero mask")
@@ -52,6 +50,10 @@ def test_alignment_against_scalar_loops(backend, kind, beta):
         torch.testing.assert_close(got, torch.tensor(expected, dtype=torch.float64), rtol=1e-11, atol=1e-11)
     alone = align_distance(f, m, a, k, beta, backend=backend)
     torch.testing.assert_close(alone, found[1], rtol=1e-11, atol=1e-11)
+    together = align(f, m, a, k, k.flip(0), beta, backend=backend)
+    far = align_distance(f, m, a, k.flip(0), beta, backend=backend)
+    for got, expected in zip(together, (*found[:2], far, found[2]), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-11)
 
 
 def test_feature_mask_against_scalar_loops():
@@ -68,13 +70,15 @@ def test_gradcheck_of_the_references():
     f.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: soft_align(x, m, a, k, 5.0, backend="reference")[:2], f)
     assert torch.autograd.gradcheck(lambda x: align_distance(x, m, a, k, 5.0, backend="reference"), f)
+    assert torch.autograd.gradcheck(lambda x: align(x, m, a, k, a, 5.0, backend="reference")[:3], f)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beta", [1.0, 50.0, 3000.0])
 def test_cpu_path_equals_the_definition(kind, beta):
     f, m, a, k = alignment_case(kind)
-    for op in (soft_align, align_distance):
+    other = (k + a + 1) % len(f)
+    for op in (soft_align, align_distance, lambda x, m, a, k, beta, backend: align(x, m, a, k, other, beta, backend)):
         found, expected = (
             outputs_and_gradients(lambda x, op=op, b=b: op(x, m, a, k, beta, backend=b), f)
             for b in ("auto", "reference")

@@ -98,3 +98,16 @@ def test_bad_input(change, error, words):
     u, theta, phi = _case(dtype=torch.float32)
     with pytest.raises(error, match=words):
         ring_aggregate(**({"parts_BRD": u, "theta_BRA": theta, "phi_BRA": phi, "rounds": 2} | change))
+
+
+def test_no_width_uses_a_tensor_core():
+    """From 16 parts on, Triton turns a sum of products into a TF32 product, unless the exact one is asked for."""
+    compile_report = pytest.importorskip("perf.compile_report")
+    kernel = pytest.importorskip("kernels.ring_aggregate.kernel")
+    inputs = [torch.empty(2, 16, width, device="meta") for width in (512, 128, 128)]
+    launches = compile_report.caught(lambda: kernel.backward(inputs[0], *inputs, 2))
+    launches += compile_report.caught(lambda: kernel.forward(*inputs, 2))
+    assert len(launches) == 2
+    for launched, arguments, options in launches:
+        compiled, _ = compile_report.compiled_with_log(compile_report.source(launched, arguments), 90, options)
+        assert compile_report.tensor_cores(compiled.asm["ptx"]) == "none", launched.__name__

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.soft_align.reference import soft_align
+from kernels.alignment.reference import soft_align
 from tacaf.model.cmaam import CmaamConfig, matching, plain_align
 from tacaf.model.correspondence import LAYERS, correspond, correspondences, layer_maps
 from tacaf.vocabulary import Modality

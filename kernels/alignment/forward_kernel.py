@@ -1,0 +1,280 @@
+"""The forward of the alignment in Triton: scores and weights of whole pairs, warp with blend and distance.
+
+Positives are rebuilt and measured, negatives only measured, in the same launches; nothing of size N x L x C is written
+for a negative. Gathers by pair are addresses. Derivation, bytes and FLOPs: README.md beside this file.
+Legend: tile_kernel.py.
+"""
+# mypy: disable-error-code="no-untyped-def"
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.alignment.tile_kernel import (
+    Choice,
+    Tile,
+    inverse,
+    load_tile,
+    map_product,
+    norms,
+    padded_length,
+    pair_number,
+    pair_rows,
+    precision,
+    rows_of,
+    store_map,
+    store_tile,
+)
+
+
+class Aligned(NamedTuple):
+    """What a forward leaves: results, and what the backward wants. Pairs are counted positives first."""
+
+    reconstruction_NLC: torch.Tensor  # of the positives, in the features' dtype
+    distance_NL: torch.Tensor  # of all pairs, float32
+    comask_NL: torch.Tensor  # of the positives, float32
+    root_NL: torch.Tensor  # |f - w| of all pairs, float32
+    similarity_NLP: torch.Tensor  # cosines of all pairs, N x L x LP, float32; columns from L on are 0
+    weight_NLP: torch.Tensor  # exp(beta S - its largest) of all pairs, in the features' dtype
+    sums_RL: torch.Tensor  # the norms of the B images, then 1 / sum of the weights of all pairs, float32
+
+
+@triton.jit
+def _cosine(acc, p_norm_a, p_norm_k, p, s, L, valid):
+    """<f_a, f_k> / (|f_a| |f_k|); NaN for a pair outside the batch, 0 in the columns that only pad."""
+    inverse_a = inverse(tl.load(p_norm_a + p, mask=p < L, other=0.0))
+    inverse_k = inverse(tl.load(p_norm_k + s, mask=s < L, other=0.0))
+    cosine = acc * inverse_a[:, None] * inverse_k[None, :]
+    return tl.where(s[None, :] < L, tl.where(valid, cosine, float("nan")), 0.0)
+
+
+@triton.jit
+def scores_kernel(
+    p_f, p_norm, p_anchor, p_positive, p_negative, p_similarity, positives, pairs, B, L, LP, C,
+    PRECISION: tl.constexpr, R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Cosines of a pair, or of one tile of it."""
+    n = pair_number(tl.program_id(1), positives, pairs).to(tl.int64)
+    tiles = tl.cdiv(L, R0 + R1)
+    first_p = tl.program_id(0) // tiles * (R0 + R1)
+    first_s = tl.program_id(0) % tiles * (R0 + R1)
+    a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
+    p_k = p_f + k * L * C
+    acc00, acc01, acc10, acc11 = map_product(
+        p_f + a * L * C, p_k, p_k, first_p, first_s, L, C, C, False, PRECISION, R0, R1, BLOCK_C, STAGES
+    )
+    p0 = first_p + tl.arange(0, R0)
+    s0 = first_s + tl.arange(0, R0)
+    acc00 = _cosine(acc00, p_norm + a * L, p_norm + k * L, p0, s0, L, valid)
+    if R1 > 0:
+        p1 = first_p + R0 + tl.arange(0, R1)
+        s1 = first_s + R0 + tl.arange(0, R1)
+        acc01 = _cosine(acc01, p_norm + a * L, p_norm + k * L, p0, s1, L, valid)
+        acc10 = _cosine(acc10, p_norm + a * L, p_norm + k * L, p1, s0, L, valid)
+        acc11 = _cosine(acc11, p_norm + a * L, p_norm + k * L, p1, s1, L, valid)
+    store_map(p_similarity + n * L * LP, first_p, first_s, L, LP, acc00, acc01, acc10, acc11, R0, R1)
+
+
+@triton.jit
+def weights_kernel(
+    p_similarity, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_seen, positives, B, L, LP, beta,
+    BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """exp(beta S - top) in the products' dtype, the inverse of its sum, and the co-mask before its min-max.
+
+    The sum is of the rounded weights, so that w = f exactly where all that is averaged equals f.
+    """
+    n = tl.program_id(1).to(tl.int64)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    s = tl.arange(0, BLOCK_L)
+    a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
+    similarity = load_tile(p_similarity + n * L * LP, p, s, L, L, LP)
+    top = tl.max(tl.where(s[None, :] < L, similarity * beta, float("-inf")), axis=1)
+    weight = tl.where(s[None, :] < L, tl.exp(similarity * beta - top[:, None]), 0.0).to(p_weight.dtype.element_ty)
+    store_tile(p_weight + n * L * LP, p, s, L, LP, LP, weight)
+    rounded = weight.to(tl.float32)
+    total = tl.sum(rounded, axis=1)
+    seen = tl.sum(rounded * tl.load(p_mask + k * L + s, mask=s < L, other=0.0)[None, :], axis=1)
+    tl.store(p_share + n * L + p, 1.0 / total, mask=p < L)
+    tl.store(p_seen + n * L + p, tl.load(p_mask + a * L + p, mask=p < L, other=0.0) * seen / total, mask=p < L)
+
+
+@triton.jit
+def _blend(acc, p_own, p_mask, p_share, p_out, p_square, p, c, L, C, kept):
+    """f + m (w - f) where kept, and these channels' share of |w - f|^2."""
+    own = load_tile(p_own, p, c, L, C, C).to(tl.float32)
+    shift = acc * tl.load(p_share + p, mask=p < L, other=0.0)[:, None] - own
+    m = tl.load(p_mask + p, mask=p < L, other=0.0)
+    store_tile(p_out, p, c, tl.where(kept, L, 0), C, C, own + m[:, None] * shift)
+    tl.store(p_square + p, tl.sum(shift * shift, axis=1), mask=p < L)
+
+
+@triton.jit
+def warp_kernel(
+    p_f, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_out, p_square, positives, pairs, B, L, LP, C,
+    PRECISION: tl.constexpr, R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """w = P f_k for R0 + R1 rows of a pair and BLOCK_C channels: the positives' blend, everybody's |w - f|^2."""
+    n = pair_number(tl.program_id(1), positives, pairs).to(tl.int64)
+    tiles = tl.cdiv(C, BLOCK_C)
+    i_c = tl.program_id(0) % tiles
+    first_p = tl.program_id(0) // tiles * (R0 + R1)
+    c = i_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
+    p0 = first_p + tl.arange(0, R0)
+    acc0 = tl.zeros((R0, BLOCK_C), tl.float32)
+    if R1 > 0:
+        p1 = first_p + R0 + tl.arange(0, R1)
+        acc1 = tl.zeros((R1, BLOCK_C), tl.float32)
+    for first in tl.range(0, LP, BLOCK_S, num_stages=STAGES):
+        s = first + tl.arange(0, BLOCK_S)
+        value = load_tile(p_f + k * L * C, s, c, L, C, C)
+        weight0 = load_tile(p_weight + n * L * LP, p0, s, L, LP, LP)
+        acc0 = tl.dot(weight0, value, acc0, input_precision=PRECISION)
+        if R1 > 0:
+            weight1 = load_tile(p_weight + n * L * LP, p1, s, L, LP, LP)
+            acc1 = tl.dot(weight1, value, acc1, input_precision=PRECISION)
+    p_own = p_f + a * L * C
+    o_square = (n * tiles + i_c) * L
+    _blend(acc0, p_own, p_mask + a * L, p_share + n * L, p_out + n * L * C, p_square + o_square, p0, c, L, C,
+           n < positives)  # fmt: skip
+    if R1 > 0:
+        _blend(acc1, p_own, p_mask + a * L, p_share + n * L, p_out + n * L * C, p_square + o_square, p1, c, L, C,
+               n < positives)  # fmt: skip
+
+
+@triton.jit
+def _blend_part(acc, own, m, share, p_out, p, c, L, C, kept):
+    own = own.to(tl.float32)
+    shift = acc * share[:, None] - own
+    store_tile(p_out, p, c, tl.where(kept, L, 0), C, C, own + m[:, None] * shift)
+    return tl.sum(shift * shift, axis=1)
+
+
+@triton.jit
+def warp_whole_kernel(
+    p_f, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_out, p_square, positives, pairs, B, L, LP, C,
+    PART, R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The same for a whole pair whose weights stay on the chip while PART channels pass by."""
+    n = pair_number(tl.program_id(1), positives, pairs).to(tl.int64)
+    a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
+    kept = n < positives
+    p_w = p_weight + n * L * LP
+    r0 = tl.arange(0, R0)
+    weight00 = load_tile(p_w, r0, r0, L, LP, LP)
+    m0 = tl.load(p_mask + a * L + r0, mask=r0 < L, other=0.0)
+    share0 = tl.load(p_share + n * L + r0, mask=r0 < L, other=0.0)
+    square0 = tl.zeros((R0,), tl.float32)
+    if R1 > 0:
+        r1 = R0 + tl.arange(0, R1)
+        weight01 = load_tile(p_w, r0, r1, L, LP, LP)
+        weight10 = load_tile(p_w, r1, r0, L, LP, LP)
+        weight11 = load_tile(p_w, r1, r1, L, LP, LP)
+        m1 = tl.load(p_mask + a * L + r1, mask=r1 < L, other=0.0)
+        share1 = tl.load(p_share + n * L + r1, mask=r1 < L, other=0.0)
+        square1 = tl.zeros((R1,), tl.float32)
+    begin = tl.program_id(0) * PART
+    for first in tl.range(begin, begin + PART, BLOCK_C, num_stages=STAGES):
+        c = first + tl.arange(0, BLOCK_C)
+        value0 = load_tile(p_f + k * L * C, r0, c, L, C, C)
+        own0 = load_tile(p_f + a * L * C, r0, c, L, C, C)
+        acc0 = tl.dot(weight00, value0)
+        if R1 > 0:
+            value1 = load_tile(p_f + k * L * C, r1, c, L, C, C)
+            own1 = load_tile(p_f + a * L * C, r1, c, L, C, C)
+            acc0 = tl.dot(weight01, value1, acc0)
+            acc1 = tl.dot(weight10, value0)
+            acc1 = tl.dot(weight11, value1, acc1)
+            square1 += _blend_part(acc1, own1, m1, share1, p_out + n * L * C, r1, c, L, C, kept)
+        square0 += _blend_part(acc0, own0, m0, share0, p_out + n * L * C, r0, c, L, C, kept)
+    o_square = (n * tl.num_programs(0) + tl.program_id(0)) * L
+    tl.store(p_square + o_square + r0, square0, mask=r0 < L)
+    if R1 > 0:
+        tl.store(p_square + o_square + r1, square1, mask=r1 < L)
+
+
+@triton.jit
+def finish_kernel(
+    p_square, p_seen, p_norm, p_mask, p_anchor, p_positive, p_negative, p_distance, p_comask, p_root,
+    positives, B, L, tiles, BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """One pair: the distance from its shares; of a positive also the min-max of the co-mask."""
+    n = tl.program_id(0).to(tl.int64)
+    p = tl.arange(0, BLOCK_L)
+    a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
+    square = tl.sum(load_tile(p_square + n * tiles * L, tl.arange(0, BLOCK_T), p, tiles, L, L), axis=0)
+    root = tl.sqrt(square)
+    floor = 1e-6 * tl.maximum(tl.load(p_norm + a * L + p, mask=p < L, other=0.0), 1e-12)
+    m = tl.load(p_mask + a * L + p, mask=p < L, other=0.0)
+    # written so that NaN stays NaN
+    tl.store(p_distance + n * L + p, m * tl.where(root < floor, floor, root), mask=p < L)
+    tl.store(p_root + n * L + p, root, mask=p < L)
+    seen = tl.load(p_seen + n * L + p, mask=p < L, other=0.0)
+    low = tl.min(tl.where(p < L, seen, float("inf")), axis=0)
+    high = tl.max(tl.where(p < L, seen, float("-inf")), axis=0)
+    tl.store(p_comask + n * L + p, (seen - low) / (high - low + 1e-12), mask=p < tl.where(n < positives, L, 0))
+
+
+def forward(
+    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor,
+    negative_N: torch.Tensor, beta: float, choice: Choice,
+) -> Aligned:  # fmt: skip
+    """positive_N and negative_N have a target for each anchor, or none at all."""
+    features, mask = features_BLC.contiguous(), mask_BL.float().contiguous()
+    positives, (images, length, channels) = len(positive_N), features.shape
+    pairs, width = positives + len(negative_N), padded_length(length)
+    reconstruction = features.new_empty(positives, length, channels)
+    distance, root, seen = (features.new_empty(pairs, length, dtype=torch.float32) for _ in range(3))
+    comask = features.new_empty(positives, length, dtype=torch.float32)
+    similarity = features.new_empty(pairs, length, width, dtype=torch.float32)
+    weight = torch.empty_like(similarity, dtype=features.dtype)
+    sums = features.new_empty(images + pairs, length, dtype=torch.float32)
+    norm, share = norms(features, sums[:images]), sums[images:]
+    if not pairs:
+        return Aligned(reconstruction, distance, comask, root, similarity, weight, sums)
+    rows, kind = rows_of(length, choice.rows), precision(features.dtype)
+    targets, tiles = (anchor_N, positive_N, negative_N), triton.cdiv(length, sum(rows))
+    tile = choice.scores
+    scores_kernel[(tiles**2, pairs)](
+        features, norm, *targets, similarity, positives, pairs, images, length, width, channels,
+        kind, *rows, tile.summed, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
+    )  # fmt: skip
+    block_l = max(triton.next_power_of_2(length), 16)
+    weights_kernel[(triton.cdiv(length, 16), pairs)](
+        similarity, mask, *targets, weight, share, seen, positives, images, length, width, beta, 16, block_l,
+        num_warps=4 if block_l <= 256 else 8, enable_fp_fusion=True,
+    )  # fmt: skip
+    square = _warp(features, mask, targets, weight, share, reconstruction, rows, choice.warp)
+    finish_kernel[(pairs,)](
+        square, seen, norm, mask, *targets, distance, comask, root, positives, images, length, square.shape[1],
+        triton.next_power_of_2(square.shape[1]), block_l, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return Aligned(reconstruction, distance, comask, root, similarity, weight, sums)
+
+
+def _warp(
+    features: torch.Tensor, mask: torch.Tensor, targets: tuple[torch.Tensor, ...], weight: torch.Tensor,
+    share: torch.Tensor, reconstruction: torch.Tensor, rows: tuple[int, int], tile: Tile,
+) -> torch.Tensor:  # fmt: skip
+    """Fills the reconstruction; returns the shares of |w - f|^2, pairs x tiles x L."""
+    (images, length, channels), (pairs, _, width) = features.shape, weight.shape
+    positives = len(reconstruction)
+    if tile.parts and sum(rows) >= length and channels % (tile.parts * tile.columns) == 0:
+        square = features.new_empty(pairs, tile.parts, length, dtype=torch.float32)
+        warp_whole_kernel[(tile.parts, pairs)](
+            features, mask, *targets, weight, share, reconstruction, square, positives, pairs, images, length, width,
+            channels, channels // tile.parts, *rows, tile.columns, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
+        )  # fmt: skip
+        return square
+    tiles = triton.cdiv(channels, tile.columns)
+    square = features.new_empty(pairs, tiles, length, dtype=torch.float32)
+    warp_kernel[(triton.cdiv(length, sum(rows)) * tiles, pairs)](
+        features, mask, *targets, weight, share, reconstruction, square, positives, pairs, images, length, width,
+        channels, precision(features.dtype), *rows, tile.columns, tile.summed, tile.stages, num_warps=tile.warps,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    return square

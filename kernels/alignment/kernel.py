@@ -1,0 +1,90 @@
+"""The Triton path of the alignment: which tile sizes a call uses, and its forward and backward with them."""
+
+import functools
+
+import torch
+
+from kernels.alignment import backward_kernel, forward_kernel
+from kernels.alignment.tile_kernel import Choice, Tile, precision
+
+# Half types on Hopper and later, whose asynchronous products leave registers for whole pairs: measured on an H200
+# (perf/tune_alignment.py, perf/results/tune_alignment.json). The first is the default.
+CHOICES = (
+    Choice(
+        rows=192,
+        scores=Tile(0, 64, 8, 3),
+        warp=Tile(64, 64, 8, 3, 2),
+        quadratic=Tile(64, 64, 4, 2),
+        softmax=Tile(8, 0, 2, 1),
+        gram=Tile(64, 64, 4, 3),
+        gradient=Tile(128, 64, 8, 4),
+    ),
+)
+# Half types before Hopper: smaller tiles, within the registers of one block. Compiled, not measured.
+AMPERE = Choice(
+    rows=64,
+    scores=Tile(0, 64, 4, 3),
+    warp=Tile(64, 64, 4, 3),
+    quadratic=Tile(64, 32, 4, 2),
+    softmax=Tile(8, 0, 2, 1),
+    gram=Tile(64, 32, 4, 3),
+    gradient=Tile(64, 32, 4, 3),
+)
+# float32 elements take twice the room. TF32 products, and exact ones, which no tensor core makes.
+TF32 = Choice(
+    rows=64,
+    scores=Tile(0, 32, 4, 2),
+    warp=Tile(64, 32, 4, 2),
+    quadratic=Tile(32, 16, 4, 2),
+    softmax=Tile(8, 0, 2, 1),
+    gram=Tile(64, 32, 4, 2),
+    gradient=Tile(64, 32, 4, 2),
+)
+EXACT = Choice(
+    rows=32,
+    scores=Tile(0, 16, 4, 3),
+    warp=Tile(32, 16, 4, 3),
+    quadratic=Tile(32, 16, 4, 3),
+    softmax=Tile(8, 0, 2, 1),
+    gram=Tile(32, 16, 4, 3),
+    gradient=Tile(32, 16, 4, 3),
+)
+
+
+def choices(dtype: torch.dtype, capability: int = 9) -> tuple[Choice, ...]:
+    """The tuning choices for a dtype on a GPU of this compute capability (the major number); the first is used."""
+    if dtype == torch.float32:
+        return (EXACT,) if precision(dtype) == "ieee" else (TF32,)
+    return CHOICES if capability >= 9 else (AMPERE,)
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    """Tensors that are not on a GPU belong to Triton's interpreter or to a compilation without a GPU."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+
+
+def _choice(features_BLC: torch.Tensor) -> Choice:
+    return choices(features_BLC.dtype, _capability(features_BLC.device))[0]
+
+
+def forward(
+    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor,
+    negative_N: torch.Tensor, beta: float, choice: Choice | None = None,
+) -> forward_kernel.Aligned:  # fmt: skip
+    """As `forward_kernel.forward`, with the tile sizes for this dtype and GPU unless others are given."""
+    choice = choice or _choice(features_BLC)
+    return forward_kernel.forward(features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta, choice)
+
+
+def backward(
+    grad_reconstruction_NLC: torch.Tensor, grad_distance_NL: torch.Tensor, features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor, negative_N: torch.Tensor, beta: float,
+    reconstruction_NLC: torch.Tensor, root_NL: torch.Tensor, similarity_NLP: torch.Tensor, weight_NLP: torch.Tensor,
+    sums_RL: torch.Tensor, choice: Choice | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """As `backward_kernel.backward`; the reconstruction is not read."""
+    return backward_kernel.backward(
+        grad_reconstruction_NLC, grad_distance_NL, features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta,
+        root_NL, similarity_NLP, weight_NLP, sums_RL, choice or _choice(features_BLC),
+    )  # fmt: skip

@@ -1,0 +1,195 @@
+"""The public `align`, `soft_align` and `align_distance`: checks, choice of path, and their one custom op.
+
+Legend: B images, L = H*W positions, C channels, N pairs.
+"""
+
+from types import ModuleType
+
+import torch
+
+from kernels.alignment import plain, reference
+from kernels.common import (
+    alignment_obstacle,
+    check_alignment,
+    check_row_range,
+    choose_path,
+    compute_dtype,
+    refuse_double_backward,
+)
+
+
+def align(
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    positive_N: torch.Tensor,
+    negative_N: torch.Tensor,
+    beta: float,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rebuild each anchor image from its positive target and measure its distance to both targets (method §4).
+
+    The same as `soft_align` with the positives and `align_distance` with the negatives, in half the launches.
+    features_BLC: B x L x C, channels-last maps flattened, any floating dtype; mask_BL: B x L in [0, 1], carries no
+    gradient (`feature_mask`); anchor_N, positive_N, negative_N: int64 rows of the batch; beta > 0 multiplies the
+    cosine similarity. Returns reconstruction N x L x C (dtype of the features), the distances N x L to the positive
+    and to the negative reconstruction and the co-mask N x L, all float32 (float64 for float64); the co-mask carries no
+    gradient. N may be 0.
+    backend: `auto`, `reference` (the definition) or `triton`.
+    Raises TypeError or ValueError before any work. On a GPU a pair with a row outside the batch gives NaN instead:
+    reading the rows to check them would stall the stream.
+    """
+    check_alignment(features_BLC, mask_BL, anchor_N, positive_N, beta)
+    check_alignment(features_BLC, mask_BL, anchor_N, negative_N, beta)
+    path = choose_path(backend, features_BLC, alignment_obstacle(features_BLC))
+    if path == "reference":
+        for target_N in (positive_N, negative_N):
+            check_row_range(anchor_N, target_N, len(features_BLC))
+        return reference.align(features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta)
+    inputs = (features_BLC, mask_BL.detach(), anchor_N, positive_N, negative_N, float(beta), path)
+    reconstruction, distance, comask = _forward(*inputs)[:3]
+    count = len(anchor_N)
+    return reconstruction, distance[:count], distance[count:], comask.detach()
+
+
+def soft_align(
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    target_N: torch.Tensor,
+    beta: float,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rebuild each anchor image from its target's features (paper §4; LbA's CMAlign; method §4, eq. 1-6).
+
+    Arguments, errors and backends as in `align`. Returns reconstruction N x L x C (dtype of the features), distance
+    N x L = |f - reconstruction| over channels and co-mask N x L, both float32 (float64 for float64).
+    """
+    check_alignment(features_BLC, mask_BL, anchor_N, target_N, beta)
+    path = choose_path(backend, features_BLC, alignment_obstacle(features_BLC))
+    if path == "reference":
+        check_row_range(anchor_N, target_N, len(features_BLC))
+        return reference.soft_align(features_BLC, mask_BL, anchor_N, target_N, beta)
+    inputs = (features_BLC, mask_BL.detach(), anchor_N, target_N, target_N[:0], float(beta), path)
+    reconstruction, distance, comask = _forward(*inputs)[:3]
+    return reconstruction, distance, comask.detach()
+
+
+def align_distance(
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    target_N: torch.Tensor,
+    beta: float,
+    backend: str = "auto",
+) -> torch.Tensor:
+    """The distance `soft_align` would return, without its reconstruction: nothing N x L x C is written (method §4.1).
+
+    Arguments, errors and backends as in `align`. Returns distance N x L over channels, float32 (float64 for float64).
+    """
+    check_alignment(features_BLC, mask_BL, anchor_N, target_N, beta)
+    path = choose_path(backend, features_BLC, alignment_obstacle(features_BLC))
+    if path == "reference":
+        check_row_range(anchor_N, target_N, len(features_BLC))
+        return reference.align_distance(features_BLC, mask_BL, anchor_N, target_N, beta)
+    return _forward(features_BLC, mask_BL.detach(), anchor_N, target_N[:0], target_N, float(beta), path)[1]
+
+
+@torch.library.custom_op("kernels::align", mutates_args=())
+def _forward(
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    positive_N: torch.Tensor,
+    negative_N: torch.Tensor,
+    beta: float,
+    path: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Reconstruction, distances (positives first) and co-mask; then what the backward wants.
+
+    That is |f - w| and the similarities, and on the plain path the Gram matrices of the targets and nothing; in Triton
+    the weights before their division by their sum, and norms and inverse sums in one tensor (B + pairs) x L.
+    """
+    for target_N in (positive_N, negative_N):
+        check_row_range(anchor_N, target_N, len(features_BLC))
+    inputs = (features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta)
+    with torch.autocast(features_BLC.device.type, enabled=False):
+        return _module(path).forward(*inputs)
+
+
+def _module(path: str) -> ModuleType:
+    if path == "plain":
+        return plain
+    from kernels.alignment import kernel  # here, because it imports Triton
+
+    return kernel
+
+
+@_forward.register_fake
+def _(
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    positive_N: torch.Tensor,
+    negative_N: torch.Tensor,
+    beta: float,
+    path: str,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    positives, (images, length, channels) = len(positive_N), features_BLC.shape
+    pairs, dtype = positives + len(negative_N), compute_dtype(features_BLC)
+    reconstruction = features_BLC.new_empty(positives, length, channels)
+    distance, root = (features_BLC.new_empty(pairs, length, dtype=dtype) for _ in range(2))
+    comask = features_BLC.new_empty(positives, length, dtype=dtype)
+    if path == "plain":
+        similarity = features_BLC.new_empty(pairs, length, length, dtype=dtype)
+        kept = similarity.new_empty(images, length, length), similarity.new_empty(0)
+    else:
+        similarity = features_BLC.new_empty(pairs, length, (length + 15) // 16 * 16, dtype=dtype)
+        kept = torch.empty_like(similarity, dtype=features_BLC.dtype), root.new_empty(images + pairs, length)
+    return reconstruction, distance, comask, root, similarity, *kept
+
+
+@torch.library.custom_op("kernels::align_backward", mutates_args=())
+def _backward(
+    grad_reconstruction_NLC: torch.Tensor,
+    grad_distance_NL: torch.Tensor,
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    positive_N: torch.Tensor,
+    negative_N: torch.Tensor,
+    beta: float,
+    reconstruction_NLC: torch.Tensor,
+    root_NL: torch.Tensor,
+    similarity_NLP: torch.Tensor,
+    kept: torch.Tensor,
+    sums: torch.Tensor,
+    path: str,
+) -> torch.Tensor:
+    inputs = (features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta)
+    saved = (reconstruction_NLC, root_NL, similarity_NLP, kept, sums)
+    with torch.autocast(features_BLC.device.type, enabled=False):
+        return _module(path).backward(grad_reconstruction_NLC, grad_distance_NL, *inputs, *saved)
+
+
+@_backward.register_fake
+def _(grad_reconstruction_NLC, grad_distance_NL, features_BLC, *saved):  # type: ignore[no-untyped-def]
+    return torch.empty_like(features_BLC, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+    *tensors, ctx.beta, ctx.path = inputs
+    reconstruction, _, _, *saved = output
+    if ctx.path != "plain":
+        reconstruction = reconstruction.new_empty(0)  # the kernels do not read it again
+    ctx.save_for_backward(*tensors, reconstruction, *saved)
+
+
+def _differentiate(ctx, grad_reconstruction_NLC, grad_distance_NL, *_):  # type: ignore[no-untyped-def]
+    tensors, saved = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
+    gradient = _backward(grad_reconstruction_NLC, grad_distance_NL, *tensors, ctx.beta, *saved, ctx.path)
+    return gradient, None, None, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(lambda ctx, *_: refuse_double_backward("align"))
