@@ -43,8 +43,8 @@ def double(p_x, n, BLOCK: tl.constexpr):
 def test_kernels_are_compiled_and_not_run():
     values = torch.ones(9)
     with fake_gpu():
-        compiled = double[(1,)](values, 9, 16)
+        compiled = double[(1,)](values, 9, 16, enable_fp_fusion=True)
         assert "sm_90" in compiled.asm["ptx"]
         with pytest.raises(triton.CompilationError):
-            double[(1,)](values, 9, 15)  # a block that is no power of two
+            double[(1,)](values, 9, 15, enable_fp_fusion=True)  # a block that is no power of two
     assert values.sum() == 9
