@@ -31,7 +31,12 @@ def versions() -> dict[str, str | None]:
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, with "+changes" when it has uncommitted ones; None outside a checkout."""
+    """The commit of the source tree, with "+changes" when it has uncommitted ones; None outside a checkout.
+
+    TACAF_COMMIT in the environment wins: it names the commit of a tree that travelled without its history.
+    """
+    if os.environ.get("TACAF_COMMIT"):
+        return os.environ["TACAF_COMMIT"]
     root = Path(__file__).resolve().parent.parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
