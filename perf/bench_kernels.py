@@ -27,7 +27,7 @@ import torch
 import torch._functorch.config
 
 from perf.cases import Case, both_case, cases, small_cases
-from perf.fake_gpu import fake_gpu
+from perf.fake_gpu import fake_gpu, rehearsing
 from perf.parts import timing
 from perf.parts.kernel_times import kernel_times
 from perf.parts.passes import PASSES, Work, WrongResultError, check, passes, prepare
@@ -267,10 +267,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     args.began = time.monotonic()
-    if args.rehearse and torch.cuda.is_available():
+    if args.rehearse and torch.cuda.is_available() and not rehearsing():
         print("error: --rehearse is for a machine without a GPU, and here is one; leave it out", file=sys.stderr)
         return 2
-    with fake_gpu() if args.rehearse else contextlib.nullcontext():
+    with fake_gpu() if args.rehearse and not rehearsing() else contextlib.nullcontext():
+        args.rehearse = rehearsing()
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if args.device == "cuda" and not torch.cuda.is_available():
             print("error: expected a GPU for --device cuda, found none; use --device cpu", file=sys.stderr)
