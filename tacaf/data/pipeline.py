@@ -35,15 +35,9 @@ def _decode(encoded: Node, height: int, width: int, device_id: int | None) -> No
 
 def _crop(image: Node, height: int, width: int, crop: Node, mirror: Node) -> Node:
     """Crop from the image padded with raw 0, mirror, normalise; float32 CHW."""
-    image = fn.slice(
-        image,
-        crop,
-        [height, width],
-        axes=[0, 1],
-        normalized_anchor=False,
-        normalized_shape=False,
-        out_of_bounds_policy="pad",
-    )
+    # A shape given as a positional argument becomes a GPU node, whose values DALI copies back at every run; as a named
+    # argument it stays on the CPU beside the anchors.
+    image = fn.slice(image, start=crop, shape=[height, width], axes=[0, 1], out_of_bounds_policy="pad")
     return _normalise(image, mirror)
 
 
