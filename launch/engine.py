@@ -71,6 +71,16 @@ def start_distributed(start_limit_s: float = 600, stall_limit_s: float = 1800) -
     return Place(distributed.rank(), distributed.world_size(), device)
 
 
+def choose_convolutions(deterministic: bool) -> None:
+    """How cuDNN picks its algorithms in this process: reproducible ones, or the fastest by trying them out.
+
+    A training's batches all have one size, so that every convolution is tried once. Evaluation has one size as well,
+    but for its last batch.
+    """
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
 def _load_op() -> None:
     """One process at a time loads DeepSpeed's op, which the first one builds.
 

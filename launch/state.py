@@ -8,7 +8,8 @@ from launch.config import Config, TrainConfig
 from tacaf.data.index import ShardIndex
 from tacaf.logs import git_commit, versions
 
-# Settings a resumed run may change: where things lie, how often something is written, what is scored.
+# Settings a resumed run may change: where things lie, how often something is written, what is scored, which of cuDNN's
+# algorithms run.
 FREE = {
     "data": ("shards", "remote", "threads", "prefetch", "workers", "bad_sample_share"),
     "train": (
@@ -19,6 +20,7 @@ FREE = {
         "weights",
         "start_from",
         "watch",
+        "deterministic",
         "on_nonfinite",
         "nonfinite_limit",
         "start_limit_s",

@@ -40,6 +40,7 @@ from tacaf.vocabulary import InputError
 
 def train(config: Config, resume: bool, stop: StopRequest) -> None:
     place = deepspeed_engine.start_distributed(config.train.start_limit_s, config.train.stall_limit_s)
+    deepspeed_engine.choose_convolutions(config.train.deterministic)
     stop.any_rank = distributed.any_rank
     with distributed.together():
         index = ShardIndex.open(config.data.shards, config.data.remote)
