@@ -17,7 +17,7 @@ from nvidia.dali import Pipeline, fn, types
 
 from tacaf.data.augment import MEAN, STD, AugmentConfig, Parameters, draw_parameters
 from tacaf.data.index import ShardIndex
-from tacaf.data.pixels import finish
+from tacaf.data.pixels import finish, finish_whole
 from tacaf.data.plan import Plan, PlannedBatch
 from tacaf.data.reader import BadSampleError, ShardReader
 from tacaf.interfaces import Batch
@@ -213,6 +213,8 @@ class TrainingPipeline:
     def _finished(self, branches: list[torch.Tensor], drawn: Parameters) -> torch.Tensor:
         """The batch in memory of its own: DALI will use that of its outputs again."""
         first = branches[0]
+        if first.device.type != "cpu":
+            return finish_whole(torch.cat(branches), drawn, self.augment.channel_augment_space)
         size = sum(len(images) for images in branches)
         out_BCHW = torch.empty((size, *first.shape[1:]), dtype=first.dtype, device=first.device)
         start = 0
