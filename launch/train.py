@@ -6,6 +6,7 @@ SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
 """
 
 import argparse
+import functools
 import math
 import os
 import sys
@@ -22,7 +23,7 @@ from launch.config import Config, load_config
 from launch.dry_run import describe, describe_steps
 from launch.finish import check_scoring, evaluate_epoch, finish
 from launch.flops import share_at_one_second
-from launch.forward import forward
+from launch.forward import draw, forward
 from launch.model_file import build_model
 from launch.run_folder import open_run, record_start
 from launch.state import TrainState, circumstances, must_match
@@ -79,7 +80,7 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
             start=(state.epoch, state.step), steps_per_epoch=steps,
             threads=config.data.threads, prefetch=config.data.prefetch, workers=config.data.workers,
             on_bad_sample=config.data.on_bad_sample, bad_sample_share=config.data.bad_sample_share,
-            report=watcher.warn,
+            report=watcher.warn, draw_pairs=functools.partial(draw, config),
         )  # fmt: skip
         model.train()
 

@@ -4,7 +4,7 @@ import torch
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor`, which lies on the host, on `device`. A GPU copies it from pinned memory while the host goes on."""
-    if device.type == "cpu":
+    """`tensor` on `device`: itself where it is there already, else a copy from pinned memory while the host goes on."""
+    if tensor.device.type == device.type:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)

@@ -20,10 +20,11 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.pixels import finish, finish_whole
 from tacaf.data.plan import Plan, PlannedBatch
 from tacaf.data.reader import BadSampleError, ShardReader
-from tacaf.interfaces import Batch
+from tacaf.interfaces import Batch, Pairs
 from tacaf.vocabulary import Branch, InputError, Modality
 
 Node: TypeAlias = Any  # DALI's data node
+DrawPairs: TypeAlias = Callable[[PlannedBatch, int, int], dict[str, Pairs]]  # a plan of (epoch, step) to Batch.pairs*
 PARAMETERS = 2  # external inputs per branch: crop, mirror
 
 
@@ -82,6 +83,10 @@ class TrainingSource:
         rows = [self.instead.get(row, row) for row in planned.row_B.tolist()]
         return planned._replace(row_B=np.array(rows, dtype=np.int64))
 
+    def foreseen(self, count: int) -> PlannedBatch:
+        """The plan of a batch that may not have come out yet, but for replaced images."""
+        return self._made[count][0] if count in self._made else self.planned(count)
+
     def made(self, count: int) -> tuple[PlannedBatch, Parameters]:
         """Plan and parameters of that batch, which is over with; from memory where this process made it."""
         for before in [other for other in self._made if other < count]:
@@ -127,7 +132,7 @@ class TrainingPipeline:
     many processes, which helps where storage is slow; batches are the same. An image that cannot be read or decoded
     raises InputError naming shard and key, or with `on_bad_sample` "replace" gives way to the next sound one of its
     identity and modality; `replaced` counts those, `report` gets a sentence for each, and beyond `bad_sample_share` of
-    the training images the error comes after all.
+    the training images the error comes after all. `draw_pairs` draws the batch's pairs on the host; without it, none.
     """
 
     def __init__(
@@ -136,10 +141,10 @@ class TrainingPipeline:
         start: tuple[int, int] = (0, 0), steps_per_epoch: int | None = None,
         threads: int = 2, prefetch: int = 2, workers: int = 0,
         on_bad_sample: Literal["stop", "replace"] = "stop", bad_sample_share: float = 0.001,
-        report: Callable[[str], None] = print,
+        report: Callable[[str], None] = print, draw_pairs: DrawPairs | None = None,
     ) -> None:  # fmt: skip
         plan.check_ranks(ranks)
-        self.plan, self.augment, self.report = plan, augment, report
+        self.plan, self.augment, self.report, self.draw_pairs = plan, augment, report, draw_pairs
         self.device_id, self.threads, self.prefetch, self.workers = device_id, threads, prefetch, workers
         self.on_bad_sample, self.bad_sample_share = on_bad_sample, bad_sample_share
         self.reader = ShardReader(index)
@@ -198,6 +203,8 @@ class TrainingPipeline:
         epoch, step = self.source.where(self.next)
         if self.ahead is not None:
             self.ahead.want(self.plan.shards_ahead(epoch, step, self.source.steps))
+        # Before the wait for the images, which DALI's threads prepare meanwhile. A replaced image changes no pair.
+        pairs = self.draw_pairs(self.source.foreseen(self.next), epoch, step) if self.draw_pairs else {}
         outputs = self._run()
         planned, drawn = self.source.made(self.next)
         images_BCHW = self._finished([_to_torch(output) for output in outputs], drawn)
@@ -208,7 +215,7 @@ class TrainingPipeline:
             for column in (planned.label_B, planned.branch_B, planned.group_B, planned.position_B, planned.row_B)
         )
         visible = int((planned.branch_B != Branch.INFRARED).sum())
-        return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step)
+        return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step, **pairs)
 
     def _finished(self, branches: list[torch.Tensor], drawn: Parameters) -> torch.Tensor:
         """The batch in memory of its own: DALI will use that of its outputs again."""
