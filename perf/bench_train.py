@@ -11,7 +11,6 @@ import argparse
 import functools
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +27,7 @@ import tacaf.model.cmaam as cmaam
 import tacaf.model.ipcam as ipcam
 import tacaf.model.pooling as pooling
 from perf.bench_kernels import MIB
+from tacaf.child_processes import child_environment
 from tacaf.logs import environment
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.pairs import draw_pairs
@@ -174,7 +174,7 @@ def cpu_peak_mib(wanted: argparse.Namespace, variant: Variant) -> float:
     words = ["--device", "cpu", "--groups", wanted.groups, "--peak-of", variant.name, *["--small"] * wanted.small]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, *map(str, words)], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=child_environment(),
     )  # fmt: skip
     return float(done.stdout)
 

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 OURS = ("kernels", "tacaf", "shards", "launch", "perf", "tests")
 FLOOR_1 = tuple(
-    f"tacaf.{name}" for name in ("vocabulary", "draws", "interfaces", "distributed", "checkpoint", "logs", "optim")
+    f"tacaf.{name}"
+    for name in ("vocabulary", "draws", "interfaces", "distributed", "checkpoint", "child_processes", "logs", "optim")
 )
 
 # room (longest prefix wins) -> the rooms of ours it may import. A room may import itself, but no op another op.
@@ -21,6 +22,7 @@ MAY_IMPORT = {
     "tacaf.interfaces": ("tacaf.vocabulary",),
     "tacaf.distributed": ("tacaf.vocabulary",),
     "tacaf.checkpoint": ("tacaf.vocabulary",),
+    "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.vocabulary",),
     "tacaf.optim": ("tacaf.vocabulary",),
     "tacaf.model": ("kernels", *FLOOR_1),
@@ -49,7 +51,7 @@ HEAVY = {
     "gradio": ("launch/demo_app.py", "launch/demo_page.py"),
     "torch": ("kernels/**/*.py", "kernels/*.py", "tacaf/**/*.py", "tacaf/*.py", "launch/*.py", "perf/*.py"),
 }
-NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py")
+NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py", "tacaf/child_processes.py")
 
 
 def _sources() -> list[Path]:
