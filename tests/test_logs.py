@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from tacaf.logs import environment, published, without_folders
+from tacaf.logs import environment, git_commit, published, without_folders
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,14 @@ def test_a_record_is_published_without_folders_wherever_they_stand():
 def test_the_command_is_shown_without_folders(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/x/launch/train.py", "--set", "run=/data/run"])
     assert environment(1)["command"] == "train.py --set run=.../run"
+
+
+def test_a_commit_given_by_the_environment_comes_first(monkeypatch):
+    monkeypatch.setenv("TACAF_COMMIT", "abc123")
+    assert git_commit() == "abc123"
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.delenv("TACAF_COMMIT", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert git_commit() is None
