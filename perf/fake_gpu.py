@@ -1,0 +1,306 @@
+"""A GPU that is not there, so that code for one GPU can be rehearsed on a CPU before a real GPU sees it.
+
+    with fake_gpu():
+        bench_kernels.main(["--device", "cuda", ...])
+
+Tensors asked for on "cuda" are CPU tensors, so the ops take their CPU path and results are right. Streams, events,
+graphs and memory statistics keep the rules that a CPU can check: a graph is captured on one stream, nothing waits for
+the device meanwhile, and a graph replays only what was captured. Triton compiles kernels for an H100 and launches
+nothing, so outputs of a direct launch are arbitrary. torch.compile traces and differentiates, but generates no code.
+Times and memory of a rehearsal mean nothing.
+"""
+
+import contextlib
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+CAPABILITY = (9, 0)  # an H100's
+NAME = "no GPU (rehearsal)"
+MEMORY_BYTES = 80 * 2**30
+SHARED_BYTES = 227 * 1024  # what a block may ask for
+MULTIPROCESSORS = 132
+
+
+class FakeStream:
+    """A stream without work. It is told apart by its number; 0 is the default stream."""
+
+    _made = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        FakeStream._made += 1
+        self.cuda_stream = FakeStream._made
+
+    def wait_stream(self, other: "FakeStream") -> None:
+        _refuse_while_capturing("Stream.wait_stream")
+
+    def wait_event(self, event: "FakeEvent") -> None:
+        pass
+
+    def record_event(self, event: "FakeEvent | None" = None) -> "FakeEvent":
+        event = event or FakeEvent()
+        event.record(self)
+        return event
+
+    def synchronize(self) -> None:
+        _refuse_while_capturing("Stream.synchronize")
+
+    def query(self) -> bool:
+        return True
+
+
+class FakeEvent:
+    """An event that reads the host's clock."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.recorded_s: float | None = None
+
+    def record(self, stream: FakeStream | None = None) -> None:
+        self.recorded_s = time.perf_counter()
+
+    def elapsed_time(self, end: "FakeEvent") -> float:
+        """Milliseconds, never 0, because callers divide by it."""
+        if self.recorded_s is None or end.recorded_s is None:
+            raise RuntimeError("Both events must be recorded before calculating elapsed time.")
+        return max(1000 * (end.recorded_s - self.recorded_s), 1e-3)
+
+    def synchronize(self) -> None:
+        _refuse_while_capturing("Event.synchronize")
+
+    def wait(self, stream: FakeStream | None = None) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
+class FakeGraph:
+    """A CUDA graph that remembers whether it was captured; a replay does nothing."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.captured = False
+
+    def capture_begin(self, *_: Any, **__: Any) -> None:
+        if _STATE.stream is _STATE.default:
+            raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
+        _refuse_while_capturing("CUDAGraph.capture_begin")
+        _STATE.capturing = _STATE.stream
+
+    def capture_end(self) -> None:
+        if _STATE.capturing is None or _STATE.capturing is not _STATE.stream:
+            raise RuntimeError("Capture must end on the same stream it began on.")
+        _STATE.capturing, self.captured = None, True
+
+    def replay(self) -> None:
+        if not self.captured:
+            raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
+
+    def reset(self) -> None:
+        self.captured = False
+
+    def pool(self) -> tuple[int, int]:
+        return (0, 1)
+
+
+class _State:
+    """What the fake device is doing. There is one device, so there is one state."""
+
+    def __init__(self) -> None:
+        self.default = FakeStream()
+        self.default.cuda_stream = 0
+        self.stream = self.default
+        self.capturing: FakeStream | None = None
+
+
+_STATE = _State()
+
+
+def _refuse_while_capturing(what: str) -> None:
+    if _STATE.capturing is not None:
+        raise RuntimeError(f"{what}: operation not permitted when stream is capturing")
+
+
+@contextlib.contextmanager
+def _stream(stream: FakeStream | None) -> Iterator[None]:
+    before, _STATE.stream = _STATE.stream, stream or _STATE.stream
+    try:
+        yield
+    finally:
+        _STATE.stream = before
+
+
+@contextlib.contextmanager
+def _graph(graph: FakeGraph, pool: Any = None, stream: FakeStream | None = None, **_: Any) -> Iterator[None]:
+    """torch.cuda.graph. As there, a failing end leaves the stream behind."""
+    before, _STATE.stream = _STATE.stream, stream or FakeStream()
+    graph.capture_begin()
+    try:
+        yield
+    finally:
+        graph.capture_end()
+        _STATE.stream = before
+
+
+def _synchronize(device: Any = None) -> None:
+    _refuse_while_capturing("torch.cuda.synchronize")
+
+
+def _set_stream(stream: FakeStream) -> None:
+    _STATE.stream = stream
+
+
+def _on_cpu(value: Any) -> Any:
+    """The CPU for a GPU, anything else as it is."""
+    if isinstance(value, str) and value.split(":")[0] == "cuda":
+        return torch.device("cpu")
+    return torch.device("cpu") if isinstance(value, torch.device) and value.type == "cuda" else value
+
+
+class _TensorsOnCpu(TorchFunctionMode):
+    """Sends every tensor that is asked for on the GPU to the CPU."""
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
+            return args[0]
+        kwargs = {name: _on_cpu(value) for name, value in (kwargs or {}).items()}
+        return func(*(_on_cpu(value) for value in args), **kwargs)
+
+
+def _properties(device: Any = None) -> SimpleNamespace:
+    return SimpleNamespace(
+        name=NAME, major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=MEMORY_BYTES,
+        multi_processor_count=MULTIPROCESSORS, L2_cache_size=50 * 2**20, warp_size=32,
+    )  # fmt: skip
+
+
+def _cuda_names() -> dict[str, Any]:
+    """What stands in for names of torch.cuda."""
+    return {
+        "is_available": lambda: True, "is_initialized": lambda: True, "init": lambda: None,
+        "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda device: None,
+        "get_device_name": lambda device=None: NAME, "get_device_capability": lambda device=None: CAPABILITY,
+        "get_device_properties": _properties, "is_bf16_supported": lambda *_, **__: True,
+        "mem_get_info": lambda device=None: (MEMORY_BYTES, MEMORY_BYTES),
+        "memory_allocated": lambda device=None: 0, "max_memory_allocated": lambda device=None: 0,
+        "memory_reserved": lambda device=None: 0, "max_memory_reserved": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None, "empty_cache": lambda: None,
+        "manual_seed": lambda seed: None, "manual_seed_all": lambda seed: None,
+        "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
+        "set_rng_state": lambda state, device=None: None,
+        "synchronize": _synchronize, "Event": FakeEvent, "Stream": FakeStream, "stream": _stream,
+        "current_stream": lambda device=None: _STATE.stream, "default_stream": lambda device=None: _STATE.default,
+        "set_stream": _set_stream, "CUDAGraph": FakeGraph, "graph": _graph, "graph_pool_handle": lambda: (0, 1),
+        "is_current_stream_capturing": lambda: _STATE.capturing is not None,
+    }  # fmt: skip
+
+
+def _compile(original: Callable) -> Callable:
+    """torch.compile without code generation: a CPU's code would take a compiler minutes and prove nothing for a GPU."""
+
+    def compiled(model: Any = None, *, backend: Any = None, mode: Any = None, options: Any = None, **words: Any) -> Any:
+        return original(model, backend="aot_eager", **words)
+
+    return compiled
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, names: dict[str, Any]) -> Iterator[None]:
+    before = {name: getattr(owner, name) for name in names}
+    try:
+        for name, value in names.items():
+            setattr(owner, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+def _driver() -> Any:
+    """A Triton driver that compiles for an H100, loads and launches nothing."""
+    from triton.backends.compiler import GPUTarget
+    from triton.backends.driver import GPUDriver
+
+    class Utils:
+        def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
+            return 1, 1, 32, 0, 1024  # module, function, registers, spills, threads of a block
+
+        def unload_module(self, module: int) -> None:
+            pass
+
+        def get_device_properties(self, device: int) -> dict[str, int]:
+            return {"max_shared_mem": SHARED_BYTES, "multiprocessor_count": MULTIPROCESSORS, "warpSize": 32,
+                    "max_num_regs": 65536, "sm_clock_rate": 1, "mem_clock_rate": 1, "mem_bus_width": 1}  # fmt: skip
+
+    class Driver(GPUDriver):
+        def __init__(self) -> None:
+            self.utils = Utils()
+            self.launcher_cls = lambda source, metadata: lambda *args: None
+            self.get_current_device, self.set_current_device = (lambda: 0), (lambda device: None)
+            self.get_current_stream = lambda device: 0
+            self.get_device_capability = lambda device=0: CAPABILITY
+
+        @staticmethod
+        def is_active() -> bool:
+            return True
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget("cuda", 10 * CAPABILITY[0] + CAPABILITY[1], 32)
+
+        def get_active_torch_device(self) -> torch.device:
+            return torch.device("cpu")
+
+        def map_python_to_cpp_type(self, ty: str) -> str:
+            return ty
+
+        def get_benchmarker(self) -> Callable:
+            from triton.testing import do_bench
+
+            return do_bench
+
+        def get_device_interface(self) -> Any:
+            return torch.cuda
+
+        def get_empty_cache_for_benchmark(self) -> torch.Tensor:
+            return torch.empty(1, dtype=torch.int32)
+
+        def clear_cache(self, cache: torch.Tensor) -> None:
+            cache.zero_()
+
+    return Driver()
+
+
+@contextlib.contextmanager
+def fake_gpu() -> Iterator[None]:
+    """Everything inside that asks for a GPU gets the fake one. Not for a machine that has a GPU."""
+    if torch.cuda.is_available():
+        raise RuntimeError("The fake GPU is for machines without one; this machine has a GPU, use it.")
+    global _STATE
+    _STATE = _State()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # torch._dynamo.reset imports PyTorch's own Inductor where there is a GPU, and that uses a deprecated name
+        warnings.filterwarnings("ignore", message="`torch.jit.script_method` is deprecated")
+        stack.enter_context(_replaced(torch.cuda, _cuda_names()))
+        stack.enter_context(_replaced(torch, {"compile": _compile(torch.compile)}))
+        stack.enter_context(_triton_driver())
+        stack.enter_context(_TensorsOnCpu())
+        yield
+
+
+@contextlib.contextmanager
+def _triton_driver() -> Iterator[None]:
+    from triton.runtime import driver
+
+    before = driver._active
+    driver.set_active(_driver())
+    try:
+        yield
+    finally:
+        driver._active = before
