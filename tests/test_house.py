@@ -40,7 +40,7 @@ MAY_IMPORT = {
 }
 # heavy package -> the files that alone may import it (perf measures them, so it may too)
 HEAVY = {
-    "triton": ("kernels/*/kernel.py", "perf/*.py"),
+    "triton": ("kernels/*/kernel.py", "perf/*.py", "perf/calls/*.py"),
     "nvidia.dali": ("tacaf/data/pipeline.py", "perf/*.py"),
     "deepspeed": ("launch/engine.py", "launch/regroup.py", "perf/*.py"),
     "transformers": ("tacaf/model/library.py",),
@@ -49,7 +49,15 @@ HEAVY = {
     "matplotlib": (*(f"tacaf/evaluation/{name}.py" for name in ("curves", "figures", "forest")), "perf/*.py"),
     "sklearn": ("tacaf/evaluation/embedding_map.py",),
     "gradio": ("launch/demo_app.py", "launch/demo_page.py"),
-    "torch": ("kernels/**/*.py", "kernels/*.py", "tacaf/**/*.py", "tacaf/*.py", "launch/*.py", "perf/*.py"),
+    "torch": (
+        "kernels/**/*.py",
+        "kernels/*.py",
+        "tacaf/**/*.py",
+        "tacaf/*.py",
+        "launch/*.py",
+        "perf/*.py",
+        "perf/calls/*.py",
+    ),
 }
 NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py", "tacaf/child_processes.py")
 

@@ -21,7 +21,7 @@ BLOCK = 4096  # numbers of four bytes that a program reads at once
 
 
 @triton.jit
-def read_kernel(source_ptr, target_ptr, blocks, rounds, BLOCK: tl.constexpr):  # noqa: N803
+def read_kernel(source_ptr, target_ptr, blocks, rounds, BLOCK: tl.constexpr):
     """Every program reads `rounds` blocks, each program from another place on, and stores what they add up to."""
     program = tl.program_id(0)
     total = tl.zeros([BLOCK], tl.int32)

@@ -1,4 +1,4 @@
-"""Whether every op can be captured in a CUDA graph and replays to the same numbers: python -m perf.calls.graphs --json FILE
+"""Whether every op can be captured in a CUDA graph and replays alike: python -m perf.calls.graphs --json FILE
 
 Forward, backward and both are captured by hand on a side stream. The reason is recorded where that fails.
 """

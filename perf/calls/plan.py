@@ -18,7 +18,8 @@ class Part:
     commands: modules with their arguments, run side by side.
     needs: packages that must be importable, or files of the source tree (with a slash).
     least_s, most_s: seconds kept for it from the parts before it, and seconds after which it is stopped.
-    rehearsal: arguments added in a rehearsal, which make it small.
+    rehearsal: arguments added in a rehearsal, which make it small; only the first command is rehearsed.
+    small: the module that is rehearsed in place of the command's own.
     fake: a rehearsal runs it with the fake GPU; otherwise on the CPU as it is.
     """
 
@@ -28,6 +29,7 @@ class Part:
     most_s: float
     needs: tuple[str, ...] = ()
     rehearsal: Command = ()
+    small: str | None = None
     fake: bool = True
 
 
@@ -43,7 +45,7 @@ class Call:
 
 TEST_PROCESSES = 12  # each compiles its own share of the kernels; the machine has 16 cores
 DTYPES = ("bf16", "fp16", "fp32")
-KERNELS = "perf.bench_kernels"
+KERNELS, SMALL_KERNELS = "perf.bench_kernels", "perf.calls.small_kernels"
 TRAIN = "perf.bench_train"
 SMALL_TRAIN = ("--small", "--groups", "1", "--rounds", "1")
 FAST = "whole, kernels, channels-last, fused, cudnn.benchmark"
@@ -51,12 +53,12 @@ FAST = "whole, kernels, channels-last, fused, cudnn.benchmark"
 
 def _kernels(images: int, least_s: float, most_s: float) -> Part:
     command = (KERNELS, "--images", str(images), *JSON)
-    return Part(f"kernels_{images}", (command,), least_s, most_s, rehearsal=("--small",))
+    return Part(f"kernels_{images}", (command,), least_s, most_s, small=SMALL_KERNELS)
 
 
 def _check(images: int, dtypes: tuple[str, ...], least_s: float, most_s: float) -> Part:
     commands = tuple((KERNELS, "--check", "--images", str(images), "--dtype", dtype) for dtype in dtypes)
-    return Part(f"check_{images}", commands, least_s, most_s, rehearsal=("--small",))
+    return Part(f"check_{images}", commands, least_s, most_s, small=SMALL_KERNELS)
 
 
 def _tests() -> Part:
@@ -68,9 +70,11 @@ def _tests() -> Part:
     return Part("tests", commands, 60, 130, needs=("pytest",), rehearsal=("--small",))
 
 
-def _train(name: str, least_s: float, most_s: float, *variants: str) -> Part:
+def _train(name: str, least_s: float, most_s: float, variants: Command, rehearsed: Command) -> Part:
     command = (TRAIN, "--rounds", "20", "--variants", *variants, *JSON)
-    return Part(name, (command,), least_s, most_s, needs=("pydantic",), rehearsal=SMALL_TRAIN)
+    return Part(
+        name, (command,), least_s, most_s, needs=("pydantic",), rehearsal=(*SMALL_TRAIN, "--variants", *rehearsed)
+    )
 
 
 CALLS = {
@@ -102,12 +106,13 @@ CALLS = {
     3: Call(
         "the training step", 420,
         (
-            _train("train", 90, 170, "baseline*", "whole, definitions", "whole, kernels*"),
+            _train("train", 90, 170, ("baseline*", "whole, definitions", "whole, kernels*"),
+                   ("baseline, kernels", FAST)),
             Part("engine", (("perf.calls.engine_step", *JSON),), 45, 80, needs=("pydantic", "deepspeed"),
                  rehearsal=("--small",), fake=False),
             Part("profile", (("perf.calls.profile_step", *JSON),), 25, 60, needs=("pydantic",),
-                 rehearsal=("--small",)),
-            _train("train_compiled", 60, 170, FAST, "*compile*"),
+                 rehearsal=("--small", "--steps", "1")),
+            _train("train_compiled", 60, 170, (FAST, "*compile*"), ("*compile*",)),
         ),
         packages=("pydantic", "deepspeed"),
     ),

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,9 @@ def time_for(place: int, parts: tuple[Part, ...], left_s: float) -> float:
     return min(parts[place].most_s, max(left_s - kept, min(parts[place].least_s, left_s)))
 
 
-def run_part(part: Part, out: Path, limit_s: float, variables: dict[str, str], rehearse: bool = False) -> dict[str, Any]:
+def run_part(
+    part: Part, out: Path, limit_s: float, variables: dict[str, str], rehearse: bool = False
+) -> dict[str, Any]:
     """Run one part; the output of its commands goes to OUT/<part>.txt as it comes. Its row in the summary."""
     began = time.monotonic()
     lacking = missing(part.needs)
@@ -35,18 +37,16 @@ def run_part(part: Part, out: Path, limit_s: float, variables: dict[str, str], r
         return _row(part, "not measured: no time left", began)
     for old in out.glob(f"{part.name}*.json"):
         old.unlink()
-    logs = [_log(part, out, k) for k in range(len(part.commands))]
-    with _started(part, out, logs, variables, rehearse) as processes:
+    commands = part.commands[:1] if rehearse else part.commands
+    logs = [out / (f"{part.name}.txt" if len(commands) == 1 else f"{part.name}.{k}.txt") for k in range(len(commands))]
+    words = [words_of(command, part, out, rehearse) for command in commands]
+    with _started(words, logs, variables) as processes:
         stopped = not _wait(processes, began + limit_s - GRACE_S)
         if stopped:
             _stop(processes)
     if stopped:
         return _row(part, f"stopped after {limit_s:.0f} s", began)
     return _row(part, _state([process.returncode for process in processes], logs), began)
-
-
-def _log(part: Part, out: Path, k: int) -> Path:
-    return out / (f"{part.name}.txt" if len(part.commands) == 1 else f"{part.name}.{k}.txt")
 
 
 def _row(part: Part, state: str, began: float) -> dict[str, Any]:
@@ -56,21 +56,22 @@ def _row(part: Part, state: str, began: float) -> dict[str, Any]:
 def words_of(command: Command, part: Part, out: Path, rehearse: bool) -> list[str]:
     """The command line of one of a part's commands."""
     module, *arguments = (word.format(out=out, part=part.name) for word in command)
-    fake = ["--fake-gpu"] if rehearse and part.fake else []
-    return [sys.executable, "-m", "perf.calls.child", *fake, module, *arguments, *(part.rehearsal if rehearse else ())]
+    start = [sys.executable, "-m", "perf.calls.child"]
+    if not rehearse:
+        return [*start, module, *arguments]
+    return [*start, *(["--fake-gpu"] if part.fake else []), part.small or module, *arguments, *part.rehearsal]
 
 
 @contextmanager
 def _started(
-    part: Part, out: Path, logs: list[Path], variables: dict[str, str], rehearse: bool
+    commands: list[list[str]], logs: list[Path], variables: dict[str, str]
 ) -> Iterator[list[subprocess.Popen]]:
     """The part's processes, each the leader of a group of its own; nothing of them is left afterwards."""
     processes: list[subprocess.Popen] = []
     files: list[IO[bytes]] = []
     try:
-        for command, log in zip(part.commands, logs, strict=True):
+        for words, log in zip(commands, logs, strict=True):
             files.append(log.open("wb"))
-            words = words_of(command, part, out, rehearse)
             processes.append(
                 subprocess.Popen(
                     words, cwd=ROOT, env=child_environment(**variables), stdin=subprocess.DEVNULL,
@@ -104,10 +105,8 @@ def _stop(processes: list[subprocess.Popen]) -> None:
 
 
 def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _state(statuses: list[int], logs: list[Path]) -> str:
