@@ -75,6 +75,12 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     compile: bool = Field(
         False, description="torch.compile the model's training pass; a minute or more at every start. Not with ZeRO-3."
     )
+    deterministic: bool = Field(
+        False,
+        description=(
+            "On a GPU: take cuDNN's reproducible convolutions, not those that are fastest for the sizes of this run."
+        ),
+    )
     weights: Path | None = Field(None, description="ImageNet ResNet-50 file (.pth or .safetensors) to start from.")
     start_from: Path | None = Field(
         None, description="model.safetensors of a trained TACAFNet to start from; classifiers are new."

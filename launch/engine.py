@@ -6,7 +6,6 @@
 import fcntl
 import functools
 import logging
-import math
 import os
 import shutil
 import socket
@@ -23,6 +22,7 @@ from torch.utils import cpp_extension
 from launch.config import Config
 from launch.regroup import TEMPORARY, load_regrouped, regrouped
 from launch.state import BEFORE
+from launch.update import decides_on_device
 from tacaf import checkpoint, distributed
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER, embedder
@@ -69,6 +69,16 @@ def start_distributed(start_limit_s: float = 600, stall_limit_s: float = 1800) -
     _load_op()
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     return Place(distributed.rank(), distributed.world_size(), device)
+
+
+def choose_convolutions(deterministic: bool) -> None:
+    """How cuDNN picks its algorithms in this process: reproducible ones, or the fastest by trying them out.
+
+    A training's batches all have one size, so that every convolution is tried once. Evaluation has one size as well,
+    but for its last batch.
+    """
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
 
 
 def _load_op() -> None:
@@ -168,14 +178,19 @@ def build_engine(
     """
     import deepspeed
 
+    zero = config.deepspeed.get("zero_optimization", {})
+    by_flag = decides_on_device(optimizer, zero)
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": images_per_rank,
         "gradient_accumulation_steps": config.train.accumulate,
-        "gradient_clipping": config.optim.clip_norm,
+        "gradient_clipping": 0.0 if by_flag else config.optim.clip_norm,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a step; the run's log has the speed
         "zero_allow_untested_optimizer": True,  # SGD under ZeRO is refused without it
         "steps_per_print": 2**31,  # the run's own progress line says it
         **config.deepspeed,
     }
+    if by_flag and config.zero_stage >= 1:
+        settings["zero_optimization"] = {**zero, "compute_grad_norm": False}  # `update` does, and nobody waits for it
     settings |= _monitors(config)
     if found is not None and config.zero_stage >= 1:
         ranks = checkpoint.facts_of(found)["ranks"]
@@ -203,28 +218,6 @@ def _monitors(config: Config) -> dict[str, dict]:
         folder.mkdir(parents=True)
         os.environ.setdefault("WANDB_DIR", str(folder))  # its own choice would be the working directory
     return {name: {"enabled": True, **places[name], **config.deepspeed.get(name, {})} for name in config.train.watch}
-
-
-def update(engine: Any, loss: torch.Tensor, last: bool = True) -> float | None:
-    """Backward, and after the last batch of an update the optimiser's step; the norm of the mean gradient, unclipped.
-
-    Nothing is updated where the norm is not finite. None before the last batch.
-    """
-    engine.set_gradient_accumulation_boundary(last)
-    engine.backward(loss)
-    if not last:
-        engine.step()  # counts the batch
-        return None
-    if engine.zero_optimization_stage() >= 1:
-        engine.step()  # leaves the parameters alone where the norm is not finite
-        return float(engine.get_global_grad_norm())
-    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
-    norm = float(torch.nn.utils.get_total_norm(gradients))
-    if math.isfinite(norm):
-        engine.step()
-    else:
-        engine.zero_grad()
-    return norm
 
 
 def save(engine: Any, folder: Path, global_step: int, facts: dict, keep: int, best: bool = False) -> None:

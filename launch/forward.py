@@ -1,22 +1,35 @@
-"""One training forward: draw the pairs the model wants, and run it; and a batch of noise to count with."""
+"""The draw of the pairs that a model wants, and one training forward; and a batch of noise to count with."""
 
 import torch
 
 from launch.config import Config
+from tacaf.data.plan import PlannedBatch
 from tacaf.interfaces import Batch, ModelOutput, Pairs
 from tacaf.model.pairs import draw_pairs
 from tacaf.vocabulary import Branch
 
 
-def pairs_of(batch: Batch, config: Config) -> dict[str, Pairs]:
-    """`pairs3` and `pairs4`, as far as the model wants them."""
+def draw(config: Config, rows: Batch | PlannedBatch, epoch: int, step: int) -> dict[str, Pairs]:
+    """`pairs3` and `pairs4` of a batch's rows, as far as the model wants them, on the host.
+
+    With the configuration bound to it, it is what a TrainingPipeline draws by, before the batch is needed.
+    """
+    label_B, branch_B, group_B, position_B = (
+        torch.as_tensor(column) for column in (rows.label_B, rows.branch_B, rows.group_B, rows.position_B)
+    )
     return {
         f"pairs{layer}": draw_pairs(
-            batch.label_B, batch.branch_B, batch.group_B, batch.position_B, config.seed, batch.epoch, batch.step, layer,
-            config.model.cmaam.direction,
+            label_B, branch_B, group_B, position_B, config.seed, epoch, step, layer, config.model.cmaam.direction
         )
         for layer in config.model.pair_layers
-    }  # fmt: skip
+    }
+
+
+def pairs_of(batch: Batch, config: Config) -> dict[str, Pairs]:
+    """The pairs that the model wants: those that came with the batch, or drawn here where none did."""
+    given = {"pairs3": batch.pairs3, "pairs4": batch.pairs4}
+    found = {name: pairs for name, pairs in given.items() if pairs is not None}
+    return found or draw(config, batch, batch.epoch, batch.step)
 
 
 def forward(model: torch.nn.Module, batch: Batch, config: Config) -> ModelOutput:

@@ -8,7 +8,8 @@ from launch.config import Config, TrainConfig
 from tacaf.data.index import ShardIndex
 from tacaf.logs import git_commit, versions
 
-# Settings a resumed run may change: where things lie, how often something is written, what is scored.
+# Settings a resumed run may change: where things lie, how often something is written, what is scored, which of cuDNN's
+# algorithms run.
 FREE = {
     "data": ("shards", "remote", "threads", "prefetch", "workers", "bad_sample_share"),
     "train": (
@@ -19,6 +20,7 @@ FREE = {
         "weights",
         "start_from",
         "watch",
+        "deterministic",
         "on_nonfinite",
         "nonfinite_limit",
         "start_limit_s",
@@ -52,10 +54,9 @@ class TrainState(NamedTuple):
         """Whether the weights are those of the best epoch so far."""
         return self.step == 0 and self.best_epoch == self.epoch
 
-    def after_step(self, steps_per_epoch: int, updated: bool = True) -> "TrainState":
+    def after_step(self, steps_per_epoch: int) -> "TrainState":
         epoch, step = divmod(self.epoch * steps_per_epoch + self.step + 1, steps_per_epoch)
-        skipped = self.skipped + (not updated)
-        return self._replace(epoch=epoch, step=step, global_step=self.global_step + 1, skipped=skipped)
+        return self._replace(epoch=epoch, step=step, global_step=self.global_step + 1)
 
     def must_save(self, config: TrainConfig) -> bool:
         at_epoch = self.step == 0 and (self.epoch % config.save_every == 0 or self.epoch == config.epochs)

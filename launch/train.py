@@ -6,7 +6,7 @@ SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
 """
 
 import argparse
-import math
+import functools
 import os
 import sys
 from pathlib import Path
@@ -20,12 +20,14 @@ if __name__ == "__main__":
 from launch import engine as deepspeed_engine
 from launch.config import Config, load_config
 from launch.dry_run import describe, describe_steps
+from launch.figures import StepReader, lag_of, launched, stacked
 from launch.finish import check_scoring, evaluate_epoch, finish
 from launch.flops import share_at_one_second
-from launch.forward import forward
+from launch.forward import draw, forward
 from launch.model_file import build_model
 from launch.run_folder import open_run, record_start
 from launch.state import TrainState, circumstances, must_match
+from launch.update import poisoned, update
 from launch.watch import Watcher
 from launch.watchdog import EXIT_CODE as LOST
 from launch.watchdog import LostRankError, Watchdog, naming_lost_ranks
@@ -40,6 +42,7 @@ from tacaf.vocabulary import InputError
 
 def train(config: Config, resume: bool, stop: StopRequest) -> None:
     place = deepspeed_engine.start_distributed(config.train.start_limit_s, config.train.stall_limit_s)
+    deepspeed_engine.choose_convolutions(config.train.deterministic)
     stop.any_rank = distributed.any_rank
     with distributed.together():
         index = ShardIndex.open(config.data.shards, config.data.remote)
@@ -78,9 +81,17 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
             start=(state.epoch, state.step), steps_per_epoch=steps,
             threads=config.data.threads, prefetch=config.data.prefetch, workers=config.data.workers,
             on_bad_sample=config.data.on_bad_sample, bad_sample_share=config.data.bad_sample_share,
-            report=watcher.warn,
+            report=watcher.warn, draw_pairs=functools.partial(draw, config),
         )  # fmt: skip
+        reader = StepReader(watcher, index, state.skipped, lag_of(place.device))
         model.train()
+
+        def settle() -> None:
+            """Read the figures that are on their way, so that the state says all there is to say."""
+            nonlocal state
+            dog.at(f"epoch {state.epoch}, step {state.step}, comparing losses")
+            reader.finish()
+            state = state._replace(skipped=reader.skipped)
 
         def save() -> None:
             dog.at(f"saving step {state.global_step}")
@@ -91,6 +102,8 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
         saved = state if found else None
         try:
             while True:
+                if state.step == 0 or state.must_save(config.train):
+                    settle()
                 if state.awaits_evaluation:
                     dog.at(f"the evaluation after epoch {state.epoch}")
                     state = evaluate_epoch(config, state, engine, index, place, run, watcher, identities)
@@ -113,20 +126,17 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
                     factor = rate_factor(config.optim, batch.epoch, batch.step, steps, config.train.epochs)
                     rates = set_rates(optimizer, factor)
                 loss, terms = criterion(forward(engine, batch, config), batch.label_B)
-                dog.at(f"{here}, comparing losses")
-                figures = watcher.gather(loss, terms, batches.wait_s)
+                figures_F = stacked(loss, terms)
                 dog.at(f"{here}, backward and update")
-                norm, updated = None, figures.finite
-                if updated:
-                    norm = deepspeed_engine.update(engine, loss, config.train.ends_update(batch.step))
-                    updated = norm is None or math.isfinite(norm)
-                if not updated:
-                    watcher.nonfinite(figures, norm, batch, index, state)
-                state = state.after_step(steps, updated)
-                watcher.step(batch, figures, norm, rates)
+                last = config.train.ends_update(batch.step)
+                norm = update(engine, poisoned(loss, figures_F), clip_norm=config.optim.clip_norm, last=last)
+                dog.at(f"{here}, comparing losses")
+                reader.add(launched(state.global_step, batch, rates, batches.wait_s, terms, figures_F, norm))
+                state = state.after_step(steps)._replace(skipped=reader.skipped)
             dog.at("the last scores and the report")
             finish(config, state, engine, index, place, run, watcher, identities)
         except StoppedError:
+            settle()
             if state != saved:
                 save()
             watcher.say(f"asked to stop: saved after step {state.global_step}; --resume goes on from there")

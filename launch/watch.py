@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from launch.config import Config
@@ -16,12 +17,25 @@ from launch.state import TrainState
 from launch.stop import StopRequest
 from tacaf import distributed
 from tacaf.checkpoint import write_whole
-from tacaf.data.index import ShardIndex
-from tacaf.interfaces import Batch
 from tacaf.logs import MetricsWriter, Progress
+from tacaf.transfer import HostCopy
 from tacaf.vocabulary import InputError
 
 MIB = 2**20
+NORM = "gradient_norm"
+
+
+class Launched(NamedTuple):
+    """A step of which everything is launched; on a GPU it may still be running."""
+
+    number: int  # steps of the run before it
+    epoch: int
+    step: int
+    row_B: np.ndarray  # of the batch's images in the shard index
+    rates: dict[str, float]
+    wait_s: float
+    names: tuple[str, ...]  # of the values: "loss", every term, and after an update NORM
+    values: HostCopy
 
 
 class StepFigures(NamedTuple):
@@ -57,14 +71,13 @@ class Watcher:
         self.progress = Progress(total, state.global_step, active=first)
         self.began = time.perf_counter()
 
-    def gather(self, loss: torch.Tensor, terms: dict[str, torch.Tensor], wait_s: float) -> StepFigures:
-        """Every rank's losses of this step; the ranks meet here."""
-        own = {"loss": float(loss.detach()), **{name: float(term) for name, term in terms.items()}}
+    def gather(self, own: dict[str, float], wait_s: float) -> StepFigures:
+        """Every rank's losses of a step, "loss" and every term; the ranks meet here."""
         rows = distributed.numbers_of_ranks([*own.values(), wait_s, peak_memory_mib(self.place.device)])
         ranks = [dict(zip(own, row, strict=False)) for row in rows]
         return StepFigures(ranks, max(row[-2] for row in rows), max(row[-1] for row in rows))
 
-    def step(self, batch: Batch, figures: StepFigures, norm: float | None, rates: dict[str, float]) -> None:
+    def step(self, step: Launched, figures: StepFigures, norm: float | None) -> None:
         """Log one finished step; its time is without evaluation and saves. `norm`: of the gradient, if there is one."""
         now = time.perf_counter()
         step_s, self.began = now - self.began, now
@@ -81,13 +94,13 @@ class Watcher:
             speed["matrix_rate_share"] = round(self.share_at_1s / step_s, 4)
         if self.global_step % self.config.train.log_every == 0:
             self.metrics.write(
-                kind="step", epoch=batch.epoch, step=batch.step, global_step=self.global_step, loss=_plain(loss),
-                terms={name: _plain(value) for name, value in mean.items()}, gradient_norm=_plain(norm), lr=rates,
+                kind="step", epoch=step.epoch, step=step.step, global_step=self.global_step, loss=_plain(loss),
+                terms={name: _plain(value) for name, value in mean.items()}, gradient_norm=_plain(norm), lr=step.rates,
                 **speed,
             )  # fmt: skip
-            self._tell_monitors({"loss": loss, **mean, "gradient_norm": norm, **speed}, rates)
+            self._tell_monitors({"loss": loss, **mean, "gradient_norm": norm, **speed}, step.rates)
         self.progress.step(
-            f"epoch {batch.epoch} | loss {loss:.3f} | {speed['images_per_s']:.0f} images/s | waits"
+            f"epoch {step.epoch} | loss {loss:.3f} | {speed['images_per_s']:.0f} images/s | waits"
             f" {100 * speed['data_wait_share']:.1f} %"
         )
 
@@ -108,30 +121,29 @@ class Watcher:
         self.began = time.perf_counter()
 
     def nonfinite(
-        self, figures: StepFigures, norm: float | None, batch: Batch, index: ShardIndex, state: TrainState
+        self, figures: StepFigures, norm: float | None, step: Launched, keys: list[str], skipped: int
     ) -> None:
         """A loss or the gradient was no finite number; nothing was updated. Stop all ranks, or by config go on.
 
-        Every rank concerned writes its samples into a file, for a replay.
+        Every rank concerned writes its samples, `keys`, into a file, for a replay. `skipped`: such steps before.
         """
         bad = [rank for rank, losses in enumerate(figures.ranks) if not all(map(math.isfinite, losses.values()))]
         ranks = bad or list(range(len(figures.ranks)))
-        where = f"epoch {batch.epoch}, step {batch.step}"
-        path = self.run / f"nonfinite-step-{state.global_step}-rank-{self.place.rank}.json"
+        where = f"epoch {step.epoch}, step {step.step}"
+        path = self.run / f"nonfinite-step-{step.number}-rank-{self.place.rank}.json"
         if self.place.rank in ranks:
             terms = {name: _plain(value) for name, value in figures.ranks[self.place.rank].items()}
-            keys = [index.key(int(row)) for row in batch.row_B]
-            facts = {"epoch": batch.epoch, "step": batch.step, "terms": terms, "gradient_norm": _plain(norm)}
+            facts = {"epoch": step.epoch, "step": step.step, "terms": terms, "gradient_norm": _plain(norm)}
             write_whole(path, json.dumps({**facts, "samples": keys}, indent=1))
         got = (
             f"losses {figures.ranks[ranks[0]]} on rank {ranks[0]}" if bad else f"finite losses and a gradient of {norm}"
         )
-        files = path.with_name(f"nonfinite-step-{state.global_step}-rank-*.json")
+        files = path.with_name(f"nonfinite-step-{step.number}-rank-*.json")
         train = self.config.train
-        if train.on_nonfinite == "skip" and state.skipped < train.nonfinite_limit:
-            self.warn_once(f"step {state.global_step} skipped: {got} at {where}; the samples are in {files}")
+        if train.on_nonfinite == "skip" and skipped < train.nonfinite_limit:
+            self.warn_once(f"step {step.number} skipped: {got} at {where}; the samples are in {files}")
             return
-        more = f"; {state.skipped} steps were skipped before, the limit" if train.on_nonfinite == "skip" else ""
+        more = f"; {skipped} steps were skipped before, the limit" if train.on_nonfinite == "skip" else ""
         raise InputError(
             f"expected a finite loss and gradient, got {got} at {where}{more}; the samples are in {files}; lower the"
             " learning rate or the loss weights and resume from the last checkpoint",

@@ -23,6 +23,7 @@ from launch import engine as deepspeed_engine
 from launch.config import Config
 from launch.dry_run import MIB, parameters_of, states_of
 from launch.forward import forward, noise_batch
+from launch.update import update
 from tacaf import distributed
 from tacaf.child_processes import ROOT, child_environment
 from tacaf.logs import environment
@@ -75,7 +76,7 @@ def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
     for _ in range(STEPS):
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         loss, _ = criterion(forward(engine, batch, config), batch.label_B)
-        deepspeed_engine.update(engine, loss)
+        update(engine, loss, clip_norm=config.optim.clip_norm)
         peaks.append(_memory_mib("VmHWM") - before)
     rows = distributed.numbers_of_ranks([built, _memory_mib("VmRSS") - before, max(peaks)])
     most = [max(column) for column in zip(*rows, strict=True)]

@@ -31,6 +31,7 @@ import tacaf.model.pooling as pooling
 from perf.bench_kernels import MIB
 from tacaf.checkpoint import write_whole
 from tacaf.child_processes import child_environment
+from tacaf.interfaces import Pairs
 from tacaf.logs import environment
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.pairs import draw_pairs
@@ -103,6 +104,13 @@ def batch(device: str, groups: int, height: int, width: int) -> dict[str, torch.
     return {name: tensor.to(device) for name, tensor in (found | {"images": images}).items()}
 
 
+def pairs_of(data: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str, Pairs]:
+    """The pairs that the layers want, which a training's data path draws ahead as well."""
+    columns = [data[name].cpu() for name in ("label", "branch", "group", "position")]
+    drawn = {f"pairs{layer}": draw_pairs(*columns, 0, 0, 0, layer, "both") for layer in layers}
+    return {name: Pairs(*(rows.to(data["label"].device) for rows in pairs)) for name, pairs in drawn.items()}
+
+
 class Step:
     """One variant's model and optimiser; calling it does a step and returns the milliseconds of each phase."""
 
@@ -113,7 +121,7 @@ class Step:
         sections["cmaam"] = {"enabled": variant.cmaam, "recompute": variant.recompute}
         self.variant, self.device = variant, device
         model = TacafNet(ModelConfig.model_validate(sections), CLASSES).to(device).train()
-        self.layers = model.config.pair_layers
+        self.pairs = pairs_of(data, model.config.pair_layers)
         self.optimizer = torch.optim.SGD(
             model.parameters(), 1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=variant.fused
         )
@@ -126,10 +134,9 @@ class Step:
 
     def forward(self) -> torch.Tensor:
         data = self.data
-        columns = (data["label"], data["branch"], data["group"], data["position"])
         with torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext():
-            pairs = {f"pairs{layer}": draw_pairs(*columns, 0, 0, 0, layer, "both") for layer in self.layers}
-            return self.criterion(self.model(data["images"], data["label"], self.visible, **pairs), data["label"])[0]
+            found = self.model(data["images"], data["label"], self.visible, **self.pairs)
+            return self.criterion(found, data["label"])[0]
 
     def run(self, mark: Callable[[], None] = lambda: None) -> torch.Tensor:
         """Do a step; its loss on the device. `mark` is called after each phase."""

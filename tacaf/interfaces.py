@@ -4,9 +4,19 @@ B images of a rank's batch in the order [visible..., infrared...], C channels, H
 N pairs, I identities of the training set, K images per identity and modality, M identities in the global batch.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+
+from tacaf.transfer import to_device
+
+
+class Pairs(NamedTuple):
+    """Cross-modal pairs of one layer's draw: rows of the rank's batch."""
+
+    anchor_N: torch.Tensor  # int64
+    positive_N: torch.Tensor  # int64, same identity, other modality
+    negative_N: torch.Tensor  # int64, another identity of the anchor's group, the positive's modality
 
 
 class Batch(NamedTuple):
@@ -26,22 +36,26 @@ class Batch(NamedTuple):
     visible: int  # how many of the first rows are visible (V0 and V1)
     epoch: int
     step: int
+    pairs3: Pairs | None = None  # the draws for layer 3 and layer 4; None where the model wants none, or none are drawn
+    pairs4: Pairs | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        moved: dict[str, Any] = {
-            name: value.to(device, non_blocking=True)
-            for name, value in self._asdict().items()
-            if isinstance(value, torch.Tensor)
-        }
-        return self._replace(**moved)
+        """Images, labels and pairs on `device`, in copies that the host does not wait for.
 
-
-class Pairs(NamedTuple):
-    """Cross-modal pairs of one layer's draw: rows of the rank's batch."""
-
-    anchor_N: torch.Tensor  # int64
-    positive_N: torch.Tensor  # int64, same identity, other modality
-    negative_N: torch.Tensor  # int64, another identity of the anchor's group, the positive's modality
+        The other columns stay on the host: pairs are drawn from them and logs are written from them, no kernel reads
+        them. Labels and pairs travel as one tensor.
+        """
+        drawn = [pairs for pairs in (self.pairs3, self.pairs4) if pairs is not None]
+        columns = [self.label_B, *(column for pairs in drawn for column in pairs)]
+        sizes = [len(column) for column in columns]
+        label_B, *moved = to_device(torch.cat(columns), device).split(sizes)
+        placed = iter(Pairs(*moved[first : first + 3]) for first in range(0, len(moved), 3))
+        return self._replace(
+            images_BCHW=to_device(self.images_BCHW, device),
+            label_B=label_B,
+            pairs3=None if self.pairs3 is None else next(placed),
+            pairs4=None if self.pairs4 is None else next(placed),
+        )
 
 
 class Alignment(NamedTuple):

@@ -11,7 +11,17 @@ ROOT = Path(__file__).parent.parent
 OURS = ("kernels", "tacaf", "shards", "launch", "perf", "tests")
 FLOOR_1 = tuple(
     f"tacaf.{name}"
-    for name in ("vocabulary", "draws", "interfaces", "distributed", "checkpoint", "child_processes", "logs", "optim")
+    for name in (
+        "vocabulary",
+        "draws",
+        "interfaces",
+        "distributed",
+        "checkpoint",
+        "child_processes",
+        "logs",
+        "optim",
+        "transfer",
+    )  # fmt: skip
 )
 
 # room (longest prefix wins) -> the rooms of ours it may import. A room may import itself, but no op another op.
@@ -19,12 +29,13 @@ MAY_IMPORT = {
     "kernels": ("kernels.common",),
     "tacaf.vocabulary": (),
     "tacaf.draws": (),
-    "tacaf.interfaces": ("tacaf.vocabulary",),
+    "tacaf.interfaces": ("tacaf.transfer", "tacaf.vocabulary"),
     "tacaf.distributed": ("tacaf.vocabulary",),
     "tacaf.checkpoint": ("tacaf.vocabulary",),
     "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.vocabulary",),
     "tacaf.optim": ("tacaf.vocabulary",),
+    "tacaf.transfer": (),
     "tacaf.model": ("kernels", *FLOOR_1),
     "tacaf.losses": ("kernels", *FLOOR_1),
     "tacaf.data": FLOOR_1,

@@ -17,7 +17,8 @@ import torch
 
 from launch import engine as deepspeed_engine
 from launch.config import Config, load_config
-from launch.forward import forward, noise_batch
+from launch.forward import draw, forward, noise_batch
+from launch.update import update
 from perf.calls.rows import RowsFile
 from tacaf.child_processes import ROOT
 from tacaf.interfaces import Batch
@@ -46,8 +47,10 @@ def parts_of(config: Config, model: TacafNet) -> tuple[torch.optim.Optimizer, Ta
 
 
 def batch_of(config: Config, step: int, groups: int) -> Batch:
+    """A batch of noise with its pairs, which a training's data path draws ahead as well."""
     torch.manual_seed(100 + step)
-    return noise_batch(config, groups)._replace(step=step)
+    batch = noise_batch(config, groups)._replace(step=step)
+    return batch._replace(**draw(config, batch, 0, step))
 
 
 def by_hand(config: Config, model: TacafNet) -> torch.Tensor:
@@ -67,7 +70,7 @@ def by_engine(config: Config, model: TacafNet, device: torch.device) -> torch.Te
     engine = deepspeed_engine.build_engine(config, model, optimizer, len(batch_of(config, 0, 1).label_B))
     for step in range(STEPS):
         batch = batch_of(config, step, 1).to(device)
-        deepspeed_engine.update(engine, criterion(forward(engine, batch, config), batch.label_B)[0])
+        update(engine, criterion(forward(engine, batch, config), batch.label_B)[0], clip_norm=config.optim.clip_norm)
     return numbers(engine.module)
 
 
@@ -97,7 +100,7 @@ def timed(stage: int, device: torch.device, small: bool) -> dict[str, Any]:
 
     def step() -> torch.Tensor:
         loss = criterion(forward(engine, batch, config), batch.label_B)[0]
-        deepspeed_engine.update(engine, loss)
+        update(engine, loss, clip_norm=config.optim.clip_norm)
         return loss.detach()
 
     for _ in range(warm):

@@ -17,13 +17,14 @@ from nvidia.dali import Pipeline, fn, types
 
 from tacaf.data.augment import MEAN, STD, AugmentConfig, Parameters, draw_parameters
 from tacaf.data.index import ShardIndex
-from tacaf.data.pixels import finish
+from tacaf.data.pixels import finish, finish_whole
 from tacaf.data.plan import Plan, PlannedBatch
 from tacaf.data.reader import BadSampleError, ShardReader
-from tacaf.interfaces import Batch
+from tacaf.interfaces import Batch, Pairs
 from tacaf.vocabulary import Branch, InputError, Modality
 
 Node: TypeAlias = Any  # DALI's data node
+DrawPairs: TypeAlias = Callable[[PlannedBatch, int, int], dict[str, Pairs]]  # a plan of (epoch, step) to Batch.pairs*
 PARAMETERS = 2  # external inputs per branch: crop, mirror
 
 
@@ -35,15 +36,9 @@ def _decode(encoded: Node, height: int, width: int, device_id: int | None) -> No
 
 def _crop(image: Node, height: int, width: int, crop: Node, mirror: Node) -> Node:
     """Crop from the image padded with raw 0, mirror, normalise; float32 CHW."""
-    image = fn.slice(
-        image,
-        crop,
-        [height, width],
-        axes=[0, 1],
-        normalized_anchor=False,
-        normalized_shape=False,
-        out_of_bounds_policy="pad",
-    )
+    # A shape given as a positional argument becomes a GPU node, whose values DALI copies back at every run; as a named
+    # argument it stays on the CPU beside the anchors.
+    image = fn.slice(image, start=crop, shape=[height, width], axes=[0, 1], out_of_bounds_policy="pad")
     return _normalise(image, mirror)
 
 
@@ -87,6 +82,10 @@ class TrainingSource:
             return planned
         rows = [self.instead.get(row, row) for row in planned.row_B.tolist()]
         return planned._replace(row_B=np.array(rows, dtype=np.int64))
+
+    def foreseen(self, count: int) -> PlannedBatch:
+        """The plan of a batch that may not have come out yet, but for replaced images."""
+        return self._made[count][0] if count in self._made else self.planned(count)
 
     def made(self, count: int) -> tuple[PlannedBatch, Parameters]:
         """Plan and parameters of that batch, which is over with; from memory where this process made it."""
@@ -133,7 +132,7 @@ class TrainingPipeline:
     many processes, which helps where storage is slow; batches are the same. An image that cannot be read or decoded
     raises InputError naming shard and key, or with `on_bad_sample` "replace" gives way to the next sound one of its
     identity and modality; `replaced` counts those, `report` gets a sentence for each, and beyond `bad_sample_share` of
-    the training images the error comes after all.
+    the training images the error comes after all. `draw_pairs` draws the batch's pairs on the host; without it, none.
     """
 
     def __init__(
@@ -142,10 +141,10 @@ class TrainingPipeline:
         start: tuple[int, int] = (0, 0), steps_per_epoch: int | None = None,
         threads: int = 2, prefetch: int = 2, workers: int = 0,
         on_bad_sample: Literal["stop", "replace"] = "stop", bad_sample_share: float = 0.001,
-        report: Callable[[str], None] = print,
+        report: Callable[[str], None] = print, draw_pairs: DrawPairs | None = None,
     ) -> None:  # fmt: skip
         plan.check_ranks(ranks)
-        self.plan, self.augment, self.report = plan, augment, report
+        self.plan, self.augment, self.report, self.draw_pairs = plan, augment, report, draw_pairs
         self.device_id, self.threads, self.prefetch, self.workers = device_id, threads, prefetch, workers
         self.on_bad_sample, self.bad_sample_share = on_bad_sample, bad_sample_share
         self.reader = ShardReader(index)
@@ -204,6 +203,8 @@ class TrainingPipeline:
         epoch, step = self.source.where(self.next)
         if self.ahead is not None:
             self.ahead.want(self.plan.shards_ahead(epoch, step, self.source.steps))
+        # Before the wait for the images, which DALI's threads prepare meanwhile. A replaced image changes no pair.
+        pairs = self.draw_pairs(self.source.foreseen(self.next), epoch, step) if self.draw_pairs else {}
         outputs = self._run()
         planned, drawn = self.source.made(self.next)
         images_BCHW = self._finished([_to_torch(output) for output in outputs], drawn)
@@ -214,11 +215,13 @@ class TrainingPipeline:
             for column in (planned.label_B, planned.branch_B, planned.group_B, planned.position_B, planned.row_B)
         )
         visible = int((planned.branch_B != Branch.INFRARED).sum())
-        return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step)
+        return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step, **pairs)
 
     def _finished(self, branches: list[torch.Tensor], drawn: Parameters) -> torch.Tensor:
         """The batch in memory of its own: DALI will use that of its outputs again."""
         first = branches[0]
+        if first.device.type != "cpu":
+            return finish_whole(torch.cat(branches), drawn, self.augment.channel_augment_space)
         size = sum(len(images) for images in branches)
         out_BCHW = torch.empty((size, *first.shape[1:]), dtype=first.dtype, device=first.device)
         start = 0

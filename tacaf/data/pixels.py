@@ -1,7 +1,9 @@
 """The last operations on an image, on the device where it lies: erasing and the channel matrix.
 
 They touch few pixels, or copy whole channels, which a tensor does at memory speed; as operators of the graph, on whole
-images of interleaved channels, they cost more than decoding. What they compute is `augment.reference`.
+images of interleaved channels, they cost more than decoding. What they compute is `augment.reference`. `finish` goes
+from image to image and touches no more than it must, for a CPU; `finish_whole` does the same to a batch in few
+operations, for a GPU, where each one costs a launch.
 B images of C = 3 channels, H x W pixels.
 """
 
@@ -9,6 +11,7 @@ import numpy as np
 import torch
 
 from tacaf.data.augment import ERASE_FILL, MEAN, STD, Parameters
+from tacaf.transfer import to_device
 
 
 def finish(images_BCHW: torch.Tensor, drawn: Parameters, space: str, out_BCHW: torch.Tensor) -> None:
@@ -46,8 +49,47 @@ def mix(image_CHW: torch.Tensor, matrix_CC: np.ndarray, out_CHW: torch.Tensor) -
 
 def mix_raw(image_CHW: torch.Tensor, matrix_CC: np.ndarray, out_CHW: torch.Tensor) -> None:
     """out = (M (std image + mean) - mean) / std: the matrix acts on the values before the normalisation."""
-    scale_CC = matrix_CC.astype(np.float64) * STD[None, :] / STD[:, None]
+    scale_CC, shift_C = of_raw(matrix_CC)
     mix(image_CHW, scale_CC, out_CHW)
-    for channel, shift in enumerate(((matrix_CC @ MEAN - MEAN) / STD).tolist()):
+    for channel, shift in enumerate(shift_C.tolist()):
         if shift:
             out_CHW[channel].add_(shift)
+
+
+def of_raw(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What matrices on raw values, ... x C x C, do to normalised ones: a scale, ... x C x C, and a shift, ... x C."""
+    return matrix.astype(np.float64) * STD[None, :] / STD[:, None], (matrix @ MEAN - MEAN) / STD
+
+
+def finish_whole(images_BCHW: torch.Tensor, drawn: Parameters, space: str) -> torch.Tensor:
+    """What `finish` computes, float32 in new memory: bit by bit where M chooses channels, else to rounding.
+
+    The parameters travel in two copies that the host does not wait for.
+    """
+    device, (height, width) = images_BCHW.device, images_BCHW.shape[2:]
+    scale_BCC, shift_BC = drawn.channel_BCC, np.zeros((len(images_BCHW), 3))
+    if space == "raw":
+        scale_BCC, shift_BC = of_raw(drawn.channel_BCC)
+    fill_BC = np.broadcast_to(ERASE_FILL, shift_BC.shape)
+    numbers_BXC = np.concatenate([scale_BCC.swapaxes(1, 2), shift_BC[:, None], fill_BC[:, None]], axis=1)
+    numbers = to_device(torch.from_numpy(numbers_BXC.astype(np.float32)), device)[..., None, None].unbind(1)
+    first_BC11, second_BC11, third_BC11, shift_BC11, fill_BC11 = numbers  # columns of M, then the two vectors
+    row_BH, column_BW = to_device(_inside(drawn, height, width), device).split([height, width], dim=1)
+    inside_B1HW = row_BH[:, None, :, None] & column_BW[:, None, None, :]
+    if space == "normalized":
+        images_BCHW = torch.where(inside_B1HW, fill_BC11, images_BCHW)
+    # Not a matrix product: that may round its factors to TF32.
+    red_B1HW, green_B1HW, blue_B1HW = images_BCHW.split(1, dim=1)
+    mixed_BCHW = torch.addcmul(shift_BC11, red_B1HW, first_BC11)
+    mixed_BCHW.addcmul_(green_B1HW, second_BC11).addcmul_(blue_B1HW, third_BC11)
+    return torch.where(inside_B1HW, fill_BC11, mixed_BCHW) if space == "raw" else mixed_BCHW
+
+
+def _inside(drawn: Parameters, height: int, width: int) -> torch.Tensor:
+    """Which rows, then which columns the erased box of each image covers: bool B x (H + W), on the host."""
+    start_B2, stop_B2 = drawn.erase_anchor_B2, drawn.erase_anchor_B2 + drawn.erase_shape_B2
+    sides = [
+        (start_B2[:, side, None] <= np.arange(size)) & (np.arange(size) < stop_B2[:, side, None])
+        for side, size in enumerate((height, width))
+    ]
+    return torch.from_numpy(np.concatenate(sides, axis=1))

@@ -84,6 +84,8 @@ def draw_pairs(
 ) -> Pairs:
     """One layer's pairs for a rank's rows, on the device of `label_B`. Arguments as in `interfaces.Batch`.
 
+    The draw is made on the host: columns on a GPU are copied back, and the host waits for each.
+
     positive: the K anchors of an identity and branch get, by a permutation, its K images of the other modality, each
     once. negative: a uniform other identity of the anchor's group, then a uniform slot, in the positive's branch.
     Anchors V0 and V1 look at I; an anchor I at V0 or V1 by a fair coin, at V0 if there is no V1. Anchors ascend by row.

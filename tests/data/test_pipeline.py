@@ -11,11 +11,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from nvidia.dali import Pipeline, fn
 from PIL import Image
 
 from tacaf.data.augment import MEAN, STD, AugmentConfig, draw_parameters, normalise, reference
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import EvaluationPipeline, TrainingPipeline
+from tacaf.data.pipeline import EvaluationPipeline, TrainingPipeline, _crop, _decode
 from tacaf.data.plan import Plan, PlanConfig
 from tacaf.data.reader import ShardReader
 from tacaf.data.storage import File
@@ -76,6 +77,18 @@ def test_every_operation_after_the_resize_is_the_reference(sysu_shards, tmp_path
     for place, row in enumerate(batch.row_B.tolist()):
         expected = reference(decoded(index, row), config, drawn, place)
         assert np.abs(batch.images_BCHW[place].numpy() - expected).max() < 1e-4, f"image {place}"
+
+
+def test_the_slice_takes_its_arguments_from_the_cpu():
+    """In the graph for a GPU, which builds without one. An argument on the GPU would be copied back at every run."""
+    parameters = ([np.zeros(2, np.int32)], [np.zeros((), np.int32)])
+    with Pipeline(batch_size=1, num_threads=1, device_id=0):
+        encoded = fn.external_source(source=lambda: [np.zeros(4, np.uint8)])
+        crop, mirror = fn.external_source(source=lambda: parameters, num_outputs=2)
+        cropped = _crop(_decode(encoded, SIZE.height, SIZE.width, 0), SIZE.height, SIZE.width, crop, mirror)
+    image, *arguments = cropped.source.inputs[0].source.inputs
+    assert image.device == "gpu"
+    assert [argument.device for argument in arguments] == ["cpu"], "the corner alone; the shape is a named constant"
 
 
 def test_resize_is_the_reference_within_a_level(sysu_shards, tmp_path, plan):

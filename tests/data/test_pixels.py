@@ -1,11 +1,15 @@
 """Erasing and the channel matrix on tensors against the reference, for every kind of matrix and either space."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
-from tacaf.data.augment import AugmentConfig, draw_parameters, normalise, pad_crop, reference
-from tacaf.data.pixels import finish
+from tacaf.data.augment import AugmentConfig, Parameters, draw_parameters, normalise, pad_crop, reference
+from tacaf.data.pipeline import TrainingPipeline
+from tacaf.data.pixels import finish, finish_whole
+from tests.fake_gpu import DEVICE, Operators, without_pinning
 
 COUNT = 60
 
@@ -38,3 +42,42 @@ def test_chosen_channels_are_copied_bit_by_bit():
     for place, matrix in enumerate(drawn.channel_BCC):
         chosen = int(np.flatnonzero(matrix[0])[0])
         assert torch.equal(out_BCHW[place], images_BCHW[place, [chosen] * 3])
+
+
+def drawn_and_images(space: str) -> tuple[Parameters, torch.Tensor]:
+    config = AugmentConfig(height=40, width=20, channel_augment_space=space)
+    drawn = draw_parameters(config, 1, 0, 0, np.arange(COUNT), np.arange(COUNT) % 3)
+    return drawn, torch.randn(COUNT, 3, 40, 20, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("space", ["normalized", "raw"])
+def test_a_whole_batch_at_once_is_the_same(space):
+    drawn, images_BCHW = drawn_and_images(space)
+    expected_BCHW = torch.empty_like(images_BCHW)
+    finish(images_BCHW.clone(), drawn, space, expected_BCHW)
+    found_BCHW = finish_whole(images_BCHW, drawn, space)
+    assert found_BCHW.dtype == torch.float32
+    assert torch.allclose(found_BCHW, expected_BCHW, rtol=1e-6, atol=1e-6)
+    chooses = [matrix for matrix in drawn.channel_BCC if set(matrix.ravel().tolist()) == {0.0, 1.0}]
+    assert COUNT / 2 < len(chooses) < COUNT, "some choose channels, some mix them"
+    for place, matrix in enumerate(drawn.channel_BCC):
+        unchanged = np.array_equal(matrix, np.eye(3))
+        if unchanged or (space == "normalized" and set(matrix.ravel().tolist()) == {0.0, 1.0}):
+            assert torch.equal(found_BCHW[place], expected_BCHW[place]), place
+
+
+@pytest.mark.parametrize("space", ["normalized", "raw"])
+def test_a_gpu_has_a_handful_of_operators_to_run(space, monkeypatch):
+    """Six kernels and two copies; for none of them the host waits."""
+    without_pinning(monkeypatch)
+    drawn, _ = drawn_and_images(space)
+    pipeline = SimpleNamespace(augment=AugmentConfig(channel_augment_space=space))
+    branches = [torch.empty(COUNT // 3, 3, 40, 20, device=DEVICE) for _ in range(3)]
+    with Operators() as operators:
+        found_BCHW = TrainingPipeline._finished(pipeline, branches, drawn)
+    assert found_BCHW.device == DEVICE
+    assert found_BCHW.shape == (COUNT, 3, 40, 20)
+    on_gpu = [name for name in operators.computing if "_to_copy" not in name and "empty" not in name]
+    assert len(on_gpu) <= 6, on_gpu
+    assert sum("_to_copy" in name for name in operators.computing) == 2
+    assert not operators.waiting

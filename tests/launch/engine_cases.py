@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from launch.config import Config, load_config
-from launch.engine import build_engine, start_distributed, stop_distributed, update, whole_state
+from launch.engine import build_engine, start_distributed, stop_distributed, whole_state
 from launch.forward import forward
+from launch.update import update
 from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
@@ -55,7 +56,7 @@ class Run:
             batch = tiny_batch(seed=step)._replace(step=step)
             if step % self.config.train.accumulate == 0:
                 set_rates(self.optimizer, rate_factor(self.config.optim, 0, step, 8, 2))
-            update(self.engine, self.loss(batch), self.config.train.ends_update(step))
+            update(self.engine, self.loss(batch), clip_norm=0.0, last=self.config.train.ends_update(step))
         return copy.deepcopy(whole_state(self.engine))
 
 

@@ -19,6 +19,7 @@ from launch.engine import Place
 from launch.forward import forward
 from launch.model_file import build_model
 from launch.regroup import load_regrouped, regrouped
+from launch.update import update
 from tacaf import distributed
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
@@ -76,7 +77,7 @@ def train(shards: str, out: Path, place: Place) -> None:
             batch = next(batches)
             loss, terms = criterion(forward(engine, batch, config), batch.label_B)
             ranks = distributed.numbers_of_ranks([float(value) for value in (loss.detach(), *terms.values())])
-            norms.append(deepspeed_engine.update(engine, loss))
+            norms.append(update(engine, loss, clip_norm=0.0))
             losses.append(torch.tensor(ranks, dtype=torch.float64).mean(0))
         if place.world_size == 2 and (stage, kind) in KINDS.items():
             deepspeed_engine.save(engine, out / f"{kind}-{stage}-2", STEPS, {"ranks": 2}, keep=1)
@@ -97,8 +98,8 @@ def nonfinite(shards: str, out: Path, place: Place) -> None:
             states.append(parameters_of(engine))
             batch = next(batches)
             loss, _ = criterion(forward(engine, batch, config), batch.label_B)
-            norm = deepspeed_engine.update(engine, loss * factor)
-            print(f"stage {stage}: loss times {factor}, norm finite: {norm is not None and norm < float('inf')}")
+            norm = update(engine, loss * factor, clip_norm=0.0)
+            print(f"stage {stage}: loss times {factor}, norm finite: {norm.isfinite().item()}")
         states.append(parameters_of(engine))
         kept, moved = (any(not a.equal(b) for a, b in zip(*pair, strict=True)) for pair in pairwise(states))
         print(f"stage {stage}: moved by the infinite: {kept}, by the finite: {moved}")

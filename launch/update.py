@@ -1,0 +1,80 @@
+"""Backward and the optimiser's step, which changes nothing where a loss or the gradient is no finite number.
+
+On a GPU the host must not read the gradient's norm to decide, for it would wait for the whole backward pass and the GPU
+then for the host. So the device decides: PyTorch's fused optimisers take a flag, `found_inf`, and write nothing where
+it is 1. In the other cases, ZeRO-3, an offloaded optimiser and `optim.fused: false`, the host decides and waits.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from tacaf import distributed
+
+
+def decides_on_device(optimizer: torch.optim.Optimizer, zero_optimization: dict[str, Any]) -> bool:
+    """Whether an engine with this optimiser and this section of DeepSpeed's settings takes the flag."""
+    offload = (zero_optimization.get("offload_optimizer") or {}).get("device", "none")
+    fused = all(group["fused"] for group in optimizer.param_groups)
+    return fused and zero_optimization.get("stage", 0) < 3 and offload == "none"
+
+
+def poisoned(loss: torch.Tensor, figures_F: torch.Tensor) -> torch.Tensor:
+    """The loss, with a gradient of NaN if any of the figures is no finite number; else the same bits.
+
+    The mean over ranks is NaN then as well, so that no rank updates anything.
+    """
+    return loss * (1 + (0 * figures_F).sum())
+
+
+def update(engine: Any, loss: torch.Tensor, *, clip_norm: float, last: bool = True) -> torch.Tensor | None:
+    """Backward, and after the last batch of an update the optimiser's step.
+
+    Returns the norm of the mean gradient before clipping, a float32 scalar on the device, without waiting for it; None
+    before the last batch. Where the norm is not finite, parameters and optimiser keep their bits.
+    """
+    engine.set_gradient_accumulation_boundary(last)
+    engine.backward(loss)
+    if not last:
+        engine.step()  # counts the batch
+        return None
+    stage = engine.zero_optimization_stage()
+    if stage == 0 and decides_on_device(engine.basic_optimizer, {}):
+        return _step_by_flag(engine, _norm_of(_gradients(engine)), clip_norm)
+    if stage in (1, 2) and not engine.zero_compute_grad_norm():
+        parts = [part for group in engine.optimizer.averaged_gradients.values() for part in group]
+        norm = distributed.sum_over_ranks(_norm_of(parts).square()).sqrt()  # every rank has other parameters
+        return _step_by_flag(engine, norm, clip_norm)
+    if stage == 0:
+        norm = _norm_of(_gradients(engine))
+        if math.isfinite(float(norm)):
+            engine.step()
+        else:
+            engine.zero_grad()
+        return norm
+    engine.step()  # leaves everything alone where the norm is not finite
+    return loss.new_full((), float(engine.get_global_grad_norm()))
+
+
+def _gradients(engine: Any) -> list[torch.Tensor]:
+    return [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+
+
+def _norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm(gradients)
+
+
+def _step_by_flag(engine: Any, norm: torch.Tensor, clip_norm: float) -> torch.Tensor:
+    """A step of the fused optimiser inside the engine, which does nothing where the norm is not finite."""
+    optimizer = engine.basic_optimizer
+    first = not any(optimizer.state.values())
+    optimizer.found_inf = (~norm.isfinite()).float()
+    # The optimiser divides by it, in the kernel that reads the gradient anyway. The same formula as DeepSpeed's.
+    optimizer.grad_scale = ((norm + 1e-6) / clip_norm).clamp(min=1) if clip_norm > 0 else None
+    engine.step()
+    if first:  # a first update that writes nothing leaves momentum as it was allocated
+        for state in optimizer.state.values():
+            if state.get("momentum_buffer") is not None:
+                state["momentum_buffer"].masked_fill_(optimizer.found_inf.bool(), 0.0)
+    return norm
