@@ -21,7 +21,7 @@ FLOOR_1 = tuple(
         "logs",
         "optim",
         "transfer",
-    )  # fmt: skip
+    )
 )
 
 # room (longest prefix wins) -> the rooms of ours it may import. A room may import itself, but no op another op.

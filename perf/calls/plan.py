@@ -7,7 +7,7 @@ leave, but never the least time that the later ones need.
 from dataclasses import dataclass, field
 
 Command = tuple[str, ...]
-# {out} is the folder of the call, {part} the part's name
+# {out} is the folder of the parts' own files, {part} the part's name
 JSON = ("--json", "{out}/{part}.json")
 
 
@@ -64,7 +64,7 @@ def _check(images: int, dtypes: tuple[str, ...], least_s: float, most_s: float) 
 def _tests() -> Part:
     slices = range(TEST_PROCESSES)
     commands = tuple(
-        ("perf.calls.kernel_tests", "--slice", f"{k}/{TEST_PROCESSES}", "--json", f"{{out}}/tests_{k}.json")
+        ("perf.calls.kernel_tests", "--slice", f"{k}/{TEST_PROCESSES}", "--json", f"{{out}}/tests.{k}.json")
         for k in slices
     )
     return Part("tests", commands, 60, 130, needs=("pytest",), rehearsal=("--small",))

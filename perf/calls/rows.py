@@ -1,6 +1,8 @@
 """The file of a part: its circumstances and rows, written whole again after every row."""
 
 import json
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +40,17 @@ def short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a part's file; none where the file is absent or was cut off."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return []
-    rows = content.get("rows", []) if isinstance(content, dict) else content
-    return [row for row in rows if isinstance(row, dict)]
+def results_of(part: str, folder: Path) -> list[Any]:
+    """What a part's files hold: <part>.json, or <part>.<number>.json of several processes."""
+    found = []
+    for path in sorted(folder.glob(f"{part}.*")):
+        if path.suffix == ".json":
+            with suppress(OSError, ValueError):  # not written yet, or not by us
+                found.append(json.loads(path.read_text()))
+    return found
+
+
+def rows_of(results: Iterable[Any]) -> list[dict[str, Any]]:
+    """All rows in them, in order."""
+    lists = (content.get("rows", []) if isinstance(content, dict) else content for content in results)
+    return [row for rows in lists for row in rows if isinstance(row, dict)]

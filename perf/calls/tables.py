@@ -1,16 +1,16 @@
-"""The table that a call prints last: what became of each part, and the figures of those that left rows."""
+"""The table that a call prints last: the figures of each part that left rows, then what became of every part."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from perf.calls.rows import read_rows, short
+from perf.calls.rows import rows_of, short
 
-# Columns of rows that have many; other rows are shown whole.
 TRAIN_COLUMNS = ("name", "forward_ms", "backward_ms", "optimizer_ms", "step_ms", "images_per_s", "peak_mib", "error")
-HIDDEN = ("bytes", "flops", "steps_ms")
+HIDDEN = ("bytes", "flops", "steps_ms", "longest_gaps_us")  # in the file, not in the table
 ROWS_SHOWN = 40
+LOG_LINES = 40
 
 
 def text(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
@@ -25,7 +25,7 @@ def kernels(rows: Sequence[dict[str, Any]]) -> list[str]:
     providers = list(dict.fromkeys(row["provider"] for row in rows))
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in rows:
-        key = (row["op"], short(row["shape"]), row.get("pass") or "-")
+        key = (row["op"], short(row.get("shape")), row.get("pass") or "-")
         line = found.setdefault(key, {"op": key[0], "shape": key[1], "pass": key[2]})
         line[row["provider"]] = _time(row)
     return text(list(found.values()), ["op", "shape", "pass", *providers])
@@ -52,43 +52,44 @@ def of_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
         return kernels(rows)
     if "outcome" in rows[0]:
         return tests(rows)
-    if "optimizer_ms" in rows[0] or "recompute" in rows[0]:
+    if "recompute" in rows[0]:
         return text(rows, TRAIN_COLUMNS)
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in HIDDEN]
     more = [f"and {len(rows) - ROWS_SHOWN} more rows"] if len(rows) > ROWS_SHOWN else []
     return [*text(rows[:ROWS_SHOWN], columns), *more]
 
 
-def of_part(name: str, out: Path) -> list[str]:
-    """The rows of a part, from all of its files."""
-    rows = [row for path in sorted(out.glob(f"{name}*.json")) if _belongs(path, name) for row in read_rows(path)]
-    return of_rows(rows) if rows else []
+def of_part(results: Sequence[Any]) -> list[str]:
+    """The short facts of a part in a line, then its rows."""
+    facts = {
+        key: value
+        for content in results
+        if isinstance(content, dict)
+        for key, value in content.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    rows = rows_of(results)
+    line = ["  ".join(f"{key}={short(value)}" for key, value in facts.items())] if facts else []
+    return [*line, *(of_rows(rows) if rows else [])]
 
 
-def _belongs(path: Path, name: str) -> bool:
-    """Whether the file is the part's own: <part>.json, or <part>_<number>.json of several processes."""
-    rest = path.stem.removeprefix(name)
-    return rest == "" or (rest.startswith("_") and rest[1:].isdigit() and name == "tests")
-
-
-def of_call(summary: dict[str, Any], out: Path) -> str:
-    """Everything of a call, the states of the parts last, where they are seen."""
+def of_call(summary: dict[str, Any]) -> str:
+    """Everything of a call; the states of the parts come last, where they are seen."""
     lines = []
     for part in summary["parts"]:
-        figures = of_part(part["part"], out)
-        if figures:
+        if figures := of_part(part["results"]):
             lines += [f"== {part['part']}", *figures, ""]
     lines += text(summary["parts"], ["part", "state", "seconds"])
     return "\n".join(lines)
 
 
-def markdown(summary: dict[str, Any], out: Path) -> str:
-    """The summary of a call as a document: the machine, the table, the end of each log."""
+def markdown(summary: dict[str, Any], logs: Path) -> str:
+    """A call as a document: the machine, the table, the end of each log."""
     facts = {key: value for key, value in summary["machine"].items() if key != "clocks"}
     lines = [f"# Call {summary['call']}: {summary['purpose']}", ""]
     lines += [f"- {key}: {json.dumps(value)}" for key, value in facts.items()]
-    lines += ["", "```", of_call(summary, out), "```"]
-    for log in sorted(out.glob("*.txt")):
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-40:])
+    lines += ["", "```", of_call(summary), "```"]
+    for log in sorted(logs.glob("*.txt")):
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
         lines += ["", f"## {log.stem}", "```", tail, "```"]
     return "\n".join(lines) + "\n"
