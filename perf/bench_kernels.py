@@ -1,179 +1,203 @@
 """Times the kernels against plain PyTorch and torch.compile.
 
     python perf/bench_kernels.py [--op OP] [--dtype bf16] [--device cpu] [--images 64] [--json FILE]
+    python perf/bench_kernels.py --check            # every case in every dtype against float64, no figures
+    python perf/bench_kernels.py --profile FILE     # names and times of the kernels of one forward and backward
+    python perf/bench_kernels.py --rehearse         # the GPU's branches on a CPU, small shapes; figures mean nothing
 
-Every op is first compared with its definition in float64; no figure is printed where that fails. Bytes and FLOPs are
-counted by formula (cases.py), the ceilings (copy, matrix product) measured in the same run. On a GPU the launches are
-also replayed from a CUDA graph, so that launch gaps show. `--device cpu` times the CPU path the same way.
+Every op is first compared with its definition in float64; a case that fails gets no figure, and the exit status is 1.
+Bytes and FLOPs are counted by formula (cases.py), the ceilings (copy, matrix product) measured in the same run. On a
+GPU each pass is also replayed from a CUDA graph, so that launch gaps show. `--device cpu` times the CPU path the same
+way. A provider that fails becomes a row with the reason. The JSON file is whole after every row.
 """
 
 import argparse
-import json
+import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
+if __name__ == "__main__":  # so that it runs in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from perf.cases import Case, Tensors, both_case, cases
+import torch
+import torch._functorch.config
+
+from perf.cases import Case, both_case, cases, small_cases
+from perf.fake_gpu import fake_gpu
+from perf.parts import timing
+from perf.parts.kernel_times import kernel_times
+from perf.parts.passes import PASSES, Work, WrongResultError, check, passes, prepare
+from perf.parts.providers import PROVIDERS, provider, provider_names
+from perf.parts.result_file import ResultFile
 from tacaf.logs import environment
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PASSES = ("forward", "backward", "both")
-ERROR_FLOOR = {torch.bfloat16: 4e-3, torch.float16: 1e-3, torch.float32: 1e-5}  # of the largest number
+OPS = ("alignment", "soft_align", "align_distance", "gem_pyramid", "ring_aggregate")
 COLUMNS = ("op", "provider", "pass", "dtype", "shape", "p20_ms", "p50_ms", "p80_ms", "graph_ms", "ratio_to_eager",
-           "peak_mib", "saved_mib", "bytes", "flops", "share_of_ceiling")  # fmt: skip
-MIB = 2**20
-H200 = {"copy_bytes_per_s": 4.3e12, "matrix_flops_per_s": 790e12}  # measured on such a card, for `--predict` only
+           "peak_mib", "saved_mib", "bytes", "flops", "share_of_ceiling", "graph_error", "graph_ratio_to_eager",
+           "graph_share_of_ceiling")  # fmt: skip
+MIB = timing.MIB
+NO_TIME = "not measured: no time left"
 
 
-def leaves_of(case: Case, dtype: torch.dtype, device: str) -> tuple[Tensors, Tensors]:
-    """Fresh inputs that want gradients, and the constants."""
-    inputs, constants = case.inputs(dtype, device)
-    return tuple(tensor.requires_grad_() for tensor in inputs), constants
+class Bench:
+    """One run: what was asked for, the ceilings, when it must end, and where rows go."""
+
+    def __init__(self, args: argparse.Namespace, ceiling: dict[str, float], file: ResultFile) -> None:
+        self.args, self.ceiling, self.file = args, ceiling, file
+        self.dtype, self.device = args.dtype, args.device
+        self.end = float("inf") if args.limit_s is None else args.began + args.limit_s
+        self.longest_s, self.wrong = 0.0, 0
+
+    def no_time(self) -> bool:
+        """Whether the next provider would not end in time if it took as long as the longest until now."""
+        return time.monotonic() + self.longest_s > self.end
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.file.add(row)
+        print(text(row), flush=True)
+
+    def add_wrong(self, case: Case, error: Exception) -> None:
+        """The check failed, or could not be made: a row that says why, and no figure."""
+        self.wrong += 1
+        said = str(error) if isinstance(error, WrongResultError) else timing.reason(error)
+        self.add(self.failed_row(case, shown("ours", self.device), f"check: {said}"))
+
+    def failed_row(self, case: Case, name: str, error: str) -> dict[str, Any]:
+        return {"op": case.op, "provider": name, "dtype": self.dtype, "shape": case.shape, "error": error}
 
 
-def differentiable(result: torch.Tensor | Tensors) -> list[torch.Tensor]:
-    outputs = result if isinstance(result, tuple) else (result,)
-    return [output for output in outputs if output.requires_grad]
+def shown(name: str, device: str) -> str:
+    """Our op is named by the path that was timed."""
+    return {"ours": "triton" if device == "cuda" else "cpu path"}.get(name, name)
 
 
-def runs(function: Callable, leaves: Tensors, constants: Tensors) -> dict[str, Callable[[], Any]]:
-    """The three passes as functions without arguments; `backward` keeps the graph of one forward."""
-    outputs = differentiable(function(*leaves, *constants))
-    draw = torch.Generator().manual_seed(5)
-    grads = [torch.randn(output.shape, generator=draw).to(output) for output in outputs]
-
-    def both() -> Any:
-        return torch.autograd.grad(differentiable(function(*leaves, *constants)), leaves, grads)
-
-    return {
-        "forward": lambda: function(*leaves, *constants),
-        "backward": lambda: torch.autograd.grad(outputs, leaves, grads, retain_graph=True),
-        "both": both,
-    }
-
-
-def errors(case: Case, dtype: torch.dtype, device: str, function: Callable) -> list[float]:
-    """Of every output and gradient, the largest error against the definition in float64, relative to its largest."""
-    leaves, constants = leaves_of(case, dtype, device)
-    exact_leaves = tuple(tensor.detach().double().requires_grad_() for tensor in leaves)
-    exact_constants = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in constants)
-    found, exact = differentiable(function(*leaves, *constants)), differentiable(
-        case.definition(*exact_leaves, *exact_constants)
-    )  # fmt: skip
-    draw = torch.Generator().manual_seed(5)
-    grads = [torch.randn(output.shape, generator=draw).to(device) for output in found]
-    pairs = list(zip(found, exact, strict=True))
-    pairs += zip(
-        torch.autograd.grad(found, leaves, [grad.to(output) for grad, output in zip(grads, found, strict=True)]),
-        torch.autograd.grad(exact, exact_leaves, [grad.to(output) for grad, output in zip(grads, exact, strict=True)]),
-        strict=True,
-    )
-    return [((f.double() - e).abs().max() / e.abs().max()).item() for f, e in pairs]
-
-
-def check(case: Case, dtype: torch.dtype, device: str) -> None:
-    """Stop unless our error is at most twice the plain formulas' in this dtype, or below what the dtype resolves."""
-    ours, eager = (errors(case, dtype, device, function) for function in (case.ours, case.eager))
-    for place, (error, allowed) in enumerate(zip(ours, eager, strict=True)):
-        if not error <= max(2 * allowed, ERROR_FLOOR[dtype]):
-            raise SystemExit(
-                f"error: {case.name} {dtype}: output {place}: expected an error of at most {2 * allowed:.1e} (twice "
-                f"plain PyTorch's), got {error:.1e}; no figure on a wrong result"
-            )
-
-
-def quantiles(times_ms: list[float]) -> tuple[float, float, float]:
-    ordered = sorted(times_ms)
-    return tuple(ordered[round(q * (len(ordered) - 1))] for q in (0.2, 0.5, 0.8))  # type: ignore[return-value]
-
-
-def time_ms(run: Callable[[], Any], device: str, seconds: float) -> list[float]:
-    """Times of single calls for about `seconds`, at least five; on a GPU by events, L2 flushed before each."""
-    if device == "cuda":
-        from triton.testing import do_bench
-
-        return do_bench(run, warmup=50, rep=int(1000 * seconds), return_mode="all")
-    run()
-    times, began = [], time.perf_counter()
-    while len(times) < 5 or time.perf_counter() - began < seconds:
-        start = time.perf_counter()
-        run()
-        times.append(1000 * (time.perf_counter() - start))
-    return times
-
-
-def graph_ms(run: Callable[[], Any], device: str) -> float | None:
-    """Replayed from a CUDA graph; None where the call cannot be captured."""
-    if device != "cuda":
-        return None
-    from triton.testing import do_bench_cudagraph
-
+def run_case(bench: Bench, case: Case, place: int) -> None:
+    """Check one case, then a row for every provider and pass. `place`: which case of its op it is, for a child."""
+    names = provider_names(case, bench.device, bench.args.providers, bench.args.autotuned_compile)
+    if bench.no_time():
+        _no_time(bench, case, names)
+        return
     try:
-        return float(do_bench_cudagraph(run, rep=50))
-    except RuntimeError:  # compiled code and the autograd of plain formulas may synchronise
-        torch.cuda.synchronize()
-        return None
+        work = prepare(case, DTYPES[bench.dtype], bench.device)
+        check(case, work)
+    except Exception as error:
+        bench.add_wrong(case, error)
+        return
+    eager: dict[str, dict[str, Any]] = {}
+    for name in names:
+        if bench.no_time():
+            _no_time(bench, case, [name])
+            continue
+        began = time.monotonic()
+        run_provider(bench, case, place, work, name, eager)
+        bench.longest_s = max(bench.longest_s, time.monotonic() - began)
 
 
-def saved_mib(function: Callable, leaves: Tensors, constants: Tensors) -> float:
-    """What autograd keeps for backward, each storage once, the inputs not counted."""
-    kept: dict[int, int] = {}
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*leaves, *constants)}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        result = function(*leaves, *constants)
-    del result
-    return sum(kept.values()) / MIB
+def _no_time(bench: Bench, case: Case, names: list[str]) -> None:
+    for name in names:
+        bench.add(bench.failed_row(case, shown(name, bench.device), NO_TIME))
 
 
-def peak_mib(run: Callable[[], Any], device: str) -> float | None:
-    """The allocator's peak above what lay there before; on a CPU it is measured in processes of their own."""
-    if device != "cuda":
-        return None
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    run()
-    torch.cuda.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / MIB
+def run_provider(
+    bench: Bench, case: Case, place: int, work: Work, name: str, eager: dict[str, dict[str, Any]]
+) -> None:  # fmt: skip
+    """Its rows, or what came before it failed and a row with the reason."""
+    try:
+        # compiled code would otherwise free what a second backward of the same forward needs
+        with torch._functorch.config.patch(donated_buffer=False):
+            rows = profile_rows if bench.args.profile else measure
+            for row in rows(bench, case, place, work, name, eager):
+                bench.add(row)
+    except Exception as error:
+        failed = timing.reason(error)
+    else:
+        return
+    # outside of the handler, where the traceback no longer holds the provider's tensors
+    bench.wrong += name == "ours"
+    bench.add(bench.failed_row(case, shown(name, bench.device), failed))
+    if bench.device == "cuda":
+        with contextlib.suppress(Exception):  # reports the same error once more
+            torch.cuda.synchronize()
+        with contextlib.suppress(Exception):
+            torch.cuda.empty_cache()
+
+
+def measure(
+    bench: Bench, case: Case, place: int, work: Work, name: str, eager: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A row for every pass of a provider; `eager` collects plain PyTorch's rows, to compare the others with."""
+    function, device, seconds = provider(case, name), bench.device, bench.args.seconds
+    runs, kept = passes(function, work), timing.saved_mib(function, work)
+    for which in PASSES:
+        p20, p50, p80 = timing.quantiles(timing.time_ms(runs[which], device, seconds))
+        graph, graph_error = None, None
+        peak = timing.peak_mib(runs[which]) if device == "cuda" else None
+        if device == "cuda" and not bench.args.no_graph:
+            graph, graph_error = timing.graph_ms(function, work, which, seconds)
+        if device == "cpu" and which == "both" and name in ("eager", "ours"):
+            peak = cpu_peak_mib(case.op, place, bench.dtype, name)
+        row = {
+            "op": case.op, "provider": shown(name, device), "pass": which, "dtype": bench.dtype, "shape": case.shape,
+            "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "graph_ms": graph, "ratio_to_eager": None,
+            "peak_mib": peak, "saved_mib": kept,
+            **least(case, which, work.leaves[0].element_size(), bench.ceiling, p50, graph),
+            "graph_error": graph_error, "graph_ratio_to_eager": None,
+        }  # fmt: skip
+        if name == "eager":
+            eager[which] = row
+        if which in eager:
+            row["ratio_to_eager"] = eager[which]["p50_ms"] / p50
+            row["graph_ratio_to_eager"] = (graph and (eager[which]["graph_ms"] or 0.0) / graph) or None
+        yield {column: row[column] for column in COLUMNS}
+
+
+def least(
+    case: Case, which: str, element: int, ceiling: dict[str, float], p50_ms: float, graph: float | None
+) -> dict[str, float | None]:
+    """Counted bytes and FLOPs, and the share that the measured ceilings' least time has of the times."""
+    parts = PASSES[:2] if which == "both" else (which,)
+    moved, flops = sum(case.moved[one](element) for one in parts), sum(case.flops[one] for one in parts)
+    least_ms = 1000 * max(moved / ceiling["copy_bytes_per_s"], flops / ceiling["matrix_flops_per_s"])
+    return {
+        "bytes": moved, "flops": flops, "share_of_ceiling": least_ms / p50_ms,
+        "graph_share_of_ceiling": least_ms / graph if graph else None,
+    }  # fmt: skip
+
+
+def profile_rows(
+    bench: Bench, case: Case, place: int, work: Work, name: str, eager: dict[str, dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """A row for every kernel of one forward and backward."""
+    run = passes(provider(case, name), work)["both"]
+    for row in kernel_times(run, bench.device):
+        yield {
+            "op": case.op,
+            "provider": shown(name, bench.device),
+            "dtype": bench.dtype,
+            "shape": case.shape,
+            **row,
+        }
 
 
 def cpu_peak_mib(op: str, place: int, dtype: str, provider: str) -> float:
     """Peak resident memory of one `both` in a fresh process, above that process's memory before it."""
-    command = [
-        sys.executable,
-        __file__,
-        "--device",
-        "cpu",
-        "--op",
-        op,
-        "--dtype",
-        dtype,
-        "--peak-of",
-        provider,
-        str(place),
-    ]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    command = [sys.executable, __file__, "--device", "cpu", "--op", op, "--dtype", dtype, "--peak-of", provider]
+    done = subprocess.run([*command, str(place)], capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
 
 
-def print_peak(case: Case, dtype: torch.dtype, provider: str) -> None:
+def print_peak(case: Case, dtype: torch.dtype, name: str) -> None:
     """The child's side of `cpu_peak_mib`."""
-    leaves, constants = leaves_of(case, dtype, "cpu")
-    small = both_case(2, 9, 8)
-    runs(small.ours, *leaves_of(small, dtype, "cpu"))["both"]()  # so that no library is loaded inside the measurement
+    work, small = prepare(case, dtype, "cpu"), both_case(2, 9, 8)
+    passes(small.ours, prepare(small, dtype, "cpu"))["both"]()  # so that no library is loaded inside the measurement
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     before = _status("VmRSS")
-    runs(case.ours if provider == "ours" else case.eager, leaves, constants)["both"]()
+    passes(getattr(case, name), work)["both"]()
     print((_status("VmHWM") - before) / 1024)
 
 
@@ -182,157 +206,101 @@ def _status(name: str) -> int:
     return int(next(line for line in lines if line.startswith(name + ":")).split()[1])
 
 
-def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """Bytes a second of a copy (read and written) and FLOPs a second of a square matrix product, measured now."""
-    size, side = (2**29, 8192) if device == "cuda" else (2**28, 2048)
-    source = torch.empty(size, dtype=torch.uint8, device=device).random_()
-    target = torch.empty_like(source)
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    copy_ms = min(time_ms(lambda: target.copy_(source), device, 1.0))
-    product_ms = min(time_ms(lambda: left @ right, device, 1.0))
-    return {"copy_bytes_per_s": 2 * size / copy_ms * 1000, "matrix_flops_per_s": 2 * side**3 / product_ms * 1000}
-
-
-def providers_of(case: Case, leaves: Tensors, constants: Tensors, device: str) -> dict[str, Callable]:
-    """What is timed, by name; PyTorch's fused attention only where one of its kernels takes the head dimension."""
-    providers = {"eager": case.eager}
-    if device == "cuda":
-        providers["compiled"] = torch.compile(case.eager)
-        if case.sdpa is not None:
-            fused = fused_only(case.sdpa)
-            try:
-                runs(fused, leaves, constants)["both"]()
-                providers["sdpa"] = fused
-            except RuntimeError as error:
-                print(f"{case.name}: sdpa: not measured: {str(error).splitlines()[0]}", flush=True)
-    providers["triton" if device == "cuda" else "cpu path"] = case.ours
-    return providers
-
-
-def fused_only(function: Callable) -> Callable:
-    """The function with PyTorch's unfused attention switched off, so that it fails rather than fall back."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    def call(*tensors: torch.Tensor) -> Any:
-        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
-            return function(*tensors)
-
-    return call
-
-
-def measure(
-    case: Case, place: int, dtype: str, device: str, ceiling: dict[str, float], seconds: float
-) -> Iterator[dict]:
-    """A row for every provider and pass."""
-    leaves, constants = leaves_of(case, DTYPES[dtype], device)
-    providers = providers_of(case, leaves, constants, device)
-    eager_ms: dict[str, float] = {}
-    for provider, function in providers.items():
-        passes = runs(function, leaves, constants)
-        kept = saved_mib(function, leaves, constants)
-        for name in PASSES:
-            p20, p50, p80 = quantiles(time_ms(passes[name], device, seconds))
-            eager_ms.setdefault(name, p50)
-            both = name == "both"
-            moved = sum(case.moved[one](leaves[0].element_size()) for one in (PASSES[:2] if both else (name,)))
-            flops = sum(case.flops[one] for one in (PASSES[:2] if both else (name,)))
-            least_s = max(moved / ceiling["copy_bytes_per_s"], flops / ceiling["matrix_flops_per_s"])
-            peak = peak_mib(passes[name], device)
-            if both and device == "cpu" and provider != "compiled":
-                peak = cpu_peak_mib(case.op, place, dtype, "eager" if provider == "eager" else "ours")
-            yield {
-                "op": case.op, "provider": provider, "pass": name, "dtype": dtype, "shape": case.shape,
-                "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "graph_ms": graph_ms(passes[name], device),
-                "ratio_to_eager": eager_ms[name] / p50, "peak_mib": peak, "saved_mib": kept,
-                "bytes": moved, "flops": flops, "share_of_ceiling": 1000 * least_s / p50,
-            }  # fmt: skip
-
-
-def text(row: dict) -> str:
+def text(row: dict[str, Any]) -> str:
+    """A row for the terminal."""
     shape = " ".join(f"{key}={value}" for key, value in row["shape"].items())
-    peak = "-" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}"
-    graph = "-" if row["graph_ms"] is None else f"{row['graph_ms']:.3f}"
+    start = f"{row['op']:15} {shape:28} {row['dtype']:5} {row['provider']:9}"
+    if "error" in row:
+        return f"{start} {row['error']}"
+    if "kernel" in row:
+        return f"{start} {row['us']:10.1f} us  x{row['count']:<5g} {row['kernel'][:90]}"
+    if row["pass"] == "check":
+        return f"right: {start} largest error {row['largest_error']:.1e}"
+    times = f"{row['pass']:9} {row['p50_ms']:10.3f} ms  graph {_number(row['graph_ms'], '.3f'):>8}"
     return (
-        f"{row['op']:15} {shape:28} {row['dtype']:5} {row['provider']:9} {row['pass']:9} {row['p50_ms']:10.3f} ms  "
-        f"graph {graph:>8}  x{row['ratio_to_eager']:.2f}  peak {peak:>6} MiB  saved {row['saved_mib']:7.1f} MiB  "
-        f"{100 * row['share_of_ceiling']:.0f} % of the ceiling"
+        f"{start} {times}  x{_number(row['ratio_to_eager'], '.2f')}  peak {_number(row['peak_mib'], '.0f'):>6} MiB  "
+        f"saved {row['saved_mib']:7.1f} MiB  {100 * row['share_of_ceiling']:.0f} % of the ceiling"
+        + (f"  (no graph: {row['graph_error']})" if row["graph_error"] else "")
     )
 
 
-def prediction() -> str:
-    """A table of what the counted bytes and FLOPs allow at an H200's measured ceilings; nothing in it was timed."""
-    lines = [
-        "# Kernels on an H200: not measured",
-        "",
-        "No GPU was at hand. *Predicted least* is the larger of bytes / 4.3 TB/s (copy) and FLOPs / 790 TFLOP/s (bf16",
-        "matrix product), the ceilings measured on such a card; no kernel can be faster, and how near ours come is not",
-        "measured. bf16. Made by `python perf/bench_kernels.py --predict`; `python perf/gpu_suite.py` measures.",
-        "",
-        "| op | shape | pass | MiB moved | GFLOP | predicted least ms | measured ms |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for case in cases("cuda"):
-        shape = " ".join(f"{key}={value}" for key, value in case.shape.items())
-        for name in PASSES[:2]:
-            moved, flops = case.moved[name](2), case.flops[name]
-            least_ms = 1000 * max(moved / H200["copy_bytes_per_s"], flops / H200["matrix_flops_per_s"])
-            cells = (
-                case.op,
-                shape,
-                name,
-                f"{moved / MIB:.1f}",
-                f"{flops / 1e9:.1f}",
-                f"{least_ms:.4f}",
-                "not measured",
-            )
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
+
+
+def run_check(bench: Bench, todo: list[Case], dtypes: list[str]) -> None:
+    """A row for every case and dtype: the largest error, or what is wrong."""
+    for bench.dtype in dtypes:
+        for case in todo:
+            if bench.no_time():
+                _no_time(bench, case, ["ours"])
+                continue
+            began, name = time.monotonic(), shown("ours", bench.device)
+            row: dict[str, Any] = {"op": case.op, "provider": name, "pass": "check", "dtype": bench.dtype}
+            try:
+                error = check(case, prepare(case, DTYPES[bench.dtype], bench.device))
+                bench.add({**row, "shape": case.shape, "largest_error": error})
+            except Exception as problem:
+                bench.add_wrong(case, problem)
+            bench.longest_s = max(bench.longest_s, time.monotonic() - began)
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--op", choices=OPS)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--device", choices=("cuda", "cpu"))
+    parser.add_argument("--images", type=int, help="only cases of this many images")
+    parser.add_argument("--providers", nargs="+", choices=PROVIDERS, help="what to time; a CPU's default: eager ours")
+    parser.add_argument("--autotuned-compile", action="store_true", help="also time max-autotune compilation (minutes)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="about how long a provider's pass is timed")
+    parser.add_argument("--limit-s", type=float, help="start nothing that may end after so many seconds")
+    parser.add_argument("--no-graph", action="store_true", help="capture no CUDA graphs")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--check", action="store_true", help="no figures: every case in every dtype against float64")
+    parser.add_argument("--profile", type=Path, metavar="FILE", help="no figures: the kernels' times, as JSON")
+    parser.add_argument("--rehearse", action="store_true", help="a GPU's branches on a CPU with small shapes")
+    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--op", choices=("alignment", "soft_align", "align_distance", "gem_pyramid", "ring_aggregate"))
-    parser.add_argument("--dtype", choices=tuple(DTYPES), help="default bf16 on a GPU, fp32 on a CPU")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--images", type=int, help="only cases of this many images")
-    parser.add_argument("--seconds", type=float, default=0.2, help="about how long a provider's pass is timed")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--check", action="store_true", help="no figures: every case in every dtype against float64")
-    parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
-    parser.add_argument("--predict", type=Path, metavar="FILE", help="no run: the least times on an H200, as a table")
-    wanted = parser.parse_args(argv)
-    if wanted.predict:
-        wanted.predict.write_text(prediction())
-        return 0
-    if wanted.device == "cuda" and not torch.cuda.is_available():
-        print("error: expected a GPU for --device cuda, found none; use --device cpu", file=sys.stderr)
+    args = parse(argv)
+    args.began = time.monotonic()
+    if args.rehearse and torch.cuda.is_available():
+        print("error: --rehearse is for a machine without a GPU, and here is one; leave it out", file=sys.stderr)
         return 2
-    dtype = wanted.dtype or ("bf16" if wanted.device == "cuda" else "fp32")
-    chosen = [case for case in cases(wanted.device) if wanted.op in (None, case.op)]
-    if wanted.peak_of:
-        print_peak(chosen[int(wanted.peak_of[1])], DTYPES[dtype], wanted.peak_of[0])
+    with fake_gpu() if args.rehearse else contextlib.nullcontext():
+        args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if args.device == "cuda" and not torch.cuda.is_available():
+            print("error: expected a GPU for --device cuda, found none; use --device cpu", file=sys.stderr)
+            return 2
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """0; 1 if a result of ours was wrong, ours failed, or the file could not be written."""
+    single = args.dtype
+    args.dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
+    chosen = [case for case in (small_cases() if args.rehearse else cases(args.device)) if args.op in (None, case.op)]
+    if args.peak_of:
+        print_peak(chosen[int(args.peak_of[1])], DTYPES[args.dtype], args.peak_of[0])
         return 0
-    todo = [case for case in chosen if wanted.images in (None, case.shape["B"])]
-    if wanted.check:
-        for name in (wanted.dtype,) if wanted.dtype else DTYPES:
-            for case in todo:
-                check(case, DTYPES[name], wanted.device)
-                print(f"right: {case.name} {name}", flush=True)
-        return 0
-    ceiling = ceilings(wanted.device, DTYPES[dtype])
-    facts = {"environment": environment(1), "device": wanted.device, "ceilings": ceiling}
-    rows: list[dict] = []
-    for done, case in enumerate(todo, start=1):
-        check(case, DTYPES[dtype], wanted.device)
-        place = [one for one in chosen if one.op == case.op].index(case)
-        for row in measure(case, place, dtype, wanted.device, ceiling, wanted.seconds):
-            rows.append(row)
-            print(text(row), flush=True)
-        if wanted.json:  # after every case, so that a run that is stopped keeps what it measured
-            wanted.json.parent.mkdir(parents=True, exist_ok=True)
-            found = {**facts, "complete": done == len(todo), "columns": COLUMNS, "rows": rows}
-            wanted.json.write_text(json.dumps(found, indent=1) + "\n")
-    return 0
+    todo = [case for case in chosen if args.images in (None, case.shape["B"])]
+    size = "rehearsal" if args.rehearse else args.device
+    ceiling = {} if args.check or args.profile else timing.ceilings(size, DTYPES[args.dtype])
+    facts = {
+        "environment": environment(1), "device": args.device, "rehearsal": args.rehearse, "ceilings": ceiling,
+        "columns": COLUMNS,
+    }  # fmt: skip
+    bench = Bench(args, ceiling, ResultFile(args.profile or args.json, facts))
+    if args.check:
+        run_check(bench, todo, [single] if single else list(DTYPES))
+    else:
+        for case in todo:
+            run_case(bench, case, [one for one in chosen if one.op == case.op].index(case))
+    bench.file.finish(not any(row.get("error") == NO_TIME for row in bench.file.rows))
+    return 1 if bench.wrong or bench.file.failed else 0
 
 
 if __name__ == "__main__":

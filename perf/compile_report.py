@@ -17,6 +17,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+if __name__ == "__main__":  # so that it runs in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import torch
 import triton
 from triton.backends.compiler import GPUTarget

@@ -24,7 +24,7 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "tacaf", "font.size": 9, "axes.
 def read(path: Path) -> dict:
     """The result file; ValueError where it is none."""
     found = json.loads(path.read_text())
-    if not isinstance(found, dict) or not found.get("rows") or "provider" not in found["rows"][0]:
+    if not isinstance(found, dict) or not any("p50_ms" in row for row in found.get("rows") or ()):
         raise ValueError(
             f"expected a result of perf/bench_kernels.py with rows, got {path}; make one with --json {path}"
         )
@@ -47,6 +47,8 @@ def circumstances(found: dict) -> list[str]:
         f"Ceilings of the same run: copy {ceiling['copy_bytes_per_s'] / 1e9:.1f} GB/s, matrix product "
         f"{ceiling['matrix_flops_per_s'] / 1e12:.3g} TFLOP/s. Command: `{facts['command']}`.",
     ]
+    if found.get("rehearsal"):
+        lines.append("**A rehearsal without a GPU**: the times and memory below mean nothing.")
     return lines if found["complete"] else [*lines, "**Not complete**: the run was stopped before its last case."]
 
 
@@ -57,15 +59,24 @@ def table(found: dict) -> str:
     head = ("op", "shape", "dtype", "provider", "pass", "p20 / p50 / p80", "graph", "to eager", "peak", "saved",
             "MiB counted", "GFLOP counted", "of ceiling")  # fmt: skip
     lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for row in found["rows"]:
+    for row in measured(found):
         cells = (
             row["op"], shape_of(row), row["dtype"], row["provider"], row["pass"],
             f"{row['p20_ms']:.3f} / {row['p50_ms']:.3f} / {row['p80_ms']:.3f}", _or_dash(row["graph_ms"], ".3f"),
-            f"{row['ratio_to_eager']:.2f}", _or_dash(row["peak_mib"], ".0f"), f"{row['saved_mib']:.1f}",
+            _or_dash(row["ratio_to_eager"], ".2f"), _or_dash(row["peak_mib"], ".0f"), f"{row['saved_mib']:.1f}",
             f"{row['bytes'] / 2**20:.1f}", f"{row['flops'] / 1e9:.1f}", f"{100 * row['share_of_ceiling']:.0f} %",
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
+    failed = [row for row in found["rows"] if "error" in row]
+    if failed:
+        lines += ["", "No figures:", ""]
+        lines += [f"- {row['op']} {shape_of(row)} {row['dtype']} {row['provider']}: {row['error']}" for row in failed]
     return "\n".join(lines) + "\n"
+
+
+def measured(found: dict) -> list[dict]:
+    """The rows with times; the others say why there are none."""
+    return [row for row in found["rows"] if "error" not in row]
 
 
 def _or_dash(value: float | None, form: str) -> str:
@@ -74,13 +85,14 @@ def _or_dash(value: float | None, form: str) -> str:
 
 def picture(found: dict) -> Figure:
     """A panel for each pass, a group of bars for each op and shape."""
-    names = list(dict.fromkeys((row["op"], shape_of(row), row["dtype"]) for row in found["rows"]))
-    providers = list(dict.fromkeys(row["provider"] for row in found["rows"]))
+    rows = [row for row in measured(found) if row["ratio_to_eager"] is not None]
+    names = list(dict.fromkeys((row["op"], shape_of(row), row["dtype"]) for row in rows))
+    providers = list(dict.fromkeys(row["provider"] for row in rows))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11, 1.2 + 0.17 * len(names) * (len(providers) + 1)), layout="constrained")
         panels = figure.subplots(1, len(PASSES), sharey=True)
         for axes, name in zip(panels, PASSES, strict=True):
-            _panel(axes, found["rows"], name, names, providers)
+            _panel(axes, rows, name, names, providers)
         panels[0].set_yticks(range(len(names)), [f"{op}, {dtype}\n{shape}" for op, shape, dtype in names], fontsize=7)
         panels[0].invert_yaxis()
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", frameon=False, ncols=6)

@@ -51,7 +51,7 @@ MAY_IMPORT = {
 }
 # heavy package -> the files that alone may import it (perf measures them, so it may too)
 HEAVY = {
-    "triton": ("kernels/*/kernel.py", "perf/*.py", "perf/calls/*.py"),
+    "triton": ("kernels/*/kernel.py", "perf/*.py", "perf/calls/*.py", "perf/parts/*.py"),
     "nvidia.dali": ("tacaf/data/pipeline.py", "perf/*.py"),
     "deepspeed": ("launch/engine.py", "launch/regroup.py", "perf/*.py"),
     "transformers": ("tacaf/model/library.py",),
@@ -68,6 +68,7 @@ HEAVY = {
         "launch/*.py",
         "perf/*.py",
         "perf/calls/*.py",
+        "perf/parts/*.py",
     ),
 }
 NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py", "tacaf/child_processes.py")

@@ -5,7 +5,7 @@ Forward, backward and both are captured by hand on a side stream. The reason is 
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,58 +13,50 @@ import torch
 
 from perf import cases
 from perf.calls.rows import RowsFile
+from perf.parts.passes import PASSES, Work, passes, prepare
+from perf.parts.timing import abandon, reason
 
 Result = list[torch.Tensor]
 TOLERANCE = 2e-2  # of the largest number: sums in another order, in bf16
 
 
-def passes(function: Callable[..., Any], leaves: tuple[torch.Tensor, ...], constants: tuple) -> dict[str, Callable]:
-    """Each pass as a function that prepares it (nothing captured) and returns what is to be captured."""
-
-    def forward() -> Result:
-        result = function(*leaves, *constants)
-        outputs = result if isinstance(result, tuple) else (result,)
-        return [output for output in outputs if output.requires_grad]
-
-    def gradients(outputs: Result) -> Result:
-        return list(torch.autograd.grad(outputs, leaves, [torch.ones_like(x) for x in outputs], retain_graph=True))
-
-    def prepared_backward() -> Callable[[], Result]:
-        outputs = forward()
-        return lambda: gradients(outputs)
-
-    return {
-        "forward": lambda: forward,
-        "backward": prepared_backward,
-        "both": lambda: lambda: gradients(forward()),
-    }
+def tensors(result: Any) -> Result:
+    """A pass's tensors as a list."""
+    return [tensor.detach() for tensor in (result if isinstance(result, tuple | list) else (result,))]
 
 
-def replayed(prepare: Callable[[], Callable[[], Result]]) -> tuple[Result, Result]:
-    """What the pass gives when it is run, and what a replay of its graph gives."""
+def replayed(case: cases.Case, work: Work, name: str) -> tuple[Result, Result]:
+    """What a pass gives when it is run, and what a replay of its graph gives.
+
+    The leaves belong to the stream of the capture, since autograd waits for the stream on which they were first used.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        run = prepare()
-        for _ in range(2):  # compiles, and fills caches that may not be filled during a capture
-            usual = [tensor.detach().clone() for tensor in run()]
+        leaves = tuple(leaf.detach().requires_grad_() for leaf in work.leaves)
+        run = passes(case.ours, work._replace(leaves=leaves))[name]
+        for _ in range(2):  # compiles, and fills what may not be filled during a capture
+            usual = [tensor.clone() for tensor in tensors(run())]
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=side):
-        captured = run()
+    graph, pool, before = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=side):
+            captured = tensors(run())
+    except Exception:
+        abandon(pool, before)
+        raise
     graph.replay()
     torch.cuda.synchronize()
-    return usual, [tensor.detach().clone() for tensor in captured]
+    return usual, captured
 
 
-def row_of(case: cases.Case, name: str, prepare: Callable[[], Callable[[], Result]]) -> dict[str, Any]:
+def row_of(case: cases.Case, work: Work, name: str) -> dict[str, Any]:
     """One op and pass: whether it was captured, and the largest difference relative to the largest number."""
     row = {"op": case.op, "pass": name, "captured": False, "difference": None, "error": None}
     try:
-        usual, found = replayed(prepare)
-    except (RuntimeError, AssertionError) as error:
-        torch.cuda.synchronize()
-        return row | {"error": str(error).strip().splitlines()[0][:200]}
+        usual, found = replayed(case, work, name)
+    except Exception as error:
+        return row | {"error": reason(error.__context__ or error)}
     differences = [((f - u).abs().max() / u.abs().max()).item() for f, u in zip(found, usual, strict=True)]
     return row | {"captured": True, "difference": max(differences)}
 
@@ -78,10 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     built = (cases.both_case(images, length, channels), cases.gem_pyramid_case(4), cases.ring_aggregate_case(4))
     file = RowsFile(args.json, gpu=torch.cuda.get_device_name(0), tolerance=TOLERANCE)
     for case in built:
-        inputs, constants = case.inputs(torch.bfloat16, "cuda")
-        leaves = tuple(tensor.requires_grad_() for tensor in inputs)
-        for name, prepare in passes(case.ours, leaves, constants).items():
-            file.add(**row_of(case, name, prepare))
+        work = prepare(case, torch.bfloat16, "cuda")
+        for name in PASSES:
+            file.add(**row_of(case, work, name))
     file.write(complete=True)
     wrong = [row for row in file.rows if not row["captured"] or not row["difference"] <= TOLERANCE]
     if wrong:

@@ -7,8 +7,9 @@ leave, but never the least time that the later ones need.
 from dataclasses import dataclass, field
 
 Command = tuple[str, ...]
-# {out} is the folder of the parts' own files, {part} the part's name
+# {out} is the folder of the parts' own files, {part} the part's name, {limit_s} the seconds it may take
 JSON = ("--json", "{out}/{part}.json")
+IN_TIME = ("--limit-s", "{limit_s}")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,6 @@ class Part:
     needs: packages that must be importable, or files of the source tree (with a slash).
     least_s, most_s: seconds kept for it from the parts before it, and seconds after which it is stopped.
     rehearsal: arguments added in a rehearsal, which make it small; only the first command is rehearsed.
-    small: the module that is rehearsed in place of the command's own.
     fake: a rehearsal runs it with the fake GPU; otherwise on the CPU as it is.
     """
 
@@ -29,7 +29,6 @@ class Part:
     most_s: float
     needs: tuple[str, ...] = ()
     rehearsal: Command = ()
-    small: str | None = None
     fake: bool = True
 
 
@@ -45,20 +44,34 @@ class Call:
 
 TEST_PROCESSES = 12  # each compiles its own share of the kernels; the machine has 16 cores
 DTYPES = ("bf16", "fp16", "fp32")
-KERNELS, SMALL_KERNELS = "perf.bench_kernels", "perf.calls.small_kernels"
+KERNELS = "perf.bench_kernels"
+SMALL_KERNELS = ("--rehearse", "--images", "4", "--seconds", "0.001", "--op", "gem_pyramid")
 TRAIN = "perf.bench_train"
 SMALL_TRAIN = ("--small", "--groups", "1", "--rounds", "1")
 FAST = "whole, kernels, channels-last, fused, cudnn.benchmark"
 
 
 def _kernels(images: int, least_s: float, most_s: float) -> Part:
-    command = (KERNELS, "--images", str(images), *JSON)
-    return Part(f"kernels_{images}", (command,), least_s, most_s, small=SMALL_KERNELS)
+    command = (KERNELS, "--images", str(images), *IN_TIME, *JSON)
+    return Part(f"kernels_{images}", (command,), least_s, most_s, rehearsal=SMALL_KERNELS, fake=False)
 
 
 def _check(images: int, dtypes: tuple[str, ...], least_s: float, most_s: float) -> Part:
-    commands = tuple((KERNELS, "--check", "--images", str(images), "--dtype", dtype) for dtype in dtypes)
-    return Part(f"check_{images}", commands, least_s, most_s, small=SMALL_KERNELS)
+    commands = tuple(
+        (
+            KERNELS,
+            "--check",
+            "--images",
+            str(images),
+            "--dtype",
+            dtype,
+            *IN_TIME,
+            "--json",
+            f"{{out}}/{{part}}.{dtype}.json",
+        )
+        for dtype in dtypes
+    )  # fmt: skip
+    return Part(f"check_{images}", commands, least_s, most_s, rehearsal=SMALL_KERNELS, fake=False)
 
 
 def _tests() -> Part:
@@ -96,11 +109,15 @@ CALLS = {
             Part("compile", (("perf.calls.compile_kernels", *JSON),), 0, 60, rehearsal=("--small",)),
             _kernels(64, 90, 180),
             Part(
-                "tune", (("perf.tune_alignment", "--limit-s", "190", *JSON),), 100, 200,
+                "tune", (("perf.tune_alignment", *IN_TIME, *JSON),), 100, 200,
                 needs=("perf/tune_alignment.py",), rehearsal=("--small",),
             ),
             _kernels(512, 60, 120),
             _kernels(96, 40, 90),
+            Part(
+                "kernel_times", ((KERNELS, "--images", "64", *IN_TIME, "--profile", "{out}/{part}.json"),), 20, 60,
+                rehearsal=SMALL_KERNELS, fake=False,
+            ),
         ),
     ),
     3: Call(

@@ -72,20 +72,21 @@ def _state_after(part: Part, place: Place, began: float, limit_s: float) -> str:
     commands = part.commands[:1] if place.rehearse else part.commands
     numbers = [""] if len(commands) == 1 else [f".{k}" for k in range(len(commands))]
     logs = [place.folder / f"{part.name}{number}.txt" for number in numbers]
-    with _started([words_of(command, part, place) for command in commands], logs, place.variables) as processes:
+    words = [words_of(command, part, place, limit_s - 2 * GRACE_S) for command in commands]
+    with _started(words, logs, place.variables) as processes:
         if not _wait(processes, began + limit_s - GRACE_S, lambda: place.tick(part.name)):
             _stop(processes)
             return f"stopped after {limit_s:.0f} s"
     return _state([process.returncode for process in processes], logs)
 
 
-def words_of(command: Command, part: Part, place: Place) -> list[str]:
+def words_of(command: Command, part: Part, place: Place, limit_s: float) -> list[str]:
     """The command line of one of a part's commands."""
-    module, *arguments = (word.format(out=place.folder, part=part.name) for word in command)
+    module, *arguments = (word.format(out=place.folder, part=part.name, limit_s=int(limit_s)) for word in command)
     start = [sys.executable, "-m", "perf.calls.child"]
     if not place.rehearse:
         return [*start, module, *arguments]
-    return [*start, *(["--fake-gpu"] if part.fake else []), part.small or module, *arguments, *part.rehearsal]
+    return [*start, *(["--fake-gpu"] if part.fake else []), module, *arguments, *part.rehearsal]
 
 
 @contextmanager

@@ -8,6 +8,8 @@ from typing import Any
 from perf.calls.rows import rows_of, short
 
 TRAIN_COLUMNS = ("name", "forward_ms", "backward_ms", "optimizer_ms", "step_ms", "images_per_s", "peak_mib", "error")
+CHECK_COLUMNS = ("op", "shape", "dtype", "largest_error", "error")
+KERNEL_COLUMNS = ("op", "provider", "us", "count", "kernel", "error")
 HIDDEN = ("bytes", "flops", "steps_ms", "longest_gaps_us")  # in the file, not in the table
 ROWS_SHOWN = 40
 LOG_LINES = 40
@@ -48,11 +50,16 @@ def tests(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def of_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The lines that suit these rows."""
-    if "provider" in rows[0] and "op" in rows[0]:
+    if any("kernel" in row and "op" in row for row in rows):
+        longest = sorted(rows, key=lambda row: row.get("us") or 0.0, reverse=True)
+        return text(longest[:ROWS_SHOWN], KERNEL_COLUMNS)
+    if any(row.get("pass") == "check" for row in rows):
+        return text(rows, CHECK_COLUMNS)
+    if all("provider" in row and "op" in row for row in rows):
         return kernels(rows)
-    if "outcome" in rows[0]:
+    if all("outcome" in row for row in rows):
         return tests(rows)
-    if "recompute" in rows[0]:
+    if any("recompute" in row for row in rows):
         return text(rows, TRAIN_COLUMNS)
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in HIDDEN]
     more = [f"and {len(rows) - ROWS_SHOWN} more rows"] if len(rows) > ROWS_SHOWN else []
@@ -68,9 +75,12 @@ def of_part(results: Sequence[Any]) -> list[str]:
         for key, value in content.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    rows = rows_of(results)
     line = ["  ".join(f"{key}={short(value)}" for key, value in facts.items())] if facts else []
-    return [*line, *(of_rows(rows) if rows else [])]
+    try:
+        rows = rows_of(results)
+        return [*line, *(of_rows(rows) if rows else [])]
+    except Exception as error:  # rows of a form that nobody foresaw are in the file, and must not cost the call
+        return [*line, f"these rows make no table ({type(error).__name__}: {error}); the file has them"]
 
 
 def of_call(summary: dict[str, Any]) -> str:

@@ -25,7 +25,7 @@ def result(complete=True):
             1e9,
             0.25,
         )
-        return dict(zip(COLUMNS, values, strict=True))
+        return dict(zip(COLUMNS, (*values, None, None, None), strict=True))
 
     rows = [row(*one) for name in plot.PASSES for one in (("eager", name, 8.0, 1.0), ("cpu path", name, 2.0, 4.0))]
     environment = {
@@ -51,6 +51,14 @@ def test_table_and_picture(tmp_path, capsys):
 
 def test_a_partial_result_never_looks_whole():
     assert "Not complete" in plot.table(result(complete=False))
+
+
+def test_what_failed_is_listed_with_its_reason_and_not_drawn():
+    found = result()
+    found["rows"].append({**{name: found["rows"][0][name] for name in ("op", "dtype", "shape")},
+                          "provider": "compiled", "error": "RuntimeError: no"})  # fmt: skip
+    assert "- soft_align B=4 L=9 fp32 compiled: RuntimeError: no" in plot.table(found)
+    assert len(plot.picture(found).axes[0].patches) == 2
 
 
 def test_another_file_is_refused(tmp_path, capsys):

@@ -1,0 +1,39 @@
+"""A benchmark's result file: one readable JSON document, rewritten whole after every row."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tacaf.checkpoint import write_whole
+
+
+class ResultFile:
+    """Rows and their circumstances; a run that is killed keeps every row that it had measured.
+
+    `complete` is false until `finish`. A disk that is full costs the newest rows, never the older ones or the run.
+    """
+
+    def __init__(self, path: Path | None, facts: dict[str, Any]) -> None:
+        self.path, self.facts, self.failed = path, facts, False
+        self.rows: list[dict[str, Any]] = []
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+        self._write(complete=False)
+
+    def finish(self, complete: bool) -> None:
+        self._write(complete)
+
+    def _write(self, complete: bool) -> None:
+        if self.path is None:
+            return
+        try:
+            content = {**self.facts, "complete": complete, "rows": self.rows}
+            write_whole(self.path, json.dumps(content, indent=1) + "\n")
+        except OSError as error:
+            if not self.failed:
+                print(f"error: {self.path} was not written: {error.strerror}; rows follow here", file=sys.stderr)
+            self.failed = True
