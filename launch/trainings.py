@@ -1,6 +1,5 @@
 """Several trainings as processes of their own: the finished are kept, the begun go on, signals are passed on."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import NamedTuple
 
 from launch.config import Config, load_config
 from launch.stop import EXIT_CODE
+from tacaf.child_processes import child_environment
 from tacaf.logs import published
 from tacaf.vocabulary import InputError
 
@@ -108,7 +108,7 @@ def run_all(
 
 def _start(one: Training, to_file: bool, ranks: int, environment: Mapping[str, str] | None) -> subprocess.Popen:
     one.folder.parent.mkdir(parents=True, exist_ok=True)
-    variables = {**os.environ, **(environment or {}), "PYTHONPATH": str(SCRIPT.parent.parent)}
+    variables = child_environment(**(environment or {}))
     if not to_file:
         return subprocess.Popen(one.command(ranks), env=variables)
     with one.folder.with_name(one.folder.name + ".log").open("a") as log:

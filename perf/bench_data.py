@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from tacaf.child_processes import child_environment
 from tacaf.data.augment import ERASE_FILL, GRAY, MEAN, STD, AugmentConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
@@ -187,7 +188,9 @@ def child(provider: str, shards: Path, cores: int, device: str, count: int, step
 def run_child(provider: str, shards: Path, cores: int, wanted: argparse.Namespace) -> dict:
     words = ["--child", provider, "--shards", str(shards), "--cores", str(cores), "--device", wanted.device,
              "--batches", str(wanted.batches), "--step-ms", str(wanted.step_ms)]  # fmt: skip
-    done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, __file__, *words], env=child_environment(), capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise SystemExit(f"error: {provider} on {cores} cores failed:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -198,9 +201,12 @@ def make_set(folder: Path) -> Path:
     command = [sys.executable, "-m", "shards"]
     raw, shards = folder / "raw", folder / "shards"
     synth = ["synth", "--out", str(raw), "--identities", "48", "--height", "380"]
-    subprocess.run([*command, *synth], check=True, capture_output=True)
+    subprocess.run([*command, *synth], env=child_environment(), check=True, capture_output=True)
     subprocess.run(
-        [*command, "pack", "sysu_mm01", "--root", str(raw), "--out", str(shards)], check=True, capture_output=True
+        [*command, "pack", "sysu_mm01", "--root", str(raw), "--out", str(shards)],
+        env=child_environment(),
+        check=True,
+        capture_output=True,
     )
     return shards
 

@@ -25,12 +25,12 @@ from launch.dry_run import MIB, parameters_of, states_of
 from launch.forward import forward, noise_batch
 from launch.update import update
 from tacaf import distributed
+from tacaf.child_processes import ROOT, child_environment
 from tacaf.logs import environment
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.optim import build_optimizer
 
-ROOT = Path(__file__).parent.parent
 STEPS = 3
 SMALL = {
     "backbone": {"width": 16, "blocks": [1, 1, 1, 1]},
@@ -117,7 +117,7 @@ def run(identities: int, ranks: int, stage: int, chunk: int) -> dict[str, Any]:
     with tempfile.NamedTemporaryFile() as found:
         child = [__file__, "--child", found.name, *map(str, (identities, stage, chunk))]
         # freed tensors of a megabyte and more go back to the system at once, so that resident memory is what is held
-        given = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(MIB), "PYTHONPATH": str(ROOT)}
+        given = child_environment(MALLOC_MMAP_THRESHOLD_=str(MIB))
         subprocess.run([*launcher, *child], cwd=ROOT, env=given, check=True, capture_output=True)
         row = json.loads(Path(found.name).read_text())
     return {"identities": identities, "ranks": ranks, "stage": stage, "chunk": chunk or identities, **row}

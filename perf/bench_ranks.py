@@ -30,6 +30,7 @@ from launch.forward import forward
 from launch.model_file import build_model
 from launch.watch import peak_memory_mib
 from tacaf import distributed
+from tacaf.child_processes import child_environment
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
@@ -140,7 +141,7 @@ def run_ranks(ranks: int, shards: Path, wanted: argparse.Namespace) -> list[dict
     settings = [part for value in wanted.set for part in ("--set", value)]
     done = subprocess.run(
         [*launcher, "--nproc-per-node", str(ranks), *map(str, words), *settings],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+        env=child_environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")),
         capture_output=True, text=True,
     )  # fmt: skip
     if done.returncode != 0:

@@ -1,17 +1,18 @@
 """Times a training step of the whole model on synthetic tensors: what each module, kernel and option costs or saves.
 
-    python perf/bench_train.py [--device cpu] [--small] [--groups 4] [--rounds 5] [--no-compile] [--json FILE]
+    python perf/bench_train.py [--device cpu] [--small] [--groups 4] [--rounds 5] [--variants "whole*"] [--json FILE]
 
 Forward with losses, backward and optimiser step of TACAFNet (ResNet-50 at 288x144, bf16 autocast on a GPU; --small: the
 demo's model), without data loading; ranks and ZeRO are bench_ranks.py's. Needs PyTorch, Triton and pydantic; neither
-DeepSpeed nor DALI. All variants are timed in turns in one process, so that a noisy machine is as noisy for each.
+DeepSpeed nor DALI. On a CPU all variants are timed in turns in one process, so that a noisy machine is as noisy for
+each; on a GPU one after another, and the file is written after every variant.
 """
 
 import argparse
+import fnmatch
 import functools
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,9 @@ import tacaf.model.cmaam as cmaam
 import tacaf.model.ipcam as ipcam
 import tacaf.model.pooling as pooling
 from perf.bench_kernels import MIB
+from tacaf.checkpoint import write_whole
+from tacaf.child_processes import child_environment
+from tacaf.interfaces import Pairs
 from tacaf.logs import environment
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.pairs import draw_pairs
@@ -56,21 +60,23 @@ class Variant(NamedTuple):
     fused: bool = False
     compile: bool = False
     recompute: bool = False
+    cudnn_benchmark: bool = False
 
 
 VARIANTS = (
-    *(
-        Variant(f"{name}, {'kernels' if kernels else 'definitions'}", with_cmaam, with_ipcam, kernels)
-        for kernels in (False, True)
-        for name, with_cmaam, with_ipcam in (
-            ("baseline", False, False), ("+ IPCAM", False, True), ("+ CMAAM", True, False), ("whole", True, True),
-        )
-    ),
+    Variant("baseline, definitions", False, False, kernels=False),
+    Variant("baseline, kernels", False, False),
+    Variant("whole, definitions", kernels=False),
+    Variant("whole, kernels"),
+    Variant("+ IPCAM, kernels", cmaam=False),
+    Variant("+ CMAAM, kernels", ipcam=False),
     Variant("whole, kernels, channels-last", channels_last=True),
     Variant("whole, kernels, fused optimizer", fused=True),
     Variant("whole, kernels, channels-last, fused", channels_last=True, fused=True),
+    Variant("whole, kernels, channels-last, fused, cudnn.benchmark", channels_last=True, fused=True,
+            cudnn_benchmark=True),
     Variant("whole, kernels, channels-last, fused, recompute", channels_last=True, fused=True, recompute=True),
-    Variant("whole, all with compile", channels_last=True, fused=True, compile=True),
+    Variant("whole, all with compile", channels_last=True, fused=True, compile=True, cudnn_benchmark=True),
 )  # fmt: skip
 PLAIN = "whole, definitions"
 
@@ -98,6 +104,13 @@ def batch(device: str, groups: int, height: int, width: int) -> dict[str, torch.
     return {name: tensor.to(device) for name, tensor in (found | {"images": images}).items()}
 
 
+def pairs_of(data: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str, Pairs]:
+    """The pairs that the layers want, which a training's data path draws ahead as well."""
+    columns = [data[name].cpu() for name in ("label", "branch", "group", "position")]
+    drawn = {f"pairs{layer}": draw_pairs(*columns, 0, 0, 0, layer, "both") for layer in layers}
+    return {name: Pairs(*(rows.to(data["label"].device) for rows in pairs)) for name, pairs in drawn.items()}
+
+
 class Step:
     """One variant's model and optimiser; calling it does a step and returns the milliseconds of each phase."""
 
@@ -108,7 +121,7 @@ class Step:
         sections["cmaam"] = {"enabled": variant.cmaam, "recompute": variant.recompute}
         self.variant, self.device = variant, device
         model = TacafNet(ModelConfig.model_validate(sections), CLASSES).to(device).train()
-        self.layers = model.config.pair_layers
+        self.pairs = pairs_of(data, model.config.pair_layers)
         self.optimizer = torch.optim.SGD(
             model.parameters(), 1e-4, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=variant.fused
         )
@@ -121,22 +134,30 @@ class Step:
 
     def forward(self) -> torch.Tensor:
         data = self.data
-        columns = (data["label"], data["branch"], data["group"], data["position"])
         with torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext():
-            pairs = {f"pairs{layer}": draw_pairs(*columns, 0, 0, 0, layer, "both") for layer in self.layers}
-            return self.criterion(self.model(data["images"], data["label"], self.visible, **pairs), data["label"])[0]
+            found = self.model(data["images"], data["label"], self.visible, **self.pairs)
+            return self.criterion(found, data["label"])[0]
+
+    def run(self, mark: Callable[[], None] = lambda: None) -> torch.Tensor:
+        """Do a step; its loss on the device. `mark` is called after each phase."""
+        before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, self.variant.cudnn_benchmark
+        try:
+            with nullcontext() if self.variant.kernels else plain_definitions():
+                self.optimizer.zero_grad(set_to_none=True)
+                loss = self.forward()
+                mark()
+                loss.backward()
+                mark()
+                self.optimizer.step()
+                mark()
+        finally:
+            torch.backends.cudnn.benchmark = before
+        return loss.detach()
 
     def __call__(self, keep: bool = True) -> float:
-        """Do a step; its loss."""
-        with nullcontext() if self.variant.kernels else plain_definitions():
-            self.optimizer.zero_grad(set_to_none=True)
-            marks = [self._now()]
-            loss = self.forward()
-            marks.append(self._now())
-            loss.backward()
-            marks.append(self._now())
-            self.optimizer.step()
-            marks.append(self._now())
+        """Do a step and wait for each of its phases; its loss."""
+        marks = [self._now()]
+        loss = self.run(lambda: marks.append(self._now()))
         if keep:
             spans = [1000 * (later - sooner) for sooner, later in itertools.pairwise(marks)]
             for phase, span in zip((*PHASES, "step"), (*spans, sum(spans)), strict=True):
@@ -174,54 +195,109 @@ def cpu_peak_mib(wanted: argparse.Namespace, variant: Variant) -> float:
     words = ["--device", "cpu", "--groups", wanted.groups, "--peak-of", variant.name, *["--small"] * wanted.small]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", __file__, *map(str, words)], capture_output=True, text=True, check=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        env=child_environment(),
     )  # fmt: skip
     return float(done.stdout)
 
 
-def measure(wanted: argparse.Namespace, say: Callable[[str], None] = print) -> list[dict]:
-    """A row for each variant."""
-    height, width = (96, 48) if wanted.small else (288, 144)
-    bf16 = wanted.device == "cuda" and not wanted.fp32
-    data = batch(wanted.device, wanted.groups, height, width)
-    variants = [variant for variant in VARIANTS if wanted.compile or not variant.compile]
-    steps, losses, peaks = [], [], []
-    for variant in variants:
-        steps.append(Step(variant, data, wanted.device, wanted.small, bf16))
-        losses.append(steps[-1](keep=False))  # warm-up: builds, tunes, compiles
-        if wanted.device == "cuda":
-            peaks.append(steps[-1].peak_mib())
-        else:  # a compiler's own memory would drown the step's
-            peaks.append(None if variant.compile else cpu_peak_mib(wanted, variant))
-        say(f"{variant.name}: first loss {losses[-1]:.4f}")
-    for _ in range(wanted.rounds):
-        for step in steps:
-            step()
-    rows = [
-        {
-            **variant._asdict(), "images": len(data["images"]), "height": height, "width": width, "small": wanted.small,
-            "bf16": bf16, "first_loss": loss, "peak_mib": peak,
-            **{f"{phase}_ms": statistics.median(times) for phase, times in step.times.items()},
-            "steps_ms": step.times["step"],
-        }
-        for variant, step, loss, peak in zip(variants, steps, losses, peaks, strict=True)
-    ]  # fmt: skip
-    plain = next(row for row in rows if row["name"] == PLAIN)
-    for row in rows:
-        row["ratio_to_plain"] = plain["step_ms"] / row["step_ms"]
-        row["images_per_s"] = 1000 * row["images"] / row["step_ms"]
-    if wanted.device == "cuda":
+class Timed:
+    """A variant that is being timed, and what is known of it."""
+
+    def __init__(self, variant: Variant, data: dict[str, torch.Tensor], wanted: argparse.Namespace) -> None:
+        self.bf16, self.wanted = wanted.device == "cuda" and not wanted.fp32, wanted
+        self.step = Step(variant, data, wanted.device, wanted.small, self.bf16)
+        self.first_loss = self.step(keep=False)  # warm-up: builds, tunes, compiles
+        self.flops = self._flops(variant) if self.bf16 else None
+        self.peak_mib = self._peak_mib(variant)
+
+    def _peak_mib(self, variant: Variant) -> float | None:
+        if self.wanted.device == "cuda":
+            return self.step.peak_mib()
+        # a compiler's own memory would drown the step's
+        return None if variant.compile else cpu_peak_mib(self.wanted, variant)
+
+    def _flops(self, variant: Variant) -> int | None:
+        """Of the whole model's products; the counter does not see into compiled code."""
+        if variant.compile or not (variant.cmaam and variant.ipcam):
+            return None
         with FlopCounterMode(display=False) as counter:
-            steps[len(VARIANTS[:8]) - 1](keep=False)  # the whole model, uncompiled
-        for row in rows:
-            if row["cmaam"] and row["ipcam"] and bf16:
-                row["matrix_rate_share"] = counter.get_total_flops() / (row["step_ms"] / 1000) / MEASURED_RATE
+            self.step(keep=False)
+        return counter.get_total_flops()
+
+    def row(self) -> dict[str, Any]:
+        """The figures so far. images_per_s and matrix_rate_share are of the median step."""
+        images, _, height, width = self.step.data["images"].shape
+        medians = {f"{phase}_ms": statistics.median(times) for phase, times in self.step.times.items()}
+        seconds = medians["step_ms"] / 1000
+        return {
+            **self.step.variant._asdict(), "images": images, "height": height, "width": width,
+            "small": self.wanted.small, "bf16": self.bf16, "first_loss": self.first_loss, "peak_mib": self.peak_mib,
+            **medians, "steps_ms": self.step.times["step"], "images_per_s": images / seconds, "flops": self.flops,
+            "matrix_rate_share": self.flops / seconds / MEASURED_RATE if self.flops else None, "error": None,
+        }  # fmt: skip
+
+
+def chosen(patterns: list[str], device: str) -> list[Variant]:
+    """The variants whose names match one of the patterns, in their order; off a GPU no option of cuDNN."""
+    return [
+        variant
+        for variant in VARIANTS
+        if any(fnmatch.fnmatchcase(variant.name, pattern) for pattern in patterns)
+        and (device == "cuda" or variant.compile or not variant.cudnn_benchmark)
+    ]
+
+
+Write = Callable[[list[dict]], None]
+
+
+def measure(
+    wanted: argparse.Namespace, say: Callable[[str], None] = print, write: Write = lambda _: None
+) -> list[dict]:
+    """A row for each variant; `write` is given the rows so far whenever there are more or better ones."""
+    data = batch(wanted.device, wanted.groups, *((96, 48) if wanted.small else (288, 144)))
+    variants = [variant for variant in chosen(wanted.variants, wanted.device) if wanted.compile or not variant.compile]
+    rows: list[dict] = []
+    # in turns on a CPU; on a GPU one after another, which frees each one's memory and leaves every finished row
+    for together in [[variant] for variant in variants] if wanted.device == "cuda" else [variants]:
+        timed, failed = [], []
+        for variant in together:
+            try:
+                timed.append(Timed(variant, data, wanted))
+                say(f"{variant.name}: first loss {timed[-1].first_loss:.4f}")
+            except Exception as error:  # a variant that fails must not lose the others' figures
+                failed.append({**variant._asdict(), "error": first_line(error)})
+                say(f"{variant.name}: failed: {failed[-1]['error']}")
+        for _ in range(wanted.rounds):
+            for one in timed:
+                one.step()
+            write(compared([*rows, *(one.row() for one in timed), *failed]))
+        rows += [*(one.row() for one in timed), *failed]
+        if len(together) == 1 and timed:
+            say(f"{together[0].name}: {rows[-1]['step_ms']:.1f} ms, {rows[-1]['images_per_s']:.0f} images/s")
+    rows = compared(rows)
+    write(rows)
     return rows
 
 
+def first_line(error: Exception) -> str:
+    """What kind of error it is and the first line of what it says."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+def compared(rows: list[dict]) -> list[dict]:
+    """The rows with `ratio_to_plain`: how many times as fast as the whole model by its definitions."""
+    plain_ms = next((row.get("step_ms") for row in rows if row["name"] == PLAIN), None)
+    return [{**row, "ratio_to_plain": plain_ms and row.get("step_ms") and plain_ms / row["step_ms"]} for row in rows]
+
+
 def added(rows: list[dict]) -> dict[str, float]:
-    """What CMAAM and IPCAM together add to the baseline's step and to its peak memory, kernels against definitions."""
-    by_name = {row["name"]: row for row in rows}
+    """What CMAAM and IPCAM together add to the baseline's step and to its peak memory, kernels against definitions.
+
+    Empty unless all four were measured.
+    """
+    by_name = {row["name"]: row for row in rows if row.get("step_ms")}
+    if not all(f"{part}, {way}" in by_name for part in ("whole", "baseline") for way in ("definitions", "kernels")):
+        return {}
     found = {}
     for what in ("step_ms", "peak_mib"):
         more = {
@@ -229,21 +305,24 @@ def added(rows: list[dict]) -> dict[str, float]:
             for way in ("definitions", "kernels")
         }
         found |= {f"added_{what}_{way}": value for way, value in more.items()}
-        found[f"added_{what}_ratio"] = more["kernels"] / more["definitions"]
+        found[f"added_{what}_ratio"] = more["kernels"] / more["definitions"] if more["definitions"] else None
     return found
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0f}"
+def _number(value: float | None, form: str = ".0f") -> str:
+    return "-" if value is None else format(value, form)
 
 
 def table(rows: list[dict]) -> str:
-    lines = [f"{'variant':48} {'forward':>9} {'backward':>9} {'optimizer':>9} {'step ms':>9} {'peak MiB':>9}  to plain"]
-    lines += [
-        f"{row['name']:48} {row['forward_ms']:9.1f} {row['backward_ms']:9.1f} {row['optimizer_ms']:9.1f}"
-        f" {row['step_ms']:9.1f} {_number(row['peak_mib']):>9}  {row['ratio_to_plain']:.2f}"
-        for row in rows
-    ]
+    lines = [f"{'variant':54} {'forward':>9} {'backward':>9} {'optimizer':>9} {'step ms':>9} {'peak MiB':>9}  to plain"]
+    for row in rows:
+        if row["error"]:
+            lines.append(f"{row['name']:54} failed: {row['error']}")
+            continue
+        lines.append(
+            f"{row['name']:54} {row['forward_ms']:9.1f} {row['backward_ms']:9.1f} {row['optimizer_ms']:9.1f}"
+            f" {row['step_ms']:9.1f} {_number(row['peak_mib']):>9}  {_number(row['ratio_to_plain'], '.2f')}"
+        )
     return "\n".join(lines)
 
 
@@ -254,26 +333,39 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--fp32", action="store_true", help="no autocast on a GPU (a CPU has none here)")
     parser.add_argument("--groups", type=int, default=4, help="pair groups in the batch, of 24 images each")
     parser.add_argument("--rounds", type=int, default=5, help="how often every variant is timed")
+    parser.add_argument(
+        "--variants", nargs="+", default=["*"], metavar="NAME", help='names or patterns such as "whole*"; default all'
+    )
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     wanted = parser.parse_args(argv)
     if wanted.peak_of:
-        chosen = next(variant for variant in VARIANTS if variant.name == wanted.peak_of)
+        variant = next(variant for variant in VARIANTS if variant.name == wanted.peak_of)
         data = batch("cpu", wanted.groups, *((96, 48) if wanted.small else (288, 144)))
-        print(Step(chosen, data, "cpu", wanted.small, False).peak_mib())
+        print(Step(variant, data, "cpu", wanted.small, False).peak_mib())
         return 0
-    rows = measure(wanted)
-    print(table(rows))
-    more = added(rows)
-    print(f"CMAAM + IPCAM add {more['added_step_ms_kernels']:.0f} ms and {more['added_peak_mib_kernels']:.0f} MiB with"
-          f" kernels, {more['added_step_ms_definitions']:.0f} ms and {more['added_peak_mib_definitions']:.0f} MiB by"
-          " their definitions")  # fmt: skip
+    if not chosen(wanted.variants, wanted.device):
+        names = "; ".join(variant.name for variant in VARIANTS)
+        print(
+            f"error: expected names of variants, got {' '.join(wanted.variants)}; there are: {names}", file=sys.stderr
+        )
+        return 2
+    facts = {"environment": environment(1), "rounds": wanted.rounds}
+
+    def write(rows: list[dict]) -> None:
+        if wanted.json:
+            write_whole(wanted.json, json.dumps({**facts, **added(rows), "rows": rows}, indent=1) + "\n")
+
     if wanted.json:
         wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        facts = {"environment": environment(1), "rounds": wanted.rounds, **more, "rows": rows}
-        wanted.json.write_text(json.dumps(facts, indent=1) + "\n")
-    return 0
+    rows = measure(wanted, write=write)
+    print(table(rows))
+    if more := added(rows):
+        print(f"CMAAM + IPCAM add {more['added_step_ms_kernels']:.0f} ms and {more['added_peak_mib_kernels']:.0f} MiB"
+              f" with kernels, {more['added_step_ms_definitions']:.0f} ms and"
+              f" {more['added_peak_mib_definitions']:.0f} MiB by their definitions")  # fmt: skip
+    return 1 if any(row["error"] for row in rows) else 0
 
 
 if __name__ == "__main__":

@@ -1,110 +1,105 @@
-"""Everything a GPU machine can tell, in one command: python perf/gpu_suite.py --out DIR [--minutes 8]
+"""Everything a GPU can tell, in calls of a few minutes: python perf/gpu_suite.py --out DIR [--call N] [--rehearse]
 
-Correctness first (every op at the real shapes in every dtype against float64, then the kernel tests), then the kernel
-benchmark in bf16, then a training step of the whole model. Each part runs in a process of its own inside what is left
-of the time, and leaves a file in DIR even when it fails; `summary.json` and `summary.md` say what ran. PyTorch and
-Triton are enough for the kernels; what else a part needs and does not find (pytest, pydantic) makes it "not measured",
-with the reason.
+Call 1 is about correctness and ceilings, call 2 about kernels and tuning, call 3 about the training step, call 4 about
+data on the GPU and a training to a score. Without --call they run in that order. Each ends inside its limit, can be
+repeated alone, prints its table last and leaves two files, DIR/call_N.json with every row and DIR/call_N.md to read;
+rows are written as they are measured. A part that fails or is stopped never loses another's results, and what a part
+lacks (a package, a program) is said in its line. `--needs N` lists what call N wants to have beside PyTorch and Triton;
+perf/gather_gpu_needs.py gathers it. `--rehearse` runs the same on a CPU with a fake GPU and tiny shapes: its figures
+mean nothing. Where the project is not installed, put the source tree on PYTHONPATH.
 """
 
 import argparse
-import json
 import os
-import subprocess
+import shutil
 import sys
-import time
-from importlib.util import find_spec
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-# the kernel tests that run on a GPU, without the project's plugins and fixtures: those need more than PyTorch
-TESTS = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "--noconftest", "-c", os.devnull, "--rootdir", ".",
-         "tests/kernels/triton_cases.py")  # fmt: skip
-# name, what must be importable, share of the time it may take, command
-PARTS = (
-    ("right", (), 0.2, ("perf/bench_kernels.py", "--check", "--images", "64")),
-    ("tests", ("pytest",), 0.3, TESTS),
-    ("kernels_64", (), 0.3, ("perf/bench_kernels.py", "--images", "64", "--json", "{out}/kernels_64.json")),
-    ("kernels_512", (), 0.3, ("perf/bench_kernels.py", "--images", "512", "--json", "{out}/kernels_512.json")),
-    ("train", ("pydantic",), 0.2, ("perf/bench_train.py", "--rounds", "10", "--json", "{out}/train.json")),
-    ("kernels_96", (), 0.2, ("perf/bench_kernels.py", "--images", "96", "--json", "{out}/kernels_96.json")),
-)
+from perf.calls.cache import cache_variables, compiled_kernels, take_gathered, work_folder
+from perf.calls.child import surroundings
+from perf.calls.machine import machine
+from perf.calls.needs import listing
+from perf.calls.plan import CALLS
+from perf.calls.run import Place, run_call
+from perf.calls.summary import Summary
+from tacaf.checkpoint import write_whole
 
 
-def run_part(name: str, command: tuple[str, ...], out: Path, limit_s: float) -> dict:
-    """Run one part; its output goes to DIR/<name>.txt as it comes."""
-    began = time.monotonic()
-    with (out / f"{name}.txt").open("w") as log:
-        try:
-            done = subprocess.run(
-                [sys.executable, *(word.format(out=out) for word in command)],
-                cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                timeout=limit_s,
-                check=False,
-            )
-            state = "passed" if done.returncode == 0 else f"failed with {done.returncode}"
-        except subprocess.TimeoutExpired:
-            state = f"stopped after {limit_s:.0f} s"
-    return {"part": name, "state": state, "seconds": round(time.monotonic() - began, 1)}
+def run(number: int, out: Path, work: Path, rehearse: bool) -> bool:
+    """One call; whether nothing in it failed."""
+    call, parts = CALLS[number], work / f"call_{number}"
+    shutil.rmtree(parts, ignore_errors=True)
+    parts.mkdir(parents=True)
+    with surroundings(rehearse):
+        facts = machine()
+    variables = cache_variables(work)
+    cache = Path(variables["TRITON_CACHE_DIR"])
+    taken, before = take_gathered(cache), compiled_kernels(cache)
+    facts["kernels_in_cache"] = {"at_the_start": len(before), "gathered_ahead": taken}
+    print(f"call {number}: {call.purpose}, at most {call.limit_s:.0f} s, on {facts['gpu']}", flush=True)
+    summary = Summary(number, out, parts, facts)
+    for part in run_call(call, Place(parts, variables, rehearse, summary.running)):
+        summary.add(part)
+    facts["kernels_in_cache"]["compiled"] = len(compiled_kernels(cache) - before)
+    summary.end()
+    return summary.right
 
 
-def machine() -> dict:
-    """The GPU and the versions that decide what the figures mean."""
-    import triton
-
-    properties = torch.cuda.get_device_properties(0)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return {
-        "gpu": properties.name, "memory_mib": properties.total_memory // 2**20,
-        "multiprocessors": properties.multi_processor_count, "capability": list(torch.cuda.get_device_capability(0)),
-        "torch": torch.__version__, "cuda": torch.version.cuda, "triton": triton.__version__,
-        "python": sys.version.split()[0], "commit": commit.stdout.strip() or None,
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }  # fmt: skip
+def say_what_is_unproven(number: int, out: Path, work: Path) -> None:
+    """A line when neither these results nor this machine have seen call 1 before."""
+    if number > 1 and not (work / "call_1").exists() and not (out / "call_1.json").exists():
+        print(f"call {number} without call 1: the kernels have not been checked on this GPU yet", flush=True)
 
 
-def write_summary(out: Path, facts: dict, parts: list[dict]) -> None:
-    """After every part, so that a killed suite still says what it did."""
-    (out / "summary.json").write_text(json.dumps({"machine": facts, "parts": parts}, indent=1) + "\n")
-    lines = [f"# GPU suite on {facts['gpu']}", ""]
-    lines += [f"{key}: {value}  " for key, value in facts.items()]
-    lines += ["", "| part | state | seconds |", "|---|---|---|"]
-    lines += [f"| {part['part']} | {part['state']} | {part['seconds']} |" for part in parts]
-    for path in sorted(out.glob("*.txt")):
-        tail = "\n".join(path.read_text(errors="replace").splitlines()[-60:])
-        lines += ["", f"## {path.stem}", "```", tail, "```"]
-    (out / "summary.md").write_text("\n".join(lines) + "\n")
-
-
-def main(argv: list[str] | None = None) -> int:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument("--minutes", type=float, default=8, help="time for everything (default 8)")
-    wanted = parser.parse_args(argv)
-    if not torch.cuda.is_available():
-        print("error: expected a GPU, found none; on a CPU use perf/bench_kernels.py --device cpu", file=sys.stderr)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+    parser.add_argument("--call", type=int, choices=sorted(CALLS), help="one call; default: all in order")
+    parser.add_argument("--rehearse", action="store_true", help="on a CPU, with a fake GPU and tiny shapes")
+    parser.add_argument("--needs", type=int, choices=sorted(CALLS), metavar="N", help="list what call N needs, and end")
+    parser.add_argument(
+        "--work", type=Path, default=work_folder(), metavar="DIR", help="caches and the parts' own files (%(default)s)"
+    )
+    args = parser.parse_args(argv)
+    if args.out is None and args.needs is None:
+        parser.error("expected --out DIR, a folder for the results")
+    return args
+
+
+def problem_with(args: argparse.Namespace) -> str | None:
+    """Why this cannot run here, if it cannot."""
+    if not args.rehearse and not torch.cuda.is_available():
+        return "expected a GPU, found none; --rehearse runs the same on a CPU with a fake one"
+    if args.rehearse and torch.cuda.is_available():
+        return "expected no GPU for --rehearse, found one; leave --rehearse out"
+    for folder in (args.out, args.work):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            probe = folder / f"writable-{os.getpid()}"
+            write_whole(probe, "")
+            probe.unlink()
+        except OSError as error:
+            return f"{folder} cannot be written: {error.strerror}; give another folder"
+    return None
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    if args.needs is not None:
+        print(listing(args.needs))
+        return 0
+    if problem := problem_with(args):
+        print(f"error: {problem}", file=sys.stderr)
         return 2
-    out = wanted.out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    facts, parts, end = machine(), [], time.monotonic() + 60 * wanted.minutes
-    for name, needs, share, command in PARTS:
-        missing = [package for package in needs if find_spec(package) is None]
-        left_s = end - time.monotonic()
-        if missing:
-            part = {"part": name, "state": f"not measured: {', '.join(missing)} is not installed", "seconds": 0}
-        elif left_s < 10:
-            part = {"part": name, "state": "not measured: no time left", "seconds": 0}
-        else:
-            part = run_part(name, command, out, min(left_s, 60 * wanted.minutes * share))
-        parts.append(part)
-        write_summary(out, facts, parts)
-        print(f"{part['part']:12} {part['state']} ({part['seconds']} s)", flush=True)
-    return 1 if any(part["state"].startswith(("failed", "stopped")) for part in parts) else 0
+    out, work = args.out.resolve(), args.work.resolve()
+    right = []
+    for number in [args.call] if args.call else sorted(CALLS):
+        say_what_is_unproven(number, out, work)
+        right.append(run(number, out, work, args.rehearse))
+    return 0 if all(right) else 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,17 @@ ROOT = Path(__file__).parent.parent
 OURS = ("kernels", "tacaf", "shards", "launch", "perf", "tests")
 FLOOR_1 = tuple(
     f"tacaf.{name}"
-    for name in ("vocabulary", "draws", "interfaces", "distributed", "checkpoint", "logs", "optim", "transfer")
+    for name in (
+        "vocabulary",
+        "draws",
+        "interfaces",
+        "distributed",
+        "checkpoint",
+        "child_processes",
+        "logs",
+        "optim",
+        "transfer",
+    )
 )
 
 # room (longest prefix wins) -> the rooms of ours it may import. A room may import itself, but no op another op.
@@ -22,6 +32,7 @@ MAY_IMPORT = {
     "tacaf.interfaces": ("tacaf.transfer", "tacaf.vocabulary"),
     "tacaf.distributed": ("tacaf.vocabulary",),
     "tacaf.checkpoint": ("tacaf.vocabulary",),
+    "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.vocabulary",),
     "tacaf.optim": ("tacaf.vocabulary",),
     "tacaf.transfer": (),
@@ -40,7 +51,7 @@ MAY_IMPORT = {
 }
 # heavy package -> the files that alone may import it (perf measures them, so it may too)
 HEAVY = {
-    "triton": ("kernels/*/*kernel.py", "perf/*.py", "perf/parts/*.py"),
+    "triton": ("kernels/*/*kernel.py", "perf/*.py", "perf/calls/*.py", "perf/parts/*.py"),
     "nvidia.dali": ("tacaf/data/pipeline.py", "perf/*.py"),
     "deepspeed": ("launch/engine.py", "launch/regroup.py", "perf/*.py"),
     "transformers": ("tacaf/model/library.py",),
@@ -56,10 +67,11 @@ HEAVY = {
         "tacaf/*.py",
         "launch/*.py",
         "perf/*.py",
+        "perf/calls/*.py",
         "perf/parts/*.py",
     ),
 }
-NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py")
+NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py", "tacaf/child_processes.py")
 
 
 def _sources() -> list[Path]:

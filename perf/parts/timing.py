@@ -81,12 +81,12 @@ def _captured(function: Callable, work: Work, name: str) -> torch.cuda.CUDAGraph
         with torch.cuda.graph(graph, pool=pool, stream=side):
             run()
     except Exception:
-        _abandon(pool, before)
+        abandon(pool, before)
         raise
     return graph
 
 
-def _abandon(pool: Any, stream: torch.cuda.Stream) -> None:
+def abandon(pool: Any, stream: torch.cuda.Stream) -> None:
     """After a failed capture: leave its stream, and let the allocator stop filling its pool.
 
     When the end of a capture fails, PyTorch does neither, and the next allocations would go to the dead pool.

@@ -1,7 +1,6 @@
 """launch/evaluate.py as a user types it: 1, 2 and 3 ranks, RegDB's splits, re-ranking, a generic set, wrong input."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +17,7 @@ from launch.leak import own_split, refuse_leak
 from launch.model_file import build_model, save_model
 from shards import manifest, regdb
 from shards.synth import synthesise
+from tacaf.child_processes import child_environment
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import load_features
 from tacaf.vocabulary import InputError
@@ -74,7 +74,7 @@ def test_any_number_of_ranks_writes_the_same_files(sysu_shards, tmp_path):
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", free_port(), "--"]
         done = subprocess.run(
             [str(word) for word in (sys.executable, *launcher, *command)], capture_output=True, text=True, timeout=300,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env=child_environment(OMP_NUM_THREADS="1"),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         found[ranks] = load_features(tmp_path / f"{ranks}.npz"), json.loads((tmp_path / f"{ranks}.json").read_text())

@@ -1,6 +1,5 @@
 """The same mathematics on any number of ranks and under every ZeRO stage, and a checkpoint for another number."""
 
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tacaf.child_processes import child_environment
+
 ROOT = Path(__file__).parent.parent.parent
 JOB = "tests/launch/ranks_job.py"
 STAGES = (0, 1, 2, 3)
@@ -16,7 +17,7 @@ STAGES = (0, 1, 2, 3)
 
 def run_ranks(ranks: int, what: str, shards: Path, out: Path) -> str:
     """The job on so many ranks, one thread each; what rank 0 printed."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = child_environment(OMP_NUM_THREADS="1")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
         [*launcher, JOB, what, str(shards), str(out)], cwd=ROOT, env=environment, capture_output=True, text=True,

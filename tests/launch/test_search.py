@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from launch import search, search_page
+from tacaf.child_processes import child_environment
 from tacaf.inference import Embedder
 from tests.launch.finished import write_model
 
@@ -46,7 +47,7 @@ def test_two_folders_as_a_command(run, folders):
     (folders / "query" / "cut.jpg").write_bytes(next((folders / "query").rglob("*.jpg")).read_bytes()[:-300])
     done = subprocess.run(
         [sys.executable, ROOT / "launch" / "search.py", "--run", run, *words],
-        cwd=folders, env={"PYTHONPATH": str(ROOT), "PATH": ""}, capture_output=True, text=True,
+        cwd=folders, env={"PYTHONPATH": child_environment()["PYTHONPATH"], "PATH": ""}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads((folders / "lists.json").read_text())

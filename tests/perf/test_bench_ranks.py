@@ -1,7 +1,6 @@
 """bench_ranks.py: two ranks and two ways give a row each, and no figures where the ways differ."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -9,14 +8,18 @@ import pytest
 
 from perf import bench_ranks
 from perf.bench_ranks import ROOT
+from tacaf.child_processes import child_environment
 
 
 def test_rows_of_two_ranks(tmp_path):
     file = tmp_path / "ranks.json"
     words = ["--ranks", "2", "--ways", "ddp", "1", "--rounds", "1", "--json", str(file)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        [sys.executable, "perf/bench_ranks.py", *words], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "perf/bench_ranks.py", *words],
+        cwd=ROOT,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     rows = json.loads(file.read_text())["rows"]

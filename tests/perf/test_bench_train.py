@@ -6,7 +6,7 @@ import pytest
 
 from perf import bench_train
 
-WANTED = argparse.Namespace(device="cpu", small=True, fp32=True, groups=1, rounds=1, compile=False)
+WANTED = argparse.Namespace(device="cpu", small=True, fp32=True, groups=1, rounds=1, compile=False, variants=["*"])
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def test_every_way_to_do_the_step_has_the_same_loss(rows):
     """By definitions or kernels, in whatever layout; and different modules differ."""
     for what in ((False, False), (False, True), (True, False), (True, True)):
         losses = [row["first_loss"] for row in rows if (row["cmaam"], row["ipcam"]) == what]
-        assert len(losses) >= 2
+        assert len(losses) >= (2 if what[0] == what[1] else 1)
         assert losses == pytest.approx([losses[0]] * len(losses), rel=1e-4)
     assert len({round(row["first_loss"], 2) for row in rows}) == 4
 

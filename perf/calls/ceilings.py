@@ -1,0 +1,92 @@
+"""What the GPU can do at most: python -m perf.calls.ceilings --json FILE
+
+A copy in its memory, a large matrix product, reading 20 MB again and again from its second-level cache, and cuBLAS on
+the batched products of the alignment with rows of 162 numbers as they are and padded to a multiple of 16 bytes.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from perf.calls.rows import RowsFile
+from perf.calls.timing import median_ms
+
+BLOCK = 4096  # numbers of four bytes that a program reads at once
+
+
+@triton.jit
+def read_kernel(source_ptr, target_ptr, blocks, rounds, BLOCK: tl.constexpr):
+    """Every program reads `rounds` blocks, each program from another place on, and stores what they add up to."""
+    program = tl.program_id(0)
+    total = tl.zeros([BLOCK], tl.int32)
+    for i in range(rounds):
+        block = (program * 37 + i) % blocks
+        total += tl.load(source_ptr + block * BLOCK + tl.arange(0, BLOCK), cache_modifier=".cg")
+    tl.store(target_ptr + program, tl.sum(total, 0))
+
+
+def copy(size: int) -> dict[str, Any]:
+    """Bytes a second of a copy, those read and those written together."""
+    source = torch.empty(size, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    ms = median_ms(lambda: target.copy_(source))
+    return {"what": "copy", "shape": f"{size // 2**20} MiB", "ms": ms, "TB_per_s": 2 * size / ms / 1e9}
+
+
+def product(side: int) -> dict[str, Any]:
+    """FLOPs a second of a square product in bf16."""
+    left, right = (torch.randn(side, side, device="cuda").bfloat16() for _ in range(2))
+    ms = median_ms(lambda: left @ right)
+    return {"what": "product bf16", "shape": f"{side}^3", "ms": ms, "TFLOP_per_s": 2 * side**3 / ms / 1e9}
+
+
+def cache_reads(size: int) -> dict[str, Any]:
+    """Bytes a second that all multiprocessors read of a tensor which fits into the second-level cache."""
+    blocks, programs, rounds = size // (4 * BLOCK), 8 * torch.cuda.get_device_properties(0).multi_processor_count, 64
+    source = torch.ones(blocks * BLOCK, dtype=torch.int32, device="cuda")
+    target = torch.empty(programs, dtype=torch.int32, device="cuda")
+    ms = median_ms(lambda: read_kernel[(programs,)](source, target, blocks, rounds, BLOCK, num_warps=8))
+    total = 4 * BLOCK * programs * rounds
+    return {"what": "second-level cache", "shape": f"{size // 10**6} MB", "ms": ms, "TB_per_s": total / ms / 1e9}
+
+
+def batched(images: int, length: int, channels: int, row: int) -> dict[str, Any]:
+    """cuBLAS on P (B, L, L) times f (B, L, C) in bf16, the rows of P lying `row` numbers apart."""
+    weights = torch.rand(images, length, row, device="cuda").bfloat16()[..., :length]
+    features = torch.randn(images, length, channels, device="cuda").bfloat16()
+    found = torch.empty(images, length, channels, device="cuda", dtype=torch.bfloat16)
+    ms = median_ms(lambda: torch.bmm(weights, features, out=found))
+    flops, shape = 2 * images * length**2 * channels, f"{images} x {length}x{length}x{channels}, rows of {row}"
+    return {"what": "batched product bf16", "shape": shape, "ms": ms, "TFLOP_per_s": flops / ms / 1e9}
+
+
+def measurements(small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
+    """All of them, or the same at sizes for a rehearsal."""
+    yield lambda: copy(2**20 if small else 2**30)
+    yield lambda: product(64 if small else 8192)
+    yield lambda: cache_reads(4 * BLOCK * 4 if small else 20_000_000)
+    images, length, channels = (2, 10, 16) if small else (64, 162, 2048)
+    for row in (10, 16) if small else (162, 168, 176):
+        yield lambda row=row: batched(images, length, channels, row)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--small", action="store_true", help="sizes for a rehearsal")
+    args = parser.parse_args(argv)
+    file = RowsFile(args.json, gpu=torch.cuda.get_device_name(0))
+    for measure in measurements(args.small):
+        file.add(**measure())
+    file.write(complete=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

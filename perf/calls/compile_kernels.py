@@ -1,0 +1,73 @@
+"""Compiles the kernels of the real shapes ahead, side by side: python -m perf.calls.compile_kernels --json FILE
+
+What the ops would launch at the benchmark's shapes is caught and compiled without a launch, in as many processes as
+there are cores, into TRITON_CACHE_DIR; later parts find it there. A cache that was gathered on a CPU counts as hits.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from perf.calls.cache import compiled_kernels
+from perf.calls.child import surroundings
+from perf.calls.rows import RowsFile
+from perf.compile_report import DTYPES, OPS, caught
+
+Task = tuple[str, str, int]  # op, dtype, which share of its launches
+SHARES = 3  # of an op's launches in one dtype, so that no process compiles all of a large op alone
+
+
+def compile_share(op: str, dtype: str, share: int, shares: int) -> dict[str, Any]:
+    """Compile one share of the launches of an op with its default tuning; a row."""
+    began = time.monotonic()
+    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+    launch, choices = OPS[op]
+    launches = caught(lambda: launch(DTYPES[dtype], choices[0]))[share::shares]
+    row = {"op": op, "dtype": dtype, "launches": len(launches), "seconds": 0.0, "error": None}
+    try:
+        for kernel, args, options in launches:
+            kernel.run(*args, grid=(1,), warmup=True, **options)
+    except Exception as error:  # a kernel that does not compile is the next parts' finding, not the end of this one
+        row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    return row | {"seconds": round(time.monotonic() - began, 1)}
+
+
+def _share(words: tuple[str, str, int, int, bool]) -> dict[str, Any]:
+    """`compile_share` in a fresh process, which has to enter the fake GPU itself."""
+    *task, fake = words
+    with surroundings(fake):
+        return compile_share(*task)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bf16", "fp16", "fp32"])
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each core")
+    parser.add_argument("--fake-gpu", action="store_true", help="compile for an H100 on a machine without a GPU")
+    parser.add_argument("--small", action="store_true", help="one op in one dtype, in this process, for a rehearsal")
+    args = parser.parse_args(argv)
+    before, began = compiled_kernels(), time.monotonic()
+    file = RowsFile(args.json, found_in_cache=len(before))
+    if args.small:
+        file.add(**compile_share("gem_pyramid", "bf16", 0, 1))
+    else:
+        tasks = [(op, dtype, k, SHARES, args.fake_gpu) for op in OPS for dtype in args.dtype for k in range(SHARES)]
+        with get_context("spawn").Pool(args.processes) as pool:
+            for row in pool.imap_unordered(_share, tasks):
+                file.add(**row)
+    file.facts |= {"compiled": len(compiled_kernels() - before), "seconds": round(time.monotonic() - began, 1)}
+    file.write(complete=True)
+    print(f"{file.facts['found_in_cache']} kernels were in the cache, {file.facts['compiled']} were compiled")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

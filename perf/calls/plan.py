@@ -1,0 +1,136 @@
+"""What each call of the GPU suite runs: its parts, what they need, and the time they may take.
+
+A part is one command, or several that run at the same time. Within a call an early part may use the time that others
+leave, but never the least time that the later ones need.
+"""
+
+from dataclasses import dataclass, field
+
+Command = tuple[str, ...]
+# {out} is the folder of the parts' own files, {part} the part's name, {limit_s} the seconds it may take
+JSON = ("--json", "{out}/{part}.json")
+IN_TIME = ("--limit-s", "{limit_s}")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a call.
+
+    commands: modules with their arguments, run side by side.
+    needs: packages that must be importable, or files of the source tree (with a slash).
+    least_s, most_s: seconds kept for it from the parts before it, and seconds after which it is stopped.
+    rehearsal: arguments added in a rehearsal, which make it small; only the first command is rehearsed.
+    fake: a rehearsal runs it with the fake GPU; otherwise on the CPU as it is.
+    """
+
+    name: str
+    commands: tuple[Command, ...]
+    least_s: float
+    most_s: float
+    needs: tuple[str, ...] = ()
+    rehearsal: Command = ()
+    fake: bool = True
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call: its purpose, its limit in seconds, its parts in order, and what to have beside the image."""
+
+    purpose: str
+    limit_s: float
+    parts: tuple[Part, ...]
+    packages: tuple[str, ...] = field(default=())
+
+
+TEST_PROCESSES = 12  # each compiles its own share of the kernels; the machine has 16 cores
+DTYPES = ("bf16", "fp16", "fp32")
+KERNELS = "perf.bench_kernels"
+SMALL_KERNELS = ("--rehearse", "--images", "4", "--seconds", "0.001", "--op", "gem_pyramid")
+TRAIN = "perf.bench_train"
+SMALL_TRAIN = ("--small", "--groups", "1", "--rounds", "1")
+FAST = "whole, kernels, channels-last, fused, cudnn.benchmark"
+
+
+def _kernels(images: int, least_s: float, most_s: float) -> Part:
+    command = (KERNELS, "--images", str(images), *IN_TIME, *JSON)
+    return Part(f"kernels_{images}", (command,), least_s, most_s, rehearsal=SMALL_KERNELS, fake=False)
+
+
+def _check(images: int, dtypes: tuple[str, ...], least_s: float, most_s: float) -> Part:
+    commands = tuple(
+        (
+            KERNELS,
+            "--check",
+            "--images",
+            str(images),
+            "--dtype",
+            dtype,
+            *IN_TIME,
+            "--json",
+            f"{{out}}/{{part}}.{dtype}.json",
+        )
+        for dtype in dtypes
+    )  # fmt: skip
+    return Part(f"check_{images}", commands, least_s, most_s, rehearsal=SMALL_KERNELS, fake=False)
+
+
+def _tests() -> Part:
+    slices = range(TEST_PROCESSES)
+    commands = tuple(
+        ("perf.calls.kernel_tests", "--slice", f"{k}/{TEST_PROCESSES}", "--json", f"{{out}}/tests.{k}.json")
+        for k in slices
+    )
+    return Part("tests", commands, 60, 130, needs=("pytest",), rehearsal=("--small",))
+
+
+def _train(name: str, least_s: float, most_s: float, variants: Command, rehearsed: Command) -> Part:
+    command = (TRAIN, "--rounds", "20", "--variants", *variants, *JSON)
+    return Part(
+        name, (command,), least_s, most_s, needs=("pydantic",), rehearsal=(*SMALL_TRAIN, "--variants", *rehearsed)
+    )
+
+
+CALLS = {
+    1: Call(
+        "correctness and ceilings", 330,
+        (
+            Part("compile", (("perf.calls.compile_kernels", *JSON),), 0, 60, rehearsal=("--small",)),
+            _tests(),
+            _check(64, DTYPES, 50, 110),
+            Part("ceilings", (("perf.calls.ceilings", *JSON),), 15, 40, rehearsal=("--small",)),
+            Part("graphs", (("perf.calls.graphs", *JSON),), 15, 40, rehearsal=("--small",)),
+            _check(512, ("bf16",), 25, 70),
+            Part("memcheck", (("perf.calls.memcheck", *JSON),), 20, 70, needs=("pytest",), rehearsal=("--small",)),
+        ),
+    ),
+    2: Call(
+        "kernels and tuning", 560,
+        (
+            Part("compile", (("perf.calls.compile_kernels", *JSON),), 0, 60, rehearsal=("--small",)),
+            _kernels(64, 90, 180),
+            Part(
+                "tune", (("perf.tune_alignment", *IN_TIME, *JSON),), 100, 200,
+                needs=("perf/tune_alignment.py",), rehearsal=("--small",),
+            ),
+            _kernels(512, 60, 120),
+            _kernels(96, 40, 90),
+            Part(
+                "kernel_times", ((KERNELS, "--images", "64", *IN_TIME, "--profile", "{out}/{part}.json"),), 20, 60,
+                rehearsal=SMALL_KERNELS, fake=False,
+            ),
+        ),
+    ),
+    3: Call(
+        "the training step", 420,
+        (
+            _train("train", 90, 170, ("baseline*", "whole, definitions", "whole, kernels*"),
+                   ("baseline, kernels", FAST)),
+            Part("engine", (("perf.calls.engine_step", *JSON),), 45, 80, needs=("pydantic", "deepspeed"),
+                 rehearsal=("--small",), fake=False),
+            Part("profile", (("perf.calls.profile_step", *JSON),), 25, 60, needs=("pydantic",),
+                 rehearsal=("--small", "--steps", "1")),
+            _train("train_compiled", 60, 170, (FAST, "*compile*"), ("*compile*",)),
+        ),
+        packages=("pydantic", "deepspeed"),
+    ),
+}  # fmt: skip

@@ -1,0 +1,107 @@
+"""One training step under PyTorch's profiler: python -m perf.calls.profile_step --json FILE
+
+The kernels that take the most time, the share of time in which the GPU is busy, its longest gaps, and how often the
+host waits for the device.
+"""
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from perf.bench_train import VARIANTS, Step, batch
+from perf.calls.plan import FAST
+from perf.calls.rows import RowsFile
+
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
+KERNELS_SHOWN, GAPS_SHOWN = 25, 10
+
+
+class Kernel(NamedTuple):
+    """One thing that the GPU did, in microseconds."""
+
+    name: str
+    start: float
+    end: float
+
+
+def busy_us(kernels: Sequence[Kernel]) -> tuple[float, list[float]]:
+    """The time in which at least one kernel ran, and the gaps between, the longest first. In microseconds."""
+    busy, gaps, last = 0.0, list[float](), None
+    for kernel in sorted(kernels, key=lambda kernel: kernel.start):
+        begin = kernel.start if last is None else max(kernel.start, last)
+        if last is not None and kernel.start > last:
+            gaps.append(kernel.start - last)
+        busy += max(0.0, kernel.end - begin)
+        last = kernel.end if last is None else max(last, kernel.end)
+    return busy, sorted(gaps, reverse=True)
+
+
+def summary(kernels: Sequence[Kernel], host_calls: Iterable[str], steps: int) -> dict[str, Any]:
+    """Figures of one step, from the events of several."""
+    busy, gaps = busy_us(kernels)
+    span = max(kernel.end for kernel in kernels) - min(kernel.start for kernel in kernels)
+    return {
+        "step_ms": span / steps / 1000, "busy_share": busy / span, "kernels": len(kernels) / steps,
+        "host_waits": sum(name in WAITS for name in host_calls) / steps, "longest_gaps_us": gaps[:GAPS_SHOWN],
+    }  # fmt: skip
+
+
+def longest(kernels: Sequence[Kernel], steps: int) -> list[dict[str, Any]]:
+    """A row for each of the kernels that take the most time of a step."""
+    times, calls = defaultdict[str, float](float), defaultdict[str, int](int)
+    for kernel in kernels:
+        times[kernel.name] += kernel.end - kernel.start
+        calls[kernel.name] += 1
+    names = sorted(times, key=times.__getitem__, reverse=True)[:KERNELS_SHOWN]
+    return [{"kernel": name[:90], "us": times[name] / steps, "calls": calls[name] / steps} for name in names]
+
+
+def profiled(step: Step, steps: int) -> tuple[list[Kernel], list[str]]:
+    """What the GPU did in so many steps, and the names of the host's calls."""
+    for _ in range(3):
+        step.run()
+    torch.cuda.synchronize()
+    wanted = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.version.cuda else [])]
+    with profile(activities=wanted) as prof:
+        for _ in range(steps):
+            step.run()
+        torch.cuda.synchronize()
+    on_device, on_host = list[Kernel](), list[str]()
+    for event in prof.events():
+        if event.device_type == torch.autograd.DeviceType.CPU:
+            on_host.append(event.name)
+        else:
+            on_device.append(Kernel(event.name, event.time_range.start, event.time_range.end))
+    return on_device, on_host
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="the demo's model, for a rehearsal")
+    args = parser.parse_args(argv)
+    variant = next(variant for variant in VARIANTS if variant.name == FAST)
+    size, groups = ((96, 48), 1) if args.small else ((288, 144), 4)
+    step = Step(variant, batch("cuda", groups, *size), "cuda", args.small, not args.small)
+    kernels, host_calls = profiled(step, args.steps)
+    file = RowsFile(args.json, variant=variant.name, steps=args.steps)
+    if not kernels:
+        print("error: the profiler saw no kernel on the GPU; is CUPTI installed?", file=sys.stderr)
+        return 0 if args.small else 1
+    file.facts |= summary(kernels, host_calls, args.steps)
+    for row in longest(kernels, args.steps):
+        file.add(**row)
+    file.write(complete=True)
+    print("  ".join(f"{key}={file.facts[key]:.4g}" for key in ("step_ms", "busy_share", "kernels", "host_waits")))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,60 @@
+"""The two files of a call, call_N.json and call_N.md, which hold everything that its parts wrote."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from perf.calls.plan import CALLS
+from perf.calls.rows import results_of
+from perf.calls.tables import markdown, of_call
+from tacaf.checkpoint import write_whole
+
+BAD = ("failed", "stopped")
+
+
+class Summary:
+    """What a call has found so far, written again after every part and every few seconds while one runs."""
+
+    def __init__(self, number: int, out: Path, parts: Path, facts: dict[str, Any]) -> None:
+        self.file, self.folder, self.broken = out / f"call_{number}.json", parts, False
+        self.content: dict[str, Any] = {
+            "call": number, "purpose": CALLS[number].purpose, "limit_s": CALLS[number].limit_s, "complete": False,
+            "machine": facts, "parts": [],
+        }  # fmt: skip
+
+    def add(self, part: dict[str, Any]) -> None:
+        """A part has ended."""
+        self.content["parts"].append({**part, "results": results_of(part["part"], self.folder)})
+        print(f"{part['part']:16} {part['state']} ({part['seconds']} s)", flush=True)
+        self.write()
+
+    def running(self, part: str) -> None:
+        """Keep what a part has written so far, in case that the whole suite is stopped."""
+        entry = {"part": part, "state": "running", "seconds": None, "results": results_of(part, self.folder)}
+        self.write({**self.content, "parts": [*self.content["parts"], entry]})
+
+    def end(self) -> None:
+        """All parts have ended; the table is printed."""
+        self.content["complete"] = True
+        self.write()
+        print(f"\n{of_call(self.content)}", flush=True)
+
+    def write(self, content: dict[str, Any] | None = None) -> None:
+        """A full disk costs the files and not the call: what was written stays, and the table is printed all the same.
+
+        What is said about it is said once.
+        """
+        content = content or self.content
+        try:
+            write_whole(self.file, json.dumps(content, indent=1) + "\n")
+            write_whole(self.file.with_suffix(".md"), markdown(content, self.folder))
+        except OSError as error:
+            if not self.broken:
+                print(f"error: {self.file}: {error.strerror}; what was written before stays", file=sys.stderr)
+            self.broken = True
+
+    @property
+    def right(self) -> bool:
+        """Whether nothing failed or was stopped, and everything could be written."""
+        return not self.broken and not any(part["state"].startswith(BAD) for part in self.content["parts"])
