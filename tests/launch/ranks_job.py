@@ -69,7 +69,7 @@ def train(shards: str, out: Path, place: Place) -> None:
     for stage, kind in [(stage, "sgd") for stage in STAGES] + saved:
         config, engine, index, plan = build(shards, stage, kind, place)
         batches = batches_of(config, index, plan, place)
-        criterion, losses, norms = TacafLoss(config.loss), [], []
+        criterion, steps = TacafLoss(config.loss), []
         if stage == 0:
             found["start"] = {name: value.detach().clone() for name, value in engine.module.named_parameters()}
         engine.module.train()
@@ -77,13 +77,14 @@ def train(shards: str, out: Path, place: Place) -> None:
             batch = next(batches)
             loss, terms = criterion(forward(engine, batch, config), batch.label_B)
             ranks = distributed.numbers_of_ranks([float(value) for value in (loss.detach(), *terms.values())])
-            norms.append(update(engine, loss, clip_norm=0.0))
-            losses.append(torch.tensor(ranks, dtype=torch.float64).mean(0))
+            mean, *means = torch.tensor(ranks, dtype=torch.float64).mean(0).tolist()
+            norm = update(engine, loss, clip_norm=0.0)
+            steps.append({"loss": mean, "terms": dict(zip(terms, means, strict=True)), "gradient_norm": float(norm)})
         if place.world_size == 2 and (stage, kind) in KINDS.items():
             deepspeed_engine.save(engine, out / f"{kind}-{stage}-2", STEPS, {"ranks": 2}, keep=1)
         distributed.average_batchnorm_statistics(engine.module)
         state = {name: tensor.clone() for name, tensor in deepspeed_engine.whole_state(engine).items()}
-        found[stage, kind] = {"losses": torch.stack(losses), "norms": torch.tensor(norms), "state": state}
+        found[stage, kind] = {"steps": steps, "state": state}
     if place.rank == 0:
         torch.save(found, out / f"ranks-{place.world_size}.pt")
 
