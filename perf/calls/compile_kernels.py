@@ -29,7 +29,8 @@ def compile_share(op: str, dtype: str, share: int, shares: int) -> dict[str, Any
     began = time.monotonic()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     launch, choices = OPS[op]
-    launches = caught(lambda: launch(DTYPES[dtype], choices[0]))[share::shares]
+    choice = choices(DTYPES[dtype], 10 * torch.cuda.get_device_capability()[0])[0]
+    launches = caught(lambda: launch(DTYPES[dtype], choice))[share::shares]
     row = {"op": op, "dtype": dtype, "launches": len(launches), "seconds": 0.0, "error": None}
     try:
         for kernel, args, options in launches:
