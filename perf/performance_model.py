@@ -4,8 +4,8 @@
 
 The prediction counts bytes and operations of every kernel (perf/parts/launches.py) and divides them by rates. The rates
 of copies and products were measured on such cards; the L2 cache's rate is one published for an H100 PCIe; efficiencies
-are assumed. So a prediction is good to about 30 per cent. --measured takes result files of perf/bench_kernels.py and perf/bench_train.py
-from a GPU; without them every measured cell says "not measured".
+are assumed. So a prediction is good to about 30 per cent. --measured takes result files of perf/bench_kernels.py and
+perf/bench_train.py from a GPU; without them every measured cell says "not measured".
 """
 
 import argparse
