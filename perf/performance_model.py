@@ -3,9 +3,9 @@
     python perf/performance_model.py [--measured FILE.json ...] [--out perf/results/kernels_gpu.md]
 
 The prediction counts bytes and operations of every kernel (perf/parts/launches.py) and divides them by rates. The rates
-of copies and products were measured on such cards; the L2 cache's rate is published; efficiencies are assumed. So a
-prediction is good to about 30 per cent. --measured takes result files of perf/bench_kernels.py and perf/bench_train.py
-from a GPU; without them every measured cell says "not measured".
+of copies and products were measured on such cards; the L2 cache's rate is one published for an H100 PCIe; efficiencies
+are assumed. So a prediction is good to about 30 per cent. --measured takes result files of perf/bench_kernels.py and
+perf/bench_train.py from a GPU; without them every measured cell says "not measured".
 """
 
 import argparse
@@ -43,7 +43,7 @@ class Gpu:
     name: str
     copy_bytes_per_s: float
     product_flops_per_s: float
-    # published for an H100 PCIe (Chips and Cheese, "Nvidia's H100: Funny L2, and Tons of Bandwidth"); SXM may have more
+    # published for an H100 PCIe by Chips and Cheese; assumed here for both cards, which may have more
     cache_bytes_per_s: float = 5.5e12
 
     def memory_us(self, bytes_: float, maps: float) -> float:
@@ -192,7 +192,7 @@ Made by `python perf/performance_model.py`; `--measured FILE.json` fills the mea
 def document(measured: Measured) -> str:
     rates = "\n".join(
         f"| {gpu.name} | {gpu.copy_bytes_per_s / 1e12:.1f} | {gpu.product_flops_per_s / 1e12:.0f} "
-        f"| {gpu.cache_bytes_per_s / 1e12:.1f} (published) |"
+        f"| {gpu.cache_bytes_per_s / 1e12:.1f} (assumed) |"
         for gpu in GPUS
     )
     lines = [INTRODUCTION.format(rates=rates)]
