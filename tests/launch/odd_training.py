@@ -8,6 +8,7 @@ import sys
 import torch
 
 import launch.train
+from tacaf.distributed import rank, world_size
 from tacaf.interfaces import ModelOutput
 from tacaf.losses.total import LossConfig, TacafLoss
 
@@ -15,7 +16,7 @@ LAG, BAD = int(sys.argv[1]), int(sys.argv[2])
 
 
 class OneBadLoss(TacafLoss):
-    """Infinite, with a gradient of zeros and not of NaN, in the one step."""
+    """Infinite in the one step, on the last rank, with a gradient of zeros and not of NaN."""
 
     def __init__(self, config: LossConfig) -> None:
         super().__init__(config)
@@ -24,7 +25,8 @@ class OneBadLoss(TacafLoss):
     def __call__(self, output: ModelOutput, label_B: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         loss, terms = super().__call__(output, label_B)
         self.calls += 1
-        return (0 * loss + torch.inf if self.calls == BAD + 1 else loss), terms
+        bad = self.calls == BAD + 1 and rank() == world_size() - 1
+        return (0 * loss + torch.inf if bad else loss), terms
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 first, later   the first or the second of three steps has an infinite loss: how far parameters moved in that step, and
                how far they are in the end from those of a run in which it had no update
-waits          what the host would wait for on a GPU in the third step: values read, copies, whole synchronisations
+waits          what the host would wait for on a GPU in the third step: values read or sent, whole synchronisations
 
 Prints a JSON object a case.
 """
@@ -86,9 +86,13 @@ def waits(kind: str, stage: int, *values: str) -> dict[str, Any]:
     run = Stepper(kind, stage, *values)
     for step in range(STEPS):
         batch = batch_of(step)
-        with Operators() as operators, mock.patch.object(get_accelerator(), "synchronize") as whole:
+        with (
+            Operators() as operators,
+            mock.patch.object(get_accelerator(), "synchronize") as whole,
+            mock.patch.object(torch, "tensor", wraps=torch.tensor) as sent,  # to a GPU, a copy that is waited for
+        ):
             run.step(batch)
-    return {"waiting": operators.waiting, "synchronized": whole.call_count}
+    return {"waiting": operators.waiting, "synchronized": whole.call_count, "sent": sent.call_count}
 
 
 def main(cases: list[str]) -> None:
