@@ -117,14 +117,15 @@ class TacafNet(nn.Module):
         layer3_BCHW, layer4_BCHW = self.backbone(images_BCHW, visible)
         pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if self.ipcam else (1,))
         pooled_BC = pooled_BNC[:, 0]
-        output = ModelOutput(pooled_BC=pooled_BC, scores=self.head(pooled_BC, label_B))
+        # Collected first and built once: torch.compile of PyTorch 2.11 fails on a NamedTuple's _replace.
+        found: dict[str, Any] = {"scores": self.head(pooled_BC, label_B)}
         if self.config.cmaam.enabled:
             maps = {3: (layer3_BCHW, pairs3), 4: (layer4_BCHW, pairs4)}
             chosen = [(layer, *maps[layer]) for layer in self.config.cmaam.layers]
-            output = output._replace(**self._align(chosen, label_B, visible))
+            found |= self._align(chosen, label_B, visible)
         if self.ipcam is not None:
-            output = output._replace(**self._correlate(pooled_BNC, label_B, visible, pairs4))
-        return output
+            found |= self._correlate(pooled_BNC, label_B, visible, pairs4)
+        return ModelOutput(pooled_BC=pooled_BC, **found)
 
     def _align(
         self, maps: Sequence[tuple[int, torch.Tensor, Pairs | None]], label_B: torch.Tensor, visible: int
