@@ -57,8 +57,8 @@ def _align(dtype: torch.dtype, choice: Choice) -> None:
     features, mask = torch.empty(64, 162, 2048, dtype=dtype, device="meta"), torch.empty(64, 162, device="meta")
     rows = torch.empty(64, dtype=torch.int64, device="meta")
     inputs = (features, mask, rows, rows, rows, 50.0)
-    reconstruction, distance, _, *saved = alignment.forward(*inputs, choice)
-    alignment.backward(reconstruction, distance, *inputs, reconstruction, *saved, choice)
+    reconstruction, near, far, _, *saved = alignment.forward(*inputs, choice)
+    alignment.backward(reconstruction, near, far, *inputs, reconstruction, *saved, choice)
 
 
 # op -> (its launches in a dtype with a tuning choice, its choices for a dtype and an architecture; the first is used)

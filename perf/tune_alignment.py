@@ -51,12 +51,12 @@ def tuned(choice: Choice, work: Work) -> Callable[[], tuple[torch.Tensor, ...]]:
     """Both passes with this choice, without autograd."""
     (features,), (mask, *rows) = work.leaves, work.constants
     inputs = (features.detach(), mask, *rows, BETA)
-    grads = (work.grads[0].to(features.dtype), torch.cat(work.grads[1:]))
+    grads = (work.grads[0].to(features.dtype), *work.grads[1:])
 
     def both() -> tuple[torch.Tensor, ...]:
-        reconstruction, distance, _, *saved = kernel.forward(*inputs, choice)
+        reconstruction, near, far, _, *saved = kernel.forward(*inputs, choice)
         gradient = kernel.backward(*grads, *inputs, reconstruction, *saved, choice)
-        return reconstruction, *distance.chunk(2), gradient
+        return reconstruction, near, far, gradient
 
     return both
 

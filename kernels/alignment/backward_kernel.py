@@ -102,7 +102,7 @@ def quadratic_kernel(
 
 @triton.jit
 def softmax_kernel(
-    p_norm, p_mask, p_anchor, p_positive, p_negative, p_similarity, p_weight, p_share, p_root, p_h,
+    p_norm, p_mask, p_anchor, p_positive, p_negative, p_similarity, p_weight, p_share, p_root, p_h_near, p_h_far,
     p_through, p_quadratic, p_matrices, p_rebuilt, p_sloped, p_along_a, p_along_k,
     positives, pairs, B, L, LP, beta, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
@@ -117,7 +117,8 @@ def softmax_kernel(
     norm_k = tl.load(p_norm + k * L + s, mask=s < L, other=0.0)
     share = tl.load(p_share + n * L + p, mask=p < L, other=0.0)
     root = tl.load(p_root + n * L + p, mask=p < L, other=1.0)
-    h = tl.load(p_h + n * L + p, mask=p < L, other=0.0)
+    h = tl.load(p_h_near + n * L + p, mask=p < tl.where(kept, L, 0), other=0.0)
+    h += tl.load(p_h_far + (n - positives) * L + p, mask=p < tl.where(kept, 0, L), other=0.0)
     counts = root > 1e-6 * tl.maximum(norm_a, 1e-12)  # nothing flows where the floor of the distance holds
     slope = tl.where(counts, h * m / tl.where(counts, root, 1.0), 0.0)
 
@@ -212,29 +213,35 @@ def gram_gradient_kernel(
 
 
 @triton.jit
-def _along(p_matrix, p_along_a, p_along_k, p, begin, middle, end, pairs, tiles, L):
-    """What is taken out along f: of the pairs as anchor, then as target."""
-    total = tl.zeros(p.shape, tl.float32)
-    for j in range(begin, middle):
-        n = tl.load(p_matrix + j).to(tl.int64)
+def along_kernel(
+    p_matrix, p_counts, p_along_a, p_along_k, p_out, pairs, capacity, tiles, L,
+    BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """What is taken out along f at every position of an image, of its pairs as anchor and then as target."""
+    i_image = tl.program_id(0).to(tl.int64)
+    p = tl.arange(0, BLOCK_L)
+    p_m = p_matrix + i_image * capacity
+    anchors = tl.load(p_counts + i_image * 4 + 1)
+    total = tl.zeros((BLOCK_L,), tl.float32)
+    for j in range(anchors):
+        n = tl.load(p_m + j).to(tl.int64)
         total += tl.load(p_along_a + n * L + p, mask=p < L, other=0.0)
-    for j in range(middle, end):
-        n = (tl.load(p_matrix + j) - pairs).to(tl.int64)
-        for tile in range(tiles):
-            total += tl.load(p_along_k + (n * tiles + tile) * L + p, mask=p < L, other=0.0)
-    return total
+    for j in range(anchors, tl.load(p_counts + i_image * 4) - 1):
+        n = (tl.load(p_m + j) - pairs).to(tl.int64)
+        for first in range(0, tiles, BLOCK_T):
+            tile = first + tl.arange(0, BLOCK_T)
+            total += tl.sum(load_tile(p_along_k + n * tiles * L, tile, p, tiles, L, L), axis=0)
+    tl.store(p_out + i_image * L + p, total, mask=p < L)
 
 
 @triton.jit
-def _finish_rows(
-    acc, p_f, p_g, p_mask, p_matrix, p_along_a, p_along_k, p_out, i_image, p, c, anchors, blended, count, pairs, tiles,
-    L, C,
-):  # fmt: skip
+def _finish_rows(acc, p_f, p_g, p_mask, p_along, p_matrix, p_out, i_image, p, c, blended, L, C):
+    """The terms that are no product of matrices: (1 - m) g of the pairs whose anchor the image is, less along f."""
     m = tl.load(p_mask + i_image * L + p, mask=p < L, other=0.0)
     for j in range(blended):
         n = tl.load(p_matrix + j).to(tl.int64)
         acc += (1.0 - m)[:, None] * load_tile(p_g + n * L * C, p, c, L, C, C).to(tl.float32)
-    along = _along(p_matrix, p_along_a, p_along_k, p, 0, anchors, count - 1, pairs, tiles, L)
+    along = tl.load(p_along + i_image * L + p, mask=p < L, other=0.0)
     acc -= along[:, None] * load_tile(p_f + i_image * L * C, p, c, L, C, C).to(tl.float32)
     store_tile(p_out + i_image * L * C, p, c, L, C, C, acc)
 
@@ -242,7 +249,7 @@ def _finish_rows(
 @triton.jit
 def gradient_kernel(
     d_matrix0, d_matrix1, d_rebuilt0, d_rebuilt1, d_f, d_g, p_f, p_g, p_mask, p_matrix, p_source, p_counts,
-    p_along_a, p_along_k, p_out, pairs, capacity, tiles_along, L, C, PRECISION: tl.constexpr,
+    p_along, p_out, pairs, capacity, L, C, PRECISION: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The features' gradient: R0 + R1 rows and BLOCK_C channels of one image, summed over its list.
@@ -286,20 +293,14 @@ def gradient_kernel(
     p0 = first_p + tl.arange(0, R0)
     if R1 > 0:
         p1 = first_p + R0 + tl.arange(0, R1)
-    _finish_rows(
-        acc0, p_f, p_g, p_mask, p_m, p_along_a, p_along_k, p_out, i_image, p0, c, anchors, blended, count, pairs,
-        tiles_along, L, C,
-    )  # fmt: skip
+    _finish_rows(acc0, p_f, p_g, p_mask, p_along, p_m, p_out, i_image, p0, c, blended, L, C)
     if R1 > 0:
-        _finish_rows(
-            acc1, p_f, p_g, p_mask, p_m, p_along_a, p_along_k, p_out, i_image, p1, c, anchors, blended, count, pairs,
-            tiles_along, L, C,
-        )  # fmt: skip
+        _finish_rows(acc1, p_f, p_g, p_mask, p_along, p_m, p_out, i_image, p1, c, blended, L, C)
 
 
 def backward(
-    grad_reconstruction_NLC: torch.Tensor, grad_distance_NL: torch.Tensor, features_BLC: torch.Tensor,
-    mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor, negative_N: torch.Tensor, beta: float,
+    grad_reconstruction_NLC: torch.Tensor, grad_positive_NL: torch.Tensor, grad_negative_NL: torch.Tensor,
+    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor, negative_N: torch.Tensor, beta: float,
     root_NL: torch.Tensor, similarity_NLP: torch.Tensor, weight_NLP: torch.Tensor, sums_RL: torch.Tensor, choice: Choice,
 ) -> torch.Tensor:  # fmt: skip
     """The gradient of the features, B x L x C in their dtype."""
@@ -309,7 +310,7 @@ def backward(
     if not pairs:
         return torch.zeros_like(features)
     g = grad_reconstruction_NLC.to(dtype).contiguous()
-    h = grad_distance_NL.float().contiguous()
+    h = grad_positive_NL.float().contiguous(), grad_negative_NL.float().contiguous()
     norm, share = sums_RL[:images], sums_RL[images:]
     targets = (anchor_N, positive_N, negative_N)
     kind, split = precision(dtype), dtype != torch.float32
@@ -342,7 +343,7 @@ def backward(
     blocks = triton.cdiv(width, block_p)
     along_a, along_k = torch.empty_like(root_NL), root_NL.new_empty(pairs, blocks, length)
     softmax_kernel[(blocks, pairs)](
-        norm, mask, *targets, similarity_NLP, weight_NLP, share, root_NL, h, through, quadratic, matrices,
+        norm, mask, *targets, similarity_NLP, weight_NLP, share, root_NL, *h, through, quadratic, matrices,
         rebuilt, sloped, along_a, along_k, positives, pairs, images, length, width, beta, block_p, block_l,
         num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
@@ -351,14 +352,19 @@ def backward(
         weight_NLP, sloped, matrix, counts, matrices[2 * pairs :], pairs, capacity, length, width, kind,
         tile.columns, tile.columns, tile.summed, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
+    along = torch.empty_like(norm)
+    along_kernel[(images,)](
+        matrix, counts, along_a, along_k, along, pairs, capacity, blocks, length, max(4096 // block_l, 1), block_l,
+        num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
     out, tile = torch.empty_like(features), choice.gradient
     if not positives:
         rebuilt, g = matrices, features  # not read, but a descriptor wants a tensor that is not empty
     gradient_kernel[(triton.cdiv(channels, tile.columns), tiles, images)](
         *_described(matrices, rows, tile.summed), *_described(rebuilt, rows, tile.summed),
         *_described(features, (tile.summed,), tile.columns), *_described(g, (tile.summed,), tile.columns),
-        features, g, mask, matrix, source, counts, along_a, along_k, out,
-        pairs, capacity, blocks, length, channels, kind, *rows, tile.columns, tile.summed, tile.stages,
+        features, g, mask, matrix, source, counts, along, out,
+        pairs, capacity, length, channels, kind, *rows, tile.columns, tile.summed, tile.stages,
         num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
     return out

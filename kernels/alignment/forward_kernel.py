@@ -33,7 +33,8 @@ class Aligned(NamedTuple):
     """What a forward leaves: results, and what the backward wants. Pairs are counted positives first."""
 
     reconstruction_NLC: torch.Tensor  # of the positives, in the features' dtype
-    distance_NL: torch.Tensor  # of all pairs, float32
+    positive_distance_NL: torch.Tensor  # float32
+    negative_distance_NL: torch.Tensor  # float32
     comask_NL: torch.Tensor  # of the positives, float32
     root_NL: torch.Tensor  # |f - w| of all pairs, float32
     similarity_NLP: torch.Tensor  # cosines of all pairs, N x L x LP, float32; columns from L on are 0
@@ -199,7 +200,7 @@ def warp_whole_kernel(
 
 @triton.jit
 def finish_kernel(
-    p_square, p_seen, p_norm, p_mask, p_anchor, p_positive, p_negative, p_distance, p_comask, p_root,
+    p_square, p_seen, p_norm, p_mask, p_anchor, p_positive, p_negative, p_near, p_far, p_comask, p_root,
     positives, B, L, tiles, BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
     """One pair: the distance from its shares; of a positive also the min-max of the co-mask."""
@@ -210,13 +211,15 @@ def finish_kernel(
     root = tl.sqrt(square)
     floor = 1e-6 * tl.maximum(tl.load(p_norm + a * L + p, mask=p < L, other=0.0), 1e-12)
     m = tl.load(p_mask + a * L + p, mask=p < L, other=0.0)
-    # written so that NaN stays NaN
-    tl.store(p_distance + n * L + p, m * tl.where(root < floor, floor, root), mask=p < L)
+    distance = m * tl.where(root < floor, floor, root)  # written so that NaN stays NaN
+    kept = n < positives
+    tl.store(p_near + n * L + p, distance, mask=p < tl.where(kept, L, 0))
+    tl.store(p_far + (n - positives) * L + p, distance, mask=p < tl.where(kept, 0, L))
     tl.store(p_root + n * L + p, root, mask=p < L)
     seen = tl.load(p_seen + n * L + p, mask=p < L, other=0.0)
     low = tl.min(tl.where(p < L, seen, float("inf")), axis=0)
     high = tl.max(tl.where(p < L, seen, float("-inf")), axis=0)
-    tl.store(p_comask + n * L + p, (seen - low) / (high - low + 1e-12), mask=p < tl.where(n < positives, L, 0))
+    tl.store(p_comask + n * L + p, (seen - low) / (high - low + 1e-12), mask=p < tl.where(kept, L, 0))
 
 
 def forward(
@@ -228,14 +231,15 @@ def forward(
     positives, (images, length, channels) = len(positive_N), features.shape
     pairs, width = positives + len(negative_N), padded_length(length)
     reconstruction = features.new_empty(positives, length, channels)
-    distance, root, seen = (features.new_empty(pairs, length, dtype=torch.float32) for _ in range(3))
-    comask = features.new_empty(positives, length, dtype=torch.float32)
+    root, seen = (features.new_empty(pairs, length, dtype=torch.float32) for _ in range(2))
+    near, comask = (root.new_empty(positives, length) for _ in range(2))
+    far = root.new_empty(pairs - positives, length)
     similarity = features.new_empty(pairs, length, width, dtype=torch.float32)
     weight = torch.empty_like(similarity, dtype=features.dtype)
     sums = features.new_empty(images + pairs, length, dtype=torch.float32)
     norm, share = norms(features, sums[:images]), sums[images:]
     if not pairs:
-        return Aligned(reconstruction, distance, comask, root, similarity, weight, sums)
+        return Aligned(reconstruction, near, far, comask, root, similarity, weight, sums)
     rows, kind = rows_of(length, choice.rows), precision(features.dtype)
     targets, tiles = (anchor_N, positive_N, negative_N), triton.cdiv(length, sum(rows))
     tile = choice.scores
@@ -250,10 +254,10 @@ def forward(
     )  # fmt: skip
     square = _warp(features, mask, targets, weight, share, reconstruction, rows, choice.warp)
     finish_kernel[(pairs,)](
-        square, seen, norm, mask, *targets, distance, comask, root, positives, images, length, square.shape[1],
+        square, seen, norm, mask, *targets, near, far, comask, root, positives, images, length, square.shape[1],
         triton.next_power_of_2(square.shape[1]), block_l, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
-    return Aligned(reconstruction, distance, comask, root, similarity, weight, sums)
+    return Aligned(reconstruction, near, far, comask, root, similarity, weight, sums)
 
 
 def _warp(

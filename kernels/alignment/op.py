@@ -47,9 +47,8 @@ def align(
             check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.align(features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta)
     inputs = (features_BLC, mask_BL.detach(), anchor_N, positive_N, negative_N, float(beta), path)
-    reconstruction, distance, comask = _forward(*inputs)[:3]
-    count = len(anchor_N)
-    return reconstruction, distance[:count], distance[count:], comask.detach()
+    reconstruction, positive_distance, negative_distance, comask = _forward(*inputs)[:4]
+    return reconstruction, positive_distance, negative_distance, comask.detach()
 
 
 def soft_align(
@@ -71,7 +70,7 @@ def soft_align(
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.soft_align(features_BLC, mask_BL, anchor_N, target_N, beta)
     inputs = (features_BLC, mask_BL.detach(), anchor_N, target_N, target_N[:0], float(beta), path)
-    reconstruction, distance, comask = _forward(*inputs)[:3]
+    reconstruction, distance, _, comask = _forward(*inputs)[:4]
     return reconstruction, distance, comask.detach()
 
 
@@ -92,7 +91,7 @@ def align_distance(
     if path == "reference":
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.align_distance(features_BLC, mask_BL, anchor_N, target_N, beta)
-    return _forward(features_BLC, mask_BL.detach(), anchor_N, target_N[:0], target_N, float(beta), path)[1]
+    return _forward(features_BLC, mask_BL.detach(), anchor_N, target_N[:0], target_N, float(beta), path)[2]
 
 
 @torch.library.custom_op("kernels::align", mutates_args=())
@@ -104,8 +103,11 @@ def _forward(
     negative_N: torch.Tensor,
     beta: float,
     path: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Reconstruction, distances (positives first) and co-mask; then what the backward wants.
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
+]:  # fmt: skip
+    """Reconstruction, both distances and co-mask; then what the backward wants, of the positives first.
 
     That is |f - w| and the similarities, and on the plain path the Gram matrices of the targets and nothing; in Triton
     the weights before their division by their sum, and norms and inverse sums in one tensor (B + pairs) x L.
@@ -134,25 +136,30 @@ def _(
     negative_N: torch.Tensor,
     beta: float,
     path: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
+]:  # fmt: skip
     positives, (images, length, channels) = len(positive_N), features_BLC.shape
     pairs, dtype = positives + len(negative_N), compute_dtype(features_BLC)
     reconstruction = features_BLC.new_empty(positives, length, channels)
-    distance, root = (features_BLC.new_empty(pairs, length, dtype=dtype) for _ in range(2))
-    comask = features_BLC.new_empty(positives, length, dtype=dtype)
+    root = features_BLC.new_empty(pairs, length, dtype=dtype)
+    near, comask = (root.new_empty(positives, length) for _ in range(2))
+    far = root.new_empty(pairs - positives, length)
     if path == "plain":
         similarity = features_BLC.new_empty(pairs, length, length, dtype=dtype)
         kept = similarity.new_empty(images, length, length), similarity.new_empty(0)
     else:
         similarity = features_BLC.new_empty(pairs, length, (length + 15) // 16 * 16, dtype=dtype)
         kept = torch.empty_like(similarity, dtype=features_BLC.dtype), root.new_empty(images + pairs, length)
-    return reconstruction, distance, comask, root, similarity, *kept
+    return reconstruction, near, far, comask, root, similarity, *kept
 
 
 @torch.library.custom_op("kernels::align_backward", mutates_args=())
 def _backward(
     grad_reconstruction_NLC: torch.Tensor,
-    grad_distance_NL: torch.Tensor,
+    grad_positive_NL: torch.Tensor,
+    grad_negative_NL: torch.Tensor,
     features_BLC: torch.Tensor,
     mask_BL: torch.Tensor,
     anchor_N: torch.Tensor,
@@ -169,26 +176,34 @@ def _backward(
     inputs = (features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta)
     saved = (reconstruction_NLC, root_NL, similarity_NLP, kept, sums)
     with torch.autocast(features_BLC.device.type, enabled=False):
-        return _module(path).backward(grad_reconstruction_NLC, grad_distance_NL, *inputs, *saved)
+        return _module(path).backward(grad_reconstruction_NLC, grad_positive_NL, grad_negative_NL, *inputs, *saved)
 
 
 @_backward.register_fake
-def _(grad_reconstruction_NLC, grad_distance_NL, features_BLC, *saved):  # type: ignore[no-untyped-def]
+def _(grad_reconstruction_NLC, grad_positive_NL, grad_negative_NL, features_BLC, *saved):  # type: ignore[no-untyped-def]
     return torch.empty_like(features_BLC, memory_format=torch.contiguous_format)
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     *tensors, ctx.beta, ctx.path = inputs
-    reconstruction, _, _, *saved = output
+    reconstruction, *_, root, similarity, kept, sums = output
     if ctx.path != "plain":
         reconstruction = reconstruction.new_empty(0)  # the kernels do not read it again
-    ctx.save_for_backward(*tensors, reconstruction, *saved)
+    ctx.save_for_backward(*tensors, reconstruction, root, similarity, kept, sums)
+    ctx.set_materialize_grads(False)  # zeros for the five outputs that carry no gradient would cost as much as a kernel
 
 
-def _differentiate(ctx, grad_reconstruction_NLC, grad_distance_NL, *_):  # type: ignore[no-untyped-def]
+def _differentiate(ctx, *gradients):  # type: ignore[no-untyped-def]
     tensors, saved = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
-    gradient = _backward(grad_reconstruction_NLC, grad_distance_NL, *tensors, ctx.beta, *saved, ctx.path)
-    return gradient, None, None, None, None, None, None
+    features, _, _, positive, negative = tensors
+    length, dtype = features.shape[1], compute_dtype(features)
+    shapes = (len(positive), length, features.shape[2]), (len(positive), length), (len(negative), length)
+    dtypes = (features.dtype, dtype, dtype)
+    given = [
+        features.new_zeros(shape, dtype=kind) if gradient is None else gradient
+        for gradient, shape, kind in zip(gradients, shapes, dtypes, strict=False)
+    ]
+    return _backward(*given, *tensors, ctx.beta, *saved, ctx.path), None, None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

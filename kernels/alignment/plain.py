@@ -25,15 +25,14 @@ def forward(
     rebuilt = plain_soft_align.forward(features_BLC, mask_BL, anchor_N[:positives], positive_N, beta)
     measured = plain_distance.forward(features_BLC, mask_BL, anchor_N[:negatives], negative_N, beta)
     reconstruction, distance, comask, root, similarity = rebuilt
-    distance, root, similarity = (
-        torch.cat(parts) for parts in ((distance, measured[0]), (root, measured[1]), (similarity, measured[2]))
-    )
-    return reconstruction, distance, comask, root, similarity, measured[3], similarity.new_empty(0)
+    root, similarity = (torch.cat(parts) for parts in ((root, measured[1]), (similarity, measured[2])))
+    return reconstruction, distance, measured[0], comask, root, similarity, measured[3], similarity.new_empty(0)
 
 
 def backward(
     grad_reconstruction_NLC: torch.Tensor,
-    grad_distance_NL: torch.Tensor,
+    grad_positive_NL: torch.Tensor,
+    grad_negative_NL: torch.Tensor,
     features_BLC: torch.Tensor,
     mask_BL: torch.Tensor,
     anchor_N: torch.Tensor,
@@ -48,7 +47,6 @@ def backward(
 ) -> torch.Tensor:
     """The gradient of the features, B x L x C in their dtype."""
     count = len(positive_N)
-    grad_positive_NL, grad_negative_NL = grad_distance_NL.split([count, len(negative_N)])
     gradient = torch.zeros_like(features_BLC, dtype=compute_dtype(features_BLC))
     if count:
         inputs = (features_BLC, mask_BL, anchor_N, positive_N, beta)
