@@ -1,8 +1,12 @@
 """The kernels that each op launches, with what each must move and compute: the table behind the performance model.
 
 To describe another set of kernels, change LAUNCHES and the functions that it names. A launch takes as long as the
-slowest of its limits: memory, the L2 cache, the matrix units, or waves of blocks that wait for their loads.
-Legend: B images, N pairs, L positions, C channels, e = 2 bytes of an element.
+slowest of its limits: memory, the L2 cache, the matrix units, or waves of blocks that wait for their loads. The
+alignment's kernels are described in kernels/alignment/README.md. How many of their blocks fit one multiprocessor
+follows from the registers and the shared memory that perf/compile_report.py counts. How long one of their waves waits
+was fitted to their times on an H200 (perf/results/gpu/call_1.json: bf16, 64 images, L = 162, C = 2048), so agreement at
+that one shape says nothing about the model.
+Legend: B images, N pairs, L positions, LP = L rounded up to 16, C channels, e = 2 bytes of an element.
 """
 
 import math
@@ -12,36 +16,73 @@ from dataclasses import dataclass
 from perf.cases import Case
 
 ELEMENT = 2  # bytes of bf16 and fp16
+SINGLE = 4  # bytes of float32
 MULTIPROCESSORS = 132  # H100 SXM and H200
-TILE = 64  # rows and columns of a product's tile
-ROWS = 16  # rows of scores that a row kernel holds
+# The tiles of the kernels' default choice on Hopper (kernels/alignment/kernel.py; a test compares).
+SQUARE = 64  # rows and columns of a tile of a product of two L x L matrices
+CHANNELS = 64  # that a step of the warp makes
+PARTS = 2  # programs that share a pair's channels in the warp
+GRADIENT_CHANNELS = 128  # that a program of the gradient owns
+WEIGHT_ROWS = 16  # of scores that a program holds whole, forward
+SOFTMAX_ROWS = 8  # the same, backward
+LIST_BLOCK = 128  # pairs that the lists look at together
+
+
+def padded(count: int, multiple: int) -> int:
+    return math.ceil(count / multiple) * multiple
 
 
 @dataclass(frozen=True)
 class Shape:
-    """One alignment op's shape; an alignment runs two of them."""
+    """An op's shape. An alignment rebuilds its positives and measures both; the other ops have no pairs."""
 
     images: int
     length: int
     channels: int
+    positives: int = 0
+    negatives: int = 0
+
+    @property
+    def pairs(self) -> int:
+        return self.positives + self.negatives
+
+    @property
+    def map_bytes(self) -> float:
+        """One image's features."""
+        return float(self.length * self.channels * ELEMENT)
 
     @property
     def maps(self) -> float:
         """Bytes of the features, which are also those of a reconstruction: every image is an anchor once."""
-        return float(self.images * self.length * self.channels * ELEMENT)
+        return self.images * self.map_bytes
+
+    @property
+    def padded_length(self) -> int:
+        return padded(self.length, 16)
+
+    @property
+    def matrix(self) -> float:
+        """Elements of one L x LP matrix."""
+        return float(self.length * self.padded_length)
+
+    @property
+    def rows(self) -> int:
+        """The rows that a program of a product of maps owns: a whole map's, up to 192."""
+        return 192 if 128 < self.length <= 192 else 128
 
     @property
     def tiles(self) -> int:
-        return math.ceil(self.length / TILE)
+        return math.ceil(self.length / self.rows)
 
     @property
-    def row_blocks(self) -> int:
-        return math.ceil(self.length / ROWS)
+    def square_tiles(self) -> int:
+        """Tiles of an L x L matrix."""
+        return math.ceil(self.padded_length / SQUARE) ** 2
 
     @property
     def product(self) -> float:
-        """FLOPs of one padded product of L x L x C for every pair."""
-        return 2.0 * self.images * (self.tiles * TILE) ** 2 * self.channels
+        """FLOPs of one product of L x L x C for as many pairs as images, in tiles of 64 rows."""
+        return 2.0 * self.images * padded(self.length, 64) ** 2 * self.channels
 
 
 @dataclass(frozen=True)
@@ -50,7 +91,7 @@ class Launch:
 
     name: str
     memory_bytes: float = 0.0
-    cache_bytes: float = 0.0  # what the multiprocessors pull out of the L2 cache
+    cache_bytes: float = 0.0  # what the multiprocessors pull out of the L2 cache and write into it
     flops: float = 0.0  # of matrix products, padding included
     waiting_us: float = 0.0  # waves of blocks times how long one waits for its loads
     fixed_us: float = 0.0  # start and end that overlap with nothing
@@ -66,85 +107,97 @@ def norms(s: Shape) -> Launch:
     return Launch("norms", memory_bytes=s.maps)
 
 
-def scores(s: Shape, name: str = "scores") -> Launch:
-    """Every tile reads its rows of both maps, 64 x 64 at a time."""
-    read = s.images * s.tiles * 2 * s.length * s.channels * ELEMENT
-    return Launch(name, cache_bytes=read, flops=s.product, fixed_us=3)
+def _map_products(name: str, s: Shape, products: int, written: float) -> Launch:
+    """Every program reads its rows of two maps: a whole pair where 192 rows hold one."""
+    tiles = products * s.tiles**2
+    read = products * 2 * s.tiles * s.map_bytes
+    return Launch(name, cache_bytes=read + written, flops=2.0 * tiles * s.rows**2 * s.channels)
 
 
-def gram(s: Shape) -> Launch:
-    return scores(s, "Gram matrices")
+def scores(s: Shape) -> Launch:
+    return _map_products("scores", s, s.pairs, s.pairs * s.matrix * SINGLE)
 
 
-def softmax_rows(s: Shape) -> Launch:
-    moved = 6.0 * s.images * s.length**2  # float32 scores read, bf16 probabilities written
-    return Launch("rows", cache_bytes=moved, waiting_us=2.5 * waves(s.row_blocks * s.images, 2))
+def weights(s: Shape) -> Launch:
+    moved = s.pairs * s.matrix * (SINGLE + ELEMENT)
+    blocks = math.ceil(s.length / WEIGHT_ROWS) * s.pairs
+    return Launch("weights", cache_bytes=moved, waiting_us=5.0 * waves(blocks, 7))
 
 
 def warp(s: Shape) -> Launch:
-    """The probabilities are read two bytes at a time, because a row of 162 is no multiple of 16 bytes."""
-    blocks = s.tiles * s.channels / TILE * s.images
-    read = blocks * 2 * s.length * TILE * ELEMENT + 2 * s.maps
-    return Launch("warp", cache_bytes=read, flops=s.product, waiting_us=4.0 * waves(blocks, 5))
+    """Where one program holds a pair's weights, its channels pass by step by step; one program fits a multiprocessor.
+
+    Other maps are made in tiles, of which each reads its rows of the weights again.
+    """
+    own = s.pairs * s.map_bytes  # the anchor, for blend and distance
+    written = s.positives * s.map_bytes
+    flops = 2.0 * s.pairs * s.tiles * s.rows * padded(s.length, 64) * s.channels
+    if s.tiles == 1 and s.channels % (PARTS * CHANNELS) == 0:
+        read = s.pairs * (PARTS * s.matrix * ELEMENT + s.map_bytes)
+        steps = s.channels / (PARTS * CHANNELS)
+        waiting = 2.7 * steps * waves(PARTS * s.pairs, 1)
+        return Launch("warp", cache_bytes=read + own + written, flops=flops, waiting_us=waiting)
+    read = s.pairs * (s.channels / CHANNELS * s.matrix * ELEMENT + s.tiles * s.map_bytes)
+    return Launch("warp", cache_bytes=read + own + written, flops=flops)
 
 
 def finish(s: Shape) -> Launch:
-    """A serial loop over the tiles of channels."""
-    return Launch("finish", waiting_us=0.35 * s.channels / TILE + 2)
+    return Launch("finish", waiting_us=3.0 * waves(s.pairs, 16))
 
 
-def distance(s: Shape) -> Launch:
-    """Sixteen rows a block and one block a multiprocessor, because of its registers."""
-    return Launch("distance", waiting_us=11.0 * waves(s.row_blocks * s.images, 1))
+def unused_gradients(s: Shape) -> Launch:
+    """Autograd fills zeros for the five outputs that have no gradient, and joins the gradients of both distances."""
+    zeros = s.pairs * s.matrix * (SINGLE + ELEMENT)
+    kernels = 10 if s.positives and s.negatives else 5
+    return Launch("autograd's zeros", memory_bytes=zeros, fixed_us=2.0 * (kernels - 1), kernels=kernels)
 
 
-def warp_gradient(s: Shape) -> Launch:
-    return Launch("warp gradient", memory_bytes=4 * s.maps)
+def products(s: Shape) -> Launch:
+    """g f_k^T of the positives, and every image's Gram matrix in two half numbers."""
+    written = s.positives * s.matrix * SINGLE + s.images * s.matrix * 2 * ELEMENT
+    return _map_products("products", s, s.positives + s.images, written)
 
 
-def probability_gradient(s: Shape) -> Launch:
-    return scores(s, "probability gradient")
+def lists(s: Shape) -> Launch:
+    """A program an image walks the pairs twice, a block at a time."""
+    return Launch("lists", waiting_us=0.6 * 2 * math.ceil(s.pairs / LIST_BLOCK), fixed_us=1.0)
 
 
-def soft_rows_backward(s: Shape) -> Launch:
-    return Launch("rows backward", waiting_us=3.5 * waves(s.row_blocks * s.images, 1))
+def quadratic(s: Shape) -> Launch:
+    """W G in square tiles: rows of the weights and, in two half numbers, of the Gram matrix."""
+    blocks = s.pairs * s.square_tiles
+    read = blocks * 3 * SQUARE * s.padded_length * ELEMENT
+    flops = 2.0 * blocks * SQUARE**2 * 2 * padded(s.padded_length, 64)
+    return Launch("quadratic", cache_bytes=read + s.pairs * s.matrix * SINGLE, flops=flops)
 
 
-def distance_rows_backward(s: Shape) -> Launch:
-    return Launch("rows backward", waiting_us=12.0 * waves(s.row_blocks * s.images, 1))
+def softmax(s: Shape) -> Launch:
+    """Reads scores, weights and both products; writes E, its transpose, slope P and the positives' (m P)^T."""
+    read = s.matrix * (s.pairs * (2 * SINGLE + ELEMENT) + s.positives * SINGLE)
+    written = s.matrix * (s.pairs * 3 + s.positives) * ELEMENT
+    blocks = math.ceil(s.padded_length / SOFTMAX_ROWS) * s.pairs
+    return Launch("softmax", cache_bytes=read + written, waiting_us=6.5 * waves(blocks, 5))
 
 
 def gram_gradient(s: Shape) -> Launch:
-    return Launch("Gram gradient", waiting_us=9.0 * waves(s.tiles**2 * s.images, 3))
+    """For every image the sum over the pairs whose target it is, 64 rows at a time."""
+    blocks, each = s.images * s.square_tiles, s.pairs / s.images
+    read = blocks * each * 2 * SQUARE * s.length * ELEMENT
+    steps = each * math.ceil(s.length / SQUARE)
+    flops = 2.0 * blocks * each * SQUARE**2 * padded(s.length, SQUARE)
+    return Launch("Gram gradient", cache_bytes=read, flops=flops, waiting_us=1.5 * steps * waves(blocks, 4))
 
 
-def soft_gradient(s: Shape) -> Launch:
-    return _gradient(s, blocks_read=4)
+def gradient(s: Shape) -> Launch:
+    """All rows of an image and 128 channels of it: two products a pair, one more a positive and one an image.
 
-
-def distance_gradient(s: Shape) -> Launch:
-    return _gradient(s, blocks_read=2)
-
-
-def _gradient(s: Shape, blocks_read: int) -> Launch:
-    """Three products an image, 64 x 64 x 64 at a time, and `blocks_read` tiles of the maps added at the end."""
-    tile_bytes = TILE * TILE * ELEMENT
-    read = 3 * s.tiles * 2 * tile_bytes * 0.95 + blocks_read * tile_bytes  # the last tile of a row is partly empty
-    blocks = s.tiles * s.channels / TILE * s.images
-    return Launch("gradient", cache_bytes=blocks * read, flops=3 * s.product)
-
-
-def small_soft(s: Shape) -> Launch:
-    """The lists of pairs, and the slope in a few of PyTorch's own kernels."""
-    return Launch("lists and slope", fixed_us=19.5, kernels=10)
-
-
-def small_distance(s: Shape) -> Launch:
-    return Launch("lists and slope", fixed_us=21.5, kernels=10)
-
-
-def add_gradients(s: Shape) -> Launch:
-    return Launch("sum of the two gradients", memory_bytes=3 * s.maps)
+    At the end the positives' gradients of the reconstruction are blended in, the features read and the result written.
+    """
+    count = 2 * s.pairs + s.positives + s.images
+    columns = math.ceil(s.channels / GRADIENT_CHANNELS)
+    read = count * (columns * s.matrix * ELEMENT + s.tiles * s.map_bytes)
+    flops = 2.0 * count * s.tiles * s.rows * padded(s.length, 64) * s.channels
+    return Launch("gradient", cache_bytes=read + s.positives * s.map_bytes + 2 * s.maps, flops=flops)
 
 
 def pyramid(s: Shape) -> Launch:
@@ -166,20 +219,16 @@ def ring_backward(s: Shape) -> Launch:
 
 Table = dict[tuple[str, str], tuple[Callable[[Shape], Launch], ...]]
 LAUNCHES: Table = {
-    ("soft_align", "forward"): (norms, scores, softmax_rows, warp, finish),
-    ("soft_align", "backward"): (
-        norms, small_soft, warp_gradient, probability_gradient, soft_rows_backward, soft_gradient,
-    ),
-    ("align_distance", "forward"): (norms, scores, gram, distance),
-    ("align_distance", "backward"): (norms, small_distance, distance_rows_backward, gram_gradient, distance_gradient),
     ("gem_pyramid", "forward"): (pyramid,),
     ("gem_pyramid", "backward"): (pyramid_backward,),
     ("ring_aggregate", "forward"): (ring,),
     ("ring_aggregate", "backward"): (ring_backward,),
-}  # fmt: skip
-for _pass in ("forward", "backward"):
-    LAUNCHES["alignment", _pass] = LAUNCHES["soft_align", _pass] + LAUNCHES["align_distance", _pass]
-LAUNCHES["alignment", "backward"] += (add_gradients,)
+}
+for _op in ("soft_align", "align_distance", "alignment"):  # the same kernels; only their pairs differ
+    LAUNCHES[_op, "forward"] = (norms, scores, weights, warp, finish)
+    LAUNCHES[_op, "backward"] = (
+        unused_gradients, products, lists, quadratic, softmax, gram_gradient, gradient,
+    )  # fmt: skip
 
 
 def shape_of(case: Case) -> Shape:
@@ -188,7 +237,10 @@ def shape_of(case: Case) -> Shape:
         return Shape(case.shape["B"], case.shape["R"], case.shape["D"])
     if case.op == "gem_pyramid":
         return Shape(case.shape["B"], case.shape["H"] * case.shape["W"], case.shape["C"])
-    return Shape(case.shape["B"], case.shape["L"], case.shape["C"])
+    images = case.shape["B"]
+    positives = 0 if case.op == "align_distance" else images
+    negatives = 0 if case.op == "soft_align" else images
+    return Shape(images, case.shape["L"], case.shape["C"], positives, negatives)
 
 
 @dataclass(frozen=True)
