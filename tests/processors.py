@@ -57,14 +57,14 @@ def main(words: Sequence[str]) -> int:
 
 
 def run(setting: Setting, words: Sequence[str]) -> tuple[int, str]:
-    """Pytest's exit status and its last line; its output is shown as it comes."""
-    command = [sys.executable, "-m", "pytest", "-q", *(words or ("-m", "not long"))]
+    """Pytest's exit status and the text of its last line; its output is shown as it comes."""
+    command = [sys.executable, "-m", "pytest", *(words or ("-m", "not long"))]
     environment, last = {**os.environ, **setting.environment}, ""
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         for line in process.stdout:
             print(line, end="", flush=True)
-            last = line.strip() or last
+            last = line.strip().strip("= ") or last
     return process.returncode, last
 
 
