@@ -8,7 +8,7 @@ DEMO_IDENTITIES ?= 160
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all check format clean
+.PHONY: demo test test-all test-processors check format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready $(DEMO)/shards/index.json
@@ -20,6 +20,10 @@ test: $(VENV)/ready
 
 test-all: $(VENV)/ready
 	python -m pytest
+
+# As on other processors and on a busy machine: six times `make test`, and a table.
+test-processors: $(VENV)/ready
+	python -m tests.processors
 
 check: $(VENV)/ready
 	ruff format --check .

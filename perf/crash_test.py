@@ -77,7 +77,7 @@ def kill_once(shards: Path, run: Path, after_s: float, in_save: bool) -> dict | 
     began = time.monotonic()
     with start(shards, run) as process:
         while process.poll() is None:
-            saving = any((run / "checkpoints").glob(".tmp-*")) if in_save else False
+            saving = in_save and _stopped_in_a_save(process, run)
             if saving or (time.monotonic() - began >= after_s and not in_save):
                 process.send_signal(signal.SIGKILL)
                 break
@@ -90,6 +90,18 @@ def kill_once(shards: Path, run: Path, after_s: float, in_save: bool) -> dict | 
     if process.returncode:
         raise RuntimeError(f"the training ended with status {process.returncode}:\n{errors[-3000:]}")
     return None
+
+
+def _stopped_in_a_save(process: subprocess.Popen, run: Path) -> bool:
+    """Whether it is writing a checkpoint; if so it stands still, so that the save does not end before the kill."""
+    half_saved = (run / "checkpoints").glob
+    if not any(half_saved(".tmp-*")):
+        return False
+    process.send_signal(signal.SIGSTOP)
+    if any(half_saved(".tmp-*")):
+        return True
+    process.send_signal(signal.SIGCONT)
+    return False
 
 
 def steps_of(run: Path) -> list[tuple]:

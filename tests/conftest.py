@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from shards import sysu_mm01
 from shards.synth import synthesise
+from tests.processes import LIMIT_S
 
 ROOT = Path(__file__).parent.parent
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +69,7 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]
 
     Both live in one autograd graph, so the gradient flows between them as through `tacaf.distributed`.
     """
-    own, meeting, slots = threading.local(), threading.Barrier(2, timeout=30), [None, None]
+    own, meeting, slots = threading.local(), threading.Barrier(2, timeout=LIMIT_S), [None, None]
 
     def exchange(tensor: Any) -> list:
         slots[own.rank] = tensor

@@ -1,7 +1,6 @@
 """A web server for tests: a folder over HTTP, which can fail, stall, lie and vanish on request."""
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self, folder: Path) -> None:
         self.folder, self.asked = folder, Counter[str]()
         self.trouble: dict[str, list[str]] = {}
+        self.ending = threading.Event()  # what stalls does so until then
         super().__init__(("127.0.0.1", 0), Handler)
 
     @property
@@ -43,7 +43,7 @@ class Handler(SimpleHTTPRequestHandler):
         if trouble == "fail":
             return self.send_error(500)
         if trouble == "stall":
-            time.sleep(5)
+            server.ending.wait()
             return None
         sent = {"cut": data[: len(data) // 2], "change": bytes([data[0] ^ 1]) + data[1:], "grow": data + data}[trouble]
         self.send_response(200)
@@ -64,5 +64,6 @@ def serving(folder: Path) -> Iterator[Server]:
         try:
             yield server
         finally:
+            server.ending.set()
             server.shutdown()
             thread.join()

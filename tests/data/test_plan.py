@@ -73,7 +73,7 @@ def test_four_ranks():
         assert len(np.unique(part.label_B)) == 2
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     counts=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=4, max_size=15),
     epoch=st.integers(0, 5), seed=st.integers(0, 2**32 - 1),

@@ -23,11 +23,10 @@ from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tests.model.cases import tiny_batch, tiny_model
-from tests.tolerances import SHARE, State, worst_difference
+from tests.tolerances import ADAMW_SHARE, SHARE, State, worst_difference
 
 DEMO = Path(__file__).parent.parent.parent / "launch" / "configs" / "demo.yaml"
-# AdamW divides by a gradient's own size, so that roundings of the smallest ones show.
-SHARE_OF = {"sgd": SHARE, "adamw": 0.05}
+SHARE_OF = {"sgd": SHARE, "adamw": ADAMW_SHARE}
 
 
 def config_of(kind: str, stage: int, *values: str) -> Config:

@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 import pytest
 
 from tests.launch.finished import write_model
+from tests.processes import LIMIT_S
 
 ROOT = Path(__file__).parent.parent.parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -37,7 +38,7 @@ def app(tmp_path_factory, sysu_shards):
         assert address, (folder / "log").read_text()
         yield address, folder / "tmp"
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=30) == 0
+        assert process.wait(timeout=LIMIT_S) == 0
     assert not list((folder / "tmp").glob("tacaf-page-*")), "its pictures go with it"
     assert "Traceback" not in (folder / "log").read_text()
 
@@ -50,7 +51,7 @@ def page(app):
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 1300})
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(1000 * LIMIT_S)
         asked: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.goto(app[0])
@@ -107,12 +108,12 @@ def test_a_wrong_file_is_refused_in_words_and_the_matches_stay(page, tmp_path):
 
 
 def test_the_server_refuses_strangers_and_large_uploads(app):
-    with urllib.request.urlopen(app[0], timeout=20) as answer:
+    with urllib.request.urlopen(app[0], timeout=LIMIT_S) as answer:
         assert "default-src 'self'" in answer.headers["Content-Security-Policy"]
     with pytest.raises(urllib.error.HTTPError, match="400"):
-        urllib.request.urlopen(urllib.request.Request(app[0], headers={"Host": "evil.example"}), timeout=20)
+        urllib.request.urlopen(urllib.request.Request(app[0], headers={"Host": "evil.example"}), timeout=LIMIT_S)
     large = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n' + bytes(11 * 2**20)
     header = {"Content-Type": "multipart/form-data; boundary=x"}
     request = urllib.request.Request(f"{app[0]}/gradio_api/upload", large + b"\r\n--x--\r\n", header)
     with pytest.raises(urllib.error.HTTPError, match="413"):
-        urllib.request.urlopen(request, timeout=20)
+        urllib.request.urlopen(request, timeout=LIMIT_S)

@@ -21,7 +21,7 @@ from tacaf.child_processes import child_environment
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import load_features
 from tacaf.vocabulary import InputError
-from tests.launch.test_launchers import free_port
+from tests.processes import LIMIT_S, free_port
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
@@ -73,8 +73,8 @@ def test_any_number_of_ranks_writes_the_same_files(sysu_shards, tmp_path):
         # without the -- torchrun takes our --run for its own --run-path
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", free_port(), "--"]
         done = subprocess.run(
-            [str(word) for word in (sys.executable, *launcher, *command)], capture_output=True, text=True, timeout=300,
-            env=child_environment(OMP_NUM_THREADS="1"),
+            [str(word) for word in (sys.executable, *launcher, *command)], capture_output=True, text=True,
+            timeout=LIMIT_S, env=child_environment(OMP_NUM_THREADS="1"),
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         found[ranks] = load_features(tmp_path / f"{ranks}.npz"), json.loads((tmp_path / f"{ranks}.json").read_text())

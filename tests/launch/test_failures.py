@@ -6,7 +6,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,14 +18,12 @@ from launch.stop import EXIT_CODE
 from launch.watchdog import EXIT_CODE as LOST
 from launch.watchdog import PERIOD_S, Watchdog
 from tests.launch.test_training import ROOT, command_of, records_of, refused, start, steps_of, train
+from tests.processes import LIMIT_S, free_port, wait_until
 
 
 def two_ranks_of(shards: Path, folder: Path, *more: str) -> list[subprocess.Popen]:
-    """Both ranks of an endless training, started without a launcher, once they have made a step."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = []
+    """Both ranks of an endless training, started without a launcher, once they have signed from inside an epoch."""
+    port, ranks = free_port(), []
     for rank in range(2):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **{name: str(value) for name, value in own.items()}}
@@ -36,10 +33,8 @@ def two_ranks_of(shards: Path, folder: Path, *more: str) -> list[subprocess.Pope
                 cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )
         )  # fmt: skip
-    while not steps_of(folder):
-        assert all(rank.poll() is None for rank in ranks), [rank.communicate() for rank in ranks]
-        time.sleep(0.05)
-    time.sleep(2 * PERIOD_S)  # every rank has signed where it is
+    signs = [folder / "ranks" / f"rank-{rank}.json" for rank in range(2)]
+    wait_until(lambda: all(sign.exists() and '"where": "epoch' in sign.read_text() for sign in signs), *ranks)
     return ranks
 
 
@@ -50,25 +45,32 @@ def test_a_lost_rank_ends_the_run_and_is_named(sysu_shards, tmp_path, number, st
     ranks = two_ranks_of(sysu_shards, tmp_path / "run", "train.stall_limit_s=20")
     try:
         ranks[1].send_signal(number)
-        _, err = ranks[0].communicate(timeout=60)
+        _, err = ranks[0].communicate(timeout=LIMIT_S)
     finally:
         for rank in ranks:
             rank.kill()
             rank.communicate()
     assert ranks[0].returncode == LOST, err[-3000:]
     assert "Traceback" not in err
-    assert re.search(
-        rf"rank 1 \(process {ranks[1].pid} on \S+\) {state}.*it stood at: (epoch \d+, step \d|saving step \d)", err
-    ), err
-    assert not re.search(r"rank 0 \(process", err), "only the rank the others wait for"
+    named = {
+        int(rank): (int(pid), how, place)
+        for rank, pid, how, place in re.findall(r"rank (\d) \(process (\d+) on \S+\) (.*); it stood at: (.*)", err)
+    }
+    pid, how, place = named[1]
+    assert pid == ranks[1].pid
+    assert how.startswith(state)
+    assert re.match(r"epoch \d+, step \d|saving step \d", place)
+    # The others wait for this rank alone, unless its last sign came from the very place where they wait.
+    assert all(other[2] == place for other in named.values()), err
     assert "--resume" in err
 
 
 def test_a_rank_that_moves_is_left_alone(tmp_path):
-    with Watchdog(tmp_path, 0, 1, limit_s=2.5 * PERIOD_S) as dog:
-        for number in range(4):
-            dog.at(f"place {number}")
-            time.sleep(PERIOD_S)
+    with Watchdog(tmp_path, 0, 1, limit_s=5 * PERIOD_S) as dog:
+        until = time.monotonic() + 6 * PERIOD_S
+        while time.monotonic() < until:
+            dog.at("place")
+            time.sleep(PERIOD_S / 10)
         assert json.loads((tmp_path / "ranks" / "rank-0.json").read_text())["where"].startswith("place")
     assert json.loads((tmp_path / "ranks" / "rank-0.json").read_text())["ended"]
 
@@ -150,10 +152,9 @@ def test_a_signal_during_the_imports_counts(sysu_shards, tmp_path):
     folder = tmp_path / "run"
     with start(*command_of(sysu_shards, folder)) as process:
         status = Path(f"/proc/{process.pid}/status")
-        while not caught(status.read_text()) >> (signal.SIGTERM - 1) & 1:
-            time.sleep(0.01)
+        wait_until(lambda: caught(status.read_text()) >> (signal.SIGTERM - 1) & 1, process)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == EXIT_CODE, out[-2000:] + err[-2000:]
     assert "saved after step 0" in out
     assert not steps_of(folder)
@@ -175,8 +176,9 @@ def test_the_lock_of_a_killed_build_holds_nobody(tmp_path):
     lock.touch()
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-m", "launch.engine"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+        [sys.executable, "-m", "launch.engine"], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=LIMIT_S,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "ready" in done.stdout
     assert not lock.exists()

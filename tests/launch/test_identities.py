@@ -5,11 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from launch.config import load_config
 from launch.model_file import build_model
-from tests.launch.test_training import STEPS, steps_of, train
+from tests.launch.test_training import STEPS, steps_of, tensors_of, train
 from tests.tolerances import State, assert_same_losses, assert_same_training
 
 SHORT = (
@@ -33,7 +32,7 @@ def put_together(state: Mapping[str, torch.Tensor]) -> State:
 
 
 def weights_of(folder: Path) -> State:
-    return put_together(load_file(folder / "model.safetensors"))
+    return put_together(tensors_of(folder))
 
 
 @pytest.fixture(scope="module")

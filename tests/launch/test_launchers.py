@@ -5,23 +5,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from tests.launch.test_training import BIN, ROOT, command_of, run, steps_of
+from tests.processes import LIMIT_S, free_port, wait_until
 
 EPOCHS, STEPS = 8, 3  # long enough to be stopped on the way, also on a busy machine
 MANY = (f"train.epochs={EPOCHS}", f"train.steps_per_epoch={STEPS}", "train.save_every_steps=6")
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
 
 
 def begin(words: list, **extra: object) -> subprocess.Popen:
@@ -36,7 +30,7 @@ def begin(words: list, **extra: object) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen, status: int = 0) -> str:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == status, out[-3000:] + err[-3000:]
     return out + err
 
@@ -102,11 +96,12 @@ def slurm(tmp_path) -> dict:
     """The environment of a batch job, with stand-ins for Slurm's commands."""
     fake = tmp_path / "fake"
     fake.mkdir()
+    job = free_port(range(20000 + os.getpid() % 10000, 40000)) - 20000  # slurm.sbatch makes its port of this number
     for name, text in (("srun", FAKE_SRUN), ("scontrol", FAKE_SCONTROL)):
         (fake / name).write_text(text)
         (fake / name).chmod(0o755)
     return {
-        "FAKE": fake, "PATH": f"{fake}:{BIN}:{os.environ['PATH']}", "SLURM_JOB_ID": free_port(), "VENV": BIN.parent,
+        "FAKE": fake, "PATH": f"{fake}:{BIN}:{os.environ['PATH']}", "SLURM_JOB_ID": job, "VENV": BIN.parent,
         "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": 1,
     }  # fmt: skip
 
@@ -117,9 +112,7 @@ def test_a_slurm_job_is_asked_to_stop_queued_again_and_goes_on(sysu_shards, by_t
     words = command_of(sysu_shards, folder, *MANY)[1:]
     job = ["bash", "launch/slurm.sbatch", folder, *words]
     with begin(job, **slurm) as first:
-        while not steps_of(folder):
-            assert first.poll() is None, first.communicate()
-            time.sleep(0.01)
+        wait_until(lambda: steps_of(folder), first)
         os.kill(int((slurm["FAKE"] / "tasks").read_text().split()[1]), signal.SIGUSR1)
         assert "queued again" in end(first, status=75)
     assert (slurm["FAKE"] / "requeued").read_text() == f"{slurm['SLURM_JOB_ID']}\n"

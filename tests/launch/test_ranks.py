@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tacaf.child_processes import child_environment
+from tests.processes import LIMIT_S
 from tests.tolerances import assert_same_losses, assert_same_training
 
 ROOT = Path(__file__).parent.parent.parent
@@ -22,7 +23,7 @@ def run_ranks(ranks: int, what: str, shards: Path, out: Path) -> str:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
         [*launcher, JOB, what, str(shards), str(out)], cwd=ROOT, env=environment, capture_output=True, text=True,
-        timeout=500,
+        timeout=LIMIT_S,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout

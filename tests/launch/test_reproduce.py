@@ -3,7 +3,6 @@
 import json
 import signal
 import sys
-import time
 
 import pytest
 
@@ -12,6 +11,7 @@ from launch.stop import EXIT_CODE
 from launch.trainings import Training
 from shards.synth import synthesise
 from tests.launch.test_training import TINY, refused, run, start, steps_of
+from tests.processes import LIMIT_S, wait_until
 
 SETTINGS = [part for value in (*TINY, "train.epochs=1", "evaluation.every=0") for part in ("--set", value)]
 
@@ -34,11 +34,9 @@ def test_sysu_mm01_interrupted_and_gone_on_with(raw_sysu, tmp_path):
     out = tmp_path / "out"
     command = words("sysu_mm01", raw_sysu, out, "--rows", "baseline", "full", "--set", "train.epochs=10")
     with start(*command) as process:
-        while not steps_of(out / "runs" / "baseline-seed0"):
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.05)
+        wait_until(lambda: steps_of(out / "runs" / "baseline-seed0"), process)
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=100)
+        process.communicate(timeout=LIMIT_S)
     assert process.returncode == EXIT_CODE
     assert not (out / "table.json").exists() or not table_of(out)["complete"]
     # another recipe does not go on with that run: one table, one recipe

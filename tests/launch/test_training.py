@@ -6,17 +6,21 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import psutil
 import pytest
-from safetensors.numpy import load_file
+import torch
+from safetensors.torch import load_file
 
+from launch.config import load_config
+from launch.model_file import build_model
 from launch.stop import EXIT_CODE
 from shards import regdb
 from shards.synth import synthesise
+from tests.processes import LIMIT_S, free_port, wait_until
+from tests.tolerances import ADAMW_SHARE, assert_same_losses, assert_same_training
 
 ROOT = Path(__file__).parent.parent.parent
 BIN = Path(sys.executable).parent
@@ -46,8 +50,11 @@ def start(*command: object, ranks: int = 1) -> subprocess.Popen:
     environment = {
         name: value for name, value in environment.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     }
-    if ranks > 1:  # what an earlier start left lets one succeed that would hang on a new machine
-        for left in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*"):
+    if ranks > 1:
+        port = free_port()
+        launcher += ["--master_port", port]
+        # what an earlier start at this port left lets one succeed that would hang on a new machine
+        for left in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_*"):
             left.unlink()
     words = [str(part) for part in (*launcher, *command)]
     return subprocess.Popen(
@@ -57,7 +64,7 @@ def start(*command: object, ranks: int = 1) -> subprocess.Popen:
 
 def run(*command: object, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
     with start(*command, ranks=ranks) as process:
-        out, err = process.communicate(timeout=400)
+        out, err = process.communicate(timeout=LIMIT_S)
     if check:
         assert process.returncode == 0, out[-3000:] + err[-3000:]
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
@@ -83,6 +90,11 @@ def records_of(folder: Path, kind: str) -> list[dict]:
 
 def steps_of(folder: Path) -> list[dict]:
     return records_of(folder, "step")
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The model file's, by name."""
+    return load_file(folder / "model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +143,10 @@ def test_resuming_in_mid_epoch_is_the_uninterrupted_run_bit_for_bit(sysu_shards,
 
 def same_run(expected: Path, found: Path) -> None:
     """The same weights bit for bit, and every step once with the same losses."""
-    weights = [load_file(folder / "model.safetensors") for folder in (expected, found)]
+    weights = [tensors_of(folder) for folder in (expected, found)]
     assert weights[0].keys() == weights[1].keys()
     for name, tensor in weights[0].items():
-        assert np.array_equal(tensor, weights[1][name]), name
+        assert torch.equal(tensor, weights[1][name]), name
     losses = [
         [(record["global_step"], record["loss"], record["terms"]) for record in steps_of(folder)]
         for folder in (expected, found)
@@ -149,13 +161,10 @@ def same_run(expected: Path, found: Path) -> None:
 def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(sysu_shards, finished, tmp_path, steps, number):
     folder = tmp_path / "stopped"
     with start(*command_of(sysu_shards, folder)) as process:
-        seen = process.stdout.readline()
-        while "steps an epoch" not in seen:
-            seen = process.stdout.readline()
-        while len(steps_of(folder)) < steps:
-            time.sleep(0.005)
+        assert any("steps an epoch" in line for line in iter(process.stdout.readline, "")), process.communicate()
+        wait_until(lambda: len(steps_of(folder)) >= steps, process, every_s=0.005)
         process.send_signal(number)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == EXIT_CODE, out[-2000:] + err[-2000:]
     assert "--resume goes on from there" in out
     assert "Traceback" not in err
@@ -170,16 +179,14 @@ def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(sysu_shards, 
 def test_one_rank_asked_to_stop_stops_all(sysu_shards, tmp_path):
     folder = tmp_path / "stopped"
     with start(*command_of(sysu_shards, folder, "train.epochs=200"), ranks=2) as process:
-        while not steps_of(folder):
-            assert process.poll() is None
-            time.sleep(0.02)
+        wait_until(lambda: steps_of(folder), process)
         ranks = [
             child
             for child in psutil.Process(process.pid).children(recursive=True)
             if "launch/train.py" in child.cmdline() and child.environ().get("RANK") == "1"
         ]
         ranks[-1].send_signal(signal.SIGUSR1)
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == EXIT_CODE, out[-2000:] + err[-2000:]
     last = steps_of(folder)[-1]["global_step"]
     assert f"saved after step {last}" in out
@@ -191,11 +198,11 @@ def test_two_ranks_train_as_one(sysu_shards, finished, tmp_path):
     train(sysu_shards, folder, ranks=2)
     one, two = steps_of(finished), steps_of(folder)
     assert len(two) == 2 * STEPS
-    assert two[0]["terms"] == pytest.approx(one[0]["terms"], rel=1e-5), "the log is the mean over ranks"
-    assert two[0]["gradient_norm"] == pytest.approx(one[0]["gradient_norm"], rel=1e-2)
-    whole, halves = load_file(finished / "model.safetensors"), load_file(folder / "model.safetensors")
-    name = "backbone.layer1.0.conv1.weight"
-    assert np.abs(whole[name] - halves[name]).max() < 0.05 * np.abs(whole[name]).max()
+    assert_same_losses(one[:STEPS], two[:STEPS])
+    whole, halves = tensors_of(finished), tensors_of(folder)
+    model, _ = build_model(load_config(finished / "config.yaml", []), len(whole["head.classifier.0.weight"]))
+    first = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    assert_same_training(first, whole, halves, ADAMW_SHARE)
 
 
 def test_the_best_on_validation_identities_is_kept_and_monitors_are_told(sysu_shards, tmp_path):
@@ -267,7 +274,7 @@ def test_a_refused_resume_leaves_the_config_as_it_was(sysu_shards, finished):
 
 
 def test_two_ranks_go_on_where_one_stopped(sysu_shards, finished, tmp_path):
-    """From a checkpoint of one process: the same losses, as far as AdamW keeps roundings small."""
+    """From a checkpoint of one process: the same losses."""
     folder = tmp_path / "regrouped"
     shutil.copytree(finished, folder)
     for path in (folder / "checkpoints").glob("step-*"):
@@ -276,9 +283,8 @@ def test_two_ranks_go_on_where_one_stopped(sysu_shards, finished, tmp_path):
     train(sysu_shards, folder, "--resume", ranks=2)
     one, two = steps_of(finished), steps_of(folder)
     assert [step["global_step"] for step in two] == list(range(1, 2 * STEPS + 1))
-    for expected, found in zip(one[2:4], two[2:4], strict=True):
-        assert found["terms"] == pytest.approx(expected["terms"], rel=1e-3)
-        assert found["lr"] == expected["lr"]
+    assert_same_losses(one[2:4], two[2:4], updated=True)
+    assert [step["lr"] for step in two] == [step["lr"] for step in one]
     assert json.loads((folder / "checkpoints" / "step-00000006" / "manifest.json").read_text())["facts"]["ranks"] == 2
     assert not list((folder / "checkpoints").glob(".tmp-*"))
 
@@ -291,10 +297,8 @@ def test_a_damaged_checkpoint_is_passed_over(sysu_shards, finished, tmp_path):
     victim.write_bytes(victim.read_bytes()[:-100])
     done = train(sysu_shards, folder, "--resume")
     assert f"checkpoint {newest} is damaged" in done.stderr
-    assert np.array_equal(
-        load_file(finished / "model.safetensors")["head.classifier.0.weight"],
-        load_file(folder / "model.safetensors")["head.classifier.0.weight"],
-    )
+    name = "head.classifier.0.weight"
+    assert torch.equal(tensors_of(finished)[name], tensors_of(folder)[name])
 
 
 def test_nothing_to_resume(sysu_shards, tmp_path):

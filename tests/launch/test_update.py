@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.launch.test_training import ROOT, refused, same_run, steps_of, train
+from tests.processes import LIMIT_S
 from tests.tolerances import assert_same_losses
 
 SAME_SUMS = (*(f"accumulate-sgd-{stage}" for stage in range(4)), "fused-sgd-1", "fused-adamw-1")
@@ -17,7 +18,7 @@ SAME_BITS = ("resume-sgd-2", "resume-adamw-1")
 @pytest.fixture(scope="module")
 def differences() -> dict[str, dict]:
     words = [sys.executable, "-W", "ignore", "-m", "tests.launch.engine_cases", *SAME_SUMS, *SAME_BITS]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     return {case["case"]: case for case in found}

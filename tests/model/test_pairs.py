@@ -25,7 +25,7 @@ def in_positions(batch, pairs):
     return {tuple(batch.position_B[row].tolist()) for row in torch.stack(tuple(pairs), 1)}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.data())
 def test_pairs_are_right_and_the_same_whatever_the_order_of_the_batch(data):
     groups, images = data.draw(st.integers(1, 2)), data.draw(st.integers(1, 3))

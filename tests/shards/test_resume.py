@@ -8,8 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +23,7 @@ from shards.verify import verify
 from shards.workers import in_order
 from shards.writer import Packed, pack
 from tacaf.vocabulary import InputError, Split
+from tests.processes import LIMIT_S, wait_until
 from tests.shards.raw import column, image_bytes, noise_records, noise_splits, snapshot, write_llcm
 
 MIB = 2**20
@@ -311,14 +310,6 @@ def children_of(pid: int) -> set[int]:
     return found
 
 
-def wait_until(condition: Callable[[], bool]) -> None:
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    pytest.fail("waited a minute in vain")
-
-
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT", "a worker"])
 def test_a_killed_packing_goes_on(tmp_path, capsys, how):
     """A real one, with two workers: one of them waits for an image that never comes, so the kill finds them at work."""
@@ -344,7 +335,7 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
     records = out.with_name("set.packing") / "shards"
     with process:
         try:
-            wait_until(lambda: len(list(records.glob("*.json"))) == 3 or process.poll() is not None)
+            wait_until(lambda: len(list(records.glob("*.json"))) == 3, process)
             finished, workers = identities(out), children_of(process.pid)
             at_work = [pid for pid in workers if b"spawn_main" in command_line(pid)]
             assert len(at_work) == 2
@@ -358,7 +349,7 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
                 os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers too
             else:
                 process.send_signal(signal.Signals[how])
-            _, shown = process.communicate(timeout=60)
+            _, shown = process.communicate(timeout=LIMIT_S)
         finally:
             process.kill()
     assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130, "a worker": 2}[how]
