@@ -82,7 +82,8 @@ def _state_after(part: Part, place: Place, began: float, limit_s: float) -> str:
 
 def words_of(command: Command, part: Part, place: Place, limit_s: float) -> list[str]:
     """The command line of one of a part's commands."""
-    module, *arguments = (word.format(out=place.folder, part=part.name, limit_s=int(limit_s)) for word in command)
+    values = {"out": place.folder, "part": part.name, "limit_s": int(limit_s), "set": place.folder.parent / "set"}
+    module, *arguments = (word.format_map(values) for word in command)
     start = [sys.executable, "-m", "perf.calls.child"]
     if not place.rehearse:
         return [*start, module, *arguments]
