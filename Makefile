@@ -54,7 +54,7 @@ GPU_HOST_PACKAGES := torch triton numpy deepspeed pydantic pytest pytest-timeout
     fsspec scipy jinja2 matplotlib scikit-learn threadpoolctl
 
 gpu-host-test: $(GPU_HOST_VENV)/ready
-	PATH=$(CURDIR)/$(GPU_HOST_VENV)/bin:$$PATH $(GPU_HOST_VENV)/bin/python -m pytest tests/perf/test_gpu_suite.py
+	GPU_HOST_VENV=$(GPU_HOST_VENV) PYTHONPATH=$(CURDIR) $(GPU_HOST_VENV)/bin/python -m pytest tests/perf/test_gpu_suite.py
 
 $(GPU_HOST_VENV)/ready: constraints-gpu-host.txt
 	test -x $(GPU_HOST_VENV)/bin/python || $(GPU_HOST_PYTHON) -m venv $(GPU_HOST_VENV)

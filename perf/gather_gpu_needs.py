@@ -19,6 +19,7 @@ from pathlib import Path
 if __name__ == "__main__":  # so that it runs in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from perf.calls.cache import keep_only_binaries
 from perf.calls.needs import NEEDS
 from perf.calls.plan import CALLS
 from perf.calls.slim_dali import pack
@@ -60,6 +61,7 @@ def compile_ahead(python: str, folder: Path) -> list[Path]:
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     if done.returncode != 0:
         raise GatherError(f"{python}: expected Triton to fill {folder}, it ended with {done.returncode}")
+    keep_only_binaries(folder)
     return [path for path in folder.rglob("*") if path.is_file()]
 
 

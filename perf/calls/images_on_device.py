@@ -34,7 +34,7 @@ class ImagesOnDevice:
         encoded = [reader.read(row).tobytes() for row in self.rows.tolist()]
         with ThreadPoolExecutor(threads) as pool:
             for place, pixels_HWC in enumerate(pool.map(decode, encoded)):
-                self.images_NCHW[place] = resized(torch.from_numpy(pixels_HWC).to(device), height, width)
+                self.images_NCHW[place] = resized(torch.tensor(pixels_HWC).to(device), height, width)
 
     def of(self, rows: np.ndarray) -> torch.Tensor:
         """The places of these rows in the tensor, int64 on the device."""

@@ -27,7 +27,7 @@ NEEDS = {
     "dali": Need(
         "decoding on the GPU; without the code of other chips, in two parts",
         ("nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "optree", "makefun", "libcst", "nvtx",
-         "astunparse", "gast"), 65.0,
+         "astunparse", "gast", "six"), 65.0,
     ),
 }  # fmt: skip
 
