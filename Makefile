@@ -8,7 +8,7 @@ DEMO_IDENTITIES ?= 160
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all test-processors check format clean
+.PHONY: demo test test-all test-processors gpu-host-test check format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready $(DEMO)/shards/index.json
@@ -50,5 +50,21 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m launch.engine
 	touch $@
 
+# The GPU suite's rehearsal with the versions of a GPU machine: several GB, because PyTorch 2.11 for Python 3.12 comes
+# with CUDA only. Both are looked for by name; GPU_HOST_PYTHON= names another.
+GPU_HOST_VENV ?= .venv-gpu-host
+GPU_HOST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python) python3.12)
+GPU_HOST_PACKAGES := torch triton numpy deepspeed pydantic pytest pytest-timeout pyyaml safetensors pillow psutil tqdm \
+    fsspec scipy jinja2 matplotlib scikit-learn threadpoolctl
+
+gpu-host-test: $(GPU_HOST_VENV)/ready
+	GPU_HOST_VENV=$(GPU_HOST_VENV) PYTHONPATH=$(CURDIR) $(GPU_HOST_VENV)/bin/python -m pytest tests/perf/test_gpu_suite.py
+
+$(GPU_HOST_VENV)/ready: constraints-gpu-host.txt
+	test -x $(GPU_HOST_VENV)/bin/python || $(GPU_HOST_PYTHON) -m venv $(GPU_HOST_VENV)
+	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --upgrade pip setuptools wheel
+	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --constraint constraints-gpu-host.txt $(GPU_HOST_PACKAGES)
+	touch $@
+
 clean:
-	rm -rf $(VENV) .cache $(DEMO)
+	rm -rf $(VENV) $(GPU_HOST_VENV) .cache $(DEMO)

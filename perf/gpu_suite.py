@@ -6,7 +6,7 @@ repeated alone, prints its table last and leaves two files, DIR/call_N.json with
 rows are written as they are measured. A part that fails or is stopped never loses another's results, and what a part
 lacks (a package, a program) is said in its line. `--needs N` lists what call N wants to have beside PyTorch and Triton;
 perf/gather_gpu_needs.py gathers it. `--rehearse` runs the same on a CPU with a fake GPU and tiny shapes: its figures
-mean nothing. Where the project is not installed, put the source tree on PYTHONPATH.
+mean nothing.
 """
 
 import argparse
@@ -15,6 +15,9 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+if __name__ == "__main__":  # so that it runs in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 

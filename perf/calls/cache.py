@@ -1,5 +1,6 @@
 """Triton's cache of compiled kernels: where it lies during a suite, what is in it, and a copy gathered ahead."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -33,13 +34,31 @@ def compiled_kernels(folder: Path | None = None) -> set[str]:
 
 
 def take_gathered(target: Path, source: Path = GATHERED) -> int:
-    """Copy what was compiled ahead into the cache, where it is missing; how many kernels were taken."""
+    """Copy what was compiled ahead into the cache, where it is missing; how many kernels were taken.
+
+    Triton notes where the files of a kernel lie, so a copy has to be told its new place.
+    """
     taken = 0
     for entry in sorted(source.glob("*/")):
-        if not (target / entry.name).exists():
-            try:
-                shutil.copytree(entry, target / entry.name)
-            except OSError:  # a full disk: what is missing is compiled again
-                break
-            taken += 1
+        place = target / entry.name
+        if place.exists():
+            continue
+        try:
+            shutil.copytree(entry, place)
+            for group in place.glob("__grp__*"):
+                names = json.loads(group.read_text())["child_paths"]
+                group.write_text(
+                    json.dumps({"child_paths": {name: str(place / name) for name in names if (place / name).exists()}})
+                )
+        except (OSError, ValueError, KeyError):  # a full disk or a damaged entry: it is compiled again
+            shutil.rmtree(place, ignore_errors=True)
+            continue
+        taken += 1
     return taken
+
+
+def keep_only_binaries(folder: Path) -> None:
+    """Remove what a cache holds for people to read, which is most of it."""
+    for path in folder.glob("*/*"):
+        if path.suffix not in (".cubin", ".json"):
+            path.unlink()

@@ -1,17 +1,41 @@
-"""What each call wants to have beside PyTorch, Triton, NumPy and pytest: packages, and why."""
+"""What each call wants to have beside PyTorch, Triton, NumPy, pytest and what comes with them.
+
+A package is carried only where a call needs it. Versions are those of constraints.txt, and what these ask for.
+"""
+
+from dataclasses import dataclass
 
 from perf.calls.plan import CALLS
 
-# package -> (megabytes of its wheel or archive, what for)
-PACKAGES = {
-    "pydantic": (2.8, "configurations, with pydantic-core, typing-inspection and annotated-types"),
-    "deepspeed": (2.3, "the engine, as a pure wheel, with hjson"),
-}
+
+@dataclass(frozen=True)
+class Need:
+    """What a package is for, what is downloaded for it, and its size in MB when it was gathered."""
+
+    why: str
+    requirements: tuple[str, ...]
+    mb: float
+
+
+NEEDS = {
+    "pydantic": Need(
+        "configurations",
+        ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions"), 2.9,
+    ),
+    "deepspeed": Need("the engine; built here as a pure wheel", ("deepspeed", "hjson"), 2.3),
+    "webdataset": Need("the plain reader in bench_data", ("webdataset", "braceexpand"), 0.1),
+    "dali": Need(
+        "decoding on the GPU; without the code of other chips, in two parts",
+        ("nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "optree", "makefun", "libcst", "nvtx",
+         "astunparse", "gast", "six"), 65.0,
+    ),
+}  # fmt: skip
 
 
 def listing(number: int) -> str:
-    """The packages of a call, a line each."""
+    """The packages of a call with their sizes, a line each."""
     needed = CALLS[number].packages
     if not needed:
         return f"call {number} needs nothing beside PyTorch, Triton and pytest"
-    return "\n".join(f"{name:14} {PACKAGES[name][0]:6.1f} MB  {PACKAGES[name][1]}" for name in needed)
+    lines = [f"{name:12} {NEEDS[name].mb:6.1f} MB  {NEEDS[name].why}" for name in needed]
+    return "\n".join(lines)

@@ -7,7 +7,8 @@ leave, but never the least time that the later ones need.
 from dataclasses import dataclass, field
 
 Command = tuple[str, ...]
-# {out} is the folder of the parts' own files, {part} the part's name, {limit_s} the seconds it may take
+# {out} is the folder of the parts' own files, {part} the part's name, {limit_s} the seconds
+# it may take, {set} the folder of the set that call 4 trains on
 JSON = ("--json", "{out}/{part}.json")
 IN_TIME = ("--limit-s", "{limit_s}")
 
@@ -21,6 +22,7 @@ class Part:
     least_s, most_s: seconds kept for it from the parts before it, and seconds after which it is stopped.
     rehearsal: arguments added in a rehearsal, which make it small; only the first command is rehearsed.
     fake: a rehearsal runs it with the fake GPU; otherwise on the CPU as it is.
+    unless_passed: a part that measures the same better; where that passed, this one is left out.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Part:
     needs: tuple[str, ...] = ()
     rehearsal: Command = ()
     fake: bool = True
+    unless_passed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,25 @@ def _train(name: str, least_s: float, most_s: float, variants: Command, rehearse
     )
 
 
+def _data(device: str, *cores: str) -> Part:
+    command = ("perf.bench_data", "--shards", "{set}/shards", "--device", device, "--repeats", "1", "--step-ms", "40",
+               "--cores", *cores, *JSON)  # fmt: skip
+    small = ("--batches", "1", "--cores", "1", "--device", "cpu")
+    return Part(f"data_{device}", (command,), 15, 50, needs=("pydantic", "nvidia.dali"), rehearsal=small, fake=False)
+
+
+# A training of 1,000 steps from scratch, with the optimiser that the demo uses for that
+SCORE_SETTINGS = (
+    "data.split=train", "evaluation.split=val", "evaluation.every=1", "evaluation.modes=[all_search]",
+    "evaluation.shots=[1]", "evaluation.gallery_draw=literature", "train.epochs=4", "train.steps_per_epoch=250",
+    "optim.kind=adamw", "optim.new_rate=0.001", "optim.backbone_rate=0.001", "optim.scale_rate=false",
+    "optim.clip_norm=1", "optim.schedule=one_cycle", "optim.warmup_epochs=1",
+)  # fmt: skip
+SETTINGS = tuple(word for setting in SCORE_SETTINGS for word in ("--set", setting))
+ACCURACY = ("perf.bench_accuracy", "--shards", "{set}/shards", "--out", "{out}/{part}", *SETTINGS, *JSON)  # fmt: skip
+SMALL_ACCURACY = ("--config", "launch/configs/demo.yaml", "--set", "train.epochs=1", "--set", "train.steps_per_epoch=2",
+                  "--set", "optim.warmup_epochs=0", "--set", "data.threads=1")  # fmt: skip
+
 CALLS = {
     1: Call(
         "correctness and ceilings", 330,
@@ -132,5 +154,21 @@ CALLS = {
             _train("train_compiled", 60, 170, (FAST, "*compile*"), ("*compile*",)),
         ),
         packages=("pydantic", "deepspeed"),
+    ),
+    4: Call(
+        "data on the GPU and a training to a score", 420,
+        (
+            Part("people", (("perf.calls.people", "--into", "{set}"),), 20, 90, needs=("pydantic",),
+                 rehearsal=("--small",), fake=False),
+            Part("data_difference", (("perf.calls.data_difference", "--shards", "{set}/shards", *JSON),), 10, 30,
+                 needs=("pydantic", "nvidia.dali"), fake=False),
+            _data("cuda", "1", "4", "16"),
+            _data("cpu", "16"),
+            Part("accuracy", (ACCURACY,), 190, 270, needs=("pydantic", "deepspeed", "nvidia.dali"),
+                 rehearsal=SMALL_ACCURACY, fake=False),
+            Part("score", (("perf.calls.score", "--shards", "{set}/shards", *IN_TIME, *JSON),), 0, 330,
+                 needs=("pydantic",), rehearsal=("--small",), fake=False, unless_passed="accuracy"),
+        ),
+        packages=("pydantic", "deepspeed", "webdataset", "dali"),
     ),
 }  # fmt: skip

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from perf import bench_kernels, cases, gpu_suite
+from perf import bench_kernels, cases
 from perf.fake_gpu import fake_gpu
 from perf.parts import timing
 from perf.parts.passes import WrongResultError, check, errors, exact_results, prepare
@@ -380,19 +380,3 @@ def test_runs_in_a_checkout_without_installation_and_with_pytorch_alone(name, tm
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env={"PATH": "/usr/bin:/bin"})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("usage:")
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
-def test_the_suite_wants_a_gpu(tmp_path, capsys):
-    assert gpu_suite.main(["--out", str(tmp_path / "out")]) == 2
-    assert "expected a GPU, found none" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_part_that_fails_or_hangs_is_named(tmp_path):
-    failed = gpu_suite.run_part("fails", ("-c", "import sys; print('why'); sys.exit(3)"), tmp_path, 60)
-    assert failed["state"] == "failed with 3"
-    assert "why" in (tmp_path / "fails.txt").read_text()
-    assert "stopped" in gpu_suite.run_part("hangs", ("-c", "import time; time.sleep(60)"), tmp_path, 1)["state"]
-    gpu_suite.write_summary(tmp_path, {"gpu": "none"}, [failed])
-    assert "failed with 3" in (tmp_path / "summary.md").read_text()

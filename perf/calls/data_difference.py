@@ -1,0 +1,56 @@
+"""The same batch from DALI on the GPU and on the CPU: python -m perf.calls.data_difference --shards SHARDS --json FILE
+
+Plan, crops, flips, erasing and pairs must be the same; pixels differ by what two JPEG decoders and two ways to resize
+differ, which the rows count in levels of 255.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from perf.calls.rows import RowsFile
+from tacaf.data.augment import STD, AugmentConfig
+from tacaf.data.index import ShardIndex, select_training
+from tacaf.data.pipeline import TrainingPipeline
+from tacaf.data.plan import Plan, PlanConfig
+from tacaf.interfaces import Batch
+
+LEVELS = (0.5, 1.5, 2.5, 4.5, 8.5, 16.5)
+MOST_DIFFERING = 0.01  # the share of numbers that may differ by more than 16 levels: edges, not other crops
+
+
+def first_batch(index: ShardIndex, device_id: int | None, augment: AugmentConfig) -> Batch:
+    """The first batch of a training on this device."""
+    plan = Plan(select_training(index, "trainval"), PlanConfig(), seed=0)
+    return next(iter(TrainingPipeline(index, plan, augment, device_id=device_id)))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args(argv)
+    index, augment = ShardIndex.open(args.shards), AugmentConfig()
+    device_id = 0 if torch.cuda.is_available() else None
+    ours, theirs = first_batch(index, device_id, augment), first_batch(index, None, augment)
+    scale = 255 * torch.from_numpy(STD).float().view(3, 1, 1)
+    difference = (ours.images_BCHW.cpu() - theirs.images_BCHW).abs() * scale
+    file = RowsFile(args.json, images=len(theirs.row_B), device_id=device_id)
+    for level in LEVELS:
+        file.add(levels=level, share_above=(difference > level).float().mean().item())
+    file.add(levels="largest", share_above=difference.max().item())
+    file.write(complete=True)
+    same = all(
+        torch.equal(getattr(ours, name).cpu(), getattr(theirs, name)) for name in ("row_B", "label_B", "position_B")
+    )
+    if not same or file.rows[len(LEVELS) - 1]["share_above"] > MOST_DIFFERING:
+        print(f"error: expected the same batch on both devices, got another plan or pixels; same plan: {same}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,132 @@
+"""A real training to a score without DALI and DeepSpeed: python -m perf.calls.score --shards SHARDS --json FILE
+
+The project's model, losses, plan, augmentation, optimiser and evaluation in a plain loop, on images that were decoded
+beforehand (`images_on_device`). The same training with the kernels and with every op by its definition: the same
+batches and first weights. A row for every evaluation; seconds are those of the steps.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from launch.config import Config, load_config
+from launch.forward import forward
+from perf.bench_train import plain_definitions
+from perf.calls.images_on_device import ImagesOnDevice
+from perf.calls.plan import SCORE_SETTINGS
+from perf.calls.rows import RowsFile
+from tacaf.child_processes import ROOT
+from tacaf.data.index import ShardIndex, select_training
+from tacaf.data.plan import Plan
+from tacaf.evaluation.extract import extract
+from tacaf.evaluation.protocols import score
+from tacaf.losses.total import TacafLoss
+from tacaf.model.tacafnet import TacafNet
+from tacaf.optim import build_optimizer, rate_factor, set_rates
+from tacaf.vocabulary import Modality
+
+WAYS = ("kernels", "definitions")
+
+
+class Training:
+    """One training, which is scored on identities that it does not see."""
+
+    def __init__(self, config: Config, index: ShardIndex, images: ImagesOnDevice, device: str) -> None:
+        torch.manual_seed(config.seed)
+        self.config, self.index, self.images, self.device = config, index, images, device
+        training_set = select_training(index, config.data.split)
+        self.plan = Plan(training_set, config.data.plan, config.seed)
+        self.model = TacafNet(config.model, training_set.identities).to(device).train()
+        parameters = (self.model.backbone_parameters(), self.model.new_parameters())
+        self.optimizer = build_optimizer(config.optim, *parameters, config.data.plan.images_per_modality)
+        self.criterion = TacafLoss(config.loss)
+
+    def precision(self) -> AbstractContextManager:
+        """Autocast as the configuration wants it."""
+        return torch.autocast(self.device, torch.bfloat16) if self.config.train.precision == "bf16" else nullcontext()
+
+    def step(self, epoch: int, step: int) -> torch.Tensor:
+        """One update; its loss, on the device."""
+        config, train = self.config, self.config.train
+        set_rates(self.optimizer, rate_factor(config.optim, epoch, step, train.steps_per_epoch or 1, train.epochs))
+        batch = self.images.batch(config, self.plan, epoch, step)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.precision():
+            loss = self.criterion(forward(self.model, batch, config), batch.label_B)[0]
+        loss.backward()
+        if config.optim.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip_norm)
+        self.optimizer.step()
+        return loss.detach()
+
+    def score(self, rows: np.ndarray) -> dict[str, float]:
+        """rank-1 and mAP on these images under the configuration's protocol."""
+        settings = self.config.evaluation
+
+        def embed(images_BCHW: torch.Tensor, modality: Modality) -> torch.Tensor:
+            with self.precision():
+                return self.model.embed(images_BCHW, modality, settings.embedding)
+
+        self.model.eval()
+        features = extract(embed, self.images.whole(rows, settings.batch_size), self.index.columns, rows)
+        self.model.train()
+        result = score(features, settings.protocol, *settings.asked()[0], gallery_draw=settings.gallery_draw)
+        return {name: result["mean"][name] for name in ("rank1", "mAP")}
+
+
+def epochs_of(training: Training, rows: np.ndarray, until: float) -> Iterator[dict[str, Any]]:
+    """Train, and give a row after every epoch, as long as there is time."""
+    seconds, train = 0.0, training.config.train
+    for epoch in range(train.epochs):
+        began = time.perf_counter()
+        for step in range(train.steps_per_epoch or 1):
+            loss = training.step(epoch, step)
+        value = loss.item()  # waits for the device
+        seconds += time.perf_counter() - began
+        done = (epoch + 1) * (train.steps_per_epoch or 1)
+        yield {"step": done, "training_s": seconds, "step_ms": 1000 * seconds / done, "loss": value} | training.score(
+            rows
+        )
+        if time.monotonic() > until:
+            return
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=Path, required=True)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--limit-s", type=float, default=600, help="no epoch begins after so many seconds")
+    parser.add_argument("--small", action="store_true", help="the demo's model for two steps, for a rehearsal")
+    args = parser.parse_args(argv)
+    began, device = time.monotonic(), "cuda" if torch.cuda.is_available() else "cpu"
+    name = "demo.yaml" if args.small else "sysu_mm01.yaml"
+    short = ("train.epochs=1", "train.steps_per_epoch=2", "optim.warmup_epochs=0") if args.small else ()
+    words = [f"data.shards={args.shards}", "run=unused", *SCORE_SETTINGS, *short]
+    config = load_config(ROOT / "launch" / "configs" / name, words)
+    index = ShardIndex.open(args.shards)
+    rows = index.rows_of(index.pids_of(config.evaluation.split))
+    needed = np.concatenate([rows, index.rows_of(index.pids_of(config.data.split))])
+    size = (config.data.augment.height, config.data.augment.width)
+    images = ImagesOnDevice(index, needed, *size, device, os.cpu_count() or 1)
+    file = RowsFile(args.json, images=len(images.rows), decoding_s=time.monotonic() - began, device=device)
+    for place, way in enumerate(WAYS):
+        left_s = began + args.limit_s - time.monotonic()
+        until = time.monotonic() + left_s / (len(WAYS) - place)
+        torch.backends.cudnn.benchmark = True
+        with plain_definitions() if way == "definitions" else nullcontext():
+            for row in epochs_of(Training(config, index, images, device), rows, until):
+                file.add(way=way, **row)
+    file.write(complete=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
