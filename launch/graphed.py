@@ -7,14 +7,12 @@ gradients are always in the same tensors. The optimiser's step is not part of it
 A capture executes nothing, and the first steps run without a graph, so that a run with it is the run without it.
 """
 
-import contextlib
-import traceback
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 
+from launch.capture import captured, reason_of
 from launch.config import Config
 from launch.figures import stacked
 from launch.forward import forward
@@ -25,7 +23,6 @@ from tacaf.losses.total import TacafLoss
 from tacaf.model.classifier import Classifier
 
 WARM_UP = 3  # steps before the capture: they compile kernels, and cuDNN and the allocator find their choices
-Result = TypeVar("Result")
 
 
 class Computed(NamedTuple):
@@ -121,63 +118,21 @@ class GraphedStep:
         return computed
 
     def _capture(self, batch: Batch) -> None:
-        self._batch = _copied(batch)
+        batch = _copied(batch)
         self._clear_gradients()
         try:
-            graph, self._computed = captured(lambda: self._compute(self._batch), self._stream)
+            graph, self._computed = captured(lambda: self._compute(batch), self._stream)
         except Exception as error:
             self._failed = True
             self._clear_gradients()
             self._warn(f"train.cuda_graph: the step could not be captured: {reason_of(error)}; the run goes on without")
             return
-        self._graph = graph
+        self._graph, self._batch = graph, batch
         self._gradients = [parameter.grad for parameter in self._parameters]
 
     def _clear_gradients(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
-
-
-def captured(run: Callable[[], Result], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, Result]:
-    """A graph of what `run` launches, and what it returns: tensors without values until the graph is replayed.
-
-    The error of `run` where it cannot be captured; the device can be used then as before.
-    """
-    graph, pool, before = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
-    cause: Exception | None = None
-    try:
-        # thread_local: DALI's threads may allocate memory meanwhile
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            try:
-                result = run()
-            except Exception as error:
-                cause = error
-                raise
-    except Exception as error:
-        _abandon(pool, before)
-        if cause is not None and cause is not error:  # the end of a broken capture fails as well, and says less
-            raise cause from None
-        raise
-    return graph, result
-
-
-def _abandon(pool: Any, stream: torch.cuda.Stream) -> None:
-    """After a failed capture: leave its stream, and let the allocator stop filling its pool. PyTorch may do neither."""
-    torch.cuda.set_stream(stream)
-    with contextlib.suppress(Exception):  # the pool is closed already
-        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-    with contextlib.suppress(Exception):  # reports the capture's error once more
-        torch.cuda.synchronize()
-
-
-def reason_of(error: BaseException) -> str:
-    """One line: the kind of the error, what it says first, and where it was raised."""
-    said = (str(error).strip().splitlines() or ["no message"])[0][:200]
-    frames = traceback.extract_tb(error.__traceback__)
-    if not frames:
-        return f"{type(error).__name__}: {said}"
-    file = "/".join(Path(frames[-1].filename).parts[-2:])
-    return f"{type(error).__name__}: {said} ({file}:{frames[-1].lineno}: {frames[-1].line})"
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:

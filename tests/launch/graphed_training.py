@@ -7,6 +7,8 @@ import contextlib
 import sys
 from typing import Any
 
+import torch
+
 import launch.train
 from perf.fake_gpu import FakeGraph, fake_gpu
 
@@ -26,8 +28,6 @@ def main(argv: list[str]) -> int:
         def start_and_fake(*arguments: Any) -> Any:
             place = start(*arguments)  # DeepSpeed finds a CPU
             stack.enter_context(fake_gpu())
-            import torch
-
             torch.cuda.CUDAGraph = CountedGraph  # type: ignore[misc]
             return place
 
