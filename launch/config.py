@@ -75,6 +75,14 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     compile: bool = Field(
         False, description="torch.compile the model's training pass; a minute or more at every start. Not with ZeRO-3."
     )
+    cuda_graph: bool = Field(
+        False,
+        description=(
+            "On a GPU: capture forward, losses and backward of a step once in a CUDA graph and replay it, for the host"
+            " needs longer to launch a step's kernels than the GPU to run them. For one rank and ZeRO stage 0; a run"
+            " that cannot be captured says why and goes on without."
+        ),
+    )
     deterministic: bool = Field(
         False,
         description=(
@@ -323,6 +331,27 @@ class Config(BaseModel, extra="forbid", frozen=True):
                     f"deepspeed.{key}: expected to be left out, because TACAF sets it from data.plan, optim and train;"
                     f" got {self.deepspeed[key]!r}; take it out and set it there (bf16.enabled would also break"
                     " BatchNorm)"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_captured(self) -> "Config":
+        """No setting that is known not to work in a CUDA graph; `graphed.obstacle` has what only the run knows."""
+        if not self.train.cuda_graph:
+            return self
+        stage, recompute = self.zero_stage, self.model.cmaam.enabled and self.model.cmaam.recompute
+        refused = (
+            (stage, "deepspeed.zero_optimization.stage", 0, "ZeRO works on gradients from the host during backward"),
+            (self.train.accumulate > 1 and self.train.accumulate, "train.accumulate", 1,
+             "a replay writes gradients and adds none"),
+            (self.train.compile, "train.compile", False, "compiled code was never tried in a graph of the whole step"),
+            (recompute, "model.cmaam.recompute", False, "a second pass in backward was never tried in a graph"),
+        )  # fmt: skip
+        for got, name, expected, why in refused:
+            if got:
+                raise ValueError(
+                    f"train.cuda_graph: expected {name} {str(expected).lower()} with it, since {why}, got"
+                    f" {str(got).lower()}; set {name}: {str(expected).lower()} or train.cuda_graph: false"
                 )
         return self
 

@@ -9,7 +9,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.logs import git_commit, versions
 
 # Settings a resumed run may change: where things lie, how often something is written, what is scored, which of cuDNN's
-# algorithms run.
+# algorithms run, whether a CUDA graph does.
 FREE = {
     "data": ("shards", "remote", "threads", "prefetch", "workers", "bad_sample_share"),
     "train": (
@@ -21,6 +21,7 @@ FREE = {
         "start_from",
         "watch",
         "deterministic",
+        "cuda_graph",
         "on_nonfinite",
         "nonfinite_limit",
         "start_limit_s",

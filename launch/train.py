@@ -20,14 +20,15 @@ if __name__ == "__main__":
 from launch import engine as deepspeed_engine
 from launch.config import Config, load_config
 from launch.dry_run import describe, describe_steps
-from launch.figures import StepReader, lag_of, launched, stacked
+from launch.figures import StepReader, lag_of, launched
 from launch.finish import check_scoring, evaluate_epoch, finish
 from launch.flops import share_at_one_second
-from launch.forward import draw, forward
+from launch.forward import draw
+from launch.graphed import build_compute
 from launch.model_file import build_model
 from launch.run_folder import open_run, record_start
 from launch.state import TrainState, circumstances, must_match
-from launch.update import poisoned, update
+from launch.update import optimize
 from launch.watch import Watcher
 from launch.watchdog import EXIT_CODE as LOST
 from launch.watchdog import LostRankError, Watchdog, naming_lost_ranks
@@ -83,6 +84,7 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
             on_bad_sample=config.data.on_bad_sample, bad_sample_share=config.data.bad_sample_share,
             report=watcher.warn, draw_pairs=functools.partial(draw, config),
         )  # fmt: skip
+        compute = build_compute(config, engine, criterion, watcher.warn_once)
         reader = StepReader(watcher, index, state.skipped, lag_of(place.device))
         model.train()
 
@@ -121,15 +123,14 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
                 here = f"epoch {state.epoch}, step {state.step}"
                 dog.at(f"{here}, reading the batch")
                 batch = next(batches).to(place.device)
-                dog.at(f"{here}, forward")
+                dog.at(f"{here}, forward and backward")
                 if first:
                     factor = rate_factor(config.optim, batch.epoch, batch.step, steps, config.train.epochs)
                     rates = set_rates(optimizer, factor)
-                loss, terms = criterion(forward(engine, batch, config), batch.label_B)
-                figures_F = stacked(loss, terms)
-                dog.at(f"{here}, backward and update")
                 last = config.train.ends_update(batch.step)
-                norm = update(engine, poisoned(loss, figures_F), clip_norm=config.optim.clip_norm, last=last)
+                terms, figures_F = compute(batch, last)
+                dog.at(f"{here}, update")
+                norm = optimize(engine, clip_norm=config.optim.clip_norm, last=last)
                 dog.at(f"{here}, comparing losses")
                 reader.add(launched(state.global_step, batch, rates, batches.wait_s, terms, figures_F, norm))
                 state = state.after_step(steps)._replace(skipped=reader.skipped)

@@ -29,13 +29,23 @@ def poisoned(loss: torch.Tensor, figures_F: torch.Tensor) -> torch.Tensor:
 
 
 def update(engine: Any, loss: torch.Tensor, *, clip_norm: float, last: bool = True) -> torch.Tensor | None:
-    """Backward, and after the last batch of an update the optimiser's step.
+    """`backward`, then `optimize`."""
+    backward(engine, loss, last=last)
+    return optimize(engine, clip_norm=clip_norm, last=last)
+
+
+def backward(engine: Any, loss: torch.Tensor, *, last: bool = True) -> None:
+    """The gradients of one batch; after the `last` one of an update they are the mean over batches and ranks."""
+    engine.set_gradient_accumulation_boundary(last)
+    engine.backward(loss)
+
+
+def optimize(engine: Any, *, clip_norm: float, last: bool = True) -> torch.Tensor | None:
+    """The optimiser's step, after the last batch of an update.
 
     Returns the norm of the mean gradient before clipping, a float32 scalar on the device, without waiting for it; None
     before the last batch. Where the norm is not finite, parameters and optimiser keep their bits.
     """
-    engine.set_gradient_accumulation_boundary(last)
-    engine.backward(loss)
     if not last:
         engine.step()  # counts the batch
         return None
@@ -54,7 +64,7 @@ def update(engine: Any, loss: torch.Tensor, *, clip_norm: float, last: bool = Tr
             engine.zero_grad()
         return norm
     engine.step()  # leaves everything alone where the norm is not finite
-    return loss.new_full((), float(engine.get_global_grad_norm()))
+    return torch.full((), float(engine.get_global_grad_norm()), device=engine.device)
 
 
 def _gradients(engine: Any) -> list[torch.Tensor]:

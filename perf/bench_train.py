@@ -5,7 +5,8 @@
 Forward with losses, backward and optimiser step of TACAFNet (ResNet-50 at 288x144, bf16 autocast on a GPU; --small: the
 demo's model), without data loading; ranks and ZeRO are bench_ranks.py's. Needs PyTorch, Triton and pydantic; neither
 DeepSpeed nor DALI. On a CPU all variants are timed in turns in one process, so that a noisy machine is as noisy for
-each; on a GPU one after another, and the file is written after every variant.
+each; on a GPU one after another, and the file is written after every variant. A step that is replayed from a CUDA graph
+has one time, not one for each phase.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import fnmatch
 import functools
 import itertools
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -28,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import tacaf.model.cmaam as cmaam
 import tacaf.model.ipcam as ipcam
 import tacaf.model.pooling as pooling
+from launch.capture import captured, reason_of
 from perf.bench_kernels import MIB
 from tacaf.checkpoint import write_whole
 from tacaf.child_processes import child_environment
@@ -61,6 +64,7 @@ class Variant(NamedTuple):
     compile: bool = False
     recompute: bool = False
     cudnn_benchmark: bool = False
+    graph: bool = False  # the whole step replayed from a CUDA graph
 
 
 VARIANTS = (
@@ -76,9 +80,13 @@ VARIANTS = (
     Variant("whole, kernels, channels-last, fused, cudnn.benchmark", channels_last=True, fused=True,
             cudnn_benchmark=True),
     Variant("whole, kernels, channels-last, fused, recompute", channels_last=True, fused=True, recompute=True),
+    Variant("whole, kernels, channels-last, fused, cudnn.benchmark, graph", channels_last=True, fused=True,
+            cudnn_benchmark=True, graph=True),
     Variant("whole, all with compile", channels_last=True, fused=True, compile=True, cudnn_benchmark=True),
 )  # fmt: skip
 PLAIN = "whole, definitions"
+WARM_UP = 3  # steps on the stream of a capture before it
+SAME_LOSS = 1e-2  # of a replayed step and of the same step as it is, relative
 
 
 @contextmanager
@@ -112,7 +120,9 @@ def pairs_of(data: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str
 
 
 class Step:
-    """One variant's model and optimiser; calling it does a step and returns the milliseconds of each phase."""
+    """One variant's model and optimiser; calling it does a step and keeps the milliseconds of each phase."""
+
+    phases: tuple[str, ...] = PHASES
 
     def __init__(self, variant: Variant, data: dict[str, torch.Tensor], device: str, small: bool, bf16: bool) -> None:
         torch.manual_seed(0)
@@ -138,20 +148,26 @@ class Step:
             found = self.model(data["images"], data["label"], self.visible, **self.pairs)
             return self.criterion(found, data["label"])[0]
 
-    def run(self, mark: Callable[[], None] = lambda: None) -> torch.Tensor:
-        """Do a step; its loss on the device. `mark` is called after each phase."""
+    @contextmanager
+    def settings(self) -> Iterator[None]:
+        """What a step of this variant wants set while it is launched."""
         before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, self.variant.cudnn_benchmark
         try:
             with nullcontext() if self.variant.kernels else plain_definitions():
-                self.optimizer.zero_grad(set_to_none=True)
-                loss = self.forward()
-                mark()
-                loss.backward()
-                mark()
-                self.optimizer.step()
-                mark()
+                yield
         finally:
             torch.backends.cudnn.benchmark = before
+
+    def run(self, mark: Callable[[], None] = lambda: None) -> torch.Tensor:
+        """Do a step; its loss on the device. `mark` is called after each phase."""
+        with self.settings():
+            self.optimizer.zero_grad(set_to_none=True)
+            loss = self.forward()
+            mark()
+            loss.backward()
+            mark()
+            self.optimizer.step()
+            mark()
         return loss.detach()
 
     def __call__(self, keep: bool = True) -> float:
@@ -160,8 +176,9 @@ class Step:
         loss = self.run(lambda: marks.append(self._now()))
         if keep:
             spans = [1000 * (later - sooner) for sooner, later in itertools.pairwise(marks)]
-            for phase, span in zip((*PHASES, "step"), (*spans, sum(spans)), strict=True):
+            for phase, span in zip(self.phases, spans, strict=True):
                 self.times[phase].append(span)
+            self.times["step"].append(sum(spans))
         return loss.item()
 
     def peak_mib(self) -> float:
@@ -185,6 +202,53 @@ class Step:
         return time.perf_counter()
 
 
+class GraphedStep(Step):
+    """A step that is replayed from a CUDA graph once `capture` was called. Its phases cannot be told apart."""
+
+    phases = ()
+    _graph: torch.cuda.CUDAGraph | None = None
+
+    def run(self, mark: Callable[[], None] = lambda: None) -> torch.Tensor:
+        if self._graph is None:
+            return super().run()
+        self._graph.replay()
+        return self._loss
+
+    def __call__(self, keep: bool = True) -> float:
+        began = self._now()
+        loss = self.run()
+        if keep:
+            self.times["step"].append(1000 * (self._now() - began))
+        return loss.item()
+
+    def peak_mib(self) -> float:
+        """The most that the capture holds, which a replay allocates nothing above."""
+        return self.capture()
+
+    def capture(self) -> float:
+        """Capture a step; the MiB it held at most. RuntimeError if the replay's loss is not that of the step as it is.
+
+        The optimiser's rate is fixed in the graph.
+        """
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                self.run()
+            with self.settings(), torch.no_grad():
+                expected = self.forward().item()
+        torch.cuda.current_stream().wait_stream(stream)
+        self.optimizer.zero_grad(set_to_none=True)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        graph, self._loss = captured(super().run, stream)
+        peak_mib = (torch.cuda.max_memory_allocated() - before) / MIB
+        self._graph = graph
+        if not math.isclose(found := self(keep=False), expected, rel_tol=SAME_LOSS):
+            raise RuntimeError(f"expected a replayed loss of {expected}, got {found}; the graph is not the step")
+        return peak_mib
+
+
 def _status_mib(name: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(name)).split()[1]) / 1024
@@ -205,7 +269,7 @@ class Timed:
 
     def __init__(self, variant: Variant, data: dict[str, torch.Tensor], wanted: argparse.Namespace) -> None:
         self.bf16, self.wanted = wanted.device == "cuda" and not wanted.fp32, wanted
-        self.step = Step(variant, data, wanted.device, wanted.small, self.bf16)
+        self.step = (GraphedStep if variant.graph else Step)(variant, data, wanted.device, wanted.small, self.bf16)
         self.first_loss = self.step(keep=False)  # warm-up: builds, tunes, compiles
         self.flops = self._flops(variant) if self.bf16 else None
         self.peak_mib = self._peak_mib(variant)
@@ -227,7 +291,9 @@ class Timed:
     def row(self) -> dict[str, Any]:
         """The figures so far. images_per_s and matrix_rate_share are of the median step."""
         images, _, height, width = self.step.data["images"].shape
-        medians = {f"{phase}_ms": statistics.median(times) for phase, times in self.step.times.items()}
+        medians = {
+            f"{phase}_ms": statistics.median(times) if times else None for phase, times in self.step.times.items()
+        }
         seconds = medians["step_ms"] / 1000
         return {
             **self.step.variant._asdict(), "images": images, "height": height, "width": width,
@@ -265,7 +331,7 @@ def measure(
                 timed.append(Timed(variant, data, wanted))
                 say(f"{variant.name}: first loss {timed[-1].first_loss:.4f}")
             except Exception as error:  # a variant that fails must not lose the others' figures
-                failed.append({**variant._asdict(), "error": first_line(error)})
+                failed.append({**variant._asdict(), "error": reason_of(error)})
                 say(f"{variant.name}: failed: {failed[-1]['error']}")
         for _ in range(wanted.rounds):
             for one in timed:
@@ -277,11 +343,6 @@ def measure(
     rows = compared(rows)
     write(rows)
     return rows
-
-
-def first_line(error: Exception) -> str:
-    """What kind of error it is and the first line of what it says."""
-    return f"{type(error).__name__}: {error}".splitlines()[0][:200]
 
 
 def compared(rows: list[dict]) -> list[dict]:
@@ -314,15 +375,15 @@ def _number(value: float | None, form: str = ".0f") -> str:
 
 
 def table(rows: list[dict]) -> str:
-    lines = [f"{'variant':54} {'forward':>9} {'backward':>9} {'optimizer':>9} {'step ms':>9} {'peak MiB':>9}  to plain"]
+    lines = [f"{'variant':60} {'forward':>9} {'backward':>9} {'optimizer':>9} {'step ms':>9} {'peak MiB':>9}  to plain"]
     for row in rows:
         if row["error"]:
-            lines.append(f"{row['name']:54} failed: {row['error']}")
+            lines.append(f"{row['name']:60} failed: {row['error']}")
             continue
-        lines.append(
-            f"{row['name']:54} {row['forward_ms']:9.1f} {row['backward_ms']:9.1f} {row['optimizer_ms']:9.1f}"
-            f" {row['step_ms']:9.1f} {_number(row['peak_mib']):>9}  {_number(row['ratio_to_plain'], '.2f')}"
+        times = " ".join(
+            f"{_number(row[name], '.1f'):>9}" for name in (*(f"{phase}_ms" for phase in PHASES), "step_ms")
         )
+        lines.append(f"{row['name']:60} {times} {_number(row['peak_mib']):>9}  {_number(row['ratio_to_plain'], '.2f')}")
     return "\n".join(lines)
 
 

@@ -5,9 +5,9 @@
 
 Tensors asked for on "cuda" are CPU tensors, so the ops take their CPU path and results are right. Streams, events,
 graphs and memory statistics keep the rules that a CPU can check: a graph is captured on one stream, nothing waits for
-the device meanwhile, and a graph replays only what was captured. Triton compiles kernels for an H100 and launches
-nothing, so outputs of a direct launch are arbitrary. torch.compile traces and differentiates, but generates no code.
-Times and memory of a rehearsal mean nothing.
+the device meanwhile, and a graph replays only what was captured, on the memory of the capture. Triton compiles kernels
+for an H100 and launches nothing, so outputs of a direct launch are arbitrary. torch.compile traces and differentiates,
+but generates no code. Times and memory of a rehearsal mean nothing.
 """
 
 import contextlib
@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from perf.parts.tape import Tape
 
 CAPABILITY = (9, 0)  # an H100's
 NAME = "no GPU (rehearsal)"
@@ -80,28 +82,33 @@ class FakeEvent:
 
 
 class FakeGraph:
-    """A CUDA graph that remembers whether it was captured; a replay does nothing."""
+    """A CUDA graph of operators: the capture changes nothing, a replay runs them on the memory of the capture."""
 
     def __init__(self, *_: Any, **__: Any) -> None:
+        self._tape: Tape | None = None
         self.captured = False
 
     def capture_begin(self, *_: Any, **__: Any) -> None:
         if _STATE.stream is _STATE.default:
             raise RuntimeError("CUDA graphs must be captured on a non-default stream.")
         _refuse_while_capturing("CUDAGraph.capture_begin")
-        _STATE.capturing = _STATE.stream
+        _STATE.capturing, self._tape = _STATE.stream, Tape()
+        self._tape.__enter__()
 
     def capture_end(self) -> None:
-        if _STATE.capturing is None or _STATE.capturing is not _STATE.stream:
+        if self._tape is None or _STATE.capturing is None or _STATE.capturing is not _STATE.stream:
             raise RuntimeError("Capture must end on the same stream it began on.")
         _STATE.capturing, self.captured = None, True
+        self._tape.__exit__(None, None, None)
+        self._tape.end()
 
     def replay(self) -> None:
-        if not self.captured:
+        if not self.captured or self._tape is None:
             raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
+        self._tape.play()
 
     def reset(self) -> None:
-        self.captured = False
+        self._tape, self.captured = None, False
 
     def pool(self) -> tuple[int, int]:
         return (0, 1)

@@ -1,0 +1,69 @@
+"""Operators recorded while they run, to run again on the same memory: what the fake CUDA graph captures and replays."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# What makes the host wait for values of the device, which no capture permits.
+WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+
+
+def _tensors(tree: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def _memory(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+class Tape(TorchDispatchMode):
+    """Records what runs inside. After `end` it is as if nothing had run.
+
+    Operators that write into tensors from outside have not changed them, and new floating tensors are NaN until `play`
+    computes them. Custom operators are recorded whole.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[tuple[Callable, tuple, dict[str, Any], list[torch.Tensor | None]]] = []
+        self._own: set[int] = set()  # memory that was allocated inside
+        self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}  # of memory from outside
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in WAITING:
+            raise RuntimeError(f"{func}: operation not permitted when stream is capturing")
+        read = _tensors((args, kwargs))
+        for tensor in read:
+            # Any of them: some operators, as batch norms, write where their schema does not say so.
+            if _memory(tensor) not in self._own and _memory(tensor) not in self._before:
+                storage = tensor.untyped_storage()
+                self._before[_memory(tensor)] = storage, storage.clone()
+        found = func(*args, **kwargs)
+        shared = {_memory(tensor) for tensor in read}
+        new = [tensor if _memory(tensor) not in shared else None for tensor in _tensors(found)]
+        self._own |= {_memory(tensor) for tensor in new if tensor is not None}
+        if not func.is_view:
+            self._calls.append((func, args, kwargs, new))
+        return found
+
+    def end(self) -> None:
+        """Undo everything. The caller has left the mode."""
+        with torch.no_grad():
+            for *_, new in self._calls:
+                for tensor in new:
+                    if tensor is not None and tensor.is_floating_point():
+                        tensor.fill_(torch.nan)
+            for storage, before in self._before.values():
+                storage.copy_(before)
+
+    def play(self) -> None:
+        """Run everything again, from what lies in the tensors from outside now."""
+        with torch.no_grad():
+            for func, args, kwargs, new in self._calls:
+                for tensor, value in zip(new, _tensors(func(*args, **kwargs)), strict=True):
+                    if tensor is not None:
+                        tensor.copy_(value)
