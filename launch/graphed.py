@@ -1,9 +1,9 @@
 """Forward, losses and backward of a training step, captured once in a CUDA graph and then replayed.
 
-A step launches more than a thousand kernels, and the host needs longer to launch them one by one than the GPU to run
-them; a graph launches them all at once. It works on fixed memory: every batch is copied into the buffers of the captured
-one, and the gradients are always in the same tensors. The optimiser's step is not part of the graph, because the learning
-rates change.
+A step launches more than a thousand kernels, and the host may need longer to launch them one by one than the GPU to run
+them; a graph launches them all at once. It works on fixed memory: every batch is copied into the buffers of the
+captured one, and the gradients are always in the same tensors. The optimiser's step is not part of the graph, because
+the learning rates change.
 
 A capture executes nothing, and the steps before it are ordinary steps of the run, so the graph does not change results.
 """
