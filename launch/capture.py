@@ -14,7 +14,7 @@ Result = TypeVar("Result")
 def captured(run: Callable[[], Result], stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A graph of what `run` launches, and what it returns: tensors without values until the graph is replayed.
 
-    The error of `run` where it cannot be captured; the device can be used then as before.
+    Raises the error of `run`, or that of the capture itself; the device can be used afterwards.
     """
     graph, pool, before = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()
     cause: Exception | None = None

@@ -78,9 +78,9 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     cuda_graph: bool = Field(
         False,
         description=(
-            "On a GPU: capture forward, losses and backward of a step once in a CUDA graph and replay it, for the host"
-            " needs longer to launch a step's kernels than the GPU to run them. For one rank and ZeRO stage 0; a run"
-            " that cannot be captured says why and goes on without."
+            "On a GPU: capture forward, losses and backward of a step once in a CUDA graph and replay it, because the"
+            " host may need longer to launch a step's kernels than the GPU to run them. For one rank and ZeRO stage 0."
+            " If a step cannot be captured, the run warns, says why, and continues without the graph."
         ),
     )
     deterministic: bool = Field(

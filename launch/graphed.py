@@ -1,10 +1,11 @@
 """Forward, losses and backward of a training step, captured once in a CUDA graph and then replayed.
 
-A step launches more than a thousand kernels. Launched one by one they take the host longer than the GPU; a graph
-launches them all at once. It works on fixed memory: every batch is copied into the buffers of the captured one, and the
-gradients are always in the same tensors. The optimiser's step is not part of it, because its rates change.
+A step launches more than a thousand kernels, and the host may need longer to launch them one by one than the GPU to run
+them; a graph launches them all at once. It works on fixed memory: every batch is copied into the buffers of the
+captured one, and the gradients are always in the same tensors. The optimiser's step is not part of the graph, because
+the learning rates change.
 
-A capture executes nothing, and the first steps run without a graph, so that a run with it is the run without it.
+A capture executes nothing, and the steps before it are ordinary steps of the run, so the graph does not change results.
 """
 
 from collections.abc import Callable, Iterable
@@ -53,7 +54,7 @@ def build_compute(
     if not config.train.cuda_graph:
         return compute
     if reason := obstacle(engine.module):
-        warn(f"train.cuda_graph: {reason}; the run goes on without a CUDA graph")
+        warn(f"train.cuda_graph: {reason}; training continues without a CUDA graph")
         return compute
     learning = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
 
@@ -70,7 +71,7 @@ def build_compute(
 
 
 def obstacle(model: torch.nn.Module) -> str | None:
-    """Why no step of this run can be captured, as far as its configuration does not say; None if nothing is known."""
+    """Why the steps of this run cannot be captured, beyond what its configuration says; None if nothing is known."""
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     if distributed.world_size() > 1:
@@ -81,9 +82,9 @@ def obstacle(model: torch.nn.Module) -> str | None:
 
 
 class GraphedStep:
-    """A step that runs as it is a few times, is captured, and from then on replayed.
+    """A step that is launched as usual a few times, then captured, and from then on replayed.
 
-    A batch of another shape runs as it is. Where the capture fails, all steps do.
+    A batch of another shape is launched as usual, and so are all batches if the capture fails.
     """
 
     def __init__(self, compute: Compute, parameters: Iterable[torch.nn.Parameter], warn: Callable[[str], None]) -> None:
@@ -110,7 +111,7 @@ class GraphedStep:
         return self._computed
 
     def _beside(self, batch: Batch) -> Computed:
-        """As it is, on the stream of the capture: autograd remembers on which stream it first used a parameter."""
+        """Launch the step on the stream of the capture, because autograd remembers where it first used a parameter."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             computed = self._compute(batch)
@@ -125,7 +126,10 @@ class GraphedStep:
         except Exception as error:
             self._failed = True
             self._clear_gradients()
-            self._warn(f"train.cuda_graph: the step could not be captured: {reason_of(error)}; the run goes on without")
+            self._warn(
+                f"train.cuda_graph: the step could not be captured: {reason_of(error)}; training continues without a"
+                " CUDA graph"
+            )
             return
         self._graph, self._batch = graph, batch
         self._gradients = [parameter.grad for parameter in self._parameters]
@@ -142,13 +146,13 @@ def _tensors(batch: Batch) -> list[torch.Tensor]:
 
 
 def _layout(batch: Batch) -> tuple:
-    """What of a batch is fixed in a graph: everything but the values."""
-    shapes = [(tensor.shape, tensor.stride(), tensor.dtype) for tensor in _tensors(batch)]
+    """What a graph fixes of a batch: everything but the values."""
+    shapes = [(tensor.shape, tensor.dtype) for tensor in _tensors(batch)]
     return batch.visible, batch.pairs3 is None, batch.pairs4 is None, shapes
 
 
 def _copied(batch: Batch) -> Batch:
-    """The same with tensors of its own."""
+    """The batch with copies of its tensors."""
 
     def copied(pairs: Pairs | None) -> Pairs | None:
         return None if pairs is None else Pairs(*(column.clone() for column in pairs))

@@ -34,7 +34,7 @@ class Trained(NamedTuple):
 
 
 def trained(batches: list[Batch], graph: bool, spoil: Callable[[int], None] = lambda count: None) -> Trained:
-    """A tiny model after steps of plain SGD. `spoil` is called in every computation with its number."""
+    """A tiny model after steps of plain SGD. `spoil` is called at the end of every computation with its number."""
     model, criterion, said, count = tiny_model().train(), TacafLoss(LossConfig()), list[str](), 0
     learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(learning, 0.01, momentum=0.9, weight_decay=1e-3)
@@ -44,9 +44,9 @@ def trained(batches: list[Batch], graph: bool, spoil: Callable[[int], None] = la
         count += 1
         pairs = {"pairs3": batch.pairs3, "pairs4": batch.pairs4}
         loss, terms = criterion(model(batch.images_BCHW, batch.label_B, batch.visible, **pairs), batch.label_B)
-        spoil(count)
         figures_F = stacked(loss, terms)
         poisoned(loss, figures_F).backward()
+        spoil(count)
         return Computed(terms, figures_F)
 
     step = GraphedStep(compute, learning, said.append) if graph else compute

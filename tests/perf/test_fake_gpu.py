@@ -34,6 +34,34 @@ def test_nothing_waits_for_the_device_while_a_graph_is_captured():
         assert torch.cuda.current_stream() is torch.cuda.default_stream()
 
 
+def test_a_capture_changes_nothing_and_a_replay_computes_anew_in_the_same_memory():
+    norm, source = torch.nn.BatchNorm1d(3), torch.randn(4, 3)
+    expected = torch.nn.BatchNorm1d(3)
+    with fake_gpu():
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            source.mul_(2)
+            found = norm(source) + 1
+        first = source.clone()
+        assert found.isnan().all()
+        assert norm.num_batches_tracked == 0
+        assert norm.running_mean.eq(0).all(), "its operator says nothing of writing there"
+        for count in (1, 2):
+            graph.replay()
+            assert torch.equal(source, first * 2**count)
+            assert torch.equal(found, expected(source) + 1)
+            assert torch.equal(norm.running_var, expected.running_var)
+            assert norm.num_batches_tracked == count
+
+
+def test_no_value_is_read_while_a_graph_is_captured():
+    with fake_gpu():
+        graph = torch.cuda.graph(torch.cuda.CUDAGraph())
+        with pytest.raises(RuntimeError, match="not permitted when stream is capturing"), graph:
+            torch.ones(2).sum().item()
+        assert torch.ones(2).sum().item() == 2
+
+
 @triton.jit
 def double(p_x, n, BLOCK: tl.constexpr):
     i = tl.arange(0, BLOCK)
