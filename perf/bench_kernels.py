@@ -13,6 +13,7 @@ way. A provider that fails becomes a row with the reason. The JSON file is whole
 
 import argparse
 import contextlib
+import os
 import subprocess
 import sys
 import time
@@ -27,7 +28,7 @@ import torch
 import torch._functorch.config
 
 from perf.cases import Case, both_case, cases, small_cases
-from perf.fake_gpu import fake_gpu
+from perf.fake_gpu import fake_gpu, rehearsing
 from perf.parts import timing
 from perf.parts.kernel_times import kernel_times
 from perf.parts.passes import PASSES, Work, WrongResultError, check, passes, prepare
@@ -41,6 +42,7 @@ COLUMNS = ("op", "provider", "pass", "dtype", "shape", "p20_ms", "p50_ms", "p80_
            "peak_mib", "saved_mib", "bytes", "flops", "share_of_ceiling", "graph_error", "graph_ratio_to_eager",
            "graph_share_of_ceiling")  # fmt: skip
 MIB = timing.MIB
+COMPILING_S = {"compiled": 30.0, "autotuned": 120.0}  # a guess, until the first one was timed
 NO_TIME = "not measured: no time left"
 
 
@@ -51,11 +53,14 @@ class Bench:
         self.args, self.ceiling, self.file = args, ceiling, file
         self.dtype, self.device = args.dtype, args.device
         self.end = float("inf") if args.limit_s is None else args.began + args.limit_s
-        self.longest_s, self.wrong = 0.0, 0
+        self.took_s, self.wrong = dict(COMPILING_S), 0
 
-    def no_time(self) -> bool:
-        """Whether the next provider would not end in time if it took as long as the longest until now."""
-        return time.monotonic() + self.longest_s > self.end
+    def no_time(self, name: str) -> bool:
+        """Whether this provider would not end in time if it took as long as it ever did."""
+        return time.monotonic() + self.took_s.get(name, 0.0) > self.end
+
+    def note_time(self, name: str, began: float) -> None:
+        self.took_s[name] = max(self.took_s.get(name, 0.0), time.monotonic() - began)
 
     def add(self, row: dict[str, Any]) -> None:
         self.file.add(row)
@@ -79,23 +84,25 @@ def shown(name: str, device: str) -> str:
 def run_case(bench: Bench, case: Case, place: int) -> None:
     """Check one case, then a row for every provider and pass. `place`: which case of its op it is, for a child."""
     names = provider_names(case, bench.device, bench.args.providers, bench.args.autotuned_compile)
-    if bench.no_time():
+    if bench.no_time("check"):
         _no_time(bench, case, names)
         return
+    began = time.monotonic()
     try:
         work = prepare(case, DTYPES[bench.dtype], bench.device)
         check(case, work)
+        bench.note_time("check", began)
     except Exception as error:
         bench.add_wrong(case, error)
         return
     eager: dict[str, dict[str, Any]] = {}
     for name in names:
-        if bench.no_time():
+        if bench.no_time(name):
             _no_time(bench, case, [name])
             continue
         began = time.monotonic()
         run_provider(bench, case, place, work, name, eager)
-        bench.longest_s = max(bench.longest_s, time.monotonic() - began)
+        bench.note_time(name, began)
 
 
 def _no_time(bench: Bench, case: Case, names: list[str]) -> None:
@@ -232,7 +239,7 @@ def run_check(bench: Bench, todo: list[Case], dtypes: list[str]) -> None:
     """A row for every case and dtype: the largest error, or what is wrong."""
     for bench.dtype in dtypes:
         for case in todo:
-            if bench.no_time():
+            if bench.no_time("check"):
                 _no_time(bench, case, ["ours"])
                 continue
             began, name = time.monotonic(), shown("ours", bench.device)
@@ -242,7 +249,7 @@ def run_check(bench: Bench, todo: list[Case], dtypes: list[str]) -> None:
                 bench.add({**row, "shape": case.shape, "largest_error": error})
             except Exception as problem:
                 bench.add_wrong(case, problem)
-            bench.longest_s = max(bench.longest_s, time.monotonic() - began)
+            bench.note_time("check", began)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -267,13 +274,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     args.began = time.monotonic()
-    if args.rehearse and torch.cuda.is_available():
+    if args.rehearse and torch.cuda.is_available() and not rehearsing():
         print("error: --rehearse is for a machine without a GPU, and here is one; leave it out", file=sys.stderr)
         return 2
-    with fake_gpu() if args.rehearse else contextlib.nullcontext():
+    with fake_gpu() if args.rehearse and not rehearsing() else contextlib.nullcontext():
+        args.rehearse = rehearsing()
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if args.device == "cuda" and not torch.cuda.is_available():
             print("error: expected a GPU for --device cuda, found none; use --device cpu", file=sys.stderr)
+            return 2
+        if args.device == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
+            print("error: TRITON_INTERPRET=1 is set, so no kernel would run on the GPU; unset it", file=sys.stderr)
             return 2
         return run(args)
 
@@ -287,6 +298,10 @@ def run(args: argparse.Namespace) -> int:
         print_peak(chosen[int(args.peak_of[1])], DTYPES[args.dtype], args.peak_of[0])
         return 0
     todo = [case for case in chosen if args.images in (None, case.shape["B"])]
+    if not todo:
+        sizes = ", ".join(map(str, sorted({case.shape["B"] for case in chosen})))
+        print(f"error: --images: expected one of {sizes}, got {args.images}", file=sys.stderr)
+        return 2
     size = "rehearsal" if args.rehearse else args.device
     ceiling = {} if args.check or args.profile else timing.ceilings(size, DTYPES[args.dtype])
     facts = {

@@ -276,6 +276,11 @@ def _driver() -> Any:
     return Driver()
 
 
+def rehearsing() -> bool:
+    """Whether the GPU that PyTorch reports is the fake one."""
+    return torch.cuda.Event is FakeEvent
+
+
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[None]:
     """Everything inside that asks for a GPU gets the fake one. Not for a machine that has a GPU."""

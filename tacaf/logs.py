@@ -33,10 +33,10 @@ def versions() -> dict[str, str | None]:
 def git_commit() -> str | None:
     """The commit of the source tree, with "+changes" when it has uncommitted ones; None outside a checkout.
 
-    TACAF_COMMIT in the environment wins: it names the commit of a tree that travelled without its history.
+    TACAF_COMMIT in the environment comes first: for a copy of the tree that has no history with it.
     """
-    if os.environ.get("TACAF_COMMIT"):
-        return os.environ["TACAF_COMMIT"]
+    if given := os.environ.get("TACAF_COMMIT"):
+        return given
     root = Path(__file__).resolve().parent.parent
     try:
         commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)

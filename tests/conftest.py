@@ -76,6 +76,7 @@ def two_ranks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], Any]
 
     monkeypatch.setattr("tacaf.model.norm.world_size", lambda: 2)
     monkeypatch.setattr("tacaf.model.norm.sum_over_ranks", lambda tensor: sum(exchange(tensor)))
+    monkeypatch.setattr("tacaf.model.norm.gather_rows", lambda rows: torch.cat(exchange(rows)))
     monkeypatch.setattr("tacaf.losses.triplet.gather_rows", lambda tensor: torch.cat(exchange(tensor)))
 
     def run(work: Callable[[int], Any]) -> list:

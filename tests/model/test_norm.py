@@ -1,12 +1,15 @@
 """The batch norm: as PyTorch's on one rank, as one process on two, and passes that leave running statistics alone."""
 
 import copy
+import inspect
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
 from tacaf.model.norm import BatchNorm1d, BatchNorm2d, own_statistics
+from tests.fake_gpu import DEVICE, Operators
 from tests.model.cases import randomise_norms
 
 CASES = [(BatchNorm1d, nn.BatchNorm1d, (8, 3)), (BatchNorm2d, nn.BatchNorm2d, (8, 3, 2, 5))]
@@ -50,6 +53,121 @@ def test_two_ranks_in_sync_are_one_process(two_ranks, ours, theirs, shape, sizes
     torch.testing.assert_close(found, expected)
     for replica in replicas:
         torch.testing.assert_close(buffers(replica), buffers(usual))
+
+
+# What PyTorch documents of its CUDA kernels for a norm over ranks, in plain tensors; a CPU has none of them.
+
+
+def statistics_of(input, eps):
+    dims = [0, *range(2, input.dim())]
+    return input.float().mean(dims), (input.float().var(dims, unbiased=False) + eps).rsqrt()
+
+
+def gathered_statistics(input, mean, invstd, running_mean, running_var, momentum, eps, counts):
+    assert mean.is_contiguous()
+    assert invstd.is_contiguous()
+    share = (counts / counts.sum())[:, None]
+    whole = (share * mean).sum(0)
+    variance = (share * (invstd**-2 - eps + (mean - whole) ** 2)).sum(0)
+    if running_mean is not None:
+        running_mean.lerp_(whole, momentum)
+        running_var.lerp_(variance * counts.sum() / (counts.sum() - 1), momentum)
+    return whole, (variance + eps).rsqrt()
+
+
+def spread(values, like):
+    return values.view(1, -1, *[1] * (like.dim() - 2))
+
+
+def normalised(input, weight, bias, mean, invstd, eps):
+    unit = (input.float() - spread(mean, input)) * spread(invstd * weight, input)
+    return (unit + spread(bias, input)).to(input.dtype)
+
+
+def reduced(grad_out, input, mean, invstd, weight, input_g, weight_g, bias_g):
+    dims = [0, *range(2, input.dim())]
+    total = grad_out.float().sum(dims)
+    along = (grad_out.float() * (input.float() - spread(mean, input))).sum(dims)
+    return total, along, along * invstd if weight_g else torch.empty(0), total.clone() if bias_g else torch.empty(0)
+
+
+def input_gradient(grad_out, input, mean, invstd, weight, sum_dy, sum_dy_xmu, count):
+    assert count.dtype == torch.int32
+    assert grad_out.stride() == input.stride(), "the kernel walks both in the order of the input"
+    along = spread(invstd**2 * sum_dy_xmu / count.sum(), input) * (input.float() - spread(mean, input))
+    less = grad_out.float() - spread(sum_dy / count.sum(), input) - along
+    return (less * spread(invstd * weight, input)).to(input.dtype)
+
+
+KERNELS = {
+    "batch_norm_stats": statistics_of,
+    "batch_norm_gather_stats_with_counts": gathered_statistics,
+    "batch_norm_elemt": normalised,
+    "batch_norm_backward_reduce": reduced,
+    "batch_norm_backward_elemt": input_gradient,
+}
+
+
+@pytest.fixture
+def gpu_kernels(monkeypatch):
+    for name, plain in KERNELS.items():
+        arguments = [argument.name for argument in getattr(torch.ops.aten, name).default._schema.arguments]
+        assert arguments == list(inspect.signature(plain).parameters), "as PyTorch's own"
+        monkeypatch.setattr(torch, name, plain)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("sizes", [(4, 4), (3, 5)])
+@pytest.mark.parametrize(("ours", "theirs", "shape"), CASES)
+def test_two_gpus_in_sync_are_one_process(two_ranks, gpu_kernels, ours, theirs, shape, sizes, layout, frozen):
+    """The calls that a GPU gets, from its own rank's thread; backward too, whose sums meet there."""
+    norm, usual = pair(ours, theirs)
+    norm.bias.requires_grad_(not frozen)
+    features, sent_back = 5 + torch.randn(shape), torch.randn(shape)
+    whole = features.clone().requires_grad_()
+    learned = (whole, usual.weight, usual.bias)
+    expected_output = usual(whole)
+    expected = torch.autograd.grad(expected_output, learned, sent_back)
+    replicas, before = [norm, copy.deepcopy(norm)], buffers(norm)
+
+    def work(rank):
+        part = features.split(sizes)[rank]
+        part = part.contiguous(memory_format=layout) if part.dim() == 4 else part.contiguous()
+        part.requires_grad_()
+        with own_statistics(replicas[rank]) if frozen else nullcontext():
+            output = replicas[rank]._shared(part)
+        wanted = [part, *(value for value in (replicas[rank].weight, replicas[rank].bias) if value.requires_grad)]
+        return output, torch.autograd.grad(output, wanted, sent_back.split(sizes)[rank])
+
+    (first, first_gradients), (second, second_gradients) = two_ranks(work)
+    torch.testing.assert_close(torch.cat([first, second]), expected_output)
+    torch.testing.assert_close(torch.cat([first_gradients[0], second_gradients[0]]), expected[0])
+    for one, other, truth in zip(first_gradients[1:], second_gradients[1:], expected[1:], strict=False):
+        torch.testing.assert_close(one + other, truth)
+    for replica in replicas:
+        torch.testing.assert_close(buffers(replica), before if frozen else buffers(usual))
+
+
+def test_over_ranks_a_gpu_gets_its_kernels_and_a_cpu_plain_sums(two_ranks, gpu_kernels, monkeypatch):
+    norm = BatchNorm1d(3, "sync").to(DEVICE)
+    called = []
+    monkeypatch.setattr(BatchNorm1d, "_shared", lambda self, features: called.append(features.device) or features)
+    two_ranks(lambda _: norm(torch.empty(4, 3, device=DEVICE)))
+    assert called == [DEVICE] * 2
+    two_ranks(lambda _: BatchNorm1d(3, "sync")(torch.randn(4, 3)))
+    assert len(called) == 2
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_one_gpu_runs_the_native_norm_alone(frozen):
+    """Channels-last maps too: only on a CPU have they statistics of our own."""
+    norm = BatchNorm2d(3, "sync").to(DEVICE)
+    features = torch.empty(4, 3, 2, 5, device=DEVICE).contiguous(memory_format=torch.channels_last)
+    with own_statistics(norm) if frozen else nullcontext(), Operators() as operators:
+        norm(features)
+    launched = [name for name in operators.computing if "empty" not in name]
+    assert launched == ["aten.add_.Tensor"] * (not frozen) + ["aten.native_batch_norm.default"]
 
 
 def test_local_ranks_keep_to_themselves(two_ranks):

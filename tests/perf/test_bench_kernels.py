@@ -135,12 +135,28 @@ def test_on_a_gpu_every_provider_is_timed_at_two_shapes(rehearse):
 
 @rehearsed
 def test_a_rival_is_compiled_for_each_shape_alone(rehearse, monkeypatch):
-    asked: list[dict[str, Any]] = []
+    asked, forgotten = [], []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: forgotten.append(True))
     monkeypatch.setattr("perf.fake_gpu._compile", lambda _: lambda function, **words: asked.append(words) or function)
     rehearse(SMALL[:2], "--providers", "eager", "compiled", "--autotuned-compile")
     assert [(words["dynamic"], words["mode"]) for words in asked] == 2 * [
         (False, None), (False, "max-autotune-no-cudagraphs")
     ]  # fmt: skip
+    assert len(forgotten) == len(asked)
+
+
+@rehearsed
+def test_compiled_code_keeps_what_a_second_backward_needs(rehearse):
+    donated = []
+
+    def eager(*tensors: torch.Tensor) -> Any:
+        donated.append(torch._functorch.config.donated_buffer)
+        return SMALL[4].eager(*tensors)
+
+    before = torch._functorch.config.donated_buffer
+    rehearse([replace(SMALL[4], eager=eager)], "--providers", "eager", "--no-graph")
+    assert donated[-1] is False
+    assert torch._functorch.config.donated_buffer == before
 
 
 @rehearsed
@@ -198,7 +214,7 @@ def test_a_pass_that_cannot_be_captured_says_why_and_the_next_one_is_captured(re
 @pytest.mark.parametrize("name", ["forward", "backward", "both"])
 def test_forward_and_capture_share_a_stream(name):
     """Autograd runs a backward on its forward's stream; another one than the capture's would break the capture."""
-    case, streams = SMALL[4], []
+    case, streams, leaves = SMALL[4], [], set()
 
     class Captured(torch.autograd.Function):
         @staticmethod
@@ -213,13 +229,19 @@ def test_forward_and_capture_share_a_stream(name):
 
     with fake_gpu():
         work = prepare(case, torch.float32, "cuda")
-        found = timing.graph_ms(lambda parts, *rest: Captured.apply(case.eager(parts, *rest)), work, name, 0.001)
+
+        def function(parts: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            leaves.add(parts is work.leaves[0])
+            return Captured.apply(case.eager(parts, *rest))
+
+        found = timing.graph_ms(function, work, name, 0.001)
         default = torch.cuda.default_stream()
         assert torch.cuda.current_stream() is default
     assert found[1] is None
     assert any(capturing for _, capturing in streams)
     assert {stream for stream, _ in streams} == {streams[0][0]}
     assert streams[0][0] is not default
+    assert leaves == {False}, "autograd would wait for the stream on which the shared leaves were used first"
 
 
 @rehearsed
@@ -250,15 +272,25 @@ def test_what_no_time_is_left_for_is_named(rehearse):
 
 
 @rehearsed
-def test_a_long_provider_is_not_started_near_the_end(rehearse, monkeypatch):
+@pytest.mark.parametrize(
+    ("limit", "missing"),
+    [
+        ("25", [("soft_align", "compiled"), ("align_distance", "compiled")]),  # it may compile for half a minute
+        ("35", [("soft_align", "compiled"), ("align_distance", "eager"), ("align_distance", "compiled")]),
+    ],
+)
+def test_nothing_is_started_that_would_not_end_in_time(rehearse, monkeypatch, limit, missing):
     now = [0.0]
+    kept, seconds = bench_kernels.run_provider, {"25": 10.0, "35": 20.0}[limit]
     monkeypatch.setattr(bench_kernels.time, "monotonic", lambda: now[0])
-    kept = bench_kernels.run_provider
-    monkeypatch.setattr(
-        bench_kernels, "run_provider", lambda *words: (kept(*words), now.__setitem__(0, now[0] + 10))[0]
-    )
-    _, found = rehearse(SMALL[:1], "--providers", "eager", "ours", "compiled", "--limit-s", "25")
-    assert [row["provider"] for row in found["rows"] if "error" in row] == ["compiled"]
+
+    def slow(*words: Any) -> None:
+        kept(*words)
+        now[0] += seconds
+
+    monkeypatch.setattr(bench_kernels, "run_provider", slow)
+    _, found = rehearse(SMALL[:2], "--providers", "eager", "compiled", "--limit-s", limit)
+    assert [(row["op"], row["provider"]) for row in found["rows"] if "error" in row] == missing
 
 
 @rehearsed
@@ -302,6 +334,27 @@ def test_a_full_disk_is_said_once_and_keeps_the_older_rows(tmp_path, monkeypatch
 def test_without_a_gpu_one_line_says_what_to_do(capsys):
     assert bench_kernels.main(["--device", "cuda"]) == 2
     assert "expected a GPU for --device cuda, found none" in capsys.readouterr().err
+
+
+@rehearsed
+def test_the_interpreter_is_not_timed(rehearse, monkeypatch, capsys):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert bench_kernels.main(["--rehearse"]) == 2
+    assert "TRITON_INTERPRET=1 is set" in capsys.readouterr().err
+
+
+def test_images_that_no_case_has_are_refused(capsys):
+    assert bench_kernels.main(["--device", "cpu", "--images", "7"]) == 2
+    assert "expected one of 64, 96, got 7" in capsys.readouterr().err
+
+
+@rehearsed
+def test_inside_a_fake_gpu_the_benchmark_rehearses_by_itself(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench_kernels, "small_cases", lambda: SMALL[4:])
+    out = tmp_path / "rows.json"
+    with fake_gpu():
+        assert bench_kernels.main(["--providers", "ours", "--seconds", "0.001", "--json", str(out)]) == 0
+    assert json.loads(out.read_text())["rehearsal"]
 
 
 UNINSTALLED = """

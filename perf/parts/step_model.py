@@ -1,0 +1,52 @@
+"""The parts of a whole training step, for the performance model: ResNet-50, 96 images of 288x144, bf16.
+
+A ResNet in training is bound by the bytes of its batch norms, ReLUs and sums, not by its convolutions.
+"""
+
+from dataclasses import dataclass
+
+# Seven passes over all outputs of convolutions forward (2.0 GB in bf16), about twelve backward, and the residual sums.
+BACKBONE_BYTES = 42e9
+SECOND_PASS_BYTES = 7e9  # layer 4 once more, over CMAAM's reconstructions
+COMPILED_BYTES = 30e9  # batch norm, ReLU and sum fused; estimated
+ELEMENTWISE_EFFICIENCY = 0.77  # of a copy's rate, for PyTorch's own channels-last batch norm; assumed
+WHOLE_FLOPS, BASELINE_FLOPS = 4.343e12, 2.937e12  # counted by launch/flops.py; the baseline is without both modules
+CONVOLUTION_FLOPS_PER_S = 370e12  # what ResNet's convolutions reach, 7x7 stems and narrow layers included; assumed
+MODULES_MS = 2.0  # about 600 launches of IPCAM, the heads and the losses; assumed
+OPTIMIZER_MS = 0.15  # fused SGD; assumed
+STALLS_MS = 5.0  # the GPU waits where the host copies labels, losses and norms; assumed
+DEFINITIONS_MS = {"H100": 22.0, "H200": 17.0}  # CMAAM by its definition in float32 without TF32; estimated
+
+
+@dataclass(frozen=True)
+class Step:
+    """One way to train. `alignment`: "kernels", "definitions" or None. `measured_as`: bench_train.py's name, if any."""
+
+    name: str
+    measured_as: str | None
+    moved_bytes: float
+    flops: float
+    alignment: str | None = "kernels"
+    modules_ms: float = MODULES_MS
+    stalls_ms: float = 0.0
+
+
+STEPS = (
+    Step("baseline, channels-last, fused", "baseline, kernels, channels-last, fused", BACKBONE_BYTES, BASELINE_FLOPS,
+         alignment=None, modules_ms=0.5),
+    Step("whole, definitions", "whole, definitions", BACKBONE_BYTES + SECOND_PASS_BYTES, WHOLE_FLOPS,
+         alignment="definitions", stalls_ms=STALLS_MS),
+    Step("whole, kernels, host stalls", None, BACKBONE_BYTES + SECOND_PASS_BYTES, WHOLE_FLOPS,
+         stalls_ms=STALLS_MS),
+    Step("whole, kernels, no host stall", "whole, kernels, channels-last, fused, cudnn.benchmark",
+         BACKBONE_BYTES + SECOND_PASS_BYTES, WHOLE_FLOPS),
+    Step("whole, kernels, compiled", "whole, all with compile", COMPILED_BYTES, WHOLE_FLOPS),
+)  # fmt: skip
+
+
+def step_ms(step: Step, gpu: str, copy_bytes_per_s: float, alignment_ms: float) -> float:
+    """The sum of the parts: little of a step overlaps on one stream."""
+    aligned = {"kernels": alignment_ms, "definitions": DEFINITIONS_MS[gpu], None: 0.0}[step.alignment]
+    moved_ms = 1000 * step.moved_bytes / (copy_bytes_per_s * ELEMENTWISE_EFFICIENCY)
+    convolutions_ms = 1000 * step.flops / CONVOLUTION_FLOPS_PER_S
+    return moved_ms + convolutions_ms + aligned + step.modules_ms + OPTIMIZER_MS + step.stalls_ms

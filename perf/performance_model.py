@@ -1,0 +1,232 @@
+"""Predicts how long every op and the whole step take on an H100 and an H200, and sets measurements beside it.
+
+    python perf/performance_model.py [--measured FILE.json ...] [--out perf/results/kernels_gpu.md]
+
+The prediction counts bytes and operations of every kernel (perf/parts/launches.py) and divides them by rates. The rates
+of copies and products were measured on such cards; the L2 cache's rate is one published for an H100 PCIe; efficiencies
+are assumed. So a prediction is good to about 30 per cent. --measured takes result files of perf/bench_kernels.py and
+perf/bench_train.py from a GPU; without them every measured cell says "not measured".
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":  # so that it runs in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from perf.cases import Case, cases
+from perf.parts.launches import COMPILED, EAGER, ELEMENT, LAUNCHES, Launch, Rival, Shape, shape_of
+from perf.parts.step_model import STEPS, step_ms
+from tacaf.checkpoint import write_whole
+
+OUT = Path(__file__).resolve().parent / "results" / "kernels_gpu.md"
+PASSES = ("forward", "backward")
+NOT_MEASURED = "not measured"
+MEMORY_EFFICIENCY = 0.85  # of a copy's rate, assumed
+CACHE_EFFICIENCY = 0.78  # of the L2 cache's rate, assumed
+PRODUCT_FLOPS_PER_S = 500e12  # what 64 x 64 tiles reach, assumed
+GAP_US = 1.5  # between two kernels of a CUDA graph, assumed
+EAGER_GAP_US = 5.0  # between two operators of plain PyTorch without a graph, assumed
+CACHED_BYTES = 30e6  # maps up to this size stay in the L2 cache from one kernel to the next, assumed
+RIVAL_HITS = 0.9  # share of a rival's bytes that come from memory, assumed
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Rates of one card. Copy and bf16 product were measured on one of each."""
+
+    name: str
+    copy_bytes_per_s: float
+    product_flops_per_s: float
+    # published for an H100 PCIe by Chips and Cheese; assumed here for both cards, which may have more
+    cache_bytes_per_s: float = 5.5e12
+
+    def memory_us(self, bytes_: float, maps: float) -> float:
+        rate = min(self.cache_bytes_per_s, 2 * self.copy_bytes_per_s) if maps <= CACHED_BYTES else self.copy_bytes_per_s
+        return 1e6 * bytes_ / (rate * MEMORY_EFFICIENCY)
+
+
+GPUS = (Gpu("H100", 3.0e12, 798e12), Gpu("H200", 4.3e12, 790e12))
+
+
+def launch_us(launch: Launch, gpu: Gpu, maps: float) -> float:
+    """The slowest of a launch's limits, what overlaps with nothing, and the gap to the next."""
+    limits = (
+        gpu.memory_us(launch.memory_bytes, maps),
+        1e6 * launch.cache_bytes / (gpu.cache_bytes_per_s * CACHE_EFFICIENCY),
+        1e6 * launch.flops / PRODUCT_FLOPS_PER_S,
+        launch.waiting_us,
+    )
+    return max(limits) + launch.fixed_us + GAP_US
+
+
+def ours_ms(case: Case, pass_: str, gpu: Gpu) -> float:
+    """Our kernels, replayed from a CUDA graph."""
+    shape = shape_of(case)
+    return sum(launch_us(make(shape), gpu, shape.maps) for make in LAUNCHES[case.op, pass_]) / 1000
+
+
+def rival_ms(rivals: dict[tuple[str, str], Rival], case: Case, pass_: str, gpu: Gpu, graphed: bool) -> float | None:
+    """Plain PyTorch without a graph, or compiled and replayed from one; None where its bytes were not counted."""
+    rival, shape = rivals.get((case.op, pass_)), shape_of(case)
+    if rival is None:
+        return None
+    product_us = 1e6 * 1.6 * shape.product / PRODUCT_FLOPS_PER_S + 4  # rows of 162 keep cuBLAS from its fast kernels
+    busy_us = gpu.memory_us(rival.maps * shape.maps * RIVAL_HITS, shape.maps) + rival.products * product_us
+    return (busy_us + rival.kernels * GAP_US if graphed else max(busy_us, rival.kernels * EAGER_GAP_US)) / 1000
+
+
+def least_ms(case: Case, pass_: str, gpu: Gpu) -> float:
+    """No kernel can be faster: every input read once, every output written once, or the products alone."""
+    moved_s = case.moved[pass_](ELEMENT) / gpu.copy_bytes_per_s
+    return 1000 * max(moved_s, case.flops[pass_] / gpu.product_flops_per_s)
+
+
+class Measured:
+    """Rows of result files, by GPU."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.sources: list[str] = []
+        self.kernels: dict[tuple, float] = {}
+        self.steps: dict[tuple[str, str], float] = {}
+        for path in paths:
+            self._read(path)
+
+    def _read(self, path: Path) -> None:
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict) or "rows" not in found or "environment" not in found:
+            raise ValueError(f"{path}: expected a result of bench_kernels.py or bench_train.py; make one with --json")
+        gpu = next((gpu.name for gpu in GPUS for name in found["environment"]["gpus"] if gpu.name in name), None)
+        if found.get("rehearsal") or gpu is None:
+            raise ValueError(f"{path}: expected a result from an H100 or H200, got {_device(found)}; leave it out")
+        facts = found["environment"]
+        self.sources.append(f"{path.name}: {facts['gpus'][0]}, commit {facts['commit']}, {facts['started']}")
+        for row in found["rows"]:
+            if "step_ms" in row:
+                self.steps[gpu, row["name"]] = row["step_ms"]
+            elif row.get("dtype") == "bf16" and "p50_ms" in row:
+                key = (gpu, row["op"], tuple(row["shape"].items()), row["pass"], row["provider"])
+                self.kernels[key] = row["graph_ms"] or row["p50_ms"]
+
+    def ms(self, gpu: Gpu, case: Case, pass_: str, provider: str) -> float | None:
+        return self.kernels.get((gpu.name, case.op, tuple(case.shape.items()), pass_, provider))
+
+
+def _device(found: dict[str, Any]) -> str:
+    if found.get("rehearsal"):
+        return "a rehearsal"
+    return ", ".join(found["environment"]["gpus"]) or "a CPU"
+
+
+def number(value: float | None, form: str = ".3f", missing: str = "-") -> str:
+    return missing if value is None else format(value, form)
+
+
+def table(head: tuple[str, ...], rows: Iterator[tuple[str, ...]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (head, ("---",) * len(head), *rows)] + [""]
+
+
+def op_rows(gpu: Gpu, measured: Measured) -> Iterator[tuple[str, ...]]:
+    for case in cases("cuda"):
+        shape = " ".join(f"{key}={value}" for key, value in case.shape.items())
+        for pass_ in PASSES:
+            ours, eager = ours_ms(case, pass_, gpu), rival_ms(EAGER, case, pass_, gpu, False)
+            compiled, least = rival_ms(COMPILED, case, pass_, gpu, True), least_ms(case, pass_, gpu)
+            found = [measured.ms(gpu, case, pass_, name) for name in ("triton", "eager", "compiled")]
+            yield (
+                case.op, shape, pass_, number(least), number(ours), number(eager), number(compiled),
+                f"{100 * least / ours:.0f} %", *(number(one, ".3f", NOT_MEASURED) for one in found),
+            )  # fmt: skip
+
+
+def launch_rows(shape: Shape) -> Iterator[tuple[str, ...]]:
+    """The launches of one alignment, kernel by kernel."""
+    for pass_ in PASSES:
+        for make in LAUNCHES["alignment", pass_]:
+            launch = make(shape)
+            yield (
+                pass_, launch.name, f"{launch.memory_bytes / 1e6:.0f}", f"{launch.cache_bytes / 1e6:.0f}",
+                f"{launch.flops / 1e9:.1f}", *(f"{launch_us(launch, gpu, shape.maps):.0f}" for gpu in GPUS),
+            )  # fmt: skip
+
+
+def alignment_ms(gpu: Gpu, images: int) -> float:
+    """Both layers of CMAAM in a step, forward and backward."""
+    layers = [case for case in cases("cuda") if case.op == "alignment" and case.shape["B"] == images]
+    layers = [case for case in layers if case.shape["L"] == 162]
+    return sum(ours_ms(case, pass_, gpu) for case in layers for pass_ in PASSES)
+
+
+def step_rows(measured: Measured) -> Iterator[tuple[str, ...]]:
+    for step in STEPS:
+        cells = [step.name]
+        for gpu in GPUS:
+            predicted = step_ms(step, gpu.name, gpu.copy_bytes_per_s, alignment_ms(gpu, 96))
+            found = measured.steps.get((gpu.name, step.measured_as or ""))
+            cells += [f"{predicted:.1f}", number(found, ".1f", NOT_MEASURED)]
+        yield tuple(cells)
+
+
+INTRODUCTION = """# The GPU: predicted, and measured where it says so
+
+**Every figure in a column named "predicted" or "least" is computed, not measured.** "Predicted" is the performance
+model's time of our kernels in a CUDA graph, of plain PyTorch without one, and of `torch.compile` in one; it is good to
+about 30 per cent. "Least" is what the counted bytes and FLOPs of an op allow at the card's measured rates, and "of the
+ceiling" is least / predicted. "Measured" is from the result files named below: in a CUDA graph where one was captured,
+otherwise the median of single calls. bf16, milliseconds.
+
+| card | copy, TB/s | bf16 product, TFLOP/s | L2 cache, TB/s |
+| --- | --- | --- | --- |
+{rates}
+
+Made by `python perf/performance_model.py`; `--measured FILE.json` fills the measured columns from results of
+`perf/bench_kernels.py` and `perf/bench_train.py`.
+"""
+
+
+def document(measured: Measured) -> str:
+    rates = "\n".join(
+        f"| {gpu.name} | {gpu.copy_bytes_per_s / 1e12:.1f} | {gpu.product_flops_per_s / 1e12:.0f} "
+        f"| {gpu.cache_bytes_per_s / 1e12:.1f} (assumed) |"
+        for gpu in GPUS
+    )
+    lines = [INTRODUCTION.format(rates=rates)]
+    if measured.sources:
+        lines += ["Measured files:", "", *(f"- {source}" for source in measured.sources)]
+    else:
+        lines += ["Nothing was measured yet: no GPU was at hand."]
+    lines += ["", "## The whole step", "", "ResNet-50, 96 images of 288x144, bf16, milliseconds.", ""]
+    lines += table(("step", *(f"{gpu.name} {kind}" for gpu in GPUS for kind in ("predicted", "measured"))),
+                   step_rows(measured))  # fmt: skip
+    lines += ["## The launches of one alignment", "", "64 images, L = 162, C = 2048; microseconds, predicted.", ""]
+    head = ("pass", "launch", "MB of memory", "MB of L2", "GFLOP", *(f"{gpu.name} predicted" for gpu in GPUS))
+    lines += table(head, launch_rows(Shape(64, 162, 2048)))
+    head = ("op", "shape", "pass", "least", "predicted", "eager predicted", "compiled predicted", "of the ceiling",
+            "measured", "eager measured", "compiled measured")  # fmt: skip
+    for gpu in GPUS:
+        lines += [f"## Every op on an {gpu.name}", "", *table(head, op_rows(gpu, measured))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measured", type=Path, nargs="+", default=[], metavar="FILE", help="result files of a GPU")
+    parser.add_argument("--out", type=Path, default=OUT, help="default perf/results/kernels_gpu.md")
+    args = parser.parse_args(argv)
+    try:
+        text = document(Measured(args.measured))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    write_whole(args.out, text)
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
