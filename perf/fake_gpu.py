@@ -301,6 +301,8 @@ def fake_gpu() -> Iterator[None]:
         warnings.filterwarnings("ignore", message="`torch.jit.script_method` is deprecated")
         stack.enter_context(_replaced(torch.cuda, _cuda_names()))
         stack.enter_context(_replaced(torch, {"compile": _compile(torch.compile)}))
+        # torch.compile would ask the real driver for its current stream where PyTorch is a CUDA build
+        stack.enter_context(_replaced(torch.accelerator, {"is_available": lambda: False}))
         stack.enter_context(_triton_driver())
         stack.enter_context(_TensorsOnCpu())
         yield

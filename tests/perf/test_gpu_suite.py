@@ -216,6 +216,7 @@ def test_a_rehearsal_of_the_quick_parts(number, tmp_path, monkeypatch):
         assert len(result_of(found, "ceilings")["rows"]) == 5
     if number == 3:
         assert len(result_of(found, "train")["rows"]) == 2
+        assert 0 < result_of(found, "profile")["busy_share"] <= 1
 
 
 @pytest.mark.long
