@@ -71,6 +71,13 @@ def assert_same_training(start: State, expected: State, found: State, share: flo
     assert ratio <= 1, f"{name}: expected a difference within its bound, got {ratio:.3g} times the bound"
 
 
+def assert_same_gradients(expected: State, found: State, share: float) -> None:
+    """As `assert_same_training`, for one update of rate 1."""
+    assert_same_training(
+        {name: torch.zeros_like(gradient) for name, gradient in expected.items()}, expected, found, share
+    )
+
+
 def assert_same_losses(
     expected: Sequence[Mapping[str, Any]], found: Sequence[Mapping[str, Any]], updated: bool = False
 ) -> None:
