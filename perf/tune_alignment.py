@@ -39,7 +39,10 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[Tile, ...]]] = {
         ("softmax_kernel",),
         (Tile(8, 0, 1, 1), Tile(16, 0, 2, 1), Tile(4, 0, 1, 1), Tile(16, 0, 4, 1), Tile(4, 0, 2, 1)),
     ),
-    "gram": (("gram_gradient_kernel",), (Tile(64, 64, 4, 2), Tile(64, 32, 4, 3), Tile(64, 64, 8, 3), Tile(32, 64, 4, 3))),
+    "gram": (
+        ("gram_gradient_kernel",),
+        (Tile(64, 64, 4, 2), Tile(64, 32, 4, 3), Tile(64, 64, 8, 3), Tile(32, 64, 4, 3)),
+    ),
     "gradient": (
         ("gradient_kernel",),
         (Tile(128, 64, 8, 3), Tile(256, 64, 8, 3), Tile(64, 64, 4, 4), Tile(128, 32, 8, 4)),

@@ -36,7 +36,7 @@ def _largest_square(p_norm, L, BLOCK_L: tl.constexpr):
 
 @triton.jit
 def _store_gram(p_high, p_low, p, s, L, LP, value, SPLIT: tl.constexpr):
-    """A tile of a Gram matrix in two half numbers: 16 of its bits in bfloat16, 22 in float16; float32 needs no second."""
+    """A tile of a Gram matrix in two half numbers: 16 of its bits in bfloat16, 22 in float16. float32 needs one."""
     high = value.to(p_high.dtype.element_ty)
     store_tile(p_high, p, s, L, LP, LP, high)
     if SPLIT:
@@ -300,8 +300,9 @@ def gradient_kernel(
 
 def backward(
     grad_reconstruction_NLC: torch.Tensor, grad_positive_NL: torch.Tensor, grad_negative_NL: torch.Tensor,
-    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor, negative_N: torch.Tensor, beta: float,
-    root_NL: torch.Tensor, similarity_NLP: torch.Tensor, weight_NLP: torch.Tensor, sums_RL: torch.Tensor, choice: Choice,
+    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor,
+    negative_N: torch.Tensor, beta: float, root_NL: torch.Tensor, similarity_NLP: torch.Tensor,
+    weight_NLP: torch.Tensor, sums_RL: torch.Tensor, choice: Choice,
 ) -> torch.Tensor:  # fmt: skip
     """The gradient of the features, B x L x C in their dtype."""
     features, mask = features_BLC.contiguous(), mask_BL.float().contiguous()

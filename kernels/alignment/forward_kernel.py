@@ -271,7 +271,8 @@ def _warp(
         square = features.new_empty(pairs, tile.parts, length, dtype=torch.float32)
         warp_whole_kernel[(tile.parts, pairs)](
             features, mask, *targets, weight, share, reconstruction, square, positives, pairs, images, length, width,
-            channels, channels // tile.parts, *rows, tile.columns, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
+            channels, channels // tile.parts, *rows, tile.columns, tile.stages, num_warps=tile.warps,
+            enable_fp_fusion=True,
         )  # fmt: skip
         return square
     tiles = triton.cdiv(channels, tile.columns)

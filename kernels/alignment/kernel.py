@@ -8,7 +8,7 @@ from kernels.alignment import backward_kernel, forward_kernel
 from kernels.alignment.tile_kernel import Choice, Tile, precision
 
 # Half types on Hopper and later, whose asynchronous products leave registers for whole pairs: measured on an H200
-# (perf/tune_alignment.py, perf/results/tune_alignment.json). The first is the default.
+# (perf/tune_alignment.py, perf/results/gpu/call_2.json). The first is the default.
 CHOICES = (
     Choice(
         rows=192,
@@ -79,12 +79,12 @@ def forward(
 
 def backward(
     grad_reconstruction_NLC: torch.Tensor, grad_positive_NL: torch.Tensor, grad_negative_NL: torch.Tensor,
-    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor, negative_N: torch.Tensor, beta: float,
-    reconstruction_NLC: torch.Tensor, root_NL: torch.Tensor, similarity_NLP: torch.Tensor, weight_NLP: torch.Tensor,
-    sums_RL: torch.Tensor, choice: Choice | None = None,
+    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor,
+    negative_N: torch.Tensor, beta: float, reconstruction_NLC: torch.Tensor, root_NL: torch.Tensor,
+    similarity_NLP: torch.Tensor, weight_NLP: torch.Tensor, sums_RL: torch.Tensor, choice: Choice | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """As `backward_kernel.backward`; the reconstruction is not read."""
     return backward_kernel.backward(
-        grad_reconstruction_NLC, grad_positive_NL, grad_negative_NL, features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta,
-        root_NL, similarity_NLP, weight_NLP, sums_RL, choice or _choice(features_BLC),
+        grad_reconstruction_NLC, grad_positive_NL, grad_negative_NL, features_BLC, mask_BL, anchor_N, positive_N,
+        negative_N, beta, root_NL, similarity_NLP, weight_NLP, sums_RL, choice or _choice(features_BLC),
     )  # fmt: skip

@@ -16,7 +16,7 @@ CHOICES = ((8192, 4), (4096, 2))
 
 @triton.jit
 def _product(a_IJ, b_JK):
-    """a b in float32. From 16 on, Triton would turn the sum into a TF32 product (3 digits), so ask for the exact one."""
+    """a b in float32. From 16 on, Triton would make the sum a TF32 product (3 digits), so ask for the exact one."""
     if a_IJ.shape[0] >= 16:
         return tl.dot(a_IJ, b_JK, input_precision="ieee")
     return tl.sum(a_IJ[:, :, None] * b_JK[None, :, :], axis=1)

@@ -155,7 +155,5 @@ def align(
             reconstruction_NLC, near_NL, comask_NL = plain_align(*positive, matched_BLC, config.self_similarity)
             far_NL = plain_align(*negative, matched_BLC, config.self_similarity)[1]
         else:
-            reconstruction_NLC, near_NL, far_NL, comask_NL = align_layer(
-                features_BLC, mask_BL, *pairs, config.beta
-            )
+            reconstruction_NLC, near_NL, far_NL, comask_NL = align_layer(features_BLC, mask_BL, *pairs, config.beta)
     return map_BCHW(reconstruction_NLC, height, width), Alignment(near_NL, far_NL, comask_NL)
