@@ -4,7 +4,7 @@ To describe another set of kernels, change LAUNCHES and the functions that it na
 slowest of its limits: memory, the L2 cache, the matrix units, or waves of blocks that wait for their loads. The
 alignment's kernels are described in kernels/alignment/README.md. How many of their blocks fit one multiprocessor
 follows from the registers and the shared memory that perf/compile_report.py counts. How long one of their waves waits
-was fitted to their times on an H200 (perf/results/gpu/call_1.json: bf16, 64 images, L = 162, C = 2048), so agreement at
+was fitted to their times on an H200 (perf/results/gpu/kernel_times.json: bf16, 64 images, L = 162, C = 2048), so agreement at
 that one shape says nothing about the model.
 Legend: B images, N pairs, L positions, LP = L rounded up to 16, C channels, e = 2 bytes of an element.
 """
@@ -145,13 +145,6 @@ def finish(s: Shape) -> Launch:
     return Launch("finish", waiting_us=3.0 * waves(s.pairs, 16))
 
 
-def unused_gradients(s: Shape) -> Launch:
-    """Autograd fills zeros for the five outputs that have no gradient, and joins the gradients of both distances."""
-    zeros = s.pairs * s.matrix * (SINGLE + ELEMENT)
-    kernels = 10 if s.positives and s.negatives else 5
-    return Launch("autograd's zeros", memory_bytes=zeros, fixed_us=2.0 * (kernels - 1), kernels=kernels)
-
-
 def products(s: Shape) -> Launch:
     """g f_k^T of the positives, and every image's Gram matrix in two half numbers."""
     written = s.positives * s.matrix * SINGLE + s.images * s.matrix * 2 * ELEMENT
@@ -186,6 +179,13 @@ def gram_gradient(s: Shape) -> Launch:
     steps = each * math.ceil(s.length / SQUARE)
     flops = 2.0 * blocks * each * SQUARE**2 * padded(s.length, SQUARE)
     return Launch("Gram gradient", cache_bytes=read, flops=flops, waiting_us=1.5 * steps * waves(blocks, 4))
+
+
+def along(s: Shape) -> Launch:
+    """What is taken out along f, summed for every image over its pairs and their blocks of rows."""
+    blocks = math.ceil(s.padded_length / SOFTMAX_ROWS)
+    each = s.pairs / s.images
+    return Launch("along", cache_bytes=s.pairs * blocks * s.length * SINGLE, waiting_us=3.0 + 3.5 * each)
 
 
 def gradient(s: Shape) -> Launch:
@@ -227,7 +227,7 @@ LAUNCHES: Table = {
 for _op in ("soft_align", "align_distance", "alignment"):  # the same kernels; only their pairs differ
     LAUNCHES[_op, "forward"] = (norms, scores, weights, warp, finish)
     LAUNCHES[_op, "backward"] = (
-        unused_gradients, products, lists, quadratic, softmax, gram_gradient, gradient,
+        products, lists, quadratic, softmax, gram_gradient, along, gradient,
     )  # fmt: skip
 
 
