@@ -8,7 +8,7 @@ DEMO_IDENTITIES ?= 160
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all test-processors gpu-host-test check format clean
+.PHONY: demo test test-all test-processors gpu-host-test gpu-host-rehearsal check format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready $(DEMO)/shards/index.json
@@ -18,7 +18,7 @@ demo: $(VENV)/ready $(DEMO)/shards/index.json
 test: $(VENV)/ready
 	python -m pytest -m "not long"
 
-test-all: $(VENV)/ready
+test-all: $(VENV)/ready gpu-host-test
 	python -m pytest
 
 # As on other processors and on a busy machine: six times `make test`, and a table.
@@ -50,20 +50,26 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	$(BIN)/python -m launch.engine
 	touch $@
 
-# The GPU suite's rehearsal with the versions of a GPU machine: several GB, because PyTorch 2.11 for Python 3.12 comes
-# with CUDA only. Both are looked for by name; GPU_HOST_PYTHON= names another.
+# The GPU suite's rehearsal with the versions of a GPU machine. Several GB, because PyTorch 2.11 for Python 3.12 comes with
+# CUDA only. GPU_HOST_PYTHON= names a Python 3.12 that is not found by itself.
 GPU_HOST_VENV ?= .venv-gpu-host
 GPU_HOST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python) python3.12)
 GPU_HOST_PACKAGES := torch triton numpy deepspeed pydantic pytest pytest-timeout pyyaml safetensors pillow psutil tqdm \
     fsspec scipy jinja2 matplotlib scikit-learn threadpoolctl
+GPU_HOST = PYTHONPATH=$(CURDIR) TORCH_EXTENSIONS_DIR=$(abspath $(GPU_HOST_VENV))/torch_extensions $(GPU_HOST_VENV)/bin/python
 
-gpu-host-test: $(GPU_HOST_VENV)/ready
-	GPU_HOST_VENV=$(GPU_HOST_VENV) PYTHONPATH=$(CURDIR) $(GPU_HOST_VENV)/bin/python -m pytest tests/perf/test_gpu_suite.py
+gpu-host-test:
+	@if $(GPU_HOST_PYTHON) -c "" 2>/dev/null; then $(MAKE) gpu-host-rehearsal; \
+	else echo "gpu-host-test: not run, because there is no Python 3.12 here; GPU_HOST_PYTHON= names one"; fi
+
+gpu-host-rehearsal: $(GPU_HOST_VENV)/ready
+	$(GPU_HOST) -m pytest tests/perf/test_gpu_suite.py
 
 $(GPU_HOST_VENV)/ready: constraints-gpu-host.txt
 	test -x $(GPU_HOST_VENV)/bin/python || $(GPU_HOST_PYTHON) -m venv $(GPU_HOST_VENV)
 	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --upgrade pip setuptools wheel
 	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --constraint constraints-gpu-host.txt $(GPU_HOST_PACKAGES)
+	$(GPU_HOST) -m launch.engine
 	touch $@
 
 clean:

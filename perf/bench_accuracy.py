@@ -121,6 +121,11 @@ def picture(ways: dict[str, dict[str, Any]]) -> Figure:
     return figure
 
 
+def write(path: Path, content: dict[str, Any]) -> None:
+    """The result file, whole."""
+    write_whole(path, json.dumps({"environment": environment(1), **content}, indent=1, allow_nan=False) + "\n")
+
+
 def measure(wanted: argparse.Namespace) -> int:
     """Train what is not trained, then compare; 1 if a training failed, 75 if asked to stop."""
     wanted_runs, failed = trainings(wanted), []
@@ -139,6 +144,9 @@ def measure(wanted: argparse.Namespace) -> int:
     def ended(one: Training, status: int) -> None:
         if status not in (0, EXIT_CODE):
             failed.append(f"{one.folder.name}: its training ended with status {status}")
+        elif wanted.json:  # what is finished, in case that the other training is not
+            finished = {name: curve(other.folder) for name, other in wanted_runs.items() if other.finished()}
+            write(wanted.json, {"complete": False, "ways": finished})
 
     if not run_all([one for one in wanted_runs.values() if not one.finished()], ended):
         print("asked to stop; the same command goes on from there", flush=True)
@@ -157,8 +165,7 @@ def measure(wanted: argparse.Namespace) -> int:
         )
     if wanted.json:
         settings = published(wanted_runs["kernels"].config().model_dump(mode="json", exclude={"run"}))
-        content = {"environment": environment(1), **found, "ways": ways, "config": settings}
-        write_whole(wanted.json, json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write(wanted.json, {"complete": True, **found, "ways": ways, "config": settings})
         picture(ways).savefig(wanted.json.with_suffix(".svg"), metadata={"Date": None})
     return 0
 

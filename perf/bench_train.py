@@ -70,6 +70,7 @@ class Variant(NamedTuple):
 VARIANTS = (
     Variant("baseline, definitions", False, False, kernels=False),
     Variant("baseline, kernels", False, False),
+    Variant("baseline, kernels, channels-last, fused", False, False, channels_last=True, fused=True),
     Variant("whole, definitions", kernels=False),
     Variant("whole, kernels"),
     Variant("+ IPCAM, kernels", cmaam=False),

@@ -65,10 +65,12 @@ def compile_ahead(python: str, folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-def commands(folder: Path) -> str:
-    """What to run on the GPU machine, in the root of the tree, before the suite."""
+def commands(number: int, folder: Path) -> str:
+    """What to run on the GPU machine, in the root of the tree, before the suite; the cache needs nothing."""
+    if not CALLS[number].packages:
+        return "export PYTHONPATH=."
     lines = [f"python3 -m pip install -q --no-index --no-deps --no-compile --target SITE {folder}/wheels/*.whl"]
-    if (folder / "dali").exists():
+    if "dali" in CALLS[number].packages:
         lines.append(f"cat {folder}/dali/dali.tar.xz.* | tar -xJ -C SITE  # when all parts are there")
     return "\n".join([*lines, "export PYTHONPATH=SITE:."])
 
@@ -89,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     for path in sorted(files, key=lambda path: -path.stat().st_size)[:20]:
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(args.into)}")
-    print(f"{megabytes(files):8.2f} MB in {len(files)} files for call {args.call}\n{commands(args.into)}")
+    print(f"{megabytes(files):8.2f} MB in {len(files)} files for call {args.call}\n{commands(args.call, args.into)}")
     return 0
 
 

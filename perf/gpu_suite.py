@@ -4,9 +4,11 @@ Call 1 is about correctness and ceilings, call 2 about kernels and tuning, call 
 data on the GPU and a training to a score. Without --call they run in that order. Each ends inside its limit, can be
 repeated alone, prints its table last and leaves two files, DIR/call_N.json with every row and DIR/call_N.md to read;
 rows are written as they are measured. A part that fails or is stopped never loses another's results, and what a part
-lacks (a package, a program) is said in its line. `--needs N` lists what call N wants to have beside PyTorch and Triton;
-perf/gather_gpu_needs.py gathers it. `--rehearse` runs the same on a CPU with a fake GPU and tiny shapes: its figures
-mean nothing.
+lacks (a package, a program) is said in its line.
+
+`--needs N` lists what call N wants to have beside PyTorch and Triton; perf/gather_gpu_needs.py gathers it. `--unpack
+FILE` takes a call_N.json apart into the result files of its parts. `--rehearse` runs the same on a CPU with a fake GPU
+and tiny shapes: its figures mean nothing.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from perf.calls.machine import machine
 from perf.calls.needs import listing
 from perf.calls.plan import CALLS
 from perf.calls.run import Place, run_call
-from perf.calls.summary import Summary
+from perf.calls.summary import Summary, unpack
 from tacaf.checkpoint import write_whole
 
 
@@ -63,6 +65,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--call", type=int, choices=sorted(CALLS), help="one call; default: all in order")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with a fake GPU and tiny shapes")
     parser.add_argument("--needs", type=int, choices=sorted(CALLS), metavar="N", help="list what call N needs, and end")
+    parser.add_argument("--unpack", type=Path, metavar="FILE", help="write the parts' files of a call_N.json to --out")
     parser.add_argument(
         "--work", type=Path, default=work_folder(), metavar="DIR", help="caches and the parts' own files (%(default)s)"
     )
@@ -93,6 +96,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.needs is not None:
         print(listing(args.needs))
+        return 0
+    if args.unpack:
+        print("\n".join(map(str, unpack(args.unpack, args.out))))
         return 0
     if problem := problem_with(args):
         print(f"error: {problem}", file=sys.stderr)

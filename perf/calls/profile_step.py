@@ -78,6 +78,8 @@ def profiled(step: Step, steps: int) -> tuple[list[Kernel], list[str]]:
         torch.cuda.synchronize()
     on_device, on_host = list[Kernel](), list[str]()
     for event in prof.events():
+        if event.is_user_annotation:  # the GPU's time in a named block of the host, gaps included; no kernel
+            continue
         if event.device_type == (DeviceType.CUDA if ProfilerActivity.CUDA in possible else DeviceType.CPU):
             on_device.append(Kernel(event.name, event.time_range.start, event.time_range.end))
         else:

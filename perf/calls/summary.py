@@ -13,6 +13,18 @@ from tacaf.checkpoint import write_whole
 BAD = ("failed", "stopped")
 
 
+def unpack(file: Path, folder: Path) -> list[Path]:
+    """Write what each part of a call left as a file of its own, for the scripts that read results; their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = list[Path]()
+    for part in json.loads(file.read_text())["parts"]:
+        several = len(part["results"]) > 1
+        for k, result in enumerate(part["results"]):
+            found.append(folder / f"{part['part']}{f'_{k}' if several else ''}.json")
+            write_whole(found[-1], json.dumps(result, indent=1) + "\n")
+    return found
+
+
 class Summary:
     """What a call has found so far, written again after every part and every few seconds while one runs."""
 

@@ -11,7 +11,7 @@ TRAIN_COLUMNS = ("name", "forward_ms", "backward_ms", "optimizer_ms", "step_ms",
 CHECK_COLUMNS = ("op", "shape", "dtype", "largest_error", "error")
 KERNEL_COLUMNS = ("op", "provider", "us", "count", "kernel", "error")
 HIDDEN = ("bytes", "flops", "steps_ms", "longest_gaps_us")  # in the file, not in the table
-ROWS_SHOWN = 40
+ROWS_SHOWN, KERNELS_SHOWN = 40, 25
 LOG_LINES = 40
 
 
@@ -52,7 +52,8 @@ def of_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The lines that suit these rows."""
     if any("kernel" in row and "op" in row for row in rows):
         longest = sorted(rows, key=lambda row: row.get("us") or 0.0, reverse=True)
-        return text(longest[:ROWS_SHOWN], KERNEL_COLUMNS)
+        cut = [{**row, "kernel": row.get("kernel", "-")[:60]} for row in longest[:KERNELS_SHOWN]]
+        return text(cut, KERNEL_COLUMNS)
     if any(row.get("pass") == "check" for row in rows):
         return text(rows, CHECK_COLUMNS)
     if all("provider" in row and "op" in row for row in rows):

@@ -48,6 +48,24 @@ def test_the_second_time_nothing_is_trained_and_other_settings_are_refused(found
     assert "expected loss.dt = 2.0" in capsys.readouterr().err
 
 
+def test_what_is_finished_is_kept_when_the_other_training_fails(found, sysu_shards, monkeypatch, capsys):
+    def fails(wanted, ended):
+        for one in (*wanted, trainings["kernels"]):
+            ended(one, one.folder.name != "kernels")
+        return True
+
+    words = command(sysu_shards, found["out"])
+    words[words.index("--json") + 1] = str(found["out"] / "partial.json")
+    monkeypatch.setattr(bench_accuracy.Training, "finished", lambda self: self.folder.name == "kernels")
+    monkeypatch.setattr(bench_accuracy, "run_all", fails)
+    trainings = {"kernels": bench_accuracy.Training(found["out"] / "kernels", DEMO, ())}
+    assert bench_accuracy.main(words) == 1
+    assert "definitions: its training ended with status" in capsys.readouterr().err
+    partial = json.loads((found["out"] / "partial.json").read_text())
+    assert not partial["complete"]
+    assert partial["ways"] == {"kernels": found["ways"]["kernels"]}
+
+
 def test_by_definitions_means_every_op(monkeypatch):
     def ops() -> list:
         return [getattr(module, name) for module, name in CALLS]
