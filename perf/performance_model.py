@@ -188,8 +188,8 @@ ceiling" is least / predicted. "Measured" is from the result files named below: 
 otherwise the median of single calls. bf16, milliseconds.
 
 How long the alignment's kernels wait for their loads, and how much of the L2 cache's rate they draw, was fitted to one
-measurement on an H200, of 64 images with L = 162 and C = 2048 (perf/results/gpu/kernel_times.json). Agreement at that shape
-is no evidence for the model; at other shapes and on an H100 it is.
+measurement on an H200, of 64 images with L = 162 and C = 2048 (perf/results/gpu/kernel_times.json). Agreement at that
+shape is no evidence for the model; at other shapes and on an H100 it is.
 
 | card | copy, TB/s | bf16 product, TFLOP/s | L2 cache, TB/s |
 | --- | --- | --- | --- |

@@ -4,8 +4,8 @@ To describe another set of kernels, change LAUNCHES and the functions that it na
 slowest of its limits: memory, the L2 cache, the matrix units, or waves of blocks that wait for their loads. The
 alignment's kernels are described in kernels/alignment/README.md. How many of their blocks fit one multiprocessor
 follows from the registers and the shared memory that perf/compile_report.py counts. How long one of their waves waits
-was fitted to their times on an H200 (perf/results/gpu/kernel_times.json: bf16, 64 images, L = 162, C = 2048), so agreement at
-that one shape says nothing about the model.
+was fitted to their times on an H200 (perf/results/gpu/kernel_times.json: bf16, 64 images, L = 162, C = 2048), so
+agreement at that one shape says nothing about the model.
 Legend: B images, N pairs, L positions, LP = L rounded up to 16, C channels, e = 2 bytes of an element.
 """
 
