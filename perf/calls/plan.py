@@ -132,7 +132,7 @@ CALLS = {
             _kernels(64, 90, 180),
             Part(
                 "tune", (("perf.tune_alignment", *IN_TIME, *JSON),), 100, 200,
-                needs=("perf/tune_alignment.py",), rehearsal=("--rehearse",), fake=False,
+                needs=("perf/tune_alignment.py",), rehearsal=("--small",),
             ),
             _kernels(512, 60, 120),
             _kernels(96, 40, 90),
