@@ -190,7 +190,7 @@ def build_engine(
         **config.deepspeed,
     }
     if by_flag and config.zero_stage >= 1:
-        settings["zero_optimization"] = {**zero, "compute_grad_norm": False}  # `update` does, and nobody waits for it
+        settings["zero_optimization"] = {**zero, "compute_grad_norm": False}  # `update` does, without a wait
     settings |= _monitors(config)
     if found is not None and config.zero_stage >= 1:
         ranks = checkpoint.facts_of(found)["ranks"]

@@ -84,7 +84,7 @@ def row_of(part: str, choice: Choice, work: Work, exact: list[torch.Tensor]) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--limit-s", type=float, default=300, help="start nothing new after so many seconds")
+    parser.add_argument("--limit-s", type=float, default=300, help="start no new measurement after this many seconds")
     parser.add_argument("--small", action="store_true", help="one part on small maps, for a rehearsal")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():

@@ -19,7 +19,7 @@ def work_folder() -> Path:
 def cache_variables(own: Path | None = None) -> dict[str, str]:
     """The environment of a part: caches of Triton and of torch.compile that stay from call to call.
 
-    They lie in the folder `own`, by default where the caller's environment says or else in `work_folder`.
+    They are in the folder `own`, by default where the caller's environment says or else in `work_folder`.
     """
     places = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
     if own is not None:

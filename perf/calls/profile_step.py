@@ -64,9 +64,9 @@ def longest(kernels: Sequence[Kernel], steps: int) -> list[dict[str, Any]]:
 
 
 def profiled(step: Step, steps: int) -> tuple[list[Kernel], list[str]]:
-    """What the GPU did in so many steps, and the names of the host's calls.
+    """What the GPU did in this number of steps, and the names of the host's calls.
 
-    In a rehearsal PyTorch's operators stand for the GPU's kernels.
+    In a rehearsal PyTorch's operators take the place of the GPU's kernels.
     """
     for _ in range(3):
         step.run()

@@ -61,7 +61,7 @@ def time_for(k: int, parts: tuple[Part, ...], left_s: float) -> float:
 
 
 def run_part(part: Part, place: Place, limit_s: float) -> dict[str, Any]:
-    """Run one part for at most so long; its row in the summary."""
+    """Run one part within its time; returns its row for the summary."""
     began = time.monotonic()
     for old in place.folder.glob(f"{part.name}.*"):
         old.unlink()
