@@ -261,7 +261,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--providers", nargs="+", choices=PROVIDERS, help="what to time; a CPU's default: eager ours")
     parser.add_argument("--autotuned-compile", action="store_true", help="also time max-autotune compilation (minutes)")
     parser.add_argument("--seconds", type=float, default=0.2, help="about how long a provider's pass is timed")
-    parser.add_argument("--limit-s", type=float, help="start nothing that may take longer than this many seconds in all")
+    parser.add_argument(
+        "--limit-s", type=float, help="start nothing that may take longer than this many seconds in all"
+    )
     parser.add_argument("--no-graph", action="store_true", help="capture no CUDA graphs")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--check", action="store_true", help="no figures: every case in every dtype against float64")
