@@ -188,7 +188,7 @@ def _properties(device: Any = None) -> SimpleNamespace:
 
 
 def _cuda_names() -> dict[str, Any]:
-    """What stands in for names of torch.cuda."""
+    """The replacements for names in torch.cuda."""
     return {
         "is_available": lambda: True, "is_initialized": lambda: True, "init": lambda: None,
         "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda device: None,

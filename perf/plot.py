@@ -75,7 +75,7 @@ def table(found: dict) -> str:
 
 
 def measured(found: dict) -> list[dict]:
-    """The rows with times; the others say why there are none."""
+    """The rows that have times; the other rows give a reason instead."""
     return [row for row in found["rows"] if "error" not in row]
 
 

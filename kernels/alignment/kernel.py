@@ -8,7 +8,7 @@ from kernels.alignment import backward_kernel, forward_kernel
 from kernels.alignment.tile_kernel import Choice, Tile, precision
 
 # Half types on Hopper and later, whose asynchronous products leave registers for whole pairs: measured on an H200
-# (perf/tune_alignment.py, perf/results/gpu/call_2.json). The first is the default.
+# (perf/tune_alignment.py, perf/results/gpu/tune_alignment.json). The first is the default.
 CHOICES = (
     Choice(
         rows=192,

@@ -101,7 +101,7 @@ def words_of(command: Command, part: Part, place: Place, limit_s: float) -> list
 def _started(
     commands: list[list[str]], logs: list[Path], variables: dict[str, str]
 ) -> Iterator[list[subprocess.Popen]]:
-    """The processes, each the leader of a group of its own; nothing of them is left afterwards."""
+    """Start the processes, each in its own process group; all of them have ended afterwards."""
     processes: list[subprocess.Popen] = []
     files: list[IO[bytes]] = []
     try:
@@ -137,7 +137,7 @@ def _wait(processes: list[subprocess.Popen], until: float, tick: Callable[[], No
 
 
 def _stop(processes: list[subprocess.Popen]) -> None:
-    """Ask every group to stop and give it a moment; whoever started them kills what is left."""
+    """Ask every group to stop and wait briefly; the caller kills what is left."""
     for process in processes:
         _signal(process, signal.SIGTERM)
     _wait(processes, time.monotonic() + GRACE_S, lambda: None)

@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=Path, required=True)
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--limit-s", type=float, default=600, help="no epoch begins after so many seconds")
+    parser.add_argument("--limit-s", type=float, default=600, help="start no epoch after this many seconds")
     parser.add_argument("--small", action="store_true", help="the demo's model for two steps, for a rehearsal")
     args = parser.parse_args(argv)
     began, device = time.monotonic(), "cuda" if torch.cuda.is_available() else "cpu"

@@ -14,7 +14,7 @@ BAD = ("failed", "stopped")
 
 
 def unpack(file: Path, folder: Path) -> list[Path]:
-    """Write what each part of a call left as a file of its own, for the scripts that read results; their paths."""
+    """Write the results of each part of a call to a separate file for the scripts that read them; returns the paths."""
     folder.mkdir(parents=True, exist_ok=True)
     found = list[Path]()
     for part in json.loads(file.read_text())["parts"]:

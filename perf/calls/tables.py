@@ -80,7 +80,7 @@ def of_part(results: Sequence[Any]) -> list[str]:
     try:
         rows = rows_of(results)
         return [*line, *(of_rows(rows) if rows else [])]
-    except Exception as error:  # rows of a form that nobody foresaw are in the file, and must not cost the call
+    except Exception as error:  # an unexpected form of row must not end the call; the rows are in the file
         return [*line, f"these rows make no table ({type(error).__name__}: {error}); the file has them"]
 
 

@@ -61,7 +61,7 @@ class Tape(TorchDispatchMode):
                 storage.copy_(before)
 
     def play(self) -> None:
-        """Run everything again, from what lies in the tensors from outside now."""
+        """Run everything again on the present contents of the tensors that came from outside."""
         with torch.no_grad():
             for func, args, kwargs, new in self._calls:
                 for tensor, value in zip(new, _tensors(func(*args, **kwargs)), strict=True):
