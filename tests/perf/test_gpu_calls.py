@@ -125,7 +125,8 @@ def test_a_variant_that_fails_leaves_the_others_and_rows_are_written_one_by_one(
     assert seen == [[], names[:1], names[:2]]
     rows = json.loads(file.read_text())["rows"]
     assert [row["name"] for row in rows] == names
-    assert [row["error"] for row in rows] == [None, "OutOfMemoryError: no memory left", None]
+    assert [row["error"] is None for row in rows] == [True, False, True]
+    assert rows[1]["error"].startswith("OutOfMemoryError: no memory left (perf/test_gpu_calls.py:")
     assert "failed: OutOfMemoryError" in capsys.readouterr().out
 
 
