@@ -21,9 +21,9 @@ from launch.ablation_results import Cell, result_file
 from launch.stop import EXIT_CODE
 from launch.trainings import SCRIPT, Training, run_all
 from shards import benchmarks, sysu_mm01
-from tacaf.checkpoint import write_whole
 from tacaf.evaluation import ablation
 from tacaf.evaluation.forest import draw_forest
+from tacaf.files import write_whole
 from tacaf.logs import command, git_commit, published, versions
 from tacaf.vocabulary import InputError
 

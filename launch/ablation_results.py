@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from launch.config import Config
 from launch.trainings import SCRIPT, Training, refuse_other_values
-from tacaf.checkpoint import write_whole
 from tacaf.evaluation.ablation import People, score_people
 from tacaf.evaluation.features import load_features
+from tacaf.files import write_whole
 from tacaf.logs import published
 from tacaf.vocabulary import InputError
 

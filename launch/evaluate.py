@@ -22,7 +22,6 @@ from launch.evaluation_options import chosen_settings, parse
 from launch.leak import own_split, refuse_leak, refuse_mixed
 from launch.stop import StopRequest
 from tacaf import distributed
-from tacaf.checkpoint import write_whole
 from tacaf.data.index import ShardIndex
 from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.storage import RemoteConfig
@@ -31,6 +30,7 @@ from tacaf.evaluation.extract import extract
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
 from tacaf.evaluation.tables import PROTOCOLS
+from tacaf.files import write_whole
 from tacaf.model.file import ModelCard, load_model
 from tacaf.model.tacafnet import Embedding, TacafNet
 from tacaf.vocabulary import InputError, Modality

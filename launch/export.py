@@ -26,11 +26,11 @@ from torch import nn
 
 from launch.config import load_config
 from shards.synth import Shot, picture
-from tacaf.checkpoint import sha256_of
 from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below
 from tacaf.data.reader import ShardReader
+from tacaf.files import sha256_of
 from tacaf.inference import CARD, CARD_FORMAT, CARD_VERSION, MODEL, ONNX_FILES, Embedder
 from tacaf.logs import versions
 from tacaf.model.tacafnet import TacafNet

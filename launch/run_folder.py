@@ -10,7 +10,8 @@ from typing import TextIO
 
 from launch.config import Config, dump_config
 from tacaf import distributed, logs
-from tacaf.checkpoint import mend, write_whole
+from tacaf.checkpoint import mend
+from tacaf.files import write_whole
 from tacaf.vocabulary import InputError
 
 

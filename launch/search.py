@@ -15,9 +15,9 @@ from typing import Any, get_args
 
 from launch.search_page import page
 from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locked
-from tacaf.checkpoint import write_whole
 from tacaf.data.photo import images_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
+from tacaf.files import write_whole
 from tacaf.inference import Embedder, modality_of
 from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError, Modality

@@ -16,7 +16,7 @@ from launch.engine import Place
 from launch.state import TrainState
 from launch.stop import StopRequest
 from tacaf import distributed
-from tacaf.checkpoint import write_whole
+from tacaf.files import write_whole
 from tacaf.logs import MetricsWriter, Progress
 from tacaf.transfer import HostCopy
 from tacaf.vocabulary import InputError

@@ -26,7 +26,7 @@ from launch.stop import EXIT_CODE
 from launch.trainings import SCRIPT, Training, run_all
 from perf.bench_train import plain_definitions
 from perf.plot import STYLE
-from tacaf.checkpoint import write_whole
+from tacaf.files import write_whole
 from tacaf.logs import environment, published, read_metrics
 from tacaf.vocabulary import InputError
 

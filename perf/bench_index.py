@@ -20,7 +20,8 @@ import numpy as np
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig
 from tacaf.logs import environment
-from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, SHARD_FORMAT, SHARD_FORMAT_VERSION
+from tacaf.shard_set import ColumnFacts, IndexFile, ShardFacts
+from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE
 
 IMAGES_OF_A_MODALITY = 5
 IDENTITIES_OF_A_SHARD = 650  # 256 MiB of images of 40 kB
@@ -47,13 +48,21 @@ def write_index(folder: Path, identities: int) -> None:
         path = folder / f"paper-{number:06d}.tar"
         with path.open("wb") as file:
             file.truncate(images * IMAGE_BYTES)
-        shards.append({"name": path.name, "bytes": images * IMAGE_BYTES, "sha256": "0" * 64, "images": images})
-    facts = {
-        "format": SHARD_FORMAT, "format_version": SHARD_FORMAT_VERSION, "name": "paper", "images": len(row),
-        "splits": {"train": list(range(identities))}, "locations": None, "shards": shards,
-        "columns": {name: {"dtype": COLUMNS[name], "sha256": "0" * 64} for name in COLUMNS},
-    }  # fmt: skip
-    (folder / INDEX_FILE).write_text(json.dumps(facts))
+        shards.append(ShardFacts(name=path.name, bytes=images * IMAGE_BYTES, sha256="0" * 64, images=images))
+    index = IndexFile(
+        name="paper",
+        images=len(row),
+        counts={"train": {}},
+        splits={"train": list(range(identities))},
+        pid_names=None,
+        locations=None,
+        shards=shards,
+        columns={name: ColumnFacts(dtype=COLUMNS[name], sha256="0" * 64) for name in COLUMNS},
+        left_out=[],
+        left_out_count=0,
+        source="paper",
+    )
+    (folder / INDEX_FILE).write_text(index.to_json())
 
 
 def measure(folder: Path) -> dict:

@@ -32,8 +32,8 @@ import tacaf.model.ipcam as ipcam
 import tacaf.model.pooling as pooling
 from launch.capture import captured, reason_of
 from perf.bench_kernels import MIB
-from tacaf.checkpoint import write_whole
 from tacaf.child_processes import child_environment
+from tacaf.files import write_whole
 from tacaf.interfaces import Pairs
 from tacaf.logs import environment
 from tacaf.losses.total import LossConfig, TacafLoss

@@ -30,7 +30,7 @@ from perf.calls.needs import listing
 from perf.calls.plan import CALLS
 from perf.calls.run import Place, run_call
 from perf.calls.summary import Summary, unpack
-from tacaf.checkpoint import write_whole
+from tacaf.files import write_whole
 
 
 def run(number: int, out: Path, work: Path, rehearse: bool) -> bool:

@@ -22,7 +22,7 @@ if __name__ == "__main__":  # so that it runs in a checkout that is not installe
 from perf.cases import Case, both_case, cases
 from perf.parts.launches import COMPILED, EAGER, ELEMENT, LAUNCHES, Launch, Rival, Shape, shape_of
 from perf.parts.step_model import STEPS, step_ms
-from tacaf.checkpoint import write_whole
+from tacaf.files import write_whole
 
 OUT = Path(__file__).resolve().parent / "results" / "kernels_gpu.md"
 PASSES = ("forward", "backward")

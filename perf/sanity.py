@@ -37,10 +37,10 @@ from launch.trainings import Training
 from perf.known_people import CAMERAS, Picture, moved_pair, pictures
 from shards import manifest
 from shards.benchmarks import BENCHMARKS, Benchmark
-from tacaf.checkpoint import write_whole
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
+from tacaf.files import write_whole
 from tacaf.inference import MODEL, Embedder
 from tacaf.logs import environment, git_commit
 from tacaf.model.cmaam import Matched

@@ -11,8 +11,8 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from shards.index_file import IndexFile, read_column, read_index, row_key
 from shards.verify import verify
+from tacaf.shard_set import IndexFile, read_column, read_index, row_key
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 TEMPLATE = Path(__file__).with_name("contact_sheet.html")

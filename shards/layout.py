@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from shards.images import SUFFIXES
 from shards.record import Omission
+from tacaf.images import SUFFIXES
 from tacaf.vocabulary import InputError
 
 

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Unpack
 
-from shards.images import SUFFIXES
 from shards.layout import need_folder
 from shards.record import Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
 from tacaf.draws import Stream, permutation
+from tacaf.images import SUFFIXES
 from tacaf.vocabulary import InputError, Modality, Split
 
 NEEDED, OPTIONAL = ("path", "pid", "modality"), ("camid", "split")

@@ -10,7 +10,6 @@ Beside `out` stands `<out>.packing` while a packing runs, and after one that was
 import ctypes
 import errno
 import fcntl
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from shards.index_file import read_index
+from tacaf.files import sync_folder
+from tacaf.shard_set import read_index
 from tacaf.vocabulary import COLUMN_FOLDER, INDEX_FILE, InputError
 
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system without locks: go without
@@ -108,21 +108,6 @@ def sync(file: BinaryIO) -> None:
     """Have an open file's content on the disk, not only in memory."""
     file.flush()
     os.fsync(file.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def file_sha256(path: Path) -> str:
-    """The sha256 of a file, as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager

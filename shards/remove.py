@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.index_file import IndexFile, Removed, ShardFacts, Tally, read_column, read_index, row_key, tally
-from shards.output import Workplace, file_sha256, link, new_set, sync, write_text
+from shards.output import Workplace, link, new_set, sync, write_text
 from shards.tar import Component, add_member, index_text
 from shards.verify import verify
 from shards.writer import write_column
+from tacaf.files import sha256_of
+from tacaf.shard_set import IndexFile, Removed, ShardFacts, Tally, read_column, read_index, row_key, tally
 from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality
 
 Columns = dict[str, np.ndarray]
@@ -150,7 +151,7 @@ def _write_shards(
         kept["offset"][row_of[staying]] = [image.offset for image in images]
         rewritten += 1
         tar = target / name
-        shards.append(ShardFacts(name=name, bytes=tar.stat().st_size, sha256=file_sha256(tar), images=len(staying)))
+        shards.append(ShardFacts(name=name, bytes=tar.stat().st_size, sha256=sha256_of(tar), images=len(staying)))
     return shards, kept, rewritten
 
 
@@ -164,7 +165,7 @@ def _again(source: Path, target: Path) -> None:
 
 def _rewrite(source: Path, target: Path, facts: ShardFacts, keys: list[str]) -> list[Component]:
     """Write the samples of `keys`, which is all of `source` in its order but for the removed; their images' places."""
-    if file_sha256(source) != facts.sha256:  # a new hash would hide the damage
+    if sha256_of(source) != facts.sha256:  # a new hash would hide the damage
         raise InputError(
             f"{source}: its sha256 is not the one in {INDEX_FILE}; a byte has changed, copy it again first"
         )

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from pydantic import BaseModel, Field, ValidationError
 
-from shards.images import header_problem
-from shards.output import file_sha256, sync, sync_folder, write_text
+from shards.output import sync, write_text
 from shards.record import Record
 from shards.tar import BLOCK, Component, add_member, index_text, padded
 from shards.workers import Progress
+from tacaf.files import sha256_of, sync_folder
+from tacaf.images import header_problem
 from tacaf.vocabulary import InputError
 
 RECIPE = 1  # changes whenever the same images give other bytes
@@ -107,7 +108,7 @@ def _finish(
     """Name the files and write the record, each on the disk before the next."""
     if samples:
         write_text(job.file(".idx"), index_text(samples))
-        size, sha256 = partial.stat().st_size, file_sha256(partial)
+        size, sha256 = partial.stat().st_size, sha256_of(partial)
         os.replace(partial, job.file(".tar"))
     else:
         partial.unlink()

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Unpack
 
 from shards import benchmarks
-from shards.index_file import Tally
 from shards.layout import check_disjoint, image_files, need_folder, not_images, pid_folders, read_ids
 from shards.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
+from tacaf.shard_set import Tally
 from tacaf.vocabulary import InputError, Modality, Split
 
 NAME = "sysu_mm01"

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from shards.index_file import IndexFile, read_column, read_index, row_key, tally
-from shards.output import file_sha256
 from shards.verify_shard import MODALITIES, SPLITS, Columns, ShardCheck, check_shard
 from shards.workers import in_order, process_count
+from tacaf.files import sha256_of
+from tacaf.shard_set import IndexFile, read_column, read_index, row_key, tally
 from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, InputError, Modality, Split
 
 
@@ -137,7 +137,7 @@ def _check_shards(folder: Path, index: IndexFile, columns: Columns | None, quick
 
 def _is_changed(folder: Path, index: IndexFile, name: str) -> bool:
     path = folder / _column(name)
-    return name in COLUMNS and path.is_file() and file_sha256(path) != index.columns[name].sha256
+    return name in COLUMNS and path.is_file() and sha256_of(path) != index.columns[name].sha256
 
 
 def _column(name: str) -> str:

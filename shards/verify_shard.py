@@ -9,11 +9,11 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from shards.images import decode_problem
-from shards.index_file import NO_SPLIT, row_key
-from shards.output import file_sha256
 from shards.tar import BLOCK, INDEX_VERSION, Component, index_text, padded
 from shards.workers import Progress
+from tacaf.files import sha256_of
+from tacaf.images import decode_problem
+from tacaf.shard_set import NO_SPLIT, row_key
 from tacaf.vocabulary import Modality, Split
 
 MODALITIES = {modality.code: modality for modality in Modality}
@@ -39,7 +39,7 @@ def check_shard(check: ShardCheck, progress: Progress) -> tuple[list[str], bool]
     problems = [] if columns is None else list(_check_idx(path.with_suffix(".idx"), columns))
     if check.quick or not path.is_file():
         return problems, True
-    is_same = file_sha256(path) == check.sha256
+    is_same = sha256_of(path) == check.sha256
     if columns is not None:
         problems += _check_tar(path, columns, progress)
     return problems, is_same

@@ -12,12 +12,13 @@ from typing import TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from shards.images import SUFFIXES
-from shards.index_file import NO_SPLIT, ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index, tally
-from shards.output import Workplace, file_sha256, link, new_set, sync, write_text
+from shards.output import Workplace, link, new_set, sync, write_text
 from shards.record import Omission, Record
 from shards.shard_job import FinishedShard, ShardJob, finished, plan, relative, write_shard
 from shards.workers import in_order, process_count
+from tacaf.files import sha256_of
+from tacaf.images import SUFFIXES
+from tacaf.shard_set import NO_SPLIT, ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index, tally
 from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, InputError, Modality, Split
 
 
@@ -234,7 +235,7 @@ def write_column(folder: Path, name: str, values: np.ndarray) -> ColumnFacts:
     with path.open("wb") as file:
         np.save(file, values, allow_pickle=False)
         sync(file)
-    return ColumnFacts(dtype=COLUMNS[name], sha256=file_sha256(path))
+    return ColumnFacts(dtype=COLUMNS[name], sha256=sha256_of(path))
 
 
 def check_counts(splits: Mapping[str, Collection[int]], counts: Mapping[str, Mapping[Modality, Tally]]) -> None:

@@ -5,13 +5,13 @@ under the temporary name; `commit` makes it real on rank 0. Loading unpickles, s
 ever loaded; what is published is safetensors.
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from tacaf.files import sha256_of, write_whole
 from tacaf.vocabulary import InputError
 
 MANIFEST = "manifest.json"
@@ -95,21 +95,6 @@ def refuse_other(saved: dict, current: dict, path: Path) -> None:
             + "; ".join(differences)
             + ". Resume with the settings it was made with, or start in a new run folder"
         )
-
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small text file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def _fsync(path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any, get_args
 import numpy as np
 import torch
 
-from tacaf.checkpoint import sha256_of
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
+from tacaf.files import sha256_of
 from tacaf.model.file import load_model
 from tacaf.model.tacafnet import Embedding, TacafNet
 from tacaf.model.weights import CLASSIFIER

@@ -18,8 +18,13 @@ FLOOR_1 = tuple(
         "distributed",
         "checkpoint",
         "child_processes",
+        "command",
+        "documents",
+        "files",
+        "images",
         "logs",
         "optim",
+        "shard_set",
         "transfer",
     )
 )
@@ -31,7 +36,12 @@ MAY_IMPORT = {
     "tacaf.draws": (),
     "tacaf.interfaces": ("tacaf.transfer", "tacaf.vocabulary"),
     "tacaf.distributed": ("tacaf.vocabulary",),
-    "tacaf.checkpoint": ("tacaf.vocabulary",),
+    "tacaf.files": ("tacaf.vocabulary",),
+    "tacaf.documents": ("tacaf.files", "tacaf.vocabulary"),
+    "tacaf.command": ("tacaf.files", "tacaf.vocabulary"),
+    "tacaf.images": ("tacaf.documents",),
+    "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
+    "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.vocabulary",),
     "tacaf.optim": ("tacaf.vocabulary",),
@@ -42,7 +52,9 @@ MAY_IMPORT = {
     "tacaf.evaluation": FLOOR_1,
     "tacaf.inference": ("kernels", "tacaf"),
     "tacaf.catalogue": ("kernels", "tacaf"),
-    "shards": ("tacaf.vocabulary", "tacaf.draws"),
+    "shards": tuple(
+        f"tacaf.{name}" for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_set")
+    ),
     "launch": ("tacaf",),
     "launch.reproduce": ("tacaf", "shards", "launch"),
     "launch.ablate": ("tacaf", "shards", "launch"),
@@ -71,7 +83,10 @@ HEAVY = {
         "perf/parts/*.py",
     ),
 }
-NO_TORCH = ("tacaf/vocabulary.py", "tacaf/draws.py", "tacaf/child_processes.py")
+NO_TORCH = tuple(
+    f"tacaf/{name}.py"
+    for name in ("vocabulary", "draws", "child_processes", "command", "documents", "files", "images", "shard_set")
+)
 
 
 def _sources() -> list[Path]:

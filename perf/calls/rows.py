@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tacaf.checkpoint import write_whole
+from tacaf.files import write_whole
 
 
 class RowsFile:

@@ -8,7 +8,7 @@ from typing import Any
 from perf.calls.plan import CALLS
 from perf.calls.rows import results_of
 from perf.calls.tables import markdown, of_call
-from tacaf.checkpoint import write_whole
+from tacaf.files import write_whole
 
 BAD = ("failed", "stopped")
 

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tacaf.checkpoint import write_whole
+from tacaf.files import write_whole
 
 
 class ResultFile:

@@ -1,7 +1,6 @@
 """The index of a shard set: memory-mapped columns, one row an image, and what training and scoring select from them."""
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -9,12 +8,13 @@ from typing import NamedTuple
 import numpy as np
 
 from tacaf.data.storage import File, LocalStore, RemoteConfig, Store, open_store
+from tacaf.files import reason_of
+from tacaf.images import GreyScale
+from tacaf.shard_set import IndexFile, parse_index
 from tacaf.vocabulary import (
     COLUMN_FOLDER,
     COLUMNS,
     INDEX_FILE,
-    SHARD_FORMAT,
-    SHARD_FORMAT_VERSION,
     InputError,
     Modality,
     sample_key,
@@ -33,6 +33,7 @@ class ShardIndex:
     sha256: str
     splits: dict[str, list[int]]
     locations: dict[int, int] | None
+    scales: dict[Modality, GreyScale]
     shards: list[File]
     columns: dict[str, np.ndarray] = field(repr=False)
 
@@ -46,34 +47,20 @@ class ShardIndex:
         path = store.where(INDEX_FILE)
         try:
             text = store.read(INDEX_FILE)
-            facts = json.loads(text)
-            if facts["format"] != SHARD_FORMAT:
-                raise KeyError("format")
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(
                 f"expected a shard set in {location}, found no {INDEX_FILE}; make one with python -m shards pack, or"
-                " mend data.shards"
+                " correct data.shards"
             ) from None
         except OSError as error:
-            raise InputError(f"expected to read {path}, got: {error.strerror}; mend data.shards") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{path}: expected the index of a shard set, got a damaged or other file ({error}); pack the set again"
-            ) from None
-        if facts["format_version"] != SHARD_FORMAT_VERSION:
-            raise InputError(
-                f"{path}: expected format version {SHARD_FORMAT_VERSION}, got {facts['format_version']}; pack the set"
-                " again with this version"
-            )
+            raise InputError(f"cannot read {path}: {reason_of(error)}") from None
+        facts = parse_index(text, path)
         columns = {name: _column(store, name, facts, check_hashes) for name in COLUMNS}
-        shards = [File(shard["name"], shard["bytes"], shard["sha256"]) for shard in facts["shards"]]
+        shards = [File(shard.name, shard.bytes, shard.sha256) for shard in facts.shards]
         if isinstance(store, LocalStore):
             _check_shards(store.folder, shards)
-        locations = (
-            {int(camid): place for camid, place in facts["locations"].items()} if facts.get("locations") else None
-        )
         sha256 = hashlib.sha256(text).hexdigest()
-        return cls(store, facts["name"], sha256, facts["splits"], locations, shards, columns)
+        return cls(store, facts.name, sha256, facts.splits, facts.locations, facts.scales, shards, columns)
 
     @property
     def remote(self) -> bool:
@@ -213,13 +200,13 @@ class _Mapped(NamedTuple):
         return self.content
 
 
-def _column(store: Store, name: str, facts: dict, check_hash: bool) -> np.ndarray:
+def _column(store: Store, name: str, facts: IndexFile, check_hash: bool) -> np.ndarray:
     member = f"{COLUMN_FOLDER}/{name}.npy"
-    where, most = store.where(member), 4096 + facts["images"] * np.dtype(COLUMNS[name]).itemsize
+    where, most = store.where(member), 4096 + facts.images * np.dtype(COLUMNS[name]).itemsize
     try:
-        file = store.open(File(member, most, facts["columns"][name]["sha256"]))
+        file = store.open(File(member, most, facts.columns[name].sha256))
         try:
-            right = not check_hash or hashlib.sha256(file.read()).hexdigest() == facts["columns"][name]["sha256"]
+            right = not check_hash or hashlib.sha256(file.read()).hexdigest() == facts.columns[name].sha256
             column = np.load(file.name, mmap_mode="r", allow_pickle=False)
         finally:
             store.keep(file)
@@ -227,9 +214,9 @@ def _column(store: Store, name: str, facts: dict, check_hash: bool) -> np.ndarra
         raise InputError(f"expected the column {where}, got: {error}; the set is damaged, pack it again") from None
     if not right:
         raise InputError(f"{where}: its sha256 is not the one in {INDEX_FILE}; the set is damaged, pack it again")
-    if column.shape != (facts["images"],) or column.dtype != COLUMNS[name]:
+    if column.shape != (facts.images,) or column.dtype != COLUMNS[name]:
         raise InputError(
-            f"{where}: expected {facts['images']} entries of {COLUMNS[name]}, got shape {column.shape} of"
+            f"{where}: expected {facts.images} entries of {COLUMNS[name]}, got shape {column.shape} of"
             f" {column.dtype}; the set is damaged, pack it again"
         )
     return column

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jinja2
 import numpy as np
 
-from tacaf.checkpoint import write_whole
 from tacaf.evaluation.published import (
     LLCM_NOTE,
     NOT_MEASURED,
@@ -17,6 +16,7 @@ from tacaf.evaluation.published import (
     TABLE_1_NOTE,
     TRAINING_IDENTITIES,
 )
+from tacaf.files import write_whole
 
 TEMPLATE = Path(__file__).with_name("comparison.html")
 TABLE = "table"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tacaf.checkpoint import sha256_of
 from tacaf.evaluation.features import FeatureSet
+from tacaf.files import sha256_of
 from tacaf.vocabulary import InputError, Modality, sample_key
 
 _KEY = re.compile(rf"({'|'.join(Modality)})_(-?\d+)_c(-?\d+)_(\d+)")

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 import jinja2
 
-from tacaf.checkpoint import write_whole
 from tacaf.evaluation.curves import draw_curves
 from tacaf.evaluation.overlay import Line
 from tacaf.evaluation.published import NOT_MEASURED, PUBLISHED, SYSU_QUERIES, TABLE_1_NOTE
 from tacaf.evaluation.ranking import MEASURES
+from tacaf.files import write_whole
 from tacaf.logs import read_metrics
 from tacaf.vocabulary import InputError
 

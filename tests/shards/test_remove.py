@@ -10,11 +10,11 @@ import pytest
 
 from shards import output
 from shards.__main__ import main
-from shards.index_file import read_index
 from shards.inspect import open_set, summary_text
 from shards.remove import remove
 from shards.verify import verify
 from shards.writer import pack
+from tacaf.shard_set import read_index
 from tacaf.vocabulary import COLUMNS, InputError
 from tests.shards.raw import column, noise_records, noise_splits, samples, snapshot
 

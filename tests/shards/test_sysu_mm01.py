@@ -7,8 +7,8 @@ import pytest
 from scipy.io import savemat
 
 from shards import sysu_mm01
-from shards.index_file import Tally
 from shards.verify import verify
+from tacaf.shard_set import Tally
 from tacaf.vocabulary import InputError, Modality
 from tests.shards.raw import column, samples, snapshot, write_image, write_sysu
 

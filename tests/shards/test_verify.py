@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from shards import sysu_mm01
-from shards.index_file import read_index
 from shards.synth import synthesise
 from shards.tar import add_member, index_text
 from shards.verify import verify
 from shards.writer import pack
+from tacaf.shard_set import read_index
 from tacaf.vocabulary import InputError
 from tests.shards.raw import column, noise_records, noise_splits, samples
 

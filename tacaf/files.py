@@ -1,0 +1,299 @@
+"""Files that are whole or not there: writing, reading within a limit, hashing, locking, and names fit for people.
+
+What is written appears under its name in one step, on the disk, with the permissions that the file had before or that
+the umask gives a new one. Until then it has a temporary name beside it, which is held by a lock of the writing process;
+so whoever writes next removes what a killed process left behind, and nothing that is still in use.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from tacaf.vocabulary import InputError
+
+# What the file system says of a write, where the error itself may not name the file.
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_PARTIAL = ".partial"
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that a reader sees the old content or the new, never a part. InputError if it cannot be written.
+
+    Text is written as UTF-8; a file name in it that is not UTF-8 keeps its bytes.
+    """
+    with whole_file(path) as file:
+        file.write(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A binary file that becomes `path` when the block ends well; otherwise `path` is as before.
+
+    InputError, naming the path, if the file cannot be written: no space, no permission, a folder in its place.
+    """
+    target = _target(path)
+    with _explained(path, target):
+        remove_leftovers(target)
+        temporary, handle = _new_file(target)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(temporary, target)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        sync_folder(target.parent)
+
+
+@contextmanager
+def whole_path(path: Path) -> Iterator[Path]:
+    """As `whole_file`, for a library that opens the file itself: the path of a new file that becomes `path`."""
+    target = _target(path)
+    with _explained(path, target), _new_folder(target) as folder:
+        made = folder / target.name
+        made.touch()
+        mode = _mode_of(target)
+        mode = stat.S_IMODE(made.stat().st_mode) if mode is None else mode
+        yield made
+        made.chmod(mode)  # the library may have made a file of its own under this name
+        _sync_file(made)
+        os.replace(made, target)
+    sync_folder(target.parent)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A new folder that becomes `path`, which must not exist or be empty, when the block ends well."""
+    with _explained(path, path), _new_folder(path) as folder:
+        yield folder
+        for made in folder.rglob("*"):
+            if made.is_file():
+                _sync_file(made)
+        os.rename(folder, path)
+    sync_folder(path.parent)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `path` that a killed process left behind; those in use are locked and stay."""
+    prefix = f".{path.name}."
+    try:
+        names = [name for name in os.listdir(path.parent) if name.startswith(prefix) and name.endswith(_PARTIAL)]
+    except OSError:
+        return
+    for name in names:
+        if len(name) == len(prefix) + 16 + len(_PARTIAL):
+            _remove_unless_locked(path.parent / name)
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a plain file of at most `most` bytes. InputError for anything else, before it is read."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer does not keep us waiting
+        with os.fdopen(handle, "rb") as file:
+            facts = os.fstat(file.fileno())
+            if not stat.S_ISREG(facts.st_mode):
+                raise InputError(f"{shown(path)} is not a file")
+            if facts.st_size > most:
+                raise InputError(f"{shown(path)} has {facts.st_size:,} bytes; at most {most:,} are read")
+            return file.read()
+    except FileNotFoundError:
+        raise InputError(f"{shown(path)} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read {shown(path)}: {reason_of(error)}") from None
+
+
+def sha256_of(path: Path) -> str:
+    """The sha256 of a file, as 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file `path` alone among processes and threads; the system releases it when the process ends.
+
+    InputError if it cannot be made or, without `wait`, if another process holds it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(handle)
+        raise InputError(f"{shown(path)} is locked by another process; wait until it is done") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(handle)
+            raise
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def reason_of(error: Exception) -> str:
+    """An operating system's error as the end of a sentence: "no space left on device"."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+
+
+def shown(name: object) -> str:
+    """A name for a message or a page: control characters, direction marks and bytes outside UTF-8 are escaped."""
+    text = os.fsdecode(name) if isinstance(name, bytes | os.PathLike) else str(name)
+    return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def path_of(text: str) -> Path:
+    """A path that a user typed, with `~` expanded. InputError for an empty one or one with a NUL character."""
+    if not text or "\0" in text:
+        raise InputError(f"expected a path, got {text!r}")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InputError(f"{shown(text)}: there is no such user, so `~` cannot be expanded") from None
+
+
+def _escaped(letter: str) -> str:
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python keeps it in a file name
+        return f"\\x{code - 0xDC00:02x}"
+    return letter.encode("unicode_escape").decode()
+
+
+def _target(path: Path) -> Path:
+    """Where the file is: behind a link, so that the link stays. InputError for a folder or a device."""
+    try:
+        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        mode = target.stat().st_mode if target.exists() else stat.S_IFREG
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
+    if not stat.S_ISREG(mode):
+        what = "a folder" if stat.S_ISDIR(mode) else "not a plain file"
+        raise InputError(f"cannot write {shown(path)}: it is {what}")
+    return target
+
+
+@contextmanager
+def _explained(path: Path, target: Path) -> Iterator[None]:
+    """InputError for the file system's refusal of what is written below; any other error passes unchanged."""
+    try:
+        yield
+    except OSError as error:
+        # The file system names what it refused; a write to an open file (disk full) has no name.
+        name = None if error.filename is None else os.path.basename(os.fsdecode(error.filename))
+        if error.errno not in _WRITE_ERRORS if name is None else name.removeprefix(".").partition(f"{target.name}.")[0]:
+            raise
+        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from error
+    except ValueError as error:
+        if "null byte" not in str(error):
+            raise
+        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
+
+
+def _mode_of(target: Path) -> int | None:
+    try:
+        return stat.S_IMODE(target.stat().st_mode)
+    except OSError:
+        return None
+
+
+def _temporary(target: Path) -> Path:
+    return target.with_name(f".{target.name}.{secrets.token_hex(8)}{_PARTIAL}")
+
+
+def _new_file(target: Path) -> tuple[Path, int]:
+    """A new, locked file beside `target`, with the mode that `target` has or would get."""
+    mode = _mode_of(target)
+    while True:
+        temporary = _temporary(target)
+        handle = os.open(
+            temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else mode | 0o600
+        )
+        try:
+            _lock(handle)
+            if not _is(handle, temporary):  # taken for a leftover between its making and its locking
+                os.close(handle)
+                continue
+            if mode is not None:
+                os.fchmod(handle, mode)
+        except BaseException:
+            os.close(handle)
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        return temporary, handle
+
+
+@contextmanager
+def _new_folder(target: Path) -> Iterator[Path]:
+    """A new, locked folder beside `target`; it is gone after the block unless it was renamed."""
+    remove_leftovers(target)
+    while True:
+        folder = _temporary(target)
+        folder.mkdir()
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _lock(handle)
+            if not _is(handle, folder):
+                continue
+            try:
+                yield folder
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+            return
+        finally:
+            os.close(handle)
+
+
+def _lock(handle: int) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if not isinstance(error, BlockingIOError) and error.errno not in _NO_LOCKS:
+            raise
+
+
+def _is(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_unless_locked(path: Path) -> None:
+    with suppress(OSError):
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        finally:
+            os.close(handle)
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,207 @@
+"""Image files: the formats, the pixel limit, safe decoding to RGB, and the scale of grey values wider than 8 bits.
+
+The one list of formats and the one limit for packing, verifying, training, search and the web page. Every decoder gets
+the list, so that no file makes Pillow start another program. Source: ours.
+"""
+
+import io
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+from pydantic import model_validator
+
+from tacaf.documents import Document
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+MOST_PIXELS = 2**26  # more than any detector's crop; keeps a hostile header from filling the memory
+MOST_BYTES = 2**28
+# What Pillow calls grey images of more than 8 bits: unsigned 16 bits, 32 bits, floating point.
+WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
+_ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_DECODED_BY_DALI = ("JPEG", "PNG", "BMP")
+_SAMPLED = 512  # values of an image that its set's range is measured from
+_ROBUST = (0.1, 99.9)  # percentiles that bound a measured range: a dead pixel decides nothing
+
+
+class ImageError(ValueError):
+    """Why a file is no image that we use, as the end of a sentence."""
+
+
+class GreyScale(Document):
+    """How grey values of more than 8 bits become 0 to 255: black up to `low`, white from `high` on, linear between.
+
+    measured: low and high are robust bounds of the whole set; given: the user's; per_image: each image's own bounds.
+    """
+
+    kind: Literal["measured", "given", "per_image"]
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "GreyScale":
+        if self.kind == "per_image":
+            if (self.low, self.high) != (None, None):
+                raise ValueError("expected no low and high with per_image, got some")
+        elif self.low is None or self.high is None or not self.low < self.high:
+            raise ValueError(f"expected low < high, got {self.low} and {self.high}")
+        return self
+
+    def describe(self) -> str:
+        """For a table or a message."""
+        return "each image's own range" if self.kind == "per_image" else f"{self.low:g} to {self.high:g} ({self.kind})"
+
+
+PER_IMAGE = GreyScale(kind="per_image")
+
+
+def open_image(data: bytes) -> Image.Image:
+    """The image, its header read and nothing decoded. ImageError for another format or more than MOST_PIXELS."""
+    if not data:
+        raise ImageError("an empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large images; ours is an error
+            image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+    except Image.UnidentifiedImageError:
+        raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
+    except Exception as error:  # Pillow raises many kinds on damaged data
+        raise ImageError(f"unreadable ({error})") from None
+    width, height = image.size
+    if width * height > MOST_PIXELS:
+        image.close()
+        raise ImageError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}")
+    return image
+
+
+def decode(data: bytes, scale: GreyScale | None = None) -> np.ndarray:
+    """RGB pixels, uint8 [H, W, 3]. ImageError for what is no image, is cut off, or is too large. See `pixels_of`."""
+    with open_image(data) as image:
+        return pixels_of(image, scale)
+
+
+def pixels_of(image: Image.Image, scale: GreyScale | None = None) -> np.ndarray:
+    """RGB pixels, uint8 [H, W, 3], of an opened image.
+
+    Turned as EXIF says; grey becomes three equal channels, an alpha channel is left out, and of an animation the first
+    frame counts: all as DALI does. Grey values of more than 8 bits go through `scale`; without one, whole numbers are
+    taken to fill 16 bits (as DALI does), and floating point is refused.
+    """
+    if image.width * image.height > MOST_PIXELS:
+        raise ImageError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
+    if image.mode not in WIDE_MODES:
+        return np.asarray(_loaded(image).convert("RGB"))
+    return np.repeat(scaled(wide_values(image), scale)[..., None], 3, axis=2)
+
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether an opened image holds grey values of more than 8 bits."""
+    return image.mode in WIDE_MODES
+
+
+def wide_values(image: Image.Image) -> np.ndarray:
+    """The grey values of a wide image, float64 [H, W], turned as EXIF says."""
+    return np.asarray(_loaded(image)).astype(np.float64)
+
+
+def scaled(values: np.ndarray, scale: GreyScale | None) -> np.ndarray:
+    """Grey values as uint8 of the same shape; a value that is no number becomes black."""
+    if scale is None:
+        if values.size and (values.min() < 0 or not np.isfinite(values).all() or (values % 1).any()):
+            raise ImageError("grey values that are not whole numbers from 0, and no range for them is known")
+        low, high = 0.0, 65535.0
+    elif scale.kind == "per_image":
+        low, high = robust_range(values)
+    else:
+        assert scale.low is not None
+        assert scale.high is not None
+        low, high = scale.low, scale.high
+    with np.errstate(over="ignore"):
+        shares = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low)
+    return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+
+
+def robust_range(values: np.ndarray) -> tuple[float, float]:
+    """Bounds of the finite values that leave a thousandth out on either side; low < high always."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        raise ImageError("no finite grey value")
+    low, high = (float(bound) for bound in np.percentile(finite, _ROBUST))
+    return (low, high) if low < high else (low, float(np.nextafter(low + 1, np.inf)))
+
+
+def sample_of(values: np.ndarray) -> np.ndarray:
+    """A few hundred values spread evenly over an image, from which `measured` makes the range of a set."""
+    flat = values[np.isfinite(values)]
+    return flat[np.linspace(0, flat.size - 1, min(flat.size, _SAMPLED)).astype(np.int64)] if flat.size else flat
+
+
+def measured(samples: Iterable[Sequence[float] | np.ndarray]) -> GreyScale:
+    """The scale of a set from the samples of its images."""
+    low, high = robust_range(np.concatenate([np.asarray(sample, dtype=np.float64) for sample in samples]))
+    return GreyScale(kind="measured", low=low, high=high)
+
+
+def share_used(sample: Sequence[float] | np.ndarray, scale: GreyScale) -> float:
+    """How much of the scale's range an image uses, between its own robust bounds; 1 for per_image."""
+    if scale.low is None or scale.high is None:
+        return 1.0
+    low, high = (float(np.clip(bound, scale.low, scale.high)) for bound in np.percentile(sample, (1, 99)))
+    return (high - low) / (scale.high - scale.low)
+
+
+def for_dali(data: bytes, scale: GreyScale | None) -> bytes:
+    """The file itself where DALI decodes it as `decode` does; otherwise its pixels as a BMP, which is quick to write.
+
+    ImageError as `decode`.
+    """
+    with open_image(data) as image:
+        if image.format in _DECODED_BY_DALI and not (is_wide(image) and scale is not None):
+            return data
+        pixels = pixels_of(image, scale)
+        grey = image.mode == "L" or is_wide(image)
+    encoded = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if grey else pixels).save(encoded, "BMP")
+    return encoded.getvalue()
+
+
+def header_problem(data: bytes) -> str | None:
+    """What is wrong with an image file as far as its header and its end tell, or None. Decodes only if in doubt.
+
+    A JPEG or PNG that does not end as such files do may still be whole (bytes appended by a camera).
+    """
+    try:
+        with open_image(data) as image:
+            ending = _ENDINGS.get(image.format or "")
+    except ImageError as error:
+        return str(error)
+    if ending and data.endswith(ending):
+        return None
+    return decode_problem(data)
+
+
+def decode_problem(data: bytes) -> str | None:
+    """What keeps an image file from decoding completely, or None."""
+    try:
+        with open_image(data) as image:
+            _loaded(image)
+    except ImageError as error:
+        return str(error)
+    return None
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow raises many kinds on damaged data
+        raise ImageError(f"unreadable or truncated ({error})") from None
