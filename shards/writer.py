@@ -93,13 +93,17 @@ def pack(
         folder = place.set
         jobs = list(plan(ordered, root, place.shards, shard_mib * 2**20, skip_bad))
         content = _collect(zip(jobs, _write_shards(jobs, place, processes), strict=True), name)
+        if not content.shards:
+            raise InputError(f"none of the {len(ordered)} images can be used, the first: {content.bad[0].describe()}")
         columns = {column: np.array(values, dtype=COLUMNS[column]) for column, values in content.columns.items()}
         kept = {split: sorted(set(pids).intersection(content.columns["pid"])) for split, pids in splits.items()}
+        counts = tally(columns["pid"], columns["modality"], kept)
+        check_counts(kept, counts)
         omissions = sorted([*left_out, *content.bad], key=lambda omission: omission.path)
         index = IndexFile(
             name=name,
             images=len(columns["pid"]),
-            counts=tally(columns["pid"], columns["modality"], kept),
+            counts=counts,
             splits=kept,
             pid_names=None if pid_names is None else dict(sorted(pid_names.items())),
             locations=None if locations is None else dict(sorted(locations.items())),
@@ -109,7 +113,6 @@ def pack(
             left_out_count=sum(omission.images for omission in omissions),
             source=source,
         )
-        check_counts(kept, index.counts)
         back = _back(out, kept_pids=set(content.columns["pid"]))
         for job, shard in zip(content.jobs, content.shards, strict=True):
             _place(job, folder / shard.name)

@@ -71,7 +71,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
         out = tmp_path / f"set{workers}"
         packed = pack_raw(tmp_path / "raw", out, records, skip_bad=True, workers=workers)
         assert {entry.path for entry in packed.index.left_out} == expected
-        assert {entry.reason for entry in packed.index.left_out} == {"empty file", "not an image in a known format"}
+        reasons = sorted({entry.reason for entry in packed.index.left_out})
+        assert ["empty" in reasons[0], "format" in reasons[1]] == [True, True], reasons
         assert packed.index.left_out_count == 5
         assert "5 images left out, listed in index.json" in packed.summary()
     assert snapshot(tmp_path / "set1") == snapshot(tmp_path / "set3")
