@@ -112,7 +112,7 @@ def _verify(args: argparse.Namespace) -> int:
     problems = verify(args.shards, quick=args.quick, workers=args.workers)
     for problem in problems:
         print(problem)
-    checked = "structure, counts and sizes" if args.quick else "hashes, members, facts and images"
+    checked = "structure, columns, counts and sizes" if args.quick else "hashes, members, facts and images"
     result = f"{len(problems)} problems" if problems else "sound"
     print(f"{args.shards}: {result} ({checked} checked)")
     return 1 if problems else 0

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 
 from shards.verify import verify
-from tacaf.shard_set import IndexFile, read_column, read_index, row_key
+from tacaf.shard_columns import read_column, row_key
+from tacaf.shard_set import IndexFile, read_index
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 TEMPLATE = Path(__file__).with_name("contact_sheet.html")
@@ -69,7 +70,7 @@ def open_set(folder: Path) -> ShardSet:
             f"expected a sound shard set in {folder}, got {_count(problems, 'problem')}, first: {problems[0]}"
         )
     index = read_index(folder)
-    return ShardSet(folder, index, {name: read_column(folder, name, index.images) for name in COLUMNS})
+    return ShardSet(folder, index, {name: read_column(folder, name, index) for name in COLUMNS})
 
 
 def summary_text(shard_set: ShardSet) -> str:

@@ -12,14 +12,15 @@ from typing import TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from shards.output import Workplace, link, new_set, sync, write_text
+from shards.output import Workplace, link, new_set, write_text
 from shards.record import Omission, Record
 from shards.shard_job import FinishedShard, ShardJob, finished, plan, relative, write_shard
 from shards.workers import in_order, process_count
 from tacaf.files import sha256_of
 from tacaf.images import SUFFIXES
-from tacaf.shard_set import NO_SPLIT, ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index, tally
-from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, InputError, Modality, Split
+from tacaf.shard_columns import NO_SPLIT, column_bytes, member_of, tally
+from tacaf.shard_set import ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index
+from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality, Split
 
 
 class PackOptions(TypedDict, total=False):
@@ -234,10 +235,8 @@ def _add_row(columns: dict[str, list[int]], record: Record, shard: int, offset: 
 
 def write_column(folder: Path, name: str, values: np.ndarray) -> ColumnFacts:
     """Write one column of the set in `folder`, and what its index states of it."""
-    path = folder / COLUMN_FOLDER / f"{name}.npy"
-    with path.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
-        sync(file)
+    path = folder / member_of(name)
+    write_text(path, column_bytes(values))
     return ColumnFacts(dtype=COLUMNS[name], sha256=sha256_of(path))
 
 
