@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 import functools
+import itertools
 import shutil
 import tempfile
 import time
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from perf.attacks.commands import full_disk, hostile_arguments, signals
 from perf.attacks.formats import Format, damaged_copy, formats, make_sound
 from perf.attacks.mutations import mutate
 from perf.attacks.outcome import HELD, Try, read_damaged
@@ -30,6 +32,7 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
 from tacaf.logs import environment
 
+GROUPS = ("files", "arguments", "disk", "signals")
 SHOWN = 40  # findings that are printed
 
 
@@ -45,19 +48,19 @@ def damage(kind: Format, workshop: Path, tries: int, seed: int) -> Iterator[Try]
             yield read_damaged(kind.name, one, functools.partial(kind.read, folder), read, kind.sealed)
 
 
-def attack(workshop: Path, tries: int, seed: int) -> list[Try]:
-    """`tries` damaged copies of files, spread evenly over the files."""
+def attack(workshop: Path, tries: int, seed: int, groups: Sequence[str] = GROUPS) -> list[Try]:
+    """Every group's tries: `tries` damaged copies, spread evenly over the files, and a hundredth as many signals."""
     torch.set_num_threads(1)
     make_sound(workshop)
     kinds = formats(workshop)
     each = -(-tries // len(kinds))
-    found: list[Try] = []
-    with tqdm(total=each * len(kinds), disable=None) as bar:
-        for kind in kinds:
-            for one in damage(kind, workshop, each, seed):
-                found.append(one)
-                bar.update()
-    return found
+    attacks = {
+        "files": itertools.chain.from_iterable(damage(kind, workshop, each, seed) for kind in kinds),
+        "arguments": hostile_arguments(workshop),
+        "disk": full_disk(workshop),
+        "signals": signals(workshop, -(-tries // 100), seed),
+    }
+    return list(tqdm(itertools.chain.from_iterable(attacks[group] for group in groups), disable=None, unit=" tries"))
 
 
 def summary(found: Sequence[Try]) -> list[dict[str, Any]]:
@@ -73,13 +76,14 @@ def summary(found: Sequence[Try]) -> list[dict[str, Any]]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tries", type=int, default=12_000, help="damaged files (default %(default)s)")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=to_path, help="usually perf/results/boundary.json")
     args = parser.parse_args(argv)
     began = time.monotonic()
     workshop = Path(tempfile.mkdtemp(prefix="tacaf-boundary-"))
     try:
-        found = attack(workshop, args.tries, args.seed)
+        found = attack(workshop, args.tries, args.seed, args.groups)
     finally:
         shutil.rmtree(workshop, ignore_errors=True)
     rows, findings = summary(found), [one._asdict() for one in found if not one.held]
