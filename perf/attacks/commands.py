@@ -194,7 +194,7 @@ def full_disk(workshop: Path) -> Iterator[Try]:
             before = b"the older file\n" * 400 if target.suffix != ".index" else b""
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(before) if before else target.unlink(missing_ok=True)
-            status, out, errors = _in_child(command, limit=FILE_LIMIT)
+            status, out, errors = _in_child(command, full=True)
             found = command_ended("full disk", f"{command.module} {option}", status, out, errors, allowed=(0, 2))
             yield _unchanged(found, target, before, status)
 
@@ -274,15 +274,15 @@ def _in_process(module: str, words: Sequence[str]) -> tuple[int | None, str, str
 
 
 def _in_child(
-    command: Command, limit: int | None = None, stop: tuple[signal.Signals, float] | None = None
+    command: Command, full: bool = False, stop: tuple[signal.Signals, float] | None = None
 ) -> tuple[int | None, str, str]:
     def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
 
     process = subprocess.Popen(
         [sys.executable, "-m", command.module.removesuffix(".__main__"), *command.words], cwd=ROOT, text=True,
         env=child_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=small_files if limit else None,
+        preexec_fn=small_files if full else None,
     )  # fmt: skip
     with process:
         if stop:
