@@ -23,6 +23,7 @@ FLOOR_1 = tuple(
         "files",
         "images",
         "logs",
+        "mat_file",
         "optim",
         "shard_columns",
         "shard_set",
@@ -46,6 +47,7 @@ MAY_IMPORT = {
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.vocabulary",),
+    "tacaf.mat_file": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.optim": ("tacaf.vocabulary",),
     "tacaf.transfer": (),
     "tacaf.model": ("kernels", *FLOOR_1),
@@ -56,7 +58,17 @@ MAY_IMPORT = {
     "tacaf.catalogue": ("kernels", "tacaf"),
     "shards": tuple(
         f"tacaf.{name}"
-        for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_columns", "shard_set")
+        for name in (
+            "vocabulary",
+            "draws",
+            "command",
+            "documents",
+            "files",
+            "images",
+            "mat_file",
+            "shard_columns",
+            "shard_set",
+        )
     ),
     "launch": ("tacaf",),
     "launch.reproduce": ("tacaf", "shards", "launch"),
@@ -83,6 +95,7 @@ HEAVY = {
         "tacaf/*.py",
         "launch/*.py",
         "perf/*.py",
+        "perf/attacks/*.py",
         "perf/calls/*.py",
         "perf/parts/*.py",
     ),
@@ -97,6 +110,7 @@ NO_TORCH = tuple(
         "documents",
         "files",
         "images",
+        "mat_file",
         "shard_columns",
         "shard_set",
     )
