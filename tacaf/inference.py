@@ -16,15 +16,15 @@ import numpy as np
 import torch
 
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
-from tacaf.files import sha256_of
-from tacaf.model.file import load_model
+from tacaf.files import shown
+from tacaf.model.card import CARD, ExportCard, checked_file, read_card
+from tacaf.model.file import ModelFacts, load_model
 from tacaf.model.tacafnet import Embedding, TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.vocabulary import InputError, Modality
 
-MODEL, CARD = "model.safetensors", "card.json"
+MODEL = "model.safetensors"
 ONNX_FILES = {modality: f"{modality}.onnx" for modality in Modality}
-CARD_FORMAT, CARD_VERSION = "tacaf-card", 1
 
 # images float32 [b, 3, H, W], modality, embedding -> descriptors [b, d]
 Run = Callable[[torch.Tensor, Modality, Embedding], np.ndarray]
@@ -145,6 +145,8 @@ def weights_sha256(model: TacafNet) -> str:
 
 
 def _load_torch(cls: type[Embedder], path: Path, device: str) -> Embedder:
+    if (path.parent / CARD).exists():
+        checked_file(path.parent, path.name, read_card(path.parent))
     model, facts = load_model(path)
     try:
         model.to(device)
@@ -156,7 +158,10 @@ def _load_torch(cls: type[Embedder], path: Path, device: str) -> Embedder:
     def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
         return model.embed(images_BCHW.to(device), modality, embedding).cpu().numpy()
 
-    card = {**facts._asdict(), "model": facts.model.model_dump(mode="json"), "embedding": describe_embedding(model)}
+    card = {
+        **facts.model_dump(mode="json", include=set(ModelFacts.model_fields)),
+        "embedding": describe_embedding(model),
+    }
     made = cls(run, facts.height, facts.width, card, weights_sha256(model))
     made.model, made.device = model, torch.device(device)
     return made
@@ -169,13 +174,18 @@ def _load_onnx(cls: type[Embedder], folder: Path) -> Embedder:
         raise InputError(
             "expected the package onnxruntime for an ONNX model, found none; pip install 'tacaf[onnx]'"
         ) from None
-    card = read_card(folder / CARD)
+    facts = read_card(folder)
     sessions = {}
     for modality, name in ONNX_FILES.items():
-        path = folder / name
-        if not path.is_file() or sha256_of(path) != card["files"].get(name):
-            raise InputError(f"{path}: expected the file that {CARD} names, got none or another; export again")
-        sessions[modality] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        path = checked_file(folder, name, facts)
+        try:
+            sessions[modality] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises kinds of its own, all of them bare Exceptions
+            raise InputError(
+                f"{shown(path)}: expected an ONNX graph, got: {_line(error)}; export the run again"
+            ) from None
+        _check_graph(sessions[modality], path, facts)
+    card = facts.model_dump(mode="json", exclude={"seal"})
 
     def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
         (found_BD,) = sessions[modality].run(["embedding"], {"images": images_BCHW.numpy()})
@@ -184,15 +194,20 @@ def _load_onnx(cls: type[Embedder], folder: Path) -> Embedder:
         kept_BD = np.concatenate([found_BD[:, start:stop] for start, stop in slices_of(card, embedding)], axis=1)
         return kept_BD / np.linalg.norm(kept_BD, axis=1, keepdims=True)
 
-    return cls(run, card["height"], card["width"], card, card["model_sha256"])
+    return cls(run, facts.height, facts.width, card, facts.model_sha256)
 
 
-def read_card(path: Path) -> dict[str, Any]:
-    """An export's card. InputError if it is none."""
-    try:
-        card = json.loads(path.read_text())
-        if (card["format"], card["format_version"]) != (CARD_FORMAT, CARD_VERSION):
-            raise KeyError("format")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"expected the card of an export at {path}, got {error!r}; export the run again") from None
-    return card
+def _check_graph(session: Any, path: Path, card: ExportCard) -> None:
+    """InputError unless the graph takes and gives what the card says."""
+    given, found = (
+        [(one.name, one.shape[1:]) for one in some] for some in (session.get_inputs(), session.get_outputs())
+    )
+    wanted = [("images", [3, card.height, card.width])], [("embedding", [card.embedding.width])]
+    if (given, found) != wanted:
+        raise InputError(
+            f"{shown(path)}: expected {wanted[0]} to {wanted[1]}, got {given} to {found}; export the run again"
+        )
+
+
+def _line(error: Exception) -> str:
+    return shown(" ".join(str(error).split()))[:200]

@@ -25,6 +25,7 @@ FLOOR_1 = tuple(
         "logs",
         "optim",
         "shard_set",
+        "tensors",
         "transfer",
     )
 )
@@ -41,6 +42,7 @@ MAY_IMPORT = {
     "tacaf.command": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.images": ("tacaf.documents",),
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
+    "tacaf.tensors": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.vocabulary",),
