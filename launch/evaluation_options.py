@@ -12,9 +12,21 @@ from tacaf.command import Parser, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.__main__ import locations_of
 from tacaf.evaluation.rerank import Rerank
+from tacaf.evaluation.tables import PROTOCOLS
 from tacaf.evaluation.trials import choose_setting
+from tacaf.files import shown
 from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError
+
+
+def check_protocol(index: ShardIndex, protocol: str) -> None:
+    """InputError for a set that was packed as one public data set and is to be scored as another one."""
+    others = [name for name, table in PROTOCOLS.items() if not table.open and name != protocol]
+    if index.name in others and not PROTOCOLS[protocol].open:
+        raise InputError(
+            f"expected the protocol {index.name} for {shown(index.place)}, which was packed as {index.name}, got"
+            f" {protocol}; take {index.name}, or generic"
+        )
 
 
 def chosen_settings(arguments: argparse.Namespace, index: ShardIndex, usual: Embedding) -> EvaluationConfig:
@@ -22,6 +34,7 @@ def chosen_settings(arguments: argparse.Namespace, index: ShardIndex, usual: Emb
 
     InputError for what the protocol does not define.
     """
+    check_protocol(index, arguments.protocol)
     locations = locations_of(arguments.locations)
     if arguments.exclude == "location" and not locations:
         locations = index.locations or {}

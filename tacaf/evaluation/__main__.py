@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from tacaf.command import Parser, entry, to_path
+from tacaf.documents import load_json
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.protocols import CIRCUMSTANCES, score
 from tacaf.evaluation.ranking import MEASURES, METRICS
 from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.tables import PROTOCOLS, Exclusion
+from tacaf.files import shown
 from tacaf.vocabulary import InputError
 
 LISTS = ("query_list", "gallery_list")
+MOST_STATE_BYTES = 2**16
 
 
 @entry()
@@ -45,7 +48,8 @@ def result_table(result: dict[str, Any]) -> str:
         f"per cent; chance rank-1 {100 * result['chance_rank1']:.2f}; {result['valid_queries']} of {result['queries']} "
         f"queries have a match; gallery {result['gallery']}",
     ]
-    return "\n".join(lines + ([f"note: {result['gallery_draw_note']}"] if result["gallery_draw_note"] else []))
+    lines += [f"note: {result['gallery_draw_note']}"] if result["gallery_draw_note"] else []
+    return "\n".join(lines + [f"warning: {text}" for text in result.get("warnings", [])])
 
 
 def protocol_text(result: dict[str, Any]) -> str:
@@ -78,7 +82,7 @@ def _some(value: Any) -> str:
 def _training(trained_on: Any) -> str:
     """`trained_on` as words: a mapping's values, of a hash the beginning."""
     if isinstance(trained_on, list):
-        return f"{len(trained_on)} splits, a model each: " + _some([one["split"] for one in trained_on])
+        return f"{len(trained_on)} splits, a model each: " + _some([one.get("split") for one in trained_on])
     if not isinstance(trained_on, dict):
         return str(trained_on)
     return " ".join(str(value)[:12] if key == "sha256" else str(value) for key, value in trained_on.items())
@@ -140,12 +144,22 @@ def _circumstances(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise InputError(f"expected --state KEY=VALUE, got {pair!r}; put an = between them")
-        try:
-            found[key] = json.loads(text)
-        except ValueError:
-            found[key] = text
+            raise InputError(f"expected --state KEY=VALUE, got {shown(pair)!r}; put an = between them")
+        if key in found:
+            raise InputError(f"expected --state {shown(key)} once, got it twice; leave one out")
+        found[key] = _value_of(key, text)
     return found
+
+
+def _value_of(key: str, text: str) -> Any:
+    """JSON where it is JSON, within the limits of all that is read; else the text. InputError for NaN and the like."""
+    try:
+        is_json = json.loads(text) is not None or text == "null"
+    except RecursionError:
+        is_json = True
+    except ValueError:
+        is_json = text.lstrip("-").isdigit()  # of thousands of digits
+    return load_json(text.encode("utf-8", "replace"), f"--state {shown(key)}", MOST_STATE_BYTES) if is_json else text
 
 
 def _parser() -> argparse.ArgumentParser:
