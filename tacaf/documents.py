@@ -116,9 +116,9 @@ def _refuse_version(value: Any, model: type[BaseModel], where: str) -> None:
         )
 
 
-def _refuse_look_alikes(value: dict[str, Any], model: type[BaseModel], where: str, cure: str) -> None:
+def _refuse_look_alikes(value: Any, model: type[BaseModel], where: str, cure: str) -> None:
     """InputError for `true` or 1.0 where the model has the literal 1: to Python, and so to pydantic, they are equal."""
-    for name, got in value.items():
+    for name, got in value.items() if isinstance(value, dict) else ():
         kinds = {type(one) for one in _literals(model, name)}
         if kinds and type(got) not in kinds:
             expected = " or ".join(map(repr, _literals(model, name)))
