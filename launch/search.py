@@ -11,7 +11,6 @@ if __name__ == "__main__":
     start("launch.search")
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locke
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.photo import images_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
-from tacaf.files import write_whole
+from tacaf.files import shown, write_json, write_whole
 from tacaf.inference import Embedder, modality_of
 from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError, Modality
@@ -38,7 +37,6 @@ def search(wanted: argparse.Namespace) -> None:
     if wanted.query:
         assert embedder is not None
         found = ranked_lists(wanted, embedder, catalogue, left_out)
-        print(f"{len(found['queries'])} queries against {found['gallery_images']} images ({found['engine']})")
         write(wanted, found)
         left_out = found["left_out"]
     for text in left_out:
@@ -133,16 +131,15 @@ def embed_queries(
 
 
 def write(wanted: argparse.Namespace, found: dict[str, Any]) -> None:
-    """The JSON and the page, each whole or not at all."""
-    try:
-        if wanted.json:
-            write_whole(wanted.json, json.dumps(found, indent=1, allow_nan=False) + "\n")
-            print(f"lists: {wanted.json}")
-        if wanted.html:
-            write_whole(wanted.html, page(found, wanted.query, wanted.gallery))
-            print(f"page: {wanted.html}")
-    except OSError as error:
-        raise InputError(f"expected room to write the results, got: {error}; choose another place") from None
+    """The JSON and the page, each whole or not at all; then where they are."""
+    if wanted.json:
+        write_json(wanted.json, found)
+    if wanted.html:
+        write_whole(wanted.html, page(found, wanted.query, wanted.gallery))
+    print(f"{len(found['queries'])} queries against {found['gallery_images']} images ({found['engine']})")
+    for what, path in (("lists", wanted.json), ("page", wanted.html)):
+        if path:
+            print(f"{what}: {shown(path)}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

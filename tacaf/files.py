@@ -41,10 +41,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, whole, and the folders above it where they are missing. Infinities are an error."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
+    _make_folders_for(path)
     write_whole(path, text)
 
 
@@ -138,18 +135,18 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, wait: bool = True, busy: str = "") -> Iterator[None]:
     """Hold the lock file `path` alone among processes and threads; the system releases it when the process ends.
 
-    InputError if it cannot be made or, without `wait`, if another process holds it.
+    InputError if it cannot be made or, without `wait`, if another process holds it: `busy` is what it then says.
     """
+    _make_folders_for(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
     try:
-        _wait_for_lock(handle, path, wait)
+        _take_lock(handle, path, wait, busy)
         yield
     finally:
         os.close(handle)
@@ -198,6 +195,15 @@ def _escaped(letter: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as Python keeps it in a file name
         return f"\\x{code - 0xDC00:02x}"
     return letter.encode("unicode_escape").decode()
+
+
+def _make_folders_for(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"cannot write {shown(path)}: {shown(path.parent)} is not a folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
 
 
 def _target(path: Path) -> Path:
@@ -305,11 +311,11 @@ def _new_folder(target: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def _wait_for_lock(handle: int, path: Path, wait: bool) -> None:
+def _take_lock(handle: int, path: Path, wait: bool, busy: str) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
-        raise InputError(f"{shown(path)} is locked by another process; wait until it is done") from None
+        raise InputError(busy or f"{shown(path)} is locked by another process; wait until it is done") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise InputError(f"cannot lock {shown(path)}: {reason_of(error)}") from None

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
-    "tacaf.logs": ("tacaf.vocabulary",),
+    "tacaf.logs": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.optim": ("tacaf.vocabulary",),
     "tacaf.transfer": (),
     "tacaf.model": ("kernels", *FLOOR_1),
