@@ -34,7 +34,7 @@ from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below
 from tacaf.data.reader import ShardReader
-from tacaf.files import sha256_of, whole_folder, whole_path, write_json, write_whole
+from tacaf.files import sha256_of, shown, whole_folder, whole_path, write_json, write_whole
 from tacaf.inference import CARD, CARD_FORMAT, CARD_VERSION, MODEL, ONNX_FILES, Embedder
 from tacaf.logs import versions
 from tacaf.model.tacafnet import TacafNet
@@ -230,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = parse(argv)
     folder, card = export(wanted)
     for name in card["files"]:
-        print(f"{folder / name}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
+        print(f"{shown(folder / name)}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
     worst, count, source = (card["check"][name] for name in ("largest_difference", "compared", "images"))
     print(f"largest difference to the run {worst:.2g}, {count} images: {source}")
-    print(f"{folder / CARD}: what it is, how to prepare images, what it scored")
+    print(f"{shown(folder / CARD)}: what it is, how to prepare images, what it scored")
     return 0

@@ -19,7 +19,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.report import write_report
 from tacaf.evaluation.trials import make_trials
-from tacaf.files import whole_path
+from tacaf.files import shown, whole_path
 from tacaf.model.file import load_model
 
 BEST = "best.safetensors"
@@ -140,4 +140,4 @@ def finish(
             pictures = make_pictures(features, rows, index, config, model.eval(), (card.height, card.width))
             report = write_report(run, pictures)
             print(show(results))
-            print(f"report: {report}")
+            print(f"report: {shown(report)}")

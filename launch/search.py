@@ -18,7 +18,7 @@ from typing import Any, get_args
 
 from launch.search_page import page
 from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locked
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import Parser, entry, to_device, to_path
 from tacaf.data.photo import images_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
 from tacaf.files import shown, write_json, write_whole
@@ -40,7 +40,7 @@ def search(wanted: argparse.Namespace) -> None:
         write(wanted, found)
         left_out = found["left_out"]
     for text in left_out:
-        print(f"left out: {text}", file=sys.stderr)
+        print(f"left out: {shown(text)}", file=sys.stderr)
     if left_out:
         print(f"{len(left_out)} images left out, listed above", file=sys.stderr)
 
@@ -69,10 +69,10 @@ def change(wanted: argparse.Namespace, embedder: Embedder | None, catalogue: Cat
     if wanted.remove:
         removed = catalogue.remove(wanted.remove)
         catalogue.save(wanted.index)
-        print("\n".join(["removed from the index:", *removed]))
+        print("\n".join(["removed from the index:", *map(shown, removed)]))
         print(f"{len(removed)} images removed; delete their files too, or the next --gallery brings them back")
     if wanted.list:
-        print("\n".join(catalogue.names))
+        print("\n".join(map(shown, catalogue.names)))
     if not wanted.gallery:
         return []
     assert embedder is not None
@@ -159,7 +159,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
     add("--engine", choices=("auto", "exact", "faiss"), default="auto",
         help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", type=to_device, default="cpu", help="cpu or cuda")
     add("--json", type=to_path, help="write the lists there")
     add("--html", type=to_path, help="write a page with pictures there")
     return parser.parse_args(argv)

@@ -16,10 +16,12 @@ SIGTERM (129 SIGHUP); 141 the reader of a pipe went away. A training has more (d
 """
 
 import argparse
+import atexit
 import functools
 import importlib
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -66,6 +68,18 @@ def to_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def to_location(text: str) -> str:
+    """The `type=` of an option that takes a folder or an address (`s3://...`): as `to_path`, an address as it is."""
+    return text if "://" in text else str(to_path(text))
+
+
+def to_device(text: str) -> str:
+    """The `type=` of `--device`: the processor or a GPU, and none of PyTorch's other devices."""
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
 def entry(signals: bool = True) -> Callable[[Main], Main]:
     """Make a `main(argv)` an entry: it returns the exit status and prints one line for whatever goes wrong.
 
@@ -92,6 +106,7 @@ def start(module: str, signals: bool = True) -> NoReturn:
     numbers = [number for number in TO_STOP[: None if signals else 1] if signal.getsignal(number) != signal.SIG_IGN]
     for number in numbers:
         signal.signal(number, _leave)
+    atexit.register(_ignore, numbers)  # the first to be registered is the last to be called
 
     @entry(signals)
     def run(argv: Sequence[str] | None) -> int:
@@ -230,6 +245,11 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     if not _other_rank():
         say(KeyboardInterrupt(), "interrupted" if number == signal.SIGINT else "terminated", 128 + number)
     os._exit(128 + number)
+
+
+def _ignore(numbers: Sequence[signal.Signals]) -> None:
+    for number in numbers:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _prepare_streams() -> None:

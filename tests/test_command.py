@@ -187,6 +187,21 @@ print("done")
         (tmp_path / "ready").unlink()
 
 
+def test_a_signal_at_the_very_end_keeps_the_status(begin, tmp_path):
+    """When nothing but the interpreter's own taking apart is left."""
+    body = """
+class Last:
+    def __del__(self, make=os.mkdir, sleep=time.sleep):
+        make("ready")
+        sleep(0.5)
+sys.last = Last()
+"""
+    process = begin(body)
+    wait_until((tmp_path / "ready").exists, process)
+    process.send_signal(signal.SIGTERM)
+    assert ended(process) == (0, "", "")
+
+
 def test_signals_that_are_ignored_stay_ignored(begin, tmp_path):
     """As `nohup` and a shell's background jobs ask for."""
     body = "Path('ready').touch()\nwhile not Path('go').exists():\n    time.sleep(0.01)\nprint('done')"

@@ -24,6 +24,7 @@ FLOOR_1 = tuple(
         "images",
         "logs",
         "optim",
+        "pages",
         "shard_set",
         "transfer",
     )
@@ -45,6 +46,7 @@ MAY_IMPORT = {
     "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.optim": ("tacaf.vocabulary",),
+    "tacaf.pages": ("tacaf.files",),
     "tacaf.transfer": (),
     "tacaf.model": ("kernels", *FLOOR_1),
     "tacaf.losses": ("kernels", *FLOOR_1),

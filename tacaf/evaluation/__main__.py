@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import Parser, entry, to_device, to_path
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.protocols import CIRCUMSTANCES, score
 from tacaf.evaluation.ranking import MEASURES, METRICS
@@ -164,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--locations", nargs="+", default=[], metavar="CAMID=LOCATION", help="for --exclude location")
     add("--query-list", type=to_path, metavar="FILE", help="generic: keys of the images that ask, one a line")
     add("--gallery-list", type=to_path, metavar="FILE", help="generic: keys of the images that answer")
-    add("--device", default="cpu", help="cuda multiplies on the GPU")
+    add("--device", type=to_device, default="cpu", help="cuda multiplies on the GPU")
     add(
         "--state",
         action="append",
