@@ -33,6 +33,10 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
 
 
 def _refuse_wrong(folder: Path, resume: bool) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # safetensors would read no model there, after the whole training
+        raise InputError(f"run: expected a folder whose name is UTF-8, got {shown(folder)}; give another") from None
     held = (folder / "config.yaml").exists()
     if held and not resume:
         raise InputError(

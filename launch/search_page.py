@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from tacaf.data.photo import decode
+from tacaf.files import shown
 from tacaf.pages import render
 from tacaf.vocabulary import InputError
 
@@ -25,13 +26,16 @@ def page(found: dict[str, Any], query: Path, gallery: Path | None) -> str:
     thumbnail = lru_cache(maxsize=4096)(_thumbnail)  # a gallery image stands in many lists
     lists = [
         {
-            "query": one["query"],
+            "query": shown(one["query"]),
             "picture": thumbnail(query / one["query"] if query.is_dir() else query),
-            "matches": [{**match, "picture": thumbnail(_inside(gallery, match["name"]))} for match in one["matches"]],
+            "matches": [
+                {**match, "name": shown(match["name"]), "picture": thumbnail(_inside(gallery, match["name"]))}
+                for match in one["matches"]
+            ],
         }
         for one in found["queries"][:SHOWN]
     ]
-    return render(PAGE, found=found, lists=lists)
+    return render(PAGE, found={**found, "left_out": list(map(shown, found["left_out"]))}, lists=lists)
 
 
 def _inside(folder: Path | None, name: str) -> Path | None:

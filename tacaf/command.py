@@ -106,7 +106,7 @@ def start(module: str, signals: bool = True) -> NoReturn:
     numbers = [number for number in TO_STOP[: None if signals else 1] if signal.getsignal(number) != signal.SIG_IGN]
     for number in numbers:
         signal.signal(number, _leave)
-    atexit.register(_ignore, numbers)  # the first to be registered is the last to be called
+    atexit.register(_ignore)  # the first to be registered is the last to be called
 
     @entry(signals)
     def run(argv: Sequence[str] | None) -> int:
@@ -116,7 +116,7 @@ def start(module: str, signals: bool = True) -> NoReturn:
         return status
 
     status = run(None)
-    for number in numbers:  # while the interpreter shuts down: the work is done, and its status stays
+    for number in _answered():  # while the interpreter shuts down: the work is done, and its status stays
         signal.signal(number, lambda *_: os._exit(status))
     sys.exit(status)
 
@@ -247,9 +247,14 @@ def _leave(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def _ignore(numbers: Sequence[signal.Signals]) -> None:
-    for number in numbers:
+def _ignore() -> None:
+    """From here on Python would give every signal that it answered its usual meaning: the end of the process."""
+    for number in _answered():
         signal.signal(number, signal.SIG_IGN)
+
+
+def _answered() -> list[signal.Signals]:
+    return [number for number in (*TO_STOP, signal.SIGUSR1) if callable(signal.getsignal(number))]
 
 
 def _prepare_streams() -> None:

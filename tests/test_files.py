@@ -31,6 +31,7 @@ from tacaf.files import (
     write_whole,
 )
 from tacaf.vocabulary import InputError
+from tests.disks import fill
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,18 +49,6 @@ def umask(request) -> Iterator[int]:
     before = os.umask(request.param)
     yield request.param
     os.umask(before)
-
-
-@pytest.fixture
-def full_disk(tmp_path) -> Iterator[Path]:
-    """A folder with room for 64 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder], capture_output=True)
-    if mounted.returncode != 0:
-        pytest.skip("only root can mount a small disk")
-    yield folder
-    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def write_file(path: Path) -> None:
@@ -206,13 +195,14 @@ def fill_folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [fill_file, fill_by_numpy, fill_by_safetensors, fill_folder])
-def test_a_full_disk_is_one_sentence_and_loses_nothing(full_disk, write):
-    path = full_disk / "result"
+def test_a_small_disk_is_one_sentence_and_loses_nothing(small_disk, write):
+    path = small_disk / "result"
     if write is not fill_folder:
         path.write_text("old")
+    fill(small_disk, but=2**16)
     with pytest.raises(InputError, match="result: no space left on device"):
         write(path)
-    assert not left_in(full_disk)
+    assert not left_in(small_disk)
     assert path.exists() == (write is not fill_folder)
     if path.exists():
         assert path.read_text() == "old"
