@@ -1,14 +1,13 @@
 """The plain feature file (`F.npz`): features with the facts about each image, and what makes one unusable."""
 
 import mmap
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tacaf.evaluation.archive import read_arrays
-from tacaf.files import shown
+from tacaf.files import shown, whole_file
 from tacaf.vocabulary import InputError, Modality
 
 ARRAYS = ("features", "pid", "camid", "modality", "number")
@@ -52,12 +51,10 @@ class FeatureSet:
         return zero
 
     def save(self, path: Path) -> None:
-        """Write `F.npz`, first under a temporary name, so that an older file survives a failure."""
+        """Write `F.npz`, whole or not at all."""
         words = np.asarray(_MODALITY_WORDS)[self.modality.astype(np.int64)]
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             np.savez(file, features=self.features, pid=self.pid, camid=self.camid, modality=words, number=self.number)
-        os.replace(temporary, path)
 
 
 def load_features(path: Path) -> FeatureSet:
