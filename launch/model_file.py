@@ -40,6 +40,7 @@ def save_model(
         "height": config.data.augment.height,
         "width": config.data.augment.width,
         "trained_on": {"set": index.name, "sha256": index.sha256, "split": config.data.split},
+        "scales": {modality: scale.model_dump(mode="json") for modality, scale in index.scales.items()},
         "seed": config.seed,
         "chosen": chosen,
         "usual_embedding": config.evaluation.embedding,

@@ -18,6 +18,7 @@ from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locke
 from tacaf.data.photo import images_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
 from tacaf.files import write_whole
+from tacaf.images import given_scale
 from tacaf.inference import Embedder, modality_of
 from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError, Modality
@@ -25,7 +26,7 @@ from tacaf.vocabulary import InputError, Modality
 
 def search(wanted: argparse.Namespace) -> None:
     """Do what is asked in order: open, remove, add and save, search, write."""
-    embedder = Embedder.load(wanted.run, wanted.device) if wanted.run else None
+    embedder = Embedder.load(wanted.run, wanted.device, wanted.thermal_range) if wanted.run else None
     changes = wanted.index and (wanted.remove or wanted.gallery)
     with locked(wanted.index) if changes else nullcontext():
         catalogue = open_catalogue(wanted, embedder)
@@ -34,7 +35,7 @@ def search(wanted: argparse.Namespace) -> None:
         assert embedder is not None
         found = ranked_lists(wanted, embedder, catalogue, left_out)
         print(f"{len(found['queries'])} queries against {found['gallery_images']} images ({found['engine']})")
-        write(wanted, found)
+        write(wanted, found, embedder)
         left_out = found["left_out"]
     for text in left_out:
         print(f"left out: {text}", file=sys.stderr)
@@ -127,14 +128,14 @@ def embed_queries(
     return found, [paths[place].relative_to(home).as_posix() for place in found.places_N]
 
 
-def write(wanted: argparse.Namespace, found: dict[str, Any]) -> None:
+def write(wanted: argparse.Namespace, found: dict[str, Any], embedder: Embedder) -> None:
     """The JSON and the page, each whole or not at all."""
     try:
         if wanted.json:
             write_whole(wanted.json, json.dumps(found, indent=1, allow_nan=False) + "\n")
             print(f"lists: {wanted.json}")
         if wanted.html:
-            write_whole(wanted.html, page(found, wanted.query, wanted.gallery))
+            write_whole(wanted.html, page(found, wanted.query, wanted.gallery, embedder.scales))
             print(f"page: {wanted.html}")
     except OSError as error:
         raise InputError(f"expected room to write the results, got: {error}; choose another place") from None
@@ -157,6 +158,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
     add("--engine", choices=("auto", "exact", "faiss"), default="auto",
         help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip
+    add("--thermal-range", nargs="+", metavar=("LOW", "HIGH"),
+        help="grey values that become black and white in infrared images of more than 8 bits, or the word per-image;"
+        " default: those of the model's training set")  # fmt: skip
     add("--device", default="cpu", help="cpu or cuda")
     add("--json", type=Path, help="write the lists there")
     add("--html", type=Path, help="write a page with pictures there")
@@ -182,6 +186,7 @@ def check(wanted: argparse.Namespace) -> None:
     for path in (wanted.json, wanted.html):
         if path and not path.parent.is_dir():
             raise InputError(f"expected a folder to write {path} into, got none; make {path.parent} first")
+    given_scale(wanted.thermal_range, "--thermal-range")
     choose_engine(wanted.engine, 0)
     wanted.query_modality = modality_of(wanted.query_modality)
     wanted.gallery_modality = wanted.gallery_modality and modality_of(wanted.gallery_modality)

@@ -10,7 +10,6 @@ On a GPU only our pipeline runs, with mixed decoding.
 """
 
 import argparse
-import io
 import json
 import os
 import random
@@ -33,6 +32,7 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan, PlanConfig, PlannedBatch
 from tacaf.data.reader import ShardReader
+from tacaf.images import open_image
 from tacaf.logs import environment
 from tacaf.vocabulary import Branch
 
@@ -48,7 +48,7 @@ def plan_of(index: ShardIndex) -> Plan:
 
 def decoded(data: bytes) -> Image.Image:
     """RGB, decoded and resized, as the usual code does it."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         return image.convert("RGB").resize((AUGMENT.width, AUGMENT.height), Image.Resampling.BILINEAR)
 
 
@@ -245,7 +245,7 @@ def facts_of(shards: Path) -> dict:
     index = ShardIndex.open(shards)
     sizes = []
     for row in range(0, len(index), max(1, len(index) // 50)):
-        with Image.open(io.BytesIO(ShardReader(index).read(row).tobytes())) as image:
+        with open_image(ShardReader(index).read(row).tobytes()) as image:
             sizes.append(image.size)
     width, height = np.mean(sizes, axis=0)
     mean_bytes = float(np.mean(index.columns["size"]))

@@ -12,12 +12,13 @@ from typing import TypedDict
 import numpy as np
 from tqdm import tqdm
 
+from shards.grey_range import scales_of
 from shards.output import Workplace, link, new_set, sync, write_text
 from shards.record import Omission, Record
 from shards.shard_job import FinishedShard, ShardJob, finished, plan, relative, write_shard
 from shards.workers import in_order, process_count
 from tacaf.files import sha256_of
-from tacaf.images import SUFFIXES
+from tacaf.images import SUFFIXES, GreyScale
 from tacaf.shard_set import NO_SPLIT, ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index, tally
 from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, InputError, Modality, Split
 
@@ -29,6 +30,7 @@ class PackOptions(TypedDict, total=False):
     skip_bad: bool  # leave unreadable images out and list them, instead of stopping; default False
     overwrite: bool  # replace an existing shard set once the new one is whole; default False
     workers: int | None  # processes; default one a core, and this one alone for a small set
+    thermal_range: GreyScale | None  # of infrared images of more than 8 bits; default measured
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def pack(
     skip_bad: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
+    thermal_range: GreyScale | None = None,
 ) -> Packed:
     """Write the shard set `out` from images below `root`: the same bytes for any number of `workers`.
 
@@ -92,7 +95,9 @@ def pack(
     with new_set(out, overwrite) as place:
         folder = place.set
         jobs = list(plan(ordered, root, place.shards, shard_mib * 2**20, skip_bad))
-        content = _collect(zip(jobs, _write_shards(jobs, place, processes), strict=True), name)
+        written = list(zip(jobs, _write_shards(jobs, place, processes), strict=True))
+        content = _collect(written, name)
+        scales, about_scales = scales_of(written, thermal_range)
         if not content.shards:
             raise InputError(f"none of the {len(ordered)} images can be used, the first: {content.bad[0].describe()}")
         columns = {column: np.array(values, dtype=COLUMNS[column]) for column, values in content.columns.items()}
@@ -112,12 +117,13 @@ def pack(
             left_out=[LeftOut(path=omission.path, reason=omission.reason) for omission in omissions],
             left_out_count=sum(omission.images for omission in omissions),
             source=source,
+            scales=scales,
         )
         back = _back(out, kept_pids=set(content.columns["pid"]))
         for job, shard in zip(content.jobs, content.shards, strict=True):
             _place(job, folder / shard.name)
         write_text(folder / INDEX_FILE, index.to_json())
-    return Packed(out, index, (*warnings, *_missing(splits, kept), *back))
+    return Packed(out, index, (*warnings, *about_scales, *_missing(splits, kept), *back))
 
 
 @dataclass

@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "tacaf.files": ("tacaf.vocabulary",),
     "tacaf.documents": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.command": ("tacaf.files", "tacaf.vocabulary"),
-    "tacaf.images": ("tacaf.documents",),
+    "tacaf.images": ("tacaf.documents", "tacaf.vocabulary"),
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.child_processes": (),

@@ -1,14 +1,17 @@
 """model.safetensors: a trained TACAFNet's file, read back with what one must know to use it, from its metadata."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
+from tacaf.images import GreyScale, scales_from
 from tacaf.model.tacafnet import Embedding, ModelConfig, TacafNet
 from tacaf.model.weights import CLASSIFIER, embedder
-from tacaf.vocabulary import InputError
+from tacaf.vocabulary import InputError, Modality
 
 FORMAT = "tacaf-model"
 FORMAT_VERSION = 2  # 2: classifiers in pieces
@@ -25,6 +28,9 @@ class ModelCard(NamedTuple):
     seed: int
     chosen: str  # "last epoch" or "validation, epoch e"
     usual_embedding: Embedding = "full"  # the one the run was scored with; older files do not say
+    scales: Mapping[Modality, GreyScale] = MappingProxyType(
+        {}
+    )  # of the training set: how grey of more than 8 bits becomes 8
 
 
 def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
@@ -46,4 +52,5 @@ def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
     model = embedder(ModelConfig.model_validate(card["model"]), state)
     known = ModelCard._field_defaults | card
     keys = {key: known[key] for key in ModelCard._fields if key != "model"}
+    keys["scales"] = scales_from(card.get("scales", {}), str(path))
     return model, ModelCard(model=model.config, **keys)
