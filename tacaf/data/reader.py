@@ -58,15 +58,10 @@ class ShardReader:
 
     def original(self, row: int) -> bytes:
         """The file that was packed. BadSampleError if the shard ends before it."""
-        columns = self.index.columns
-        shard, offset, size = (int(columns[name][row]) for name in ("shard", "offset", "size"))
+        shard, offset, size = self._place(row)
         data = self._map(shard)[offset : offset + size]
         if len(data) != size:
-            raise BadSampleError(
-                row,
-                f"{self.where(row)}: expected an image of {size} bytes at offset {offset}, got {len(data)} bytes; run"
-                " python -m shards verify",
-            )
+            raise BadSampleError(row, self._undecodable(row, f"{len(data)} bytes"))
         return data
 
     def pixels(self, row: int) -> np.ndarray:
@@ -95,10 +90,17 @@ class ShardReader:
         """Have this shard on this node, where the set is a remote one."""
         self.index.store.open(self.index.shards[shard]).close()
 
+    def _place(self, row: int) -> tuple[int, int, int]:
+        """Shard, offset and size of the image of a row."""
+        shard, offset, size = (int(self.index.columns[name][row]) for name in ("shard", "offset", "size"))
+        return shard, offset, size
+
     def _undecodable(self, row: int, problem: str) -> str:
+        _, offset, size = self._place(row)
         return (
-            f"{self.where(row)}: expected a whole image, got one that does not decode ({problem}); run python -m shards"
-            " verify, replace the raw file and pack again (or pack with --skip-bad, or set data.on_bad_sample: replace)"
+            f"{self.where(row)}: expected an image of {size} bytes at offset {offset}, got one that does not decode"
+            f" ({problem}); run python -m shards verify, replace the raw file and pack again (or pack with --skip-bad,"
+            " or set data.on_bad_sample: replace)"
         )
 
     def _map(self, shard: int) -> mmap.mmap:
