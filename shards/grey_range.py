@@ -58,8 +58,8 @@ def _about_range(
     flat = [relative(record.path, job.root) for job, record, sample in wide if share_used(sample, scale) < LITTLE_USED]
     if flat:
         yield (
-            f"{len(flat)} {modality} images use less than {LITTLE_USED:.0%} of the range {scale.describe()} and look "
-            f"flat, the first is {flat[0]}; see --thermal-range"
+            f"{modality} images that look flat, because they use less than {LITTLE_USED:.0%} of the range "
+            f"{scale.describe()}: {len(flat)}, the first is {flat[0]}; see --thermal-range"
         )
 
 
@@ -68,9 +68,8 @@ def _about_mixture(shards: Shards, modality: Modality, wide: int) -> Iterator[st
     if narrow:
         job, place = narrow[0]
         yield (
-            f"{len(narrow)} {modality} images have 8 bits and {wide} have more: only the latter go through the range, "
-            f"so the same warmth may look different; the first with 8 bits is "
-            f"{relative(job.records[place].path, job.root)}"
+            f"{modality} images of more than 8 bits: {wide}; of 8 bits, which do not go through the range and may look "
+            f"different: {len(narrow)}, the first is {relative(job.records[place].path, job.root)}"
         )
 
 
@@ -79,6 +78,6 @@ def _about_narrowed(shards: Shards, modality: Modality) -> Iterator[str]:
     if found and modality is Modality.INFRARED:
         job, place = found[0]
         yield (
-            f"{len(found)} {modality} images have 16 bits in colour or with an alpha channel, of which only the upper "
-            f"8 are used; save them as 16-bit grey. The first is {relative(job.records[place].path, job.root)}"
+            f"{modality} images of 16 bits in colour or with an alpha channel, of which only the upper 8 are used: "
+            f"{len(found)}, the first is {relative(job.records[place].path, job.root)}; save them as 16-bit grey"
         )

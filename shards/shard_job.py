@@ -86,7 +86,7 @@ def finished(job: ShardJob) -> FinishedShard | None:
             return None
     except (OSError, ValidationError):
         return None
-    if any(place >= len(job.records) for place in (*found.samples, *found.narrowed)):
+    if any(not 0 <= place < len(job.records) for place in (*found.samples, *found.narrowed)):
         return None
     if any(not job.skip_bad or reason.startswith(_UNREAD) for reason in found.bad.values()):
         return None
