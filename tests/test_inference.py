@@ -5,6 +5,7 @@ import os
 import re
 import struct
 import zlib
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -186,6 +187,59 @@ def test_what_is_no_image_is_refused(embedder, source, says):
         embedder.embed([source], "visible")
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+SINGLE = {
+    "pixels": np.zeros((4, 5, 3), np.uint8),
+    "grey": np.zeros((4, 5), np.uint8),
+    "grey with its channel": np.zeros((4, 5, 1), np.uint8),
+    "pixels with alpha": np.zeros((4, 5, 4), np.uint8),
+    "one number": np.uint8(3) * np.ones(()),
+    "a row": np.zeros(9, np.uint8),
+    "text": "a.jpg",
+    "path": Path("a.jpg"),
+    "bytes": b"\xff\xd8",
+    "Pillow's": scene(),
+    "a number": 3,
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_single_image_is_not_taken_apart(embedder, kind):
+    with pytest.raises(InputError, match="images: expected a list of images"):
+        embedder.embed(SINGLE[kind], "visible")
+
+
+def test_any_collection_of_images_is_a_list(embedder):
+    pixels = np.asarray(scene())
+    expected_BD = embedder.embed([pixels, pixels], "visible")
+    for images in (np.stack([pixels, pixels]), (pixels, pixels), (one for one in (pixels, pixels))):
+        np.testing.assert_array_equal(embedder.embed(images, "visible"), expected_BD)
+    grey_BD = embedder.embed([grey(), grey()], "visible")
+    np.testing.assert_array_equal(embedder.embed(np.stack([grey(), grey()]), "visible"), grey_BD)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((0, 4, 3), np.uint8), b"", b"x", torch.zeros(3, 4, 4), 7, None, scene().size])
+def test_the_bad_one_among_many_is_named(embedder, bad):
+    with pytest.raises(InputError, match=r"images\[2\]"):
+        embedder.embed([scene(), scene(), bad, scene()], "visible", batch_size=2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.float32, np.float64])
+def test_grey_arrays_of_other_numbers_go_through_the_range(embedder, dtype):
+    array = grey().astype(dtype) * 4 + dtype(7000)
+    expected = np.repeat(grey()[..., None], 3, axis=2)
+    for shaped in (array, array[..., None]):
+        np.testing.assert_array_equal(embedder.pixels(shaped, "infrared", thermal_range=(7000, 8020)), expected)
+    assert embedder.embed([array], "infrared", thermal_range=(7000, 8020)).shape[0] == 1
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4), bool), np.zeros((4, 4), complex), np.zeros((4, 4), object),
+                                   np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4), "U1")])  # fmt: skip
+def test_arrays_of_something_else_are_refused(embedder, array):
+    with pytest.raises(InputError, match=re.escape(f"{array.dtype} {list(array.shape)}")):
+        embedder.embed([array], "visible", thermal_range="per-image")
 
 
 def test_bad_paths_are_refused_by_name(embedder, tmp_path):
