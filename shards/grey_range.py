@@ -10,6 +10,7 @@ import numpy as np
 
 from shards.record import Record
 from shards.shard_job import FinishedShard, ShardJob, relative
+from tacaf.files import shown
 from tacaf.images import LITTLE_USED, GreyScale, measured, share_used
 from tacaf.vocabulary import Modality, Split
 
@@ -55,7 +56,11 @@ def _packed(shards: Shards, modality: Modality) -> Iterator[tuple[ShardJob, Fini
 def _about_range(
     wide: Iterable[tuple[ShardJob, Record, np.ndarray]], modality: Modality, scale: GreyScale
 ) -> Iterator[str]:
-    flat = [relative(record.path, job.root) for job, record, sample in wide if share_used(sample, scale) < LITTLE_USED]
+    flat = [
+        shown(relative(record.path, job.root))
+        for job, record, sample in wide
+        if share_used(sample, scale) < LITTLE_USED
+    ]
     if flat:
         yield (
             f"{modality} images that look flat, because they use less than {LITTLE_USED:.0%} of the range "
@@ -69,7 +74,7 @@ def _about_mixture(shards: Shards, modality: Modality, wide: int) -> Iterator[st
         job, place = narrow[0]
         yield (
             f"{modality} images of more than 8 bits: {wide}; of 8 bits, which do not go through the range and may look "
-            f"different: {len(narrow)}, the first is {relative(job.records[place].path, job.root)}"
+            f"different: {len(narrow)}, the first is {shown(relative(job.records[place].path, job.root))}"
         )
 
 
@@ -79,5 +84,5 @@ def _about_narrowed(shards: Shards, modality: Modality) -> Iterator[str]:
         job, place = found[0]
         yield (
             f"{modality} images of 16 bits in colour or with an alpha channel, of which only the upper 8 are used: "
-            f"{len(found)}, the first is {relative(job.records[place].path, job.root)}; save them as 16-bit grey"
+            f"{len(found)}, the first is {shown(relative(job.records[place].path, job.root))}; save them as 16-bit grey"
         )

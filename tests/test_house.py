@@ -24,6 +24,7 @@ FLOOR_1 = tuple(
         "images",
         "logs",
         "optim",
+        "shard_columns",
         "shard_set",
         "transfer",
     )
@@ -40,6 +41,7 @@ MAY_IMPORT = {
     "tacaf.documents": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.command": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.images": ("tacaf.documents", "tacaf.vocabulary"),
+    "tacaf.shard_columns": ("tacaf.files", "tacaf.shard_set", "tacaf.vocabulary"),
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
@@ -53,7 +55,8 @@ MAY_IMPORT = {
     "tacaf.inference": ("kernels", "tacaf"),
     "tacaf.catalogue": ("kernels", "tacaf"),
     "shards": tuple(
-        f"tacaf.{name}" for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_set")
+        f"tacaf.{name}"
+        for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_columns", "shard_set")
     ),
     "launch": ("tacaf",),
     "launch.reproduce": ("tacaf", "shards", "launch"),
@@ -85,7 +88,17 @@ HEAVY = {
 }
 NO_TORCH = tuple(
     f"tacaf/{name}.py"
-    for name in ("vocabulary", "draws", "child_processes", "command", "documents", "files", "images", "shard_set")
+    for name in (
+        "vocabulary",
+        "draws",
+        "child_processes",
+        "command",
+        "documents",
+        "files",
+        "images",
+        "shard_columns",
+        "shard_set",
+    )
 )
 
 

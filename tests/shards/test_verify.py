@@ -178,11 +178,11 @@ def swap(folder, *names):
 DAMAGE = {
     "flipped byte": (flip_a_byte, f"{TAR}: its sha256 is not the one", False, False),
     "undecodable image": (zero_an_image, "does not decode", True, False),
-    "cut shard": (cut_the_tar, f"{TAR}: expected", False, True),
-    "missing shard": (lambda f: (f / TAR).unlink(), f"{TAR}: expected this shard, found none", False, True),
-    "missing idx": (lambda f: (f / TAR).with_suffix(".idx").unlink(), "expected DALI's index", False, True),
+    "cut shard": (cut_the_tar, f"{TAR} is cut", False, True),
+    "missing shard": (lambda f: (f / TAR).unlink(), f"{TAR} is missing", False, True),
+    "missing idx": (lambda f: (f / TAR).with_suffix(".idx").unlink(), "idx is missing", False, True),
     "cut idx": (lambda f: (f / TAR).with_suffix(".idx").write_text("v1.2 3\n"), "lines, got", False, True),
-    "extra shard": (lambda f: shutil.copy(f / TAR, f / "more.tar"), "more.tar: a shard that index.json", False, True),
+    "extra shard": (lambda f: shutil.copy(f / TAR, f / "more.tar"), "more.tar does not belong", False, True),
     "other facts": (change_the_facts, "its facts state pid", True, False),
     "member outside": (rename_a_member("../evil.jpg"), "../evil.jpg", False, False),
     "absolute member": (rename_a_member("/evil.jpg"), "/evil.jpg", False, False),
@@ -211,11 +211,11 @@ DAMAGE = {
     "cut, and the index agrees": (agreed(cut_the_tar), "172 images unread", True, False),
     "one place wrong": (move_a_place, "the line does not agree with the columns", True, True),
     "one place wrong, and all agree": (agreed(move_a_place, idx=True), "the columns state", True, False),
-    "facts too deep": (nest_the_facts, "its facts are no JSON", True, False),
+    "facts too deep": (nest_the_facts, "its facts: ", True, True),
     "idx of another set": (lambda f: swap(f, f"{TAR[:-3]}idx"), "lines, got", False, True),
     "index of another set": (lambda f: swap(f, "index.json"), "expected", False, True),
-    "index and columns of another set": (lambda f: swap(f, "index.json", "columns"), f"{TAR}: expected", False, True),
-    "column of another set": (lambda f: swap(f, "columns/size.npy"), "columns/size.npy: its sha256", False, True),
+    "index and columns of another set": (lambda f: swap(f, "index.json", "columns"), f"{TAR} is cut", False, True),
+    "column of another set": (lambda f: swap(f, "columns/size.npy"), "columns/size.npy: expected 192", False, True),
 }
 
 
