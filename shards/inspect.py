@@ -12,7 +12,7 @@ from PIL import Image
 
 from shards.verify import verify
 from tacaf.files import reason_of, shown, write_whole
-from tacaf.images import ImageError, decode, open_image
+from tacaf.images import ImageError, decode, is_wide, open_image
 from tacaf.shard_columns import read_column, row_key
 from tacaf.shard_set import IndexFile, read_index
 from tacaf.vocabulary import COLUMNS, InputError, Modality
@@ -158,14 +158,18 @@ def _camera_rows(shard_set: ShardSet) -> Iterator[list[str]]:
 
 def _size_rows(shard_set: ShardSet) -> Iterator[list[str]]:
     rows = _spaced(range(shard_set.index.images), SAMPLED)
-    sizes = np.array([_size(shard_set, row) for row in rows])
+    sizes = np.array([_look(shard_set, row)[0] for row in rows])
     for name, values in (("width", sizes[:, 0]), ("height", sizes[:, 1]), ("bytes", shard_set.columns["size"][rows])):
         yield [name, *_spread(values)]
 
 
 def _range_table(shard_set: ShardSet) -> dict[str, Table]:
     """Which grey values become black and white, for the modalities that have images of more than 8 bits."""
-    rows = [[str(modality), scale.describe()] for modality, scale in shard_set.index.scales.items()]
+    found = {modality: scale.describe() for modality, scale in shard_set.index.scales.items()}
+    for row in _spaced(range(shard_set.index.images), SAMPLED):
+        if (modality := _modality(shard_set, row)) not in found and _look(shard_set, row)[1]:
+            found[modality] = "0 to 65535 (packed before ranges were measured: pack the set again)"
+    rows = [[str(modality), text] for modality, text in found.items()]
     return {"Grey values of more than 8 bits": [["modality", "black to white"], *rows]} if rows else {}
 
 
@@ -174,10 +178,11 @@ def _shard_rows(shard_set: ShardSet) -> Iterator[list[str]]:
         yield [shard.name, str(shard.images), f"{shard.bytes / 2**20:.1f}"]
 
 
-def _size(shard_set: ShardSet, row: int) -> tuple[int, int]:
+def _look(shard_set: ShardSet, row: int) -> tuple[tuple[int, int], bool]:
+    """An image's width and height, and whether it is grey of more than 8 bits."""
     try:
         with open_image(shard_set.image(row)) as image:
-            return image.size
+            return image.size, is_wide(image)
     except ImageError as problem:
         raise _no_image(shard_set, row, problem) from None
 

@@ -251,11 +251,14 @@ def look(data: bytes) -> Looked:
     return Looked(None, narrowed)
 
 
-def decode_problem(data: bytes) -> str | None:
-    """What keeps an image file from decoding completely, or None."""
+def decode_problem(data: bytes, scale: GreyScale | None = None) -> str | None:
+    """What keeps an image file from decoding completely, or None. `scale` as for `decode`."""
     try:
         with open_image(data) as image:
-            _loaded(image)
+            if is_wide(image):
+                scaled(wide_values(image), scale)
+            else:
+                _loaded(image)
     except ImageError as error:
         return str(error)
     return None

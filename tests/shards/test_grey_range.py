@@ -16,7 +16,7 @@ from shards.verify import verify
 from tacaf.images import PER_IMAGE, GreyScale, decode, measured, sample_of
 from tacaf.shard_set import read_index
 from tacaf.vocabulary import InputError, Modality, Split
-from tests.shards.raw import image_bytes, samples, snapshot, write_sysu
+from tests.shards.raw import edited, image_bytes, samples, snapshot, write_sysu
 from tests.test_images import colour_16
 from tests.thermal import HIGH, LOW, counts, encoded, write_manifest
 
@@ -192,3 +192,24 @@ def test_inspect_shows_the_range_and_pictures_that_use_it(tmp_path, monkeypatch)
     assert f"{scale.low:g} to {scale.high:g} (measured)" in (tmp_path / "sheet.html").read_text()
     assert seen.count(scale) == 6
     assert seen.count(None) == 6
+
+
+def test_a_set_from_before_there_were_ranges_is_told(tmp_path):
+    folder = pack(tmp_path / "raw", tmp_path / "set", {f"{n}.png": encoded(counts(n), "PNG") for n in range(4)}).folder
+    edited(folder, scales={})
+    assert "0 to 65535 (packed before" in summary_text(open_set(folder))
+    assert verify(folder) == []
+
+
+def test_verify_reads_grey_values_as_the_trainer_does(tmp_path):
+    """A float has no meaning without a range: a set that lost it is not sound."""
+    folder = pack(tmp_path / "raw", tmp_path / "set", {f"{n}.tif": floats(n) for n in range(4)}).folder
+    assert verify(folder) == []
+    edited(folder, scales={})
+    problems = verify(folder)
+    assert len(problems) == 4
+    assert all("no range" in problem for problem in problems)
+
+
+def floats(seed: int) -> bytes:
+    return encoded((counts(seed) / 10).astype(np.float32), "TIFF")
