@@ -43,7 +43,7 @@ def _sampled(shards: Shards) -> Iterator[tuple[ShardJob, Record, np.ndarray]]:
     """The packed grey images of more than 8 bits, with a sample of their values."""
     for job, shard in shards:
         for place, sample in shard.samples.items():
-            yield job, job.records[place], np.frombuffer(base64.b64decode(sample), np.dtype("<f4")).astype(np.float64)
+            yield job, job.records[place], np.frombuffer(base64.b64decode(sample), np.dtype("<f4"))
 
 
 def _packed(shards: Shards, modality: Modality) -> Iterator[tuple[ShardJob, FinishedShard, int]]:

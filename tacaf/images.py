@@ -33,6 +33,7 @@ _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _DECODED_BY_DALI = ("JPEG", "PNG", "BMP")
 _SAMPLED = 128  # values of an image that its set's range is measured from
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples' fractions fill 0 to 1 evenly and fall in step with no image's width
+_BLOCK = 2**20  # values that are looked at or mapped at once
 LITTLE_USED = 0.1  # an image that uses less of the range looks flat
 _ROBUST = (0.1, 99.9)  # percentiles that bound a measured range: a dead pixel decides nothing
 
@@ -153,12 +154,12 @@ def has_deep_colour(image: Image.Image) -> bool:
 
 
 def wide_values(image: Image.Image) -> np.ndarray:
-    """The grey values of a wide image, float64 [H, W], turned as EXIF says."""
-    return np.asarray(_loaded(image)).astype(np.float64)
+    """The grey values of a wide image, numbers [H, W], turned as EXIF says."""
+    return np.asarray(_loaded(image))
 
 
 def scaled(values: np.ndarray, scale: GreyScale | None) -> np.ndarray:
-    """Grey values as uint8 of the same shape; a value that is no number becomes black."""
+    """Grey values, numbers of any type, as uint8 of the same shape; a value that is no number becomes black."""
     if scale is None:
         if values.size and (not np.isfinite(values).all() or values.min() < 0 or (values % 1).any()):
             raise ImageError("grey values that are not whole numbers from 0, and no range for them is known")
@@ -168,13 +169,17 @@ def scaled(values: np.ndarray, scale: GreyScale | None) -> np.ndarray:
     if values.size and not np.isfinite(values).any():
         raise ImageError("no finite grey value")
     low, high = robust_range(values) if scale.low is None or scale.high is None else (scale.low, scale.high)
-    shares = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low)
-    return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+    flat = values.ravel()
+    levels = np.empty(flat.shape, np.uint8)
+    for start in range(0, flat.size, _BLOCK):  # a large image takes no multiple of its memory
+        part = np.nan_to_num(flat[start : start + _BLOCK].astype(np.float64), nan=low, posinf=high, neginf=low)
+        levels[start : start + _BLOCK] = np.rint(np.clip((part - low) / (high - low), 0, 1) * 255)
+    return levels.reshape(values.shape)
 
 
 def robust_range(values: np.ndarray) -> tuple[float, float]:
     """Bounds of the finite values that leave a thousandth out on either side; low < high always."""
-    finite = values[np.isfinite(values)]
+    finite = _finite(values)
     if not finite.size:
         raise ImageError("no finite grey value")
     low, high = (float(bound) for bound in np.percentile(finite, _ROBUST))
@@ -189,17 +194,23 @@ def sample_of(values: np.ndarray) -> np.ndarray:
 
 def measured(samples: Iterable[Sequence[float] | np.ndarray]) -> GreyScale:
     """The scale of a set from the samples of its images."""
-    low, high = robust_range(np.concatenate([np.asarray(sample, dtype=np.float64) for sample in samples]))
+    low, high = robust_range(np.concatenate([np.asarray(sample) for sample in samples]))
     return GreyScale(kind="measured", low=low, high=high)
 
 
 def share_used(values: np.ndarray, scale: GreyScale) -> float:
     """How much of the scale's range these values use, but for a hundredth on either side; 1 for per_image."""
-    finite = values[np.isfinite(values)]
+    finite = _finite(values)
     if scale.low is None or scale.high is None or not finite.size:
         return 1.0
     low, high = (float(np.clip(bound, scale.low, scale.high)) for bound in np.percentile(finite, (1, 99)))
     return (high - low) / (scale.high - scale.low)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The finite values as float64, of very many some from all over."""
+    finite = values[np.isfinite(values)]
+    return finite[:: finite.size // _BLOCK + 1].astype(np.float64)
 
 
 def far_apart(one: GreyScale, other: GreyScale) -> bool:

@@ -98,7 +98,7 @@ def _pixels(image: Image.Image, limits: Limits, scale: GreyScale | None) -> np.n
     if images.is_wide(image):
         return _of_values(images.wide_values(image), scale)
     pixels_HWC = images.pixels_of(image)
-    if images.has_deep_colour(image) and share_used(pixels_HWC.astype(np.float64), _WHOLE_8_BITS) < LITTLE_USED:
+    if images.has_deep_colour(image) and share_used(pixels_HWC, _WHOLE_8_BITS) < LITTLE_USED:
         raise ImageError("16 bits in colour or with an alpha channel that fill little of their range: save it as grey")
     return pixels_HWC
 
@@ -111,7 +111,7 @@ def _of_array(array: np.ndarray, scale: GreyScale | None) -> np.ndarray:
             f"an array of {array.dtype} {list(array.shape)}: give uint8 [H, W, 3], or grey [H, W] of numbers"
         )
     if not narrow:
-        return _of_values(array.reshape(array.shape[:2]).astype(np.float64), scale)
+        return _of_values(array.reshape(array.shape[:2]), scale)
     return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2) if grey else array[..., :3]
 
 
