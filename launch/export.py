@@ -24,8 +24,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from launch.config import load_config
@@ -36,8 +34,10 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below
 from tacaf.data.reader import ShardReader
 from tacaf.files import sha256_of
-from tacaf.inference import CARD, CARD_FORMAT, CARD_VERSION, MODEL, ONNX_FILES, Embedder
+from tacaf.inference import MODEL, ONNX_FILES, Embedder
 from tacaf.logs import versions
+from tacaf.model.card import CARD, write_card
+from tacaf.model.file import open_model, write_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.vocabulary import InputError, Modality
@@ -86,7 +86,7 @@ def export(wanted: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
             folder.mkdir()
             card = write_parts(wanted, embedder, images, folder)
             card["check"] = {"images": source, **check(embedder, Embedder.load(folder), images)}
-            (folder / CARD).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
+            write_card(folder, card)
             folder.rename(wanted.out)
     except OSError as error:
         raise InputError(f"expected room to write {wanted.out}, got: {error}; choose another --out") from None
@@ -102,7 +102,7 @@ def write_parts(wanted: argparse.Namespace, embedder: Embedder, images: Images, 
     else:
         write_safetensors(wanted.run / MODEL if wanted.run.is_dir() else wanted.run, folder / MODEL)
     card["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    (folder / CARD).write_text(json.dumps(card))
+    write_card(folder, card)
     return card
 
 
@@ -110,8 +110,6 @@ def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
     """Everything a user of the weights must know."""
     results = [json.loads(path.read_text()) for path in sorted((run / "results").glob("*.json"))]
     return {
-        "format": CARD_FORMAT,
-        "format_version": CARD_VERSION,
         **embedder.card,
         "model_sha256": embedder.model_sha256,
         "preprocessing": {
@@ -134,10 +132,9 @@ def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
 
 def write_safetensors(source: Path, target: Path) -> None:
     """The run's file without its classifiers; the metadata goes along."""
-    with safe_open(source, "pt") as file:
-        names = [name for name in file.keys() if CLASSIFIER not in name]  # noqa: SIM118 - safe_open is no dict
-        save_file({name: file.get_tensor(name) for name in names}, target, file.metadata())
-    target.chmod(0o644)  # safetensors writes files that only their owner can read
+    file, card = open_model(source)
+    kept = file.read(name for name in file.tensors if CLASSIFIER not in name)
+    write_model(target, kept, card.model_dump(mode="json", exclude={"format", "format_version", "seal"}))
 
 
 def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:

@@ -7,6 +7,7 @@ hash of its own bytes, so that no changed byte goes unnoticed.
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -49,7 +50,8 @@ def parse(data: bytes | str, model: type[Parsed], where: str, most: int = MOST_B
     value = load_json(data, where, most, cure)
     try:
         # From the text and not from `value`, because JSON has no tuples and no enumerations to be strict about.
-        return model.model_validate_json(data)
+        # Strictness goes down into parts that are no Documents themselves, such as a configuration.
+        return model.model_validate_json(data, strict=True if issubclass(model, Document) else None)
     except ValidationError as error:
         _refuse_version(value, model, where)
         raise InputError(f"{where}: {what_is_wrong(error)}{_cure(cure)}") from None
@@ -60,7 +62,7 @@ def load_json(data: bytes, where: str, most: int = MOST_BYTES, cure: str = "") -
     if len(data) > most:
         raise InputError(f"{where} has {len(data):,} bytes; at most {most:,} are read")
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse_constant)
+        value = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise InputError(f"{where}: nested too deeply{_cure(cure)}") from None
     except ValueError as error:
@@ -129,6 +131,12 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a number of JSON")
+
+
+def _finite(text: str) -> float:
+    if math.isinf(found := float(text)):
+        raise ValueError(f"{_short(text)} is too large a number")
+    return found
 
 
 def _too_deep(value: Any) -> bool:

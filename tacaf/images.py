@@ -11,10 +11,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from tacaf.documents import Document, what_is_wrong
-from tacaf.vocabulary import InputError, Modality
+from tacaf.documents import Document
+from tacaf.vocabulary import InputError
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif"),
@@ -71,7 +71,6 @@ class GreyScale(Document):
         return "each image's own range" if self.kind == "per_image" else f"{self.low:g} to {self.high:g} ({self.kind})"
 
 
-_SCALES = TypeAdapter(dict[Modality, GreyScale])
 PER_IMAGE = GreyScale(kind="per_image")
 WHOLE_16_BITS = GreyScale(kind="given", low=0, high=65535)  # what DALI makes of 16 bits
 
@@ -92,14 +91,6 @@ def given_scale(value: Any, name: str = "thermal_range") -> GreyScale | None:
     except (TypeError, ValueError, OverflowError, ValidationError):
         got = " ".join(map(str, words))[:80]
         raise InputError(f"{name}: expected two numbers, the lower one first, or per-image, got {got!r}") from None
-
-
-def scales_from(values: Any, where: str) -> dict[Modality, GreyScale]:
-    """The scales by modality as JSON holds them. `where` names their origin in the InputError."""
-    try:
-        return _SCALES.validate_python(values)
-    except ValidationError as error:
-        raise InputError(f"{where}: scales: {what_is_wrong(error)}") from None
 
 
 def open_image(data: bytes) -> Image.Image:

@@ -18,16 +18,16 @@ import torch
 from PIL import Image
 
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
-from tacaf.files import sha256_of
-from tacaf.images import ThermalRange, given_scale, scales_from
-from tacaf.model.file import load_model
+from tacaf.files import shown
+from tacaf.images import GreyScale, ThermalRange, given_scale
+from tacaf.model.card import CARD, ExportCard, checked_file, read_card
+from tacaf.model.file import ModelFacts, load_model
 from tacaf.model.tacafnet import Embedding, TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.vocabulary import InputError, Modality
 
-MODEL, CARD = "model.safetensors", "card.json"
+MODEL = "model.safetensors"
 ONNX_FILES = {modality: f"{modality}.onnx" for modality in Modality}
-CARD_FORMAT, CARD_VERSION = "tacaf-card", 1
 
 # images float32 [b, 3, H, W], modality, embedding -> descriptors [b, d]
 Run = Callable[[torch.Tensor, Modality, Embedding], np.ndarray]
@@ -43,16 +43,13 @@ class Embedder:
         width: int,
         card: dict[str, Any],
         sha256: str,
-        thermal_range: ThermalRange = None,
+        scales: dict[Modality, GreyScale],
     ) -> None:
         self._run = run
         self.height, self.width = height, width  # of the model's input, pixels
         self.card = card  # what is known of the model: training set, seed, preprocessing, results
         self.usual_embedding: Embedding = card.get("usual_embedding", "full")  # what the model was scored with
-        # how grey of more than 8 bits becomes 8: as in the training set, or for infrared as the user says
-        self.scales = scales_from(card.get("scales", {}), "the model's card")
-        if (given := given_scale(thermal_range)) is not None:
-            self.scales[Modality.INFRARED] = given
+        self.scales = scales  # how grey of more than 8 bits becomes 8
         self.model_sha256 = sha256  # of the weights: descriptors of two models never compare
         self.model: TacafNet | None = None  # None for ONNX
         self.device = torch.device("cpu")
@@ -202,6 +199,8 @@ def weights_sha256(model: TacafNet) -> str:
 
 
 def _load_torch(cls: type[Embedder], path: Path, device: str, thermal_range: ThermalRange) -> Embedder:
+    if (path.parent / CARD).exists():
+        checked_file(path.parent, path.name, read_card(path.parent))
     model, facts = load_model(path)
     try:
         model.to(device)
@@ -213,9 +212,11 @@ def _load_torch(cls: type[Embedder], path: Path, device: str, thermal_range: The
     def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
         return model.embed(images_BCHW.to(device), modality, embedding).cpu().numpy()
 
-    card = {**facts._asdict(), "model": facts.model.model_dump(mode="json"), "embedding": describe_embedding(model)}
-    card["scales"] = {str(modality): scale.model_dump(mode="json") for modality, scale in facts.scales.items()}
-    made = cls(run, facts.height, facts.width, card, weights_sha256(model), thermal_range)
+    card = {
+        **facts.model_dump(mode="json", include=set(ModelFacts.model_fields)),
+        "embedding": describe_embedding(model),
+    }
+    made = cls(run, facts.height, facts.width, card, weights_sha256(model), _scales(facts, thermal_range))
     made.model, made.device = model, torch.device(device)
     return made
 
@@ -227,13 +228,18 @@ def _load_onnx(cls: type[Embedder], folder: Path, thermal_range: ThermalRange) -
         raise InputError(
             "expected the package onnxruntime for an ONNX model, found none; pip install 'tacaf[onnx]'"
         ) from None
-    card = read_card(folder / CARD)
+    facts = read_card(folder)
     sessions = {}
     for modality, name in ONNX_FILES.items():
-        path = folder / name
-        if not path.is_file() or sha256_of(path) != card["files"].get(name):
-            raise InputError(f"{path}: expected the file that {CARD} names, got none or another; export again")
-        sessions[modality] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        path = checked_file(folder, name, facts)
+        try:
+            sessions[modality] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises kinds of its own, all of them bare Exceptions
+            raise InputError(
+                f"{shown(path)}: expected an ONNX graph, got: {_line(error)}; export the run again"
+            ) from None
+        _check_graph(sessions[modality], path, facts)
+    card = facts.model_dump(mode="json", exclude={"seal"})
 
     def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
         (found_BD,) = sessions[modality].run(["embedding"], {"images": images_BCHW.numpy()})
@@ -242,15 +248,26 @@ def _load_onnx(cls: type[Embedder], folder: Path, thermal_range: ThermalRange) -
         kept_BD = np.concatenate([found_BD[:, start:stop] for start, stop in slices_of(card, embedding)], axis=1)
         return kept_BD / np.linalg.norm(kept_BD, axis=1, keepdims=True)
 
-    return cls(run, card["height"], card["width"], card, card["model_sha256"], thermal_range)
+    return cls(run, facts.height, facts.width, card, facts.model_sha256, _scales(facts, thermal_range))
 
 
-def read_card(path: Path) -> dict[str, Any]:
-    """An export's card. InputError if it is none."""
-    try:
-        card = json.loads(path.read_text())
-        if (card["format"], card["format_version"]) != (CARD_FORMAT, CARD_VERSION):
-            raise KeyError("format")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"expected the card of an export at {path}, got {error!r}; export the run again") from None
-    return card
+def _scales(facts: ModelFacts, thermal_range: ThermalRange) -> dict[Modality, GreyScale]:
+    """Those of the training set, or for infrared what the user says."""
+    given = given_scale(thermal_range)
+    return facts.scales if given is None else {**facts.scales, Modality.INFRARED: given}
+
+
+def _check_graph(session: Any, path: Path, card: ExportCard) -> None:
+    """InputError unless the graph takes and gives what the card says."""
+    given, found = (
+        [(one.name, one.shape[1:]) for one in some] for some in (session.get_inputs(), session.get_outputs())
+    )
+    wanted = [("images", [3, card.height, card.width])], [("embedding", [card.embedding.width])]
+    if (given, found) != wanted:
+        raise InputError(
+            f"{shown(path)}: expected {wanted[0]} to {wanted[1]}, got {given} to {found}; export the run again"
+        )
+
+
+def _line(error: Exception) -> str:
+    return shown(" ".join(str(error).split()))[:200]

@@ -26,6 +26,7 @@ FLOOR_1 = tuple(
         "optim",
         "shard_columns",
         "shard_set",
+        "tensors",
         "transfer",
     )
 )
@@ -43,6 +44,7 @@ MAY_IMPORT = {
     "tacaf.images": ("tacaf.documents", "tacaf.vocabulary"),
     "tacaf.shard_columns": ("tacaf.files", "tacaf.shard_set", "tacaf.vocabulary"),
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
+    "tacaf.tensors": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.vocabulary",),

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tacaf import images
+from tacaf.documents import parse
 from tacaf.images import (
     PER_IMAGE,
     GreyScale,
@@ -16,10 +17,9 @@ from tacaf.images import (
     measured,
     sample_of,
     scaled,
-    scales_from,
     share_used,
 )
-from tacaf.vocabulary import InputError, Modality
+from tacaf.vocabulary import InputError
 from tests.thermal import HIGH, LOW, counts, encoded
 
 SCALE = GreyScale(kind="given", low=LOW, high=HIGH)
@@ -164,19 +164,20 @@ def test_any_other_range_is_refused(value):
 
 
 @pytest.mark.parametrize(
-    "values",
-    [[], {"thermal": {}}, {"infrared": 3}, {"infrared": {"kind": "measured", "low": 2, "high": 1}},
-     {"infrared": {"kind": "per_image", "low": 1, "high": 2}}, {"infrared": {"kind": "given", "low": True, "high": 2}},
-     {"infrared": {"kind": "given", "low": 0, "high": float("inf")}}, {"infrared": {"kind": "given", "other": 1}}],
+    "text",
+    ["[]", "{}", '{"kind": "measured", "low": 2, "high": 1}', '{"kind": "per_image", "low": 1, "high": 2}',
+     '{"kind": "given", "low": true, "high": 2}', '{"kind": "given", "low": 0, "high": Infinity}',
+     '{"kind": "given", "low": 0, "high": 1e301}', '{"kind": "given", "low": 1}', '{"kind": "other"}',
+     '{"kind": "per_image", "more": 1}'],
 )  # fmt: skip
-def test_scales_of_a_card_are_checked(values):
-    with pytest.raises(InputError, match="the card: scales"):
-        scales_from(values, "the card")
+def test_scales_that_are_read_are_checked(text):
+    with pytest.raises(InputError, match="the card"):
+        parse(text, GreyScale, "the card")
 
 
 def test_scales_survive_json():
-    scales = {Modality.INFRARED: SCALE, Modality.VISIBLE: PER_IMAGE}
-    assert scales_from({str(key): value.model_dump(mode="json") for key, value in scales.items()}, "x") == scales
+    for scale in (SCALE, PER_IMAGE, measured([counts(1).ravel()])):
+        assert parse(scale.model_dump_json(), GreyScale, "the card") == scale
 
 
 @pytest.mark.parametrize("kind", ["GIF", "ICO", "PPM", "JPEG2000", "EPS", "TGA"])
