@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -36,6 +37,7 @@ from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
 from tacaf.evaluation.tables import PROTOCOLS
 from tacaf.files import shown, write_whole
+from tacaf.images import far_apart
 from tacaf.model.file import ModelCard, load_model
 from tacaf.model.tacafnet import Embedding, TacafNet
 from tacaf.vocabulary import InputError, Modality
@@ -167,6 +169,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         splits = chosen_splits(arguments, index, cards)
         usual = usual_embedding(cards)
         settings = chosen_settings(arguments, index, usual)
+        if place.rank == 0:
+            for text in dict.fromkeys(text for card in cards for text in scale_warnings(card, index)):
+                print(f"warning: {text}", file=sys.stderr, flush=True)
     scored: list[tuple[FeatureSet, dict]] = []
     for run, split in zip(arguments.run, splits, strict=True):
         with distributed.together():
@@ -188,6 +193,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with distributed.together():
         if place.rank == 0 and len(scored) > 1:
             write_and_show(arguments, settings, scored, parent_of(arguments.run), usual)
+
+
+def scale_warnings(card: ModelCard, index: ShardIndex) -> list[str]:
+    """Where grey values of more than 8 bits become clearly other pixels here than in the model's training set."""
+    return [
+        f"{modality}: the set maps grey values by {scale.describe()}, the model was trained with "
+        f"{card.scales[modality].describe()}; pack the set again with that --thermal-range if the cameras are alike"
+        for modality, scale in index.scales.items()
+        if modality in card.scales and far_apart(scale, card.scales[modality])
+    ]
 
 
 def usual_embedding(cards: Sequence[ModelCard]) -> Embedding:

@@ -107,6 +107,8 @@ def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
         "model_sha256": embedder.model_sha256,
         "preprocessing": {
             "colour": "RGB, turned as EXIF says; an infrared image's one channel three times",
+            "grey_of_more_than_8_bits": "255 (value - low) / (high - low) of `scales`, clipped to 0 to 255 and rounded;"
+            " per_image: low and high are the image's own 0.1 and 99.9 percentiles",
             "size": {"height": embedder.height, "width": embedder.width},
             "resize": "bilinear, half-pixel centres, no antialiasing, rounded to whole grey levels; aspect not kept",
             "mean": MEAN.tolist(),
@@ -173,8 +175,9 @@ def check_images(wanted: argparse.Namespace, embedder: Embedder) -> tuple[Images
         paths = images_below(wanted.images)
         if len(paths) < COMPARED:
             raise InputError(f"expected at least {COMPARED} images in {wanted.images}, got {len(paths)}; add some")
-        images = torch.stack([embedder.read(path) for path in paths[:COMPARED]])
-        return dict.fromkeys(Modality, images), "--images"
+        return {
+            modality: torch.stack([embedder.read(path, modality) for path in paths[:COMPARED]]) for modality in Modality
+        }, "--images"
     try:
         return shard_images(wanted.run, embedder), "the run's shard set"
     except InputError:
@@ -190,7 +193,7 @@ def shard_images(run: Path, embedder: Embedder) -> Images:
         rows = np.flatnonzero(np.asarray(index.columns["modality"]) == modality.code)[:COMPARED]
         if len(rows) < COMPARED:
             raise InputError(f"expected {COMPARED} {modality} images, got {len(rows)}")
-        found[modality] = torch.stack([embedder.read(reader.read(int(row)).tobytes()) for row in rows])
+        found[modality] = torch.stack([embedder.read(reader.pixels(int(row)), modality) for row in rows])
     return found
 
 
@@ -203,7 +206,7 @@ def drawn_images(embedder: Embedder) -> Images:
             encoded = io.BytesIO()
             pixels, quality = picture(0, Shot(pid, 1, modality, 1))
             Image.fromarray(pixels).save(encoded, "JPEG", quality=quality)
-            images.append(embedder.read(encoded.getvalue()))
+            images.append(embedder.read(encoded.getvalue(), modality))
         found[modality] = torch.stack(images)
     return found
 

@@ -22,6 +22,7 @@ from tacaf.command import Parser, entry, to_device, to_path
 from tacaf.data.photo import images_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
 from tacaf.files import shown, write_json, write_whole
+from tacaf.images import given_scale
 from tacaf.inference import Embedder, modality_of
 from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError, Modality
@@ -29,7 +30,7 @@ from tacaf.vocabulary import InputError, Modality
 
 def search(wanted: argparse.Namespace) -> None:
     """Do what is asked in order: open, remove, add and save, search, write."""
-    embedder = Embedder.load(wanted.run, wanted.device) if wanted.run else None
+    embedder = Embedder.load(wanted.run, wanted.device, wanted.thermal_range) if wanted.run else None
     changes = wanted.index and (wanted.remove or wanted.gallery)
     with locked(wanted.index) if changes else nullcontext():
         catalogue = open_catalogue(wanted, embedder)
@@ -37,7 +38,7 @@ def search(wanted: argparse.Namespace) -> None:
     if wanted.query:
         assert embedder is not None
         found = ranked_lists(wanted, embedder, catalogue, left_out)
-        write(wanted, found)
+        write(wanted, found, embedder)
         left_out = found["left_out"]
     for text in left_out:
         print(f"left out: {shown(text)}", file=sys.stderr)
@@ -130,12 +131,12 @@ def embed_queries(
     return found, [paths[place].relative_to(home).as_posix() for place in found.places_N]
 
 
-def write(wanted: argparse.Namespace, found: dict[str, Any]) -> None:
+def write(wanted: argparse.Namespace, found: dict[str, Any], embedder: Embedder) -> None:
     """The JSON and the page, each whole or not at all; then where they are."""
     if wanted.json:
         write_json(wanted.json, found)
     if wanted.html:
-        write_whole(wanted.html, page(found, wanted.query, wanted.gallery))
+        write_whole(wanted.html, page(found, wanted.query, wanted.gallery, embedder.scales))
     print(f"{len(found['queries'])} queries against {found['gallery_images']} images ({found['engine']})")
     for what, path in (("lists", wanted.json), ("page", wanted.html)):
         if path:
@@ -159,6 +160,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
     add("--engine", choices=("auto", "exact", "faiss"), default="auto",
         help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip
+    add("--thermal-range", nargs="+", metavar=("LOW", "HIGH"),
+        help="grey values that become black and white in infrared images of more than 8 bits, or the word per-image;"
+        " default: those of the model's training set")  # fmt: skip
     add("--device", type=to_device, default="cpu", help="cpu or cuda")
     add("--json", type=to_path, help="write the lists there")
     add("--html", type=to_path, help="write a page with pictures there")
@@ -184,6 +188,7 @@ def check(wanted: argparse.Namespace) -> None:
     for path in (wanted.json, wanted.html):
         if path and not path.parent.is_dir():
             raise InputError(f"expected a folder to write {path} into, got none; make {path.parent} first")
+    given_scale(wanted.thermal_range, "--thermal-range")
     choose_engine(wanted.engine, 0)
     wanted.query_modality = modality_of(wanted.query_modality)
     wanted.gallery_modality = wanted.gallery_modality and modality_of(wanted.gallery_modality)

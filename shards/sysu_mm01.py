@@ -3,15 +3,20 @@
 Facts of the layout: the data set's own README and evaluation code; counts: computed from its rand_perm_cam.mat.
 """
 
+import io
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
 
+import numpy as np
+
 from shards import benchmarks
-from shards.layout import check_disjoint, image_files, need_folder, not_images, pid_folders, read_ids
+from shards.layout import check_disjoint, check_spelling, image_files, need_folder, not_images, pid_folders, read_ids
 from shards.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
+from tacaf.files import read_bytes, shown
 from tacaf.shard_set import Tally
 from tacaf.vocabulary import InputError, Modality, Split
 
@@ -24,6 +29,7 @@ CAMERAS = {
     5: Modality.VISIBLE,
     6: Modality.INFRARED,
 }
+MOST_MAT_BYTES = 2**26
 LOCATIONS = {1: 1, 2: 2, 3: 2, 4: 4, 5: 5, 6: 6}  # cameras 2 and 3 stand in one room
 REAL_IDENTITIES = {"train": 296, "val": 99, "test": 96}
 _REAL_COUNTS = (  # (splits, modality, images) of the published set
@@ -37,6 +43,7 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
     """Pack the SYSU-MM01 folders below `root` into the shard set `out`. Images of ids in no list are left out."""
     root = Path(root)
     need_folder(root, "the SYSU-MM01 folders cam1 to cam6 and exp")
+    check_spelling(root, [*(f"cam{camid}" for camid in CAMERAS), "exp"])
     splits = {split.value: _id_list(need_folder(root / "exp", "the id lists"), split.value) for split in Split}
     check_disjoint(splits, "exp/*_id.txt")
     records, left_out = read(root, {pid: Split(name) for name, pids in splits.items() for pid in pids})
@@ -78,7 +85,8 @@ def read(root: Path, split_of: Mapping[int, Split]) -> tuple[list[Record], list[
                 place = folder.relative_to(root).as_posix()
                 left_out.append(Omission(place, f"identity {pid} is in no id list: {len(files)} images", len(files)))
         left_out += not_images(strangers, root)
-    return records, left_out
+    unknown = set(root.glob("cam*")) - {root / f"cam{camid}" for camid in CAMERAS}
+    return records, left_out + not_images(sorted(unknown), root)
 
 
 def count_warnings(counts: Mapping[str, Mapping[Modality, Tally]]) -> list[str]:
@@ -101,9 +109,17 @@ def _id_list(folder: Path, split: str) -> list[int]:
     from scipy.io import loadmat  # only this fallback needs it
 
     path = path.with_suffix(".mat")
+    data = read_bytes(path, MOST_MAT_BYTES)
     try:
-        return sorted({int(pid) for pid in loadmat(path)["id"].ravel()})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            found = np.asarray(loadmat(io.BytesIO(data), variable_names=["id"])["id"]).ravel()
+            pids = {int(pid) for pid in found}
+            if not all(0 <= pid < 10**18 for pid in pids) or pids != set(found.tolist()):
+                raise ValueError("other values than whole numbers from 0")
     except Exception as error:  # scipy raises many kinds on damaged files
+        reason = shown(f"{type(error).__name__} {error}")[:200]
         raise InputError(
-            f"{path}: expected ids under the name id, got: {error}; restore it or {split}_id.txt"
+            f"{shown(path)}: expected ids under the name id, got: {reason}; restore it or {split}_id.txt"
         ) from None
+    return sorted(pids)

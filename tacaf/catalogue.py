@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tacaf import files
-from tacaf.data.photo import decode, images_below, links_outside, prepare, read_file
+from tacaf.data.photo import images_below, links_outside, read_file
 from tacaf.files import shown, whole_path
 from tacaf.inference import Embedder, Embedding
 from tacaf.vocabulary import InputError, Modality
@@ -176,7 +176,7 @@ def embed_files(
     """Descriptors of image files, each file read once. Contents in `known`, which grows, are passed over."""
     found = Embedded([], [], np.empty((0, embedder.embedding_width(embedding)), np.float32), [])
     parts, waiting = [found.descriptors_ND], []
-    for place, content, image_CHW in _readable(embedder, paths, known, found.unreadable):
+    for place, content, image_CHW in _readable(embedder, paths, modality, known, found.unreadable):
         found.places_N.append(place)
         found.sha256_N.append(content)
         waiting.append(image_CHW)
@@ -189,7 +189,7 @@ def embed_files(
 
 
 def _readable(
-    embedder: Embedder, paths: Sequence[Path], known: set[str] | None, unreadable: list[str]
+    embedder: Embedder, paths: Sequence[Path], modality: Modality, known: set[str] | None, unreadable: list[str]
 ) -> Iterator[tuple[int, str, torch.Tensor]]:
     """Place, content hash and prepared image of each file that can be read and is not known."""
     for place, path in enumerate(paths):
@@ -198,7 +198,7 @@ def _readable(
             content = hashlib.sha256(data).hexdigest()
             if known is not None and content in known:
                 continue
-            image_CHW = prepare(decode(data, name=str(path)), embedder.height, embedder.width)
+            image_CHW = embedder.read(data, modality, name=str(path))
         except InputError as error:
             unreadable.append(str(error))
             continue

@@ -25,6 +25,7 @@ FLOOR_1 = tuple(
         "logs",
         "optim",
         "pages",
+        "shard_columns",
         "shard_set",
         "tensors",
         "transfer",
@@ -41,7 +42,8 @@ MAY_IMPORT = {
     "tacaf.files": ("tacaf.vocabulary",),
     "tacaf.documents": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.command": ("tacaf.files", "tacaf.vocabulary"),
-    "tacaf.images": ("tacaf.documents",),
+    "tacaf.images": ("tacaf.documents", "tacaf.vocabulary"),
+    "tacaf.shard_columns": ("tacaf.files", "tacaf.shard_set", "tacaf.vocabulary"),
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
     "tacaf.tensors": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
@@ -57,7 +59,8 @@ MAY_IMPORT = {
     "tacaf.inference": ("kernels", "tacaf"),
     "tacaf.catalogue": ("kernels", "tacaf"),
     "shards": tuple(
-        f"tacaf.{name}" for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_set")
+        f"tacaf.{name}"
+        for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_columns", "shard_set")
     ),
     "launch": ("tacaf",),
     "launch.reproduce": ("tacaf", "shards", "launch"),
@@ -89,7 +92,17 @@ HEAVY = {
 }
 NO_TORCH = tuple(
     f"tacaf/{name}.py"
-    for name in ("vocabulary", "draws", "child_processes", "command", "documents", "files", "images", "shard_set")
+    for name in (
+        "vocabulary",
+        "draws",
+        "child_processes",
+        "command",
+        "documents",
+        "files",
+        "images",
+        "shard_columns",
+        "shard_set",
+    )
 )
 
 

@@ -203,7 +203,7 @@ def test_a_download_under_way_keeps_its_room(local, server, config):
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="expected to write the cache"):
+    with pytest.raises(InputError, match="cannot write the cache"):
         CachedStore("http://127.0.0.1:9", RemoteConfig(cache=tmp_path / "file" / "cache"))
 
 

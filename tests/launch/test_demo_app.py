@@ -103,7 +103,7 @@ def test_a_wrong_file_is_refused_in_words_and_the_matches_stay(page, tmp_path):
     wrong.write_text("not an image")
     page.locator("#upload button[aria-label]").first.click()  # takes the last upload away
     page.locator("#upload input[type=file]").set_input_files(wrong)
-    assert "expected an image (JPEG" in status(page, "Refused: ")
+    assert "known format (JPEG" in status(page, "Refused: ")
     assert page.locator("#matches .thumbnail-item img").count() == before > 0
 
 
