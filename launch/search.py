@@ -12,14 +12,15 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
 from launch.search_page import page
-from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locked
+from tacaf.catalogue import Catalogue, Embedded, embed_files, locked
 from tacaf.command import Parser, entry, to_device, to_path
-from tacaf.data.photo import images_below
+from tacaf.data.photo import images_below, left_out_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
 from tacaf.files import shown, write_json, write_whole
 from tacaf.images import given_scale
@@ -43,7 +44,7 @@ def search(wanted: argparse.Namespace) -> None:
     for text in left_out:
         print(f"left out: {shown(text)}", file=sys.stderr)
     if left_out:
-        print(f"{len(left_out)} images left out, listed above", file=sys.stderr)
+        print(f"{len(left_out)} files left out, listed above", file=sys.stderr)
 
 
 def open_catalogue(wanted: argparse.Namespace, embedder: Embedder | None) -> Catalogue:
@@ -55,6 +56,12 @@ def open_catalogue(wanted: argparse.Namespace, embedder: Embedder | None) -> Cat
         modality = wanted.gallery_modality or Modality.VISIBLE
         return Catalogue.new(embedder, modality, wanted.embedding, bool(wanted.flip))
     catalogue = Catalogue.open(wanted.index)
+    if not catalogue.sealed:
+        print(
+            f"note: {shown(wanted.index)} is of an older version, without a hash that would show damage; the next"
+            " change adds one",
+            file=sys.stderr,
+        )
     if embedder is not None:
         flip = catalogue.flip if wanted.flip is None else wanted.flip
         catalogue.must_fit(embedder, wanted.embedding or catalogue.embedding, flip)
@@ -98,7 +105,9 @@ def ranked_lists(
     if not catalogue.names:
         raise InputError("expected images in the gallery, got an empty index; add some with --gallery")
     queries, names = embed_queries(wanted, embedder, catalogue, left_out)
-    row_QK, distance_QK = nearest(queries.descriptors_ND, catalogue.descriptors_GD, wanted.top + 1, wanted.engine)
+    own = Counter(catalogue.sha256)  # as many places as the query itself may take
+    most = wanted.top + max((own[content] for content in queries.sha256_N), default=0)
+    row_QK, distance_QK = nearest(queries.descriptors_ND, catalogue.descriptors_GD, most, wanted.engine)
     lists = []
     for name, content, row_K, distance_K in zip(names, queries.sha256_N, row_QK, distance_QK, strict=True):
         kept = [k for k, row in enumerate(row_K) if catalogue.sha256[row] != content][: wanted.top]
@@ -123,7 +132,7 @@ def embed_queries(
     home, paths = wanted.query.parent, [wanted.query]
     if wanted.query.is_dir():
         home, paths = wanted.query, images_below(wanted.query)
-        left_out += about_links(home)
+        left_out += left_out_below(home)
     found = embed_files(embedder, paths, wanted.query_modality, catalogue.embedding, catalogue.flip)
     if not found.places_N:
         first = f"; the first: {found.unreadable[0]}" if found.unreadable else ""
