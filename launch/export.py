@@ -13,7 +13,6 @@ if __name__ == "__main__":
 
 import argparse
 import io
-import json
 import logging
 import warnings
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below
 from tacaf.data.reader import ShardReader
+from tacaf.evaluation.results import read_result
 from tacaf.files import sha256_of, shown, whole_folder, write_whole
 from tacaf.inference import MODEL, ONNX_FILES, Embedder
 from tacaf.logs import versions
@@ -101,7 +101,7 @@ def write_parts(wanted: argparse.Namespace, embedder: Embedder, images: Images, 
 
 def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
     """Everything a user of the weights must know."""
-    results = [json.loads(path.read_text()) for path in sorted((run / "results").glob("*.json"))]
+    results = [read_result(path) for path in sorted((run / "results").glob("*.json"))]
     return {
         **embedder.card,
         "model_sha256": embedder.model_sha256,
