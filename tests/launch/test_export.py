@@ -200,6 +200,10 @@ def refused(path) -> str:
     return str(raised.value)
 
 
+def described(width: int, slices: dict) -> dict:
+    return {"width": width, "global_width": 3, "slices": slices, "length": 1, "compare_by": "cosine"}
+
+
 def resealed(folder, **changes) -> None:
     """The card with other facts and a right hash."""
     write_card(folder, {**json.loads((folder / "card.json").read_text()), **changes})
@@ -242,8 +246,9 @@ def test_a_card_of_another_form_is_refused(onnx):
     [
         {"height": 97}, {"height": 0}, {"width": 2**20}, {"height": 192}, {"model_sha256": "x"}, {"files": {}},
         {"files": {"../visible.onnx": "0" * 64}}, {"seed": True},
-        {"embedding": {"width": 3, "global_width": 3, "slices": {"global feature": [0, 3]}, "length": 1, "compare_by": "cosine"}},
-        {"embedding": {"width": 9, "global_width": 3, "slices": {"part nodes, coarse to fine": [0, 9]}, "length": 1, "compare_by": "cosine"}},
+        {"embedding": described(3, {"global feature": [0, 3]})},
+        {"embedding": described(9, {"part nodes, coarse to fine": [0, 9]})},
+        {"embedding": described(9, {"global feature": [0, 3], "global node": [4, 9]})},
     ],
 )  # fmt: skip
 def test_a_card_that_does_not_fit_its_graphs_is_refused(onnx, tmp_path, changes):
