@@ -88,6 +88,7 @@ HEAVY = {
         "launch/*.py",
         "perf/*.py",
         "perf/calls/*.py",
+        "perf/attacks/*.py",
         "perf/parts/*.py",
     ),
 }

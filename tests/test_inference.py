@@ -274,7 +274,7 @@ def test_images_below_a_folder_keep_inside(tmp_path):
     (inside / "own.png").symlink_to(inside / "a.png")
     assert images_below(inside) == [inside / "a.png", inside / "deep" / "b.JPG", inside / "own.png"]
     assert [text.split(":")[0] for text in left_out_below(inside)] == [
-        str(inside / name) for name in ("deep/notes.txt", "link.png", "linked")
+        str(inside / name) for name in ("link.png", "linked", "notes.txt")
     ]
     with pytest.raises(InputError, match="expected a folder of images"):
         images_below(inside / "a.png")
