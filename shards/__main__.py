@@ -13,6 +13,7 @@ from shards.remove import remove
 from shards.verify import verify
 from shards.writer import Packed, PackOptions
 from tacaf.files import shown
+from tacaf.images import given_scale
 from tacaf.vocabulary import InputError, Modality
 
 # A data set with folders and lists of its own: what `--root` must hold, and its packer.
@@ -81,7 +82,13 @@ def _pack_manifest(args: argparse.Namespace) -> int:
 
 
 def _options(args: argparse.Namespace) -> PackOptions:
-    return PackOptions(shard_mib=args.shard_mib, skip_bad=args.skip_bad, overwrite=args.overwrite, workers=args.workers)
+    return PackOptions(
+        shard_mib=args.shard_mib,
+        skip_bad=args.skip_bad,
+        overwrite=args.overwrite,
+        workers=args.workers,
+        thermal_range=given_scale(args.thermal_range, "--thermal-range"),
+    )
 
 
 def _verify(args: argparse.Namespace) -> int:
@@ -160,6 +167,13 @@ def _pack_parser(data_set: argparse.ArgumentParser, holds: str) -> None:
     data_set.add_argument("--skip-bad", action="store_true", help="leave unreadable images out and list them")
     data_set.add_argument("--shard-mib", type=int, default=256, metavar="N", help="a shard's size in MiB (default 256)")
     data_set.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    data_set.add_argument(
+        "--thermal-range",
+        nargs="+",
+        metavar=("LOW", "HIGH"),
+        help="grey values that become black and white in infrared images of more than 8 bits, or the word per-image "
+        "(default: measured, the same for the whole set)",
+    )
     data_set.set_defaults(run=_pack)
 
 

@@ -76,7 +76,7 @@ def _check_shards(folder: Path, index: IndexFile, columns: Columns | None, quick
     for number, shard in enumerate(index.shards):
         rows = None if columns is None else np.flatnonzero(columns["shard"] == number)
         own = None if columns is None else {name: np.asarray(values)[rows] for name, values in columns.items()}
-        checks.append(ShardCheck(folder / shard.name, own, quick, shard.sha256))
+        checks.append(ShardCheck(folder / shard.name, own, quick, shard.sha256, index.scales))
     found: list[str] = []
     changed: list[str] = []
     with tqdm(total=index.images, desc="verify", unit=" images", disable=True if quick else None) as bar:

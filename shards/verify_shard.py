@@ -12,7 +12,7 @@ from shards.tar import BLOCK, INDEX_VERSION, Component, index_text, padded
 from shards.workers import Progress
 from tacaf.documents import load_json
 from tacaf.files import read_bytes, reason_of, sha256_of
-from tacaf.images import decode_problem
+from tacaf.images import GreyScale, decode_problem
 from tacaf.shard_columns import NO_SPLIT, row_key
 from tacaf.shard_set import file_problem
 from tacaf.vocabulary import InputError, Modality, Split
@@ -23,6 +23,7 @@ _MOST_FACTS = 65_536  # bytes; the facts of a sample take about a hundred
 _MOST_LINE = 1024  # bytes, of a sample in an .idx; it takes about a hundred
 
 Columns = dict[str, np.ndarray]
+Scales = dict[Modality, GreyScale]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class ShardCheck:
     columns: Columns | None
     quick: bool  # leave out what reads the tar
     sha256: str
+    scales: Scales  # of the set
 
 
 def check_shard(check: ShardCheck, progress: Progress) -> tuple[list[str], bool]:
@@ -46,7 +48,7 @@ def check_shard(check: ShardCheck, progress: Progress) -> tuple[list[str], bool]
     except OSError as error:
         return [*problems, f"{path.name}: {reason_of(error)}"], True
     if columns is not None:
-        problems += _check_tar(path, columns, progress)
+        problems += _check_tar(path, columns, check.scales, progress)
     return problems, is_same
 
 
@@ -72,7 +74,7 @@ def _check_idx(path: Path, columns: Columns) -> Iterator[str]:
             yield f"{path.name}: {key}: the line does not agree with the columns: {line[:160]!r}"
 
 
-def _check_tar(path: Path, columns: Columns, progress: Progress) -> Iterator[str]:
+def _check_tar(path: Path, columns: Columns, scales: Scales, progress: Progress) -> Iterator[str]:
     """Walk the members: an image and its facts for every row, in order, where the columns say, and nothing else."""
     rows = len(columns["pid"])
     with path.open("rb") as file:
@@ -95,7 +97,7 @@ def _check_tar(path: Path, columns: Columns, progress: Progress) -> Iterator[str
                 yield f"{path.name}: {key}: expected this image and its facts, got {names}; {rows - row} images unread"
                 return
             samples.append(tuple(Component(m.name.partition(".")[2], m.offset_data, m.size, m.name) for m in pair))
-            for problem in _check_sample(file, pair, columns, row):
+            for problem in _check_sample(file, pair, columns, row, scales):
                 yield f"{path.name}: {key}: {problem}"
             progress(1)
     if len(members) > 2 * rows:
@@ -106,14 +108,17 @@ def _check_tar(path: Path, columns: Columns, progress: Progress) -> Iterator[str
         yield f"{idx.name}: does not agree with the members of {path.name}; remake it with wds2idx"
 
 
-def _check_sample(file: BinaryIO, pair: list[tarfile.TarInfo], columns: Columns, row: int) -> Iterator[str]:
+def _check_sample(
+    file: BinaryIO, pair: list[tarfile.TarInfo], columns: Columns, row: int, scales: Scales
+) -> Iterator[str]:
     image, facts = pair
     offset, size = int(columns["offset"][row]), int(columns["size"][row])
     if (image.offset_data, image.size) != (offset, size):
         yield f"the columns state {size} bytes at {offset}, the tar has {image.size} at {image.offset_data}"
         return
     file.seek(offset)
-    problem = decode_problem(file.read(size))
+    scale = scales.get(MODALITIES[int(columns["modality"][row])])
+    problem = decode_problem(file.read(size), scale)
     if problem:
         yield f"does not decode: {problem}"
     file.seek(facts.offset_data)

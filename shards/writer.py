@@ -12,13 +12,14 @@ from typing import TypedDict
 import numpy as np
 from tqdm import tqdm
 
+from shards.grey_range import scales_of
 from shards.layout import is_image_name
 from shards.output import Workplace, link, new_set, write_text
 from shards.record import Omission, Record
 from shards.shard_job import FinishedShard, ShardJob, finished, plan, relative, write_shard
 from shards.workers import in_order, process_count
 from tacaf.files import as_text, sha256_of, shown
-from tacaf.images import SUFFIXES
+from tacaf.images import SUFFIXES, GreyScale
 from tacaf.shard_columns import NO_SPLIT, column_bytes, member_of, tally
 from tacaf.shard_set import ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index
 from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality, Split
@@ -33,6 +34,7 @@ class PackOptions(TypedDict, total=False):
     skip_bad: bool  # leave unreadable images out and list them, instead of stopping; default False
     overwrite: bool  # replace an existing shard set once the new one is whole; default False
     workers: int | None  # processes; default one a core, and this one alone for a small set
+    thermal_range: GreyScale | None  # of infrared images of more than 8 bits; default measured
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def pack(
     skip_bad: bool = False,
     overwrite: bool = False,
     workers: int | None = None,
+    thermal_range: GreyScale | None = None,
 ) -> Packed:
     """Write the shard set `out` from images below `root`: the same bytes for any number of `workers`.
 
@@ -96,7 +99,9 @@ def pack(
     with new_set(out, overwrite) as place:
         folder = place.set
         jobs = list(plan(ordered, root, place.shards, shard_mib * 2**20, skip_bad))
-        content = _collect(zip(jobs, _write_shards(jobs, place, processes), strict=True), name)
+        written = list(zip(jobs, _write_shards(jobs, place, processes), strict=True))
+        content = _collect(written, name)
+        scales, about_scales = scales_of(written, thermal_range)
         if not content.shards:
             raise InputError(f"none of the {len(ordered)} images can be used, the first: {content.bad[0].describe()}")
         columns = {column: np.array(values, dtype=COLUMNS[column]) for column, values in content.columns.items()}
@@ -116,12 +121,13 @@ def pack(
             left_out=[LeftOut(path=as_text(o.path), reason=shown(o.reason)[:MOST_REASON]) for o in omissions],
             left_out_count=sum(omission.images for omission in omissions),
             source=source,
+            scales=scales,
         )
         back = _back(out, kept_pids=set(content.columns["pid"]))
         for job, shard in zip(content.jobs, content.shards, strict=True):
             _place(job, folder / shard.name)
         write_text(folder / INDEX_FILE, index.to_json())
-    return Packed(out, index, (*warnings, *_missing(splits, kept), *back))
+    return Packed(out, index, (*warnings, *about_scales, *_missing(splits, kept), *back))
 
 
 @dataclass
