@@ -13,9 +13,7 @@ if __name__ == "__main__":
 
 import argparse
 import io
-import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +31,8 @@ from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below
 from tacaf.data.reader import ShardReader
-from tacaf.files import sha256_of
+from tacaf.evaluation.results import read_result
+from tacaf.files import sha256_of, shown, whole_folder, write_whole
 from tacaf.inference import MODEL, ONNX_FILES, Embedder
 from tacaf.logs import versions
 from tacaf.model.card import CARD, write_card
@@ -79,17 +78,11 @@ def export(wanted: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     if wanted.out.exists():
         raise InputError(f"expected a new folder, got {wanted.out}, which is there; remove it or give another --out")
     images, source = check_images(wanted, embedder)
-    try:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=wanted.out.parent, prefix=".tmp-export-") as scratch:
-            folder = Path(scratch) / "export"
-            folder.mkdir()
-            card = write_parts(wanted, embedder, images, folder)
-            card["check"] = {"images": source, **check(embedder, Embedder.load(folder), images)}
-            write_card(folder, card)
-            folder.rename(wanted.out)
-    except OSError as error:
-        raise InputError(f"expected room to write {wanted.out}, got: {error}; choose another --out") from None
+    wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(wanted.out) as folder:
+        card = write_parts(wanted, embedder, images, folder)
+        card["check"] = {"images": source, **check(embedder, Embedder.load(folder), images)}
+        write_card(folder, card)
     return wanted.out, card
 
 
@@ -108,7 +101,7 @@ def write_parts(wanted: argparse.Namespace, embedder: Embedder, images: Images, 
 
 def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
     """Everything a user of the weights must know."""
-    results = [json.loads(path.read_text()) for path in sorted((run / "results").glob("*.json"))]
+    results = [read_result(path) for path in sorted((run / "results").glob("*.json"))]
     return {
         **embedder.card,
         "model_sha256": embedder.model_sha256,
@@ -158,7 +151,7 @@ def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
                      *proto.graph.output, *proto.graph.initializer):  # fmt: skip
             del part.metadata_props[:]
             part.doc_string = ""
-        (folder / name).write_bytes(proto.SerializeToString(deterministic=True))
+        write_whole(folder / name, proto.SerializeToString(deterministic=True))
 
 
 def check(embedder: Embedder, exported: Embedder, images: Images) -> dict[str, Any]:
@@ -237,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = parse(argv)
     folder, card = export(wanted)
     for name in card["files"]:
-        print(f"{folder / name}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
+        print(f"{shown(folder / name)}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
     worst, count, source = (card["check"][name] for name in ("largest_difference", "compared", "images"))
     print(f"largest difference to the run {worst:.2g}, {count} images: {source}")
-    print(f"{folder / CARD}: what it is, how to prepare images, what it scored")
+    print(f"{shown(folder / CARD)}: what it is, how to prepare images, what it scored")
     return 0

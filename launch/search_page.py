@@ -7,11 +7,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from tacaf.data.photo import decode
+from tacaf.files import shown
 from tacaf.images import GreyScale
+from tacaf.pages import render
 from tacaf.vocabulary import InputError, Modality
 
 PAGE = Path(__file__).with_name("search.html")
@@ -29,18 +30,18 @@ def page(
     """
     thumbnail = lru_cache(maxsize=4096)(_thumbnail)  # a gallery image stands in many lists
     own, theirs = ((scales or {}).get(Modality(found[f"{which}_modality"])) for which in ("query", "gallery"))
-    shown = [
+    lists = [
         {
-            "query": one["query"],
+            "query": shown(one["query"]),
             "picture": thumbnail(query / one["query"] if query.is_dir() else query, own),
             "matches": [
-                {**match, "picture": thumbnail(_inside(gallery, match["name"]), theirs)} for match in one["matches"]
+                {**match, "name": shown(match["name"]), "picture": thumbnail(_inside(gallery, match["name"]), theirs)}
+                for match in one["matches"]
             ],
         }
         for one in found["queries"][:SHOWN]
     ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(PAGE.read_text()).render(found=found, lists=shown)
+    return render(PAGE, found={**found, "left_out": list(map(shown, found["left_out"]))}, lists=lists)
 
 
 def _inside(folder: Path | None, name: str) -> Path | None:

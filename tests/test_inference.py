@@ -15,7 +15,7 @@ from PIL import Image
 
 from shards import manifest
 from tacaf.data.index import ShardIndex
-from tacaf.data.photo import Limits, decode, images_below, links_outside
+from tacaf.data.photo import Limits, decode, images_below, left_out_below
 from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.reader import ShardReader
 from tacaf.inference import Embedder
@@ -273,7 +273,9 @@ def test_images_below_a_folder_keep_inside(tmp_path):
     (inside / "linked").symlink_to(outside)
     (inside / "own.png").symlink_to(inside / "a.png")
     assert images_below(inside) == [inside / "a.png", inside / "deep" / "b.JPG", inside / "own.png"]
-    assert links_outside(inside) == [inside / "link.png"]
+    assert [text.split(":")[0] for text in left_out_below(inside)] == [
+        str(inside / name) for name in ("deep/notes.txt", "link.png", "linked")
+    ]
     with pytest.raises(InputError, match="expected a folder of images"):
         images_below(inside / "a.png")
 

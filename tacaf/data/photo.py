@@ -4,6 +4,7 @@ For search, export and pages, where images come one by one and from strangers. D
 what differs is the decoder's rounding (a test bounds it). Source: ours.
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from tacaf import images
 from tacaf.data.augment import MEAN, STD
-from tacaf.files import path_of, read_bytes, shown
+from tacaf.files import path_of, read_bytes, reason_of, shown
 from tacaf.images import LITTLE_USED, SUFFIXES, WHOLE_16_BITS, GreyScale, ImageError, share_used
 from tacaf.vocabulary import InputError
 
@@ -71,12 +72,12 @@ def prepare(pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:
 
 def images_below(folder: Path) -> list[Path]:
     """Every image file below a folder by its suffix, sorted; what a link puts outside of the folder is left out."""
-    return [path for path, inside in _found_below(folder) if inside]
+    return [path for path, problem in _found_below(folder) if problem is None]
 
 
-def links_outside(folder: Path) -> list[Path]:
-    """What `images_below` leaves out."""
-    return [path for path, inside in _found_below(folder) if not inside]
+def left_out_below(folder: Path) -> list[str]:
+    """A sentence for everything that `images_below` leaves out: links, other kinds of files, folders it cannot read."""
+    return [f"{path}: {problem}" for path, problem in _found_below(folder) if problem is not None]
 
 
 def read_file(path: Path, limits: Limits = USUAL) -> bytes:
@@ -84,12 +85,33 @@ def read_file(path: Path, limits: Limits = USUAL) -> bytes:
     return read_bytes(path, int(limits.mib * 2**20))
 
 
-def _found_below(folder: Path) -> list[tuple[Path, bool]]:
+def _found_below(folder: Path) -> list[tuple[Path, str | None]]:
+    """Every file below the folder, sorted, and what keeps it from being one of its images."""
     if not folder.is_dir():
-        raise InputError(f"expected a folder of images, got {folder}, which is none; check the path")
+        raise InputError(f"expected a folder of images, got {shown(folder)}, which is none; check the path")
     home = folder.resolve()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return [(path, path.resolve().is_relative_to(home)) for path in found]
+    found: dict[Path, str | None] = {}
+
+    def unreadable(error: OSError) -> None:
+        found[Path(error.filename)] = f"a folder that cannot be read ({reason_of(error)})"
+
+    for above, folders, files in os.walk(folder, onerror=unreadable):
+        for name in folders:
+            if (path := Path(above, name)).is_symlink():
+                found[path] = "a link to a folder, which is not followed"
+        found.update({path: _problem(path, home) for path in (Path(above, name) for name in files)})
+    return sorted(found.items(), key=lambda pair: pair[0])
+
+
+def _problem(path: Path, home: Path) -> str | None:
+    if path.suffix.lower() not in SUFFIXES:
+        return f"no image by its name (expected {', '.join(SUFFIXES)})"
+    try:
+        if not path.is_file():
+            return "a link to nothing" if path.is_symlink() else "not a plain file"
+        return None if path.resolve().is_relative_to(home) else "a link to elsewhere"
+    except (OSError, RuntimeError) as error:  # a link to itself
+        return f"cannot be read ({error})"
 
 
 def _pixels(image: Image.Image, limits: Limits, scale: GreyScale | None) -> np.ndarray:

@@ -18,6 +18,7 @@ CURE = "export the run again"
 
 Width = Annotated[int, Field(ge=1, le=2**24)]
 Place = Annotated[int, Field(ge=0, le=2**24)]
+Slice = Literal["global feature", "global node", "part nodes, coarse to fine"]
 Text = Annotated[str, Field(max_length=4096)]
 
 
@@ -26,7 +27,7 @@ class EmbeddingFacts(Document):
 
     width: Width
     global_width: Width
-    slices: dict[Text, tuple[Place, Place]] = Field(min_length=1)
+    slices: dict[Slice, tuple[Place, Place]] = Field(min_length=1)
     length: Literal[1]
     compare_by: Literal["cosine"]
 
@@ -39,7 +40,7 @@ class EmbeddingFacts(Document):
                     f"slices: expected them to follow one another from 0, got [{start}, {stop}] after {end}"
                 )
             end = stop
-        if end != self.width or next(iter(self.slices.values()))[1] != self.global_width:
+        if end != self.width or self.slices.get("global feature") != (0, self.global_width):
             raise ValueError(f"slices: expected them to fill the width {self.width} from the global feature on")
         return self
 

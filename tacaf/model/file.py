@@ -95,16 +95,18 @@ def open_model(path: Path) -> tuple[TensorFile, ModelCard]:
     try:
         file = TensorFile.open(path)
     except InputError as error:
-        raise InputError(f"expected a model file: {error}; a finished run has model.safetensors") from None
+        raise InputError(
+            f"expected a model file at {shown(path)}, got: {error}; a finished run has model.safetensors"
+        ) from None
     card = file.document(ModelCard, CURE)
-    if card.format_version > 2 or card.seal is not None:
-        file.check_seal(CURE)
     try:
         shapes = {name: facts.shape for name, facts in file.tensors.items() if CLASSIFIER not in name}
         fits(card.model, shapes)
         card.model.check_input(card.height, card.width)
     except InputError as error:
         raise InputError(f"{shown(path)}: {error}") from None
+    if card.format_version > 2 or card.seal is not None:
+        file.check_seal(CURE)
     return file, card
 
 

@@ -92,11 +92,10 @@ def test_a_damaged_file_is_noticed_at_length(path):
 def test_a_card_of_another_form_is_refused_or_is_one():
     """With a right hash: somebody made the file so."""
     refusals = 0
-    for where, odd in retyped({"format": "tacaf-model", "format_version": 3, **FACTS}):
+    for _, odd in retyped({"format": "tacaf-model", "format_version": 3, **FACTS}):
         try:
             parse(json.dumps(odd), ModelCard, "the card").model.check_input(96, 48)
-        except InputError as error:
-            assert "\n" not in str(error), where
+        except InputError:
             refusals += 1
     assert refusals > 500
 
