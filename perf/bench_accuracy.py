@@ -158,8 +158,7 @@ def measure(wanted: argparse.Namespace) -> int:
         print("asked to stop; the same command goes on from there", flush=True)
         return EXIT_CODE
     if failed:
-        print("error: " + "; ".join(failed), file=sys.stderr)
-        return 1
+        raise SystemExit("; ".join(failed))
     ways = {name: curve(one.folder) for name, one in wanted_runs.items()}
     found = compare(ways)
     for name, way in ways.items():

@@ -48,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.equal(getattr(ours, name).cpu(), getattr(theirs, name)) for name in ("row_B", "label_B", "position_B")
     )
     if not same or file.rows[len(LEVELS) - 1]["share_above"] > MOST_DIFFERING:
-        print(f"error: expected the same batch on both devices, got another plan or pixels; same plan: {same}")
-        return 1
+        raise SystemExit(f"expected the same batch on both devices, got another plan or pixels; same plan: {same}")
     return 0
 
 

@@ -100,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kernels, host_calls = profiled(step, args.steps)
     file = RowsFile(args.json, variant=variant.name, steps=args.steps)
     if not kernels:
-        print("error: the profiler saw no kernel on the GPU; is CUPTI installed?", file=sys.stderr)
-        return 1
+        raise SystemExit("the profiler saw no kernel on the GPU; is CUPTI installed?")
     file.facts |= summary(kernels, host_calls, args.steps)
     for row in longest(kernels, args.steps):
         file.add(**row)
