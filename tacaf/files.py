@@ -181,11 +181,13 @@ def shown(name: object) -> str:
 
 
 def path_of(text: str) -> Path:
-    """A path that a user typed, with `~` expanded. InputError for an empty one or one with a NUL character."""
-    if not text or "\0" in text:
-        raise InputError(f"expected a path, got {text!r}")
+    """A path that a user typed, with `~` expanded. InputError for an empty one, and for what no file can be called."""
     try:
+        if not text or b"\0" in os.fsencode(text):
+            raise InputError(f"expected a path, got {text!r}")
         return Path(text).expanduser()
+    except UnicodeEncodeError:
+        raise InputError(f"expected a path, got {text!r}") from None
     except RuntimeError:
         raise InputError(f"{shown(text)}: there is no such user, so `~` cannot be expanded") from None
 

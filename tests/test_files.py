@@ -409,7 +409,8 @@ def test_a_tilde_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert path_of("~/x") == Path("/home/me/x")
     assert path_of("a~/~x") == Path("a~/~x")
-    for text in ("", "a\0b", "~no-such-user-here/x"):
+    assert path_of(os.fsdecode(b"a\xff")) == Path(os.fsdecode(b"a\xff"))
+    for text in ("", "a\0b", "~no-such-user-here/x", "\ud800"):
         with pytest.raises(InputError):
             path_of(text)
 
