@@ -4,7 +4,7 @@ PyTorch's launcher, as `torchrun --standalone`, but it ends with the status of t
 rank said stands alone: torchrun adds a traceback of its own and always ends with 1.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("launch.local_ranks")

@@ -10,7 +10,7 @@ is given apart, too), without evaluations, saves and the start. Memory is the pr
 CPU the kernels' own CPU path stands for the kernels. Beside --json FILE a picture is written.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_accuracy")

@@ -17,7 +17,7 @@ from pathlib import Path
 if __name__ == "__main__":  # so that it runs in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_kernels")

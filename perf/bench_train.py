@@ -9,7 +9,7 @@ each; on a GPU one after another, and the file is written after every variant. A
 has one time, not one for each phase.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_train")

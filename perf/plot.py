@@ -6,7 +6,7 @@ One panel for each pass: time as a multiple of eager's, lower is faster, and the
 allow as a mark. Reads nothing but the file, so a result that came from another machine draws the same.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.plot")

@@ -5,7 +5,7 @@ A row gives the mean time of the kernels that the part belongs to and the larges
 definition in float64; a form that does not fit the GPU is a row with the reason.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.tune_alignment")

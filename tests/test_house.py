@@ -26,6 +26,7 @@ FLOOR_1 = tuple(
         "optim",
         "pages",
         "shard_set",
+        "start",
         "transfer",
     )
 )
@@ -39,7 +40,8 @@ MAY_IMPORT = {
     "tacaf.distributed": ("tacaf.vocabulary",),
     "tacaf.files": ("tacaf.vocabulary",),
     "tacaf.documents": ("tacaf.files", "tacaf.vocabulary"),
-    "tacaf.command": ("tacaf.files", "tacaf.vocabulary"),
+    "tacaf.command": ("tacaf.files", "tacaf.start", "tacaf.vocabulary"),
+    "tacaf.start": ("tacaf.command",),
     "tacaf.images": ("tacaf.documents",),
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
@@ -55,7 +57,8 @@ MAY_IMPORT = {
     "tacaf.inference": ("kernels", "tacaf"),
     "tacaf.catalogue": ("kernels", "tacaf"),
     "shards": tuple(
-        f"tacaf.{name}" for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_set")
+        f"tacaf.{name}"
+        for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_set", "start")
     ),
     "launch": ("tacaf",),
     "launch.reproduce": ("tacaf", "shards", "launch"),
@@ -84,6 +87,7 @@ HEAVY = {
         "perf/*.py",
         "perf/calls/*.py",
         "perf/parts/*.py",
+        "perf/attacks/*.py",
     ),
 }
 NO_TORCH = tuple(
@@ -204,6 +208,8 @@ EXCEPTIONS = {
     ("launch.run_folder", "rename"): "an old configuration gets another name",
     ("launch.watchdog", "rename"): "a sign of life every second, which need not be on the disk",
     ("launch.watchdog", "print error"): "from another thread, just before it ends the process",
+    ("tacaf.start", "signal.signal"): "before the imports that tacaf.command needs",
+    ("perf.attacks.commands", "signal.signal"): "an alarm, for attacks that hang",
     ("launch.stop", "signal.signal"): "a training answers signals with a checkpoint",
     ("launch.trainings", "signal.signal"): "passes signals on to trainings",
     ("shards.output", "rename"): "a set in place of another one, with the old one aside until then",

@@ -1,4 +1,4 @@
-"""Every edge under attack: a few damaged files of each kind in every run of the tests, ten thousand in the long ones."""
+"""Every edge under attack: a few damaged files of each kind in every run, ten thousand in the long ones."""
 
 import json
 
