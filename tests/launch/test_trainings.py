@@ -1,7 +1,10 @@
 """A training that was begun is gone on with only where every value that has a part in it is the same."""
 
+import os
+import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,11 +12,12 @@ import pytest
 from launch import local_ranks
 from launch.config import dump_config, load_config
 from launch.state import BEFORE, must_match
-from launch.trainings import SCRIPT, Training
+from launch.trainings import SCRIPT, Training, run_all
 from tacaf.checkpoint import refuse_other
 from tacaf.child_processes import child_environment
 from tacaf.data.index import ShardIndex
 from tacaf.vocabulary import InputError
+from tests.processes import wait_until
 
 DEMO = SCRIPT.parent / "configs" / "demo.yaml"
 NO_CMAAM, NO_IPCAM = "model.cmaam.enabled=false", "model.ipcam.enabled=false"
@@ -103,3 +107,32 @@ def test_no_ranks_without_a_number(capsys):
     for words in ([], ["2"], ["x", "y"], ["-1", "y"]):
         assert local_ranks.main(words) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+SAVES = """
+import os, pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path("saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("session").write_text(str(os.getsid(0)))
+pathlib.Path("ready").touch()
+time.sleep(600)
+"""
+
+
+def test_ctrl_c_reaches_us_alone_and_the_trainings_are_asked_to_save(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Training, "command", lambda one, ranks: [sys.executable, "-c", SAVES])
+
+    def press() -> None:
+        wait_until((tmp_path / "ready").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([Training(tmp_path / "run", DEMO, ())], lambda one, status: None)
+    pressing.join()
+    assert (tmp_path / "saved").exists()
+    assert int((tmp_path / "session").read_text()) != os.getsid(0)
