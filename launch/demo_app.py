@@ -4,7 +4,7 @@ Choose or drop an image, see who is nearest in the other modality, and where a p
 page serves this machine only, loads nothing from elsewhere, and keeps no upload on the disk.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("launch.demo_app")

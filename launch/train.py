@@ -6,7 +6,8 @@ SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
 """
 
 from launch.stop import EXIT_CODE, STOP, StoppedError, StopRequest
-from tacaf.command import INPUT, Parser, entry, say, start, to_path
+from tacaf.command import INPUT, Parser, entry, say, to_path
+from tacaf.start import start
 
 if __name__ == "__main__":
     STOP.listen()  # before the slow imports: a signal during them counts too

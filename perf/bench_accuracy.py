@@ -10,7 +10,7 @@ is given apart, too), without evaluations, saves and the start. Memory is the pr
 CPU the kernels' own CPU path stands for the kernels. Beside --json FILE a picture is written.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_accuracy")
@@ -158,8 +158,7 @@ def measure(wanted: argparse.Namespace) -> int:
         print("asked to stop; the same command goes on from there", flush=True)
         return EXIT_CODE
     if failed:
-        print("error: " + "; ".join(failed), file=sys.stderr)
-        return 1
+        raise SystemExit("; ".join(failed))
     ways = {name: curve(one.folder) for name, one in wanted_runs.items()}
     found = compare(ways)
     for name, way in ways.items():
