@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch.utils import cpp_extension
 
 from launch.config import Config
@@ -24,6 +25,7 @@ from launch.regroup import TEMPORARY, load_regrouped, regrouped
 from launch.state import BEFORE
 from launch.update import decides_on_device
 from tacaf import checkpoint, distributed
+from tacaf.documents import what_is_wrong
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER, embedder
 from tacaf.vocabulary import InputError
@@ -205,6 +207,21 @@ def build_engine(
     if config.train.compile:
         engine.compile(compile_kwargs={"dynamic": False})  # in place: names and checkpoints stay as they are
     return engine
+
+
+def check_settings(config: Config) -> None:
+    """InputError for what DeepSpeed refuses of its section, before anything is built."""
+    if set(config.deepspeed) | set(config.deepspeed.get("zero_optimization", {})) <= {"zero_optimization", "stage"}:
+        return  # nothing of its own in it: not worth the seconds that its import takes
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    needed = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    try:
+        DeepSpeedConfig({**needed, **config.deepspeed})
+    except Exception as error:  # pydantic's, its own, and whatever a number in place of a mapping leads to
+        what = what_is_wrong(error) if isinstance(error, ValidationError) else _first_line(error)
+        raise InputError(f"deepspeed: DeepSpeed does not accept its section: {what}; see its documentation") from None
 
 
 def _monitors(config: Config) -> dict[str, dict]:

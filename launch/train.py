@@ -46,6 +46,7 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
     deepspeed_engine.choose_convolutions(config.train.deterministic)
     stop.any_rank = distributed.any_rank
     with distributed.together():
+        deepspeed_engine.check_settings(config)
         index = ShardIndex.open(config.data.shards, config.data.remote)
         plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
         plan.check_ranks(place.world_size)

@@ -24,6 +24,7 @@ FLOOR_1 = tuple(
         "images",
         "logs",
         "optim",
+        "settings",
         "shard_set",
         "transfer",
     )
@@ -44,7 +45,8 @@ MAY_IMPORT = {
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.vocabulary",),
-    "tacaf.optim": ("tacaf.vocabulary",),
+    "tacaf.optim": ("tacaf.settings", "tacaf.vocabulary"),
+    "tacaf.settings": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.transfer": (),
     "tacaf.model": ("kernels", *FLOOR_1),
     "tacaf.losses": ("kernels", *FLOOR_1),
@@ -85,7 +87,17 @@ HEAVY = {
 }
 NO_TORCH = tuple(
     f"tacaf/{name}.py"
-    for name in ("vocabulary", "draws", "child_processes", "command", "documents", "files", "images", "shard_set")
+    for name in (
+        "vocabulary",
+        "draws",
+        "child_processes",
+        "command",
+        "documents",
+        "files",
+        "images",
+        "settings",
+        "shard_set",
+    )
 )
 
 

@@ -17,8 +17,9 @@ from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
-from pydantic import BaseModel, Field
+from pydantic import Field
 
+from tacaf.settings import Settings
 from tacaf.vocabulary import InputError
 
 GIB = 2**30
@@ -26,15 +27,17 @@ CHUNK = 2**20
 FIRST_WAIT_S = 1.0  # before asking again; twice as long each time
 
 
-class RemoteConfig(BaseModel, extra="forbid", frozen=True):
+class RemoteConfig(Settings):
     """How a shard set on a server is read (data.shards: http://, https://, s3:// ...). None of it changes a batch."""
 
     cache: Path = Field(
         Path("~/.cache/tacaf"), description="Folder on this node that keeps fetched files; shared by its processes."
     )
-    limit_gib: float = Field(100.0, gt=0, description="The cache stays below this; the longest unused files go first.")
-    timeout_s: float = Field(60.0, gt=0, description="A server silent for so long is asked again.")
-    attempts: int = Field(4, ge=1, description="How often a file is asked for before the run stops.")
+    limit_gib: float = Field(
+        100.0, gt=0, le=1e9, description="The cache stays below this; the longest unused files go first."
+    )
+    timeout_s: float = Field(60.0, gt=0, le=1e6, description="A server silent for so long is asked again.")
+    attempts: int = Field(4, ge=1, le=100, description="How often a file is asked for before the run stops.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to fsspec's file system, such as s3's endpoint_url or anon."
     )

@@ -48,7 +48,7 @@ def test_the_resolved_config_gives_the_same_run(tmp_path):
         ("data.plan.identities_per_batch=1", "greater than or equal to 2"),
         ("data.augment.height=112", "divides into the part levels"),
         ("train.choose=validation", r"expected data\.split 'train'"),
-        ("evaluation.protocol=sysu", "expected protocol sysu_mm01 or regdb"),
+        ("evaluation.protocol=sysu", "expected protocol sysu_mm01, regdb"),
         ("evaluation.modes=[outdoor]", "expected mode all_search or indoor_search"),
         ("evaluation.shots=[5]", "expected shots 1 or 10"),
         ("evaluation.gallery_draw=official", "expected rand_perm_cam.mat"),
