@@ -61,7 +61,7 @@ def train(config: Config, resume: bool, stop: StopRequest, trusted: bool = False
         stop.moving = dog.moving
         checkpoints = run / deepspeed_engine.CHECKPOINTS
         found = deepspeed_engine.find_checkpoint(config, facts, trusted) if resume else None
-        record_start(config)
+        said = record_start(config)
         identities = plan.training_set.identities
         dog.at("building the model")
         model, loaded = build_model(config, identities)
@@ -77,6 +77,8 @@ def train(config: Config, resume: bool, stop: StopRequest, trusted: bool = False
         watcher = Watcher(config, run, place, state, config.train.epochs * steps, plan.images, stop)
         watcher.monitor, watcher.share_at_1s = engine.monitor, share_at_one_second(config, plan, place)
         watcher.say(f"{plan.training_set.describe()}; {describe_steps(config.train, plan)}; {loaded}")
+        if said is not None:
+            watcher.warn_once(said)
         if resume and not found:
             watcher.say("the run was interrupted before its first checkpoint; it begins again")
         if longer := extension(saved_facts, config):

@@ -26,6 +26,10 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _PARTIAL = ".partial"
 
 
+class LockedError(InputError):
+    """Another process holds the lock."""
+
+
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part. InputError if it cannot be written.
 
@@ -135,7 +139,7 @@ def sha256_of(path: Path) -> str:
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock file `path` alone among processes and threads; the system releases it when the process ends.
 
-    InputError if it cannot be made or, without `wait`, if another process holds it.
+    InputError if it cannot be made; without `wait`, LockedError if another process holds it.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,7 +150,7 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         os.close(handle)
-        raise InputError(f"{shown(path)} is locked by another process; wait until it is done") from None
+        raise LockedError(f"{shown(path)} is locked by another process; wait until it is done") from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             os.close(handle)

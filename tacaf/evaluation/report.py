@@ -13,7 +13,7 @@ from tacaf.evaluation.overlay import Line
 from tacaf.evaluation.published import NOT_MEASURED, PUBLISHED, SYSU_QUERIES, TABLE_1_NOTE
 from tacaf.evaluation.ranking import MEASURES
 from tacaf.files import write_whole
-from tacaf.logs import read_metrics
+from tacaf.run_files import read_metrics, read_starts
 from tacaf.vocabulary import InputError
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -87,7 +87,7 @@ def write_report(run: Path, pictures: Pictures | None = None) -> Path:
         pictures=pictures,
         image=_data_uri,
         config=_text(run / "config.yaml"),
-        starts=json.loads(_text(run / "environment.json") or "[]"),
+        starts=read_starts(run / "environment.json"),
     )
     write_whole(run / REPORT, text)
     return run / REPORT
