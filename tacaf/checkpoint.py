@@ -129,7 +129,7 @@ def manifest_of(path: Path) -> Manifest:
     where = path / MANIFEST
     data = read_bytes(where, MOST_MANIFEST_BYTES)
     manifest = parse(data, Manifest, shown(where), MOST_MANIFEST_BYTES)
-    if manifest.seal is not None:
+    if manifest.seal is not None or "format" in manifest.model_fields_set:  # older ones have neither
         check_seal(data, shown(where))
     return manifest
 
