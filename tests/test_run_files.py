@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from launch.config import load_config
 from launch.run_folder import open_run, record_start
+from perf.attacks.mutations import mutate
 from tacaf.evaluation.curves import draw_curves
 from tacaf.files import locked
 from tacaf.run_files import MOST_LINE_BYTES, MetricsWriter, add_start, read_metrics, read_starts
 from tacaf.vocabulary import InputError
 from tests.launch.finished import DEMO
-from tests.mutations import mutations
 
 START = {"versions": {"python": "3.11", "triton": None}, "commit": None, "command": "train.py", "world_size": 1}
 ODD = [
@@ -92,16 +93,16 @@ def mutated(folder: Path, count: int, seed: int) -> None:
     metrics, environment = folder / "metrics.jsonl", folder / "environment.json"
     scores = {"kind": "eval", "epoch": 1, "global_step": 2, "split": "test", "rank1": 0.5, "mAP": 0.5, "mINP": 0.5}
     whole = lines(step(1), step(2), scores, {"kind": "warning", "global_step": 2, "text": "w"})
-    for at, data in enumerate(mutations(whole, count, seed)):
-        metrics.write_bytes(data)
+    for at in range(count):
+        metrics.write_bytes(mutate(whole, seed, at)[1])
         records = list(read_metrics(metrics))
         if at % 50 == 0:
             draw_curves(records)
         MetricsWriter(metrics, 1)
         for kept in folder.glob("metrics-*"):
             kept.unlink()
-    for data in mutations(json.dumps([START, START], indent=1).encode(), count, seed):
-        environment.write_bytes(data)
+    for at in range(count):
+        environment.write_bytes(mutate(json.dumps([START, START], indent=1).encode(), seed, at)[1])
         add_start(environment, START)
         read_starts(environment)
         for kept in folder.glob("environment-*"):
@@ -118,8 +119,6 @@ def test_many_damaged_files_are_read_as_far_as_they_go(tmp_path):
 
 
 def config_of(run: Path):
-    from launch.config import load_config
-
     return load_config(DEMO, [f"run={run}", "data.shards=s"])
 
 

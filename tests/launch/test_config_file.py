@@ -8,9 +8,9 @@ import pytest
 
 from launch.config import dump_config, load_config
 from launch.config_file import MOST_BYTES
+from perf.attacks.mutations import mutate
 from tacaf.vocabulary import InputError
 from tests.launch.test_config import CONFIGS, DEMO
-from tests.mutations import mutations
 
 SHIPPED = json.loads(Path(__file__).with_name("shipped_settings.json").read_text())
 BOMB = "a: &a [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
@@ -163,9 +163,11 @@ def test_anchors_and_merges_still_serve(tmp_path):
 
 def mutated(path: Path, count: int, seed: int) -> int:
     """How many of so many damaged configurations are refused; none in another way than by InputError."""
-    whole, times = dump_config(load_config(DEMO, [])).encode(), 0
-    for data in mutations(whole, count, seed):
-        path.write_bytes(data)
+    whole = dump_config(load_config(DEMO, [])).encode()
+    as_json = json.dumps(load_config(DEMO, []).model_dump(mode="json")).encode()  # which is YAML, too
+    times = 0
+    for number in range(count):
+        path.write_bytes(mutate(as_json if number % 2 else whole, seed, number)[1])
         try:
             load_config(path, [])
         except InputError:
