@@ -305,8 +305,8 @@ def test_a_damaged_checkpoint_is_passed_over(sysu_shards, finished, tmp_path):
     assert torch.equal(tensors_of(finished)[name], tensors_of(folder)[name])
 
 
-def test_a_finished_run_goes_on_with_more_epochs(sysu_shards, finished, tmp_path):
-    """Under milestones it is the longer run bit for bit; under one_cycle another, and says so."""
+def test_a_finished_run_goes_on_with_more_epochs(sysu_shards, tmp_path):
+    """Under milestones it is the longer run bit for bit."""
     milestones = ("optim.schedule=milestones", "optim.warmup_epochs=1")
     longer, extended = tmp_path / "longer", tmp_path / "extended"
     train(sysu_shards, longer, *milestones, "train.epochs=3")
@@ -316,16 +316,14 @@ def test_a_finished_run_goes_on_with_more_epochs(sysu_shards, finished, tmp_path
     assert "milestones" in done.stdout
     assert len(steps_of(extended)) == 3 * STEPS
     same_run(longer, extended)
-    cosine = tmp_path / "cosine"
-    shutil.copytree(finished, cosine)
-    assert "is stretched" in train(sysu_shards, cosine, "train.epochs=3", "--resume").stdout
-    assert [step["global_step"] for step in steps_of(cosine)] == list(range(1, 3 * STEPS + 1))
-    refused(train(sysu_shards, cosine, "--resume", check=False), "train.epochs: the checkpoint has 3, this run 2")
+    done = train(sysu_shards, extended, *milestones, "--resume", check=False)
+    refused(done, "train.epochs: the checkpoint has 3, this run 2")
 
 
 def test_a_run_from_elsewhere_asks_for_trust(sysu_shards, finished, tmp_path, monkeypatch):
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "ranks")  # which every start writes
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another home"))
     refused(train(sysu_shards, folder, "--resume", check=False), "add --trust")
