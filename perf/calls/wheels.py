@@ -26,8 +26,8 @@ def pinned(name: str, pins: dict[str, str]) -> str:
     return f"{name}=={pins[name]}" if name in pins else name
 
 
-def constraints(path: Path = ROOT / "constraints.txt") -> dict[str, str]:
-    """The exact versions in a constraints file, by name."""
+def constraints(path: Path = ROOT / "requirements/lock.txt") -> dict[str, str]:
+    """The exact versions in a lock, by name; where they differ between Pythons, those of the newest."""
     found = re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE)
     return {name.lower().replace("_", "-"): version for name, version in found}
 

@@ -182,7 +182,6 @@ def test_a_slim_copy_is_cut_into_parts_that_make_the_archive_again(tmp_path, mon
 def test_versions_come_from_the_constraints_and_from_what_a_wheel_asks_for(tmp_path):
     pins = wheels.constraints()
     assert pins["pydantic"].count(".") == 2
-    assert "torch" not in pins, "a range is no version"
     metadata = b"Name: a\nRequires-Dist: b-core==2.5.0\nRequires-Dist: c>=1\nRequires-Dist: d==1 ; extra == 'x'\n"
     found = wheels.required_by(wheel(tmp_path / "a-1.whl", {"a-1.dist-info/METADATA": metadata}))
     assert found == {"b-core": "2.5.0"}
