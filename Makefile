@@ -43,7 +43,7 @@ $(DEMO)/shards/index.json: | $(DEMO)/raw
 
 # Set-up, once and after every change of the lock: a new virtual environment, the locked packages, each checked against its
 # hash, this project, and DeepSpeed's communication op for CPU.
-$(VENV)/ready: pyproject.toml requirements/lock.txt requirements/install.py
+$(VENV)/ready: pyproject.toml requirements/lock.txt requirements/tools.txt requirements/install.py
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 'expected Python 3.11 to 3.13, got %d.%d; set PYTHON=' % sys.version_info[:2])"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python requirements/install.py dev
@@ -57,6 +57,7 @@ $(VENV)/ready: pyproject.toml requirements/lock.txt requirements/install.py
 LOCK_VENV := .cache/lock
 lock:
 	$(PYTHON) -m venv --clear $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet --require-hashes --requirement requirements/tools.txt
 	$(LOCK_VENV)/bin/python -m pip install --quiet --require-hashes --constraint requirements/lock.txt uv
 	$(LOCK_VENV)/bin/python requirements/renew.py $(LOCK_VENV)/bin/uv $(UPGRADE)
 
@@ -73,9 +74,9 @@ gpu-host-test:
 gpu-host-rehearsal: $(GPU_HOST_VENV)/ready
 	$(GPU_HOST) -m pytest tests/perf/test_gpu_suite.py
 
-$(GPU_HOST_VENV)/ready: requirements/gpu-host.txt
+$(GPU_HOST_VENV)/ready: requirements/gpu-host.txt requirements/tools.txt
 	$(GPU_HOST_PYTHON) -m venv --clear $(GPU_HOST_VENV)
-	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --require-hashes --constraint $< pip setuptools wheel
+	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --require-hashes --requirement requirements/tools.txt
 	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --no-build-isolation --require-hashes --requirement $<
 	$(GPU_HOST) -m launch.engine
 	touch $@

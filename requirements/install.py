@@ -1,4 +1,4 @@
-"""Installs this project's requirements as locked, each checked against its hash: python requirements/install.py [EXTRA ...]
+"""Installs what this project needs, as locked, each checked by its hash: python requirements/install.py [EXTRA ...]
 
 It fills the environment of the Python that runs it. pip stops where a file has another hash than requirements/lock.txt
 says, or where a package is not in it. Where pip finds a CPU build of PyTorch (`+cpu`), it is taken before PyPI's.
@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LOCK = HERE / "lock.txt"
+LOCK, TOOLS = HERE / "lock.txt", HERE / "tools.txt"
 # Of these alone the source is distributed, so code runs while they are installed. The rest are wheels.
 SOURCE_ONLY = "deepspeed"
 
@@ -62,6 +62,6 @@ def torch_build() -> str:
 
 
 if __name__ == "__main__":
-    install("pip", "setuptools", "wheel")
+    pip("install", "--quiet", "--require-hashes", "--only-binary", ":all:", "--requirement", str(TOOLS))
     install(torch_build())
     install(*requirements(sys.argv[1:]))

@@ -1,6 +1,6 @@
 """Writes the locks anew with uv: python requirements/renew.py UV [ARGUMENT OF UV ...]; `make lock` calls it.
 
-Versions stay as they are where they still fit; `--upgrade` or `--upgrade-package NAME` among uv's arguments renews them.
+Versions stay where they still fit; `--upgrade` or `--upgrade-package NAME` among uv's arguments renews them.
 """
 
 import re
@@ -15,9 +15,13 @@ from tacaf.files import write_whole  # noqa: E402
 
 HERE = ROOT / "requirements"
 # lock -> what it is made from
+EVERYWHERE = ("--universal", "--python-version=3.11")
+GPU_HOST = ("--python-platform=x86_64-manylinux_2_28", "--python-version=3.12")
+TOOLS = "requirements/tools.in"
 LOCKS = {
-    "lock.txt": ("pyproject.toml", "requirements/lock.in", "--all-extras", "--universal", "--python-version=3.11"),
-    "gpu-host.txt": ("requirements/gpu-host.in", "--python-version=3.12", "--python-platform=x86_64-manylinux_2_28"),
+    "lock.txt": ("pyproject.toml", "requirements/lock.in", TOOLS, "--all-extras", *EVERYWHERE),
+    "tools.txt": (TOOLS, "--constraints=requirements/lock.txt", *EVERYWHERE),
+    "gpu-host.txt": ("requirements/gpu-host.in", TOOLS, *GPU_HOST),
 }
 
 
@@ -52,13 +56,15 @@ def compiled(uv: str, name: str, words: list[str]) -> str:
         new.write_text(without_hashes(old.read_text()) if old.exists() else "")
         command = [uv, "pip", "compile", "--quiet", *LOCKS[name], *words, f"--output-file={new}"]
         command += ["--generate-hashes", "--no-emit-index-url", "--custom-compile-command=make lock"]
-        subprocess.run(command, cwd=ROOT, check=True)
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if status:
+            sys.exit(status)
         return new.read_text()
 
 
 if __name__ == "__main__":
-    listing = (HERE / "torch-cpu.sha256").read_text()
-    texts = {name: compiled(sys.argv[1], name, sys.argv[2:]) for name in LOCKS}
-    texts["lock.txt"] = with_cpu_builds(texts["lock.txt"], listing)
-    for name, text in texts.items():
+    for name in LOCKS:
+        text = compiled(sys.argv[1], name, sys.argv[2:])
+        if name == "lock.txt":
+            text = with_cpu_builds(text, (HERE / "torch-cpu.sha256").read_text())
         write_whole(HERE / name, text)
