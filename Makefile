@@ -43,7 +43,7 @@ $(DEMO)/shards/index.json: | $(DEMO)/raw
 
 # Set-up, once and after every change of the lock: a new virtual environment, the locked packages, each checked against its
 # hash, this project, and DeepSpeed's communication op for CPU.
-$(VENV)/ready: pyproject.toml requirements/lock.txt requirements/tools.txt requirements/install.py
+$(VENV)/ready: pyproject.toml $(wildcard requirements/*)
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 'expected Python 3.11 to 3.13, got %d.%d; set PYTHON=' % sys.version_info[:2])"
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python requirements/install.py dev

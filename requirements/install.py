@@ -1,7 +1,7 @@
 """Installs what this project needs, as locked, each checked by its hash: python requirements/install.py [EXTRA ...]
 
-It fills the environment of the Python that runs it. pip stops where a file has another hash than requirements/lock.txt
-says, or where a package is not in it. Where pip finds a CPU build of PyTorch (`+cpu`), it is taken before PyPI's.
+It fills the environment of the Python that runs it. pip stops where a file has another hash than the locks say, or where
+a package is in none. Where pip finds a CPU build of PyTorch (`+cpu`), it is taken before PyPI's CUDA build.
 """
 
 import json
@@ -10,10 +10,10 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 HERE = Path(__file__).parent
-LOCK, TOOLS = HERE / "lock.txt", HERE / "tools.txt"
 # Of these alone the source is distributed, so code runs while they are installed. The rest are wheels.
 SOURCE_ONLY = "deepspeed"
 
@@ -43,25 +43,27 @@ def pip(*words: str) -> str:
     return done.stdout
 
 
-def install(*wanted: str) -> None:
-    """Install packages and all that they need, from the lock alone."""
-    checks = ["--quiet", "--require-hashes", "--constraint", str(LOCK)]
-    pip("install", *checks, "--no-build-isolation", "--only-binary", ":all:", "--no-binary", SOURCE_ONLY, *wanted)
-
-
 def torch_build() -> str:
-    """The build of PyTorch to install, as a requirement.
+    """The version of PyTorch that is installed, or else that pip takes by itself: with `+cpu` for a CPU build.
 
     Where files must match a hash, pip prefers an index that states it over a folder of wheels, so it is asked before.
     """
-    found = re.search(r"^torch==(\S+)", LOCK.read_text(), re.MULTILINE)
-    assert found, f"{LOCK} has no torch"
-    words = ("--dry-run", "--ignore-installed", "--no-deps", "--only-binary", ":all:", "--quiet", "--report", "-")
-    report = json.loads(pip("install", *words, f"torch=={found[1]}"))
-    return f"torch=={report['install'][0]['metadata']['version']}"
+    try:
+        return metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        words = ("--dry-run", "--no-deps", "--only-binary", ":all:", "--quiet", "--report", "-")
+        report = json.loads(pip("install", *words, "--requirement", str(HERE / "torch.in")))
+        return report["install"][0]["metadata"]["version"]
+
+
+def install(torch: str, wanted: list[str]) -> None:
+    """Install packages and all that they need, from the locks alone; `torch` is the build of PyTorch."""
+    build = "torch-cpu.txt" if torch.endswith("+cpu") else "torch-cuda.txt"
+    checks = ["--quiet", "--require-hashes", "--constraint", str(HERE / "lock.txt"), "--constraint", str(HERE / build)]
+    pip("install", *checks, "--no-build-isolation", "--only-binary", ":all:", "--no-binary", SOURCE_ONLY, *wanted)
 
 
 if __name__ == "__main__":
-    pip("install", "--quiet", "--require-hashes", "--only-binary", ":all:", "--requirement", str(TOOLS))
-    install(torch_build())
-    install(*requirements(sys.argv[1:]))
+    wanted = requirements(sys.argv[1:])
+    pip("install", "--quiet", "--require-hashes", "--only-binary", ":all:", "--requirement", str(HERE / "tools.txt"))
+    install(torch_build(), wanted)

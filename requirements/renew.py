@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -14,33 +15,38 @@ sys.path.insert(0, str(ROOT))
 from tacaf.files import write_whole  # noqa: E402
 
 HERE = ROOT / "requirements"
-# lock -> what it is made from
-EVERYWHERE = ("--universal", "--python-version=3.11")
+TORCH, TOOLS, LOCKED = "requirements/torch.in", "requirements/tools.in", "--constraints=requirements/lock.txt"
+UNIVERSAL = ("--universal", "--python-version=3.11")
 GPU_HOST = ("--python-platform=x86_64-manylinux_2_28", "--python-version=3.12")
-TOOLS = "requirements/tools.in"
+# lock -> what it is made from. PyTorch and Triton have a lock for each build of PyTorch, because the CUDA build asks for
+# an exact Triton. The NVIDIA libraries that it asks for too are in lock.txt.
 LOCKS = {
-    "lock.txt": ("pyproject.toml", "requirements/lock.in", TOOLS, "--all-extras", *EVERYWHERE),
-    "tools.txt": (TOOLS, "--constraints=requirements/lock.txt", *EVERYWHERE),
+    "lock.txt": ("pyproject.toml", "requirements/lock.in", TORCH, TOOLS, "--all-extras", *UNIVERSAL),
+    "torch-cuda.txt": (TORCH, LOCKED, *UNIVERSAL),
+    "torch-cpu.txt": ("pyproject.toml", "--no-deps", LOCKED, *UNIVERSAL),
+    "tools.txt": (TOOLS, LOCKED, *UNIVERSAL),
     "gpu-host.txt": ("requirements/gpu-host.in", TOOLS, *GPU_HOST),
 }
 
 
-def cpu_hashes(version: str, listing: str) -> list[str]:
-    """The hashes of PyTorch's CPU builds of this version. SystemExit: none is listed."""
-    found = re.findall(rf"^([0-9a-f]{{64}})  torch-{re.escape(version)}\+cpu-\S+$", listing, re.MULTILINE)
-    if not found:
-        sys.exit(f"expected the hashes of the CPU builds of torch {version} in torch-cpu.sha256, got none; add them")
-    return found
+def left_out(name: str) -> Iterable[str]:
+    """The packages that a lock does not hold because another one does."""
+    if name == "lock.txt":
+        return ["torch", "triton"]
+    if name in ("torch-cuda.txt", "torch-cpu.txt"):
+        others = set(re.findall(r"^([\w.-]+)==", (HERE / "lock.txt").read_text(), re.MULTILINE))
+        return sorted(others | {"torch"} if name == "torch-cpu.txt" else others)
+    return []
 
 
-def with_cpu_builds(lock: str, listing: str) -> str:
-    """A lock in which PyTorch's CPU builds stand beside those of PyPI: they have the same version but another index."""
-    return re.sub(
-        r"^torch==(\S+).* \\\n",
-        lambda line: line[0] + "".join(f"    --hash=sha256:{digest} \\\n" for digest in cpu_hashes(line[1], listing)),
-        lock,
-        flags=re.MULTILINE,
-    )
+def cpu_builds() -> str:
+    """The entry of PyTorch's CPU builds, which are not on PyPI. SystemExit: no hash is listed for the version."""
+    version = re.findall(r"^torch==(\S+)$", (ROOT / TORCH).read_text(), re.MULTILINE)[0]
+    listing = (HERE / "torch-cpu.sha256").read_text()
+    hashes = re.findall(rf"^([0-9a-f]{{64}})  torch-{re.escape(version)}\+cpu-\S+$", listing, re.MULTILINE)
+    if not hashes:
+        sys.exit(f"expected hashes of the CPU builds of torch {version} in requirements/torch-cpu.sha256, got none")
+    return " \\\n".join([f"torch=={version}+cpu", *(f"    --hash=sha256:{digest}" for digest in hashes)]) + "\n"
 
 
 def without_hashes(lock: str) -> str:
@@ -49,22 +55,21 @@ def without_hashes(lock: str) -> str:
 
 
 def compiled(uv: str, name: str, words: list[str]) -> str:
-    """The new text of a lock."""
+    """The new text of a lock. SystemExit with uv's status where there is none."""
     old = HERE / name
     with tempfile.TemporaryDirectory() as folder:
         new = Path(folder) / name
         new.write_text(without_hashes(old.read_text()) if old.exists() else "")
-        command = [uv, "pip", "compile", "--quiet", *LOCKS[name], *words, f"--output-file={new}"]
-        command += ["--generate-hashes", "--no-emit-index-url", "--custom-compile-command=make lock"]
+        command = [uv, "pip", "compile", "--quiet", *LOCKS[name], *words, f"--output-file={new}", "--generate-hashes"]
+        command += ["--no-emit-index-url", "--custom-compile-command=make lock"]
+        command += [f"--no-emit-package={package}" for package in left_out(name)]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         if status:
             sys.exit(status)
-        return new.read_text()
+        return new.read_text().split("\n# The following packages were excluded")[0]
 
 
 if __name__ == "__main__":
     for name in LOCKS:
         text = compiled(sys.argv[1], name, sys.argv[2:])
-        if name == "lock.txt":
-            text = with_cpu_builds(text, (HERE / "torch-cpu.sha256").read_text())
-        write_whole(HERE / name, text)
+        write_whole(HERE / name, text + cpu_builds() if name == "torch-cpu.txt" else text)
