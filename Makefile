@@ -41,16 +41,18 @@ $(DEMO)/shards/index.json: | $(DEMO)/raw
 	python -m shards pack sysu_mm01 --root $(DEMO)/raw --out $(DEMO)/shards
 	python -m shards verify $(DEMO)/shards
 
-# Set-up, once and after every change of the lock: a new virtual environment, the locked packages, each checked against its
-# hash, this project, and DeepSpeed's communication op for CPU.
-$(VENV)/ready: pyproject.toml $(wildcard requirements/*)
-	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 'expected Python 3.11 to 3.13, got %d.%d; set PYTHON=' % sys.version_info[:2])"
-	$(PYTHON) -m venv --clear $(VENV)
+# Set-up, once: the locked packages, each checked against its hash, this project, and DeepSpeed's communication op for CPU.
+$(VENV)/ready: pyproject.toml $(VENV)/pyvenv.cfg
 	$(BIN)/python requirements/install.py dev
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
 	$(BIN)/python -m launch.engine
 	touch $@
+
+# A virtual environment with nothing in it, so that no package of an earlier lock stays behind.
+$(VENV)/pyvenv.cfg: $(addprefix requirements/,install.py lock.txt tools.txt torch-cpu.txt torch-cuda.txt)
+	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 'expected Python 3.11 to 3.13, got %d.%d; set PYTHON=' % sys.version_info[:2])"
+	$(PYTHON) -m venv --clear $(VENV)
 
 # Writes the locks anew, after a change of pyproject.toml's requirements or of requirements/*.in. Versions stay where they
 # fit; UPGRADE="--upgrade" renews all of them, UPGRADE="--upgrade-package numpy" one.

@@ -1,7 +1,7 @@
 """Installs what this project needs, as locked, each checked by its hash: python requirements/install.py [EXTRA ...]
 
-It fills the environment of the Python that runs it. pip stops where a file has another hash than the locks say, or where
-a package is in none. Where pip finds a CPU build of PyTorch (`+cpu`), it is taken before PyPI's CUDA build.
+It fills the environment of the Python that runs it. pip stops where a file has another hash than the locks say, or
+where a package is in none. Where pip finds a CPU build of PyTorch (`+cpu`), it is taken before PyPI's CUDA build.
 """
 
 import json

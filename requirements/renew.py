@@ -18,8 +18,8 @@ HERE = ROOT / "requirements"
 TORCH, TOOLS, LOCKED = "requirements/torch.in", "requirements/tools.in", "--constraints=requirements/lock.txt"
 UNIVERSAL = ("--universal", "--python-version=3.11")
 GPU_HOST = ("--python-platform=x86_64-manylinux_2_28", "--python-version=3.12")
-# lock -> what it is made from. PyTorch and Triton have a lock for each build of PyTorch, because the CUDA build asks for
-# an exact Triton. The NVIDIA libraries that it asks for too are in lock.txt.
+# lock -> what it is made from. PyTorch and Triton have a lock for each build of PyTorch, because the CUDA build asks
+# for an exact Triton. The NVIDIA libraries that it asks for too are in lock.txt.
 LOCKS = {
     "lock.txt": ("pyproject.toml", "requirements/lock.in", TORCH, TOOLS, "--all-extras", *UNIVERSAL),
     "torch-cuda.txt": (TORCH, LOCKED, *UNIVERSAL),
