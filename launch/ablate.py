@@ -10,17 +10,23 @@ scores in ablation/, with which it need not be repeated even where its run is go
 anew after every training, which says what it lacks.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("launch.ablate")
+
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from launch.ablation_results import Cell, result_file
 from launch.stop import EXIT_CODE
 from launch.trainings import SCRIPT, Training, run_all
 from shards import benchmarks, sysu_mm01
+from tacaf.command import Parser, entry, to_path
 from tacaf.evaluation import ablation
 from tacaf.evaluation.forest import draw_forest
 from tacaf.files import write_whole
@@ -206,16 +212,11 @@ def may_differ(cell: Cell) -> tuple[str, str]:
     return config.evaluation.embedding, f"from {Path(given).name}" if given else "from scratch"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = tuple(benchmarks.BENCHMARKS)
-    parser.add_argument("--out", type=Path, required=True, help="sets and runs go there")
-    parser.add_argument("--results", type=Path, help="tables go there; default: OUT/results")
+    parser.add_argument("--out", type=to_path, required=True, help="sets and runs go there")
+    parser.add_argument("--results", type=to_path, help="tables go there; default: OUT/results")
     parser.add_argument("--benchmarks", nargs="+", choices=names, default=names[:1], help="default: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=(*ROWS, "core", "all"), default=["core"], help="default: core")
     parser.add_argument(
@@ -224,7 +225,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--name", default="", help="added to the names of the tables' files; needed with --try")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--config", type=Path, default=CONFIG)
+    parser.add_argument("--config", type=to_path, default=CONFIG)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for every training")
     parser.add_argument("--parallel", type=int, default=1, help="trainings at a time, each on one thread where several")
     parser.add_argument("--test", action="store_true", help="score the test identities")
@@ -289,13 +290,6 @@ def tried(row: str, *settings: str) -> tuple[str, Row]:
     return "+".join((row, *settings)), Row(text, (*usual.settings, *settings), (row, *usual.against))
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return ablate(parse(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ablate(parse(argv))

@@ -4,11 +4,15 @@ Every image of the test identities is embedded once, whatever the number of rank
 RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json. Several runs of RegDB, one a split: the table over them as well.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("launch.evaluate")
+
 import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from launch.evaluation_options import chosen_settings, parse
 from launch.leak import own_split, refuse_leak, refuse_mixed
 from launch.stop import StopRequest
 from tacaf import distributed
+from tacaf.command import entry
 from tacaf.data.index import ShardIndex
 from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.storage import RemoteConfig
@@ -246,18 +251,11 @@ def remote_of(run: Path) -> RemoteConfig:
     return load_config(path, []).data.remote if path.exists() else RemoteConfig()
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse(__doc__, argv)
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(__doc__, argv)
     try:
-        evaluate(arguments)
-    except InputError as error:
-        if distributed.rank() == 0 or not error.shared:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        evaluate(args)
     finally:
         deepspeed_engine.stop_distributed()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

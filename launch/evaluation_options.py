@@ -1,13 +1,14 @@
 """The options of launch/evaluate.py, and the settings they stand for."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import astuple
-from pathlib import Path
 from typing import get_args
 
 from pydantic import ValidationError
 
 from launch.config import EvaluationConfig
+from tacaf.command import Parser, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.__main__ import locations_of
 from tacaf.evaluation.rerank import Rerank
@@ -46,11 +47,11 @@ def chosen_settings(arguments: argparse.Namespace, index: ShardIndex, usual: Emb
         raise InputError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
-def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--run",
-        type=Path,
+        type=to_path,
         nargs="+",
         required=True,
         help="run folder with model.safetensors; for RegDB several, one a split, which also gives the table over them",
@@ -65,7 +66,7 @@ def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace
     parser.add_argument(
         "--gallery-draw", choices=("official", "literature"), help="official where --splits gives the permutations"
     )
-    parser.add_argument("--splits", type=Path, help="folder with the authors' rand_perm_cam.mat")
+    parser.add_argument("--splits", type=to_path, help="folder with the authors' rand_perm_cam.mat")
     parser.add_argument(
         "--split", help="named identity list of the shard set; test where left out, test_3 for a model of train_3"
     )
@@ -77,10 +78,10 @@ def parse(description: str | None, argv: list[str] | None) -> argparse.Namespace
     parser.add_argument(
         "--locations", nargs="+", default=[], metavar="CAMID=LOCATION", help="for --exclude location; or the set's own"
     )
-    parser.add_argument("--query-list", type=Path, help="generic: file with keys of the images that ask, one a line")
-    parser.add_argument("--gallery-list", type=Path, help="generic: file with keys of the images that answer")
+    parser.add_argument("--query-list", type=to_path, help="generic: file with keys of the images that ask, one a line")
+    parser.add_argument("--gallery-list", type=to_path, help="generic: file with keys of the images that answer")
     parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--features", type=Path, help="keep the features as .npz")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--features", type=to_path, help="keep the features as .npz")
+    parser.add_argument("--json", type=to_path, help="also write the results here")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
     return parser.parse_args(argv)

@@ -6,11 +6,15 @@ safetensors: the model without its classifiers, which name the training identiti
 output `embedding` float32 [batch, width]. Both are checked against the run on decoded images before anything is there.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("launch.export")
+
 import argparse
 import io
 import json
 import logging
-import sys
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -26,6 +30,7 @@ from torch import nn
 
 from launch.config import load_config
 from shards.synth import Shot, picture
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below
@@ -214,12 +219,12 @@ def drawn_images(embedder: Embedder) -> Images:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=to_path, required=True, help="folder of a finished run")
     parser.add_argument("--to", choices=("safetensors", "onnx"), required=True)
-    parser.add_argument("--out", type=Path, help="new folder; default: RUN/export-<to>")
+    parser.add_argument("--out", type=to_path, help="new folder; default: RUN/export-<to>")
     parser.add_argument(
-        "--images", type=Path, help="folder of images to compare on; default: the run's shards, or drawn ones"
+        "--images", type=to_path, help="folder of images to compare on; default: the run's shards, or drawn ones"
     )
     wanted = parser.parse_args(argv)
     home = wanted.run if wanted.run.is_dir() else wanted.run.parent
@@ -227,20 +232,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return wanted
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
     wanted = parse(argv)
-    try:
-        folder, card = export(wanted)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    folder, card = export(wanted)
     for name in card["files"]:
         print(f"{folder / name}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
     worst, count, source = (card["check"][name] for name in ("largest_difference", "compared", "images"))
     print(f"largest difference to the run {worst:.2g}, {count} images: {source}")
     print(f"{folder / CARD}: what it is, how to prepare images, what it scored")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

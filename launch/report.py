@@ -3,14 +3,20 @@
 Reads what the run left (config, metrics, results, features, model) and the images from the shards; scores nothing anew.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("launch.report")
+
 import argparse
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from launch.config import load_config
 from launch.pictures import make_pictures
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.report import write_report
@@ -59,23 +65,16 @@ def _facts(columns: dict, rows: np.ndarray) -> list[tuple[int, ...]]:
     return list(zip(*(np.asarray(columns[name])[rows].tolist() for name in FACTS), strict=True))
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, required=True, help="run folder of a finished training")
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=to_path, required=True, help="run folder of a finished training")
     parser.add_argument("--shards", help="where the shard set lies now; the run's data.shards when left out")
-    parser.add_argument("--features", type=Path, help="features of the set; RUN/results/features.npz when left out")
+    parser.add_argument("--features", type=to_path, help="features of the set; RUN/results/features.npz when left out")
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    try:
-        print(f"report: {rewrite_report(arguments.run, arguments.shards, arguments.features)}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    print(f"report: {rewrite_report(arguments.run, arguments.shards, arguments.features)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,18 +6,23 @@ What is finished is kept: the same command goes on after an interruption. The ta
 training (DIR/table.md, .html, .json) and says of each row that is not whole what it lacks.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("launch.reproduce")
+
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from launch.evaluate import joined
 from launch.stop import EXIT_CODE
 from launch.trainings import Training, run_all
 from shards.__main__ import DATA_SETS
 from shards.verify import verify
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.comparison import Measured, write_comparison
 from tacaf.evaluation.features import load_features
@@ -179,22 +184,17 @@ def facts_of(wanted: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see --help")
-
-
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data_set", choices=tuple(DATA_SETS))
-    parser.add_argument("--root", type=Path, required=True, help="the data set's folder")
-    parser.add_argument("--out", type=Path, required=True, help="shards, runs and table go there")
-    parser.add_argument("--config", type=Path, help="default: launch/configs/<data set>.yaml")
+    parser.add_argument("--root", type=to_path, required=True, help="the data set's folder")
+    parser.add_argument("--out", type=to_path, required=True, help="shards, runs and table go there")
+    parser.add_argument("--config", type=to_path, help="default: launch/configs/<data set>.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for every training")
     parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS), help="default: all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="each row once with every seed")
     parser.add_argument("--regdb-splits", type=int, nargs="+", choices=REGDB_SPLITS, default=REGDB_SPLITS, metavar="N")
-    parser.add_argument("--splits", type=Path, help="folder with rand_perm_cam.mat, for SYSU-MM01's official draw")
+    parser.add_argument("--splits", type=to_path, help="folder with rand_perm_cam.mat, for SYSU-MM01's official draw")
     parser.add_argument("--ranks", type=int, default=1, help="processes (GPUs) a training uses")
     wanted = parser.parse_args(argv)
     wanted.config = wanted.config or CONFIGS / f"{wanted.data_set}.yaml"
@@ -205,13 +205,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return wanted
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        return reproduce(parse(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return reproduce(parse(argv))

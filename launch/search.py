@@ -5,16 +5,21 @@ The gallery can be kept with --index FILE, opened again without its images, grow
 cannot be read are counted and listed.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("launch.search")
+
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, get_args
 
 from launch.search_page import page
 from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locked
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.photo import images_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
 from tacaf.files import write_whole
@@ -141,15 +146,15 @@ def write(wanted: argparse.Namespace, found: dict[str, Any]) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [str(modality) for modality in Modality]
     add = parser.add_argument
-    add("--run", type=Path, help="a finished run, or an export of one; not needed to --remove or --list")
-    add("--gallery", type=Path, help="folder of images to search in; with --index, what is new is added")
-    add("--query", type=Path, help="folder of images, or one image, to search for")
+    add("--run", type=to_path, help="a finished run, or an export of one; not needed to --remove or --list")
+    add("--gallery", type=to_path, help="folder of images to search in; with --index, what is new is added")
+    add("--query", type=to_path, help="folder of images, or one image, to search for")
     add("--gallery-modality", choices=names, help="default: the index's, else visible")
     add("--query-modality", choices=names, default=str(Modality.INFRARED), help="default: %(default)s")
-    add("--index", type=Path, help="file that keeps the gallery's descriptors")
+    add("--index", type=to_path, help="file that keeps the gallery's descriptors")
     add("--remove", nargs="+", metavar="NAME", help="take out of --index: names, folders of names, or image files")
     add("--list", action="store_true", help="print the names in --index")
     add("--top", type=int, default=10, help="matches per query; default: %(default)s")
@@ -158,8 +163,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--engine", choices=("auto", "exact", "faiss"), default="auto",
         help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip
     add("--device", default="cpu", help="cpu or cuda")
-    add("--json", type=Path, help="write the lists there")
-    add("--html", type=Path, help="write a page with pictures there")
+    add("--json", type=to_path, help="write the lists there")
+    add("--html", type=to_path, help="write a page with pictures there")
     return parser.parse_args(argv)
 
 
@@ -187,16 +192,9 @@ def check(wanted: argparse.Namespace) -> None:
     wanted.gallery_modality = wanted.gallery_modality and modality_of(wanted.gallery_modality)
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
     wanted = parse(argv)
-    try:
-        check(wanted)
-        search(wanted)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    check(wanted)
+    search(wanted)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -46,3 +46,6 @@ class StopRequest:
             self.moving()
             if number < shared:
                 self.check()
+
+
+STOP = StopRequest()  # of this process, which has its signals only once

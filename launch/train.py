@@ -5,17 +5,17 @@ Everything random is a function of (seed, epoch, step, position), so a resumed r
 SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
 """
 
+from launch.stop import EXIT_CODE, STOP, StoppedError, StopRequest
+from tacaf.command import INPUT, Parser, entry, say, start, to_path
+
+if __name__ == "__main__":
+    STOP.listen()  # before the slow imports: a signal during them counts too
+    start("launch.train", signals=False)
+
 import argparse
 import functools
 import os
-import sys
-from pathlib import Path
-
-from launch.stop import EXIT_CODE, StoppedError, StopRequest
-
-STOP = StopRequest()
-if __name__ == "__main__":
-    STOP.listen()  # before the slow imports: a signal during them counts too
+from collections.abc import Sequence
 
 from launch import engine as deepspeed_engine
 from launch.config import Config, load_config
@@ -144,9 +144,9 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
             raise
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=Path, required=True, help="YAML file, see launch/configs/")
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=to_path, required=True, help="YAML file, see launch/configs/")
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override one value; may be given several times"
     )
@@ -158,23 +158,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
-    first = os.environ.get("RANK", "0") == "0"
-    config = None
+@entry(signals=False)  # STOP answers them
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
     try:
-        config = load_config(arguments.config, arguments.set)
-        if arguments.dry_run:
-            if first:
+        config = _read_config(args)
+        if args.dry_run:
+            if os.environ.get("RANK", "0") == "0":
                 print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
-        train(config, arguments.resume, STOP)
-    except (InputError, deepspeed_engine.NotSavedError) as error:
-        if first or not (config is None or getattr(error, "shared", False)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        return 2
+        train(config, args.resume, STOP)
+    except deepspeed_engine.NotSavedError as error:
+        return say(error, str(error), INPUT)
     except LostRankError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        say(error, str(error), LOST)
         os._exit(LOST)  # the other ranks do not answer any more
     except StoppedError:
         return EXIT_CODE
@@ -183,5 +180,10 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _read_config(args: argparse.Namespace) -> Config:
+    """The configuration. Every rank reads the same files, so that one of them need report a mistake."""
+    try:
+        return load_config(args.config, args.set)
+    except InputError as error:
+        error.shared = True
+        raise

@@ -10,6 +10,11 @@ is given apart, too), without evaluations, saves and the start. Memory is the pr
 CPU the kernels' own CPU path stands for the kernels. Beside --json FILE a picture is written.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.bench_accuracy")
+
 import argparse
 import json
 import statistics
@@ -26,6 +31,7 @@ from launch.stop import EXIT_CODE
 from launch.trainings import SCRIPT, Training, run_all
 from perf.bench_train import plain_definitions
 from perf.plot import STYLE
+from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_whole
 from tacaf.logs import environment, published, read_metrics
 from tacaf.vocabulary import InputError
@@ -170,24 +176,17 @@ def measure(wanted: argparse.Namespace) -> int:
     return 0
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:1] == [PLAIN]:
         train.STOP.listen()
         with plain_definitions():
             return train.main(words[1:])
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", required=True, help="a packed set: a folder or an address")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the runs go there")
-    parser.add_argument("--config", type=Path, default=SCRIPT.parent / "configs" / "sysu_mm01.yaml")
+    parser.add_argument("--out", type=to_path, required=True, metavar="DIR", help="the runs go there")
+    parser.add_argument("--config", type=to_path, default=SCRIPT.parent / "configs" / "sysu_mm01.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for both trainings")
-    parser.add_argument("--json", type=Path)
-    try:
-        return measure(parser.parse_args(words))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    parser.add_argument("--json", type=to_path)
+    return measure(parser.parse_args(words))

@@ -9,6 +9,11 @@ cores, by turns, so that a noisy machine is noisy for all. Without --shards a pr
 On a GPU only our pipeline runs, with mixed decoding.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.bench_data")
+
 import argparse
 import io
 import json
@@ -19,7 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +33,13 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from tacaf.child_processes import child_environment
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.augment import ERASE_FILL, GRAY, MEAN, STD, AugmentConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan, PlanConfig, PlannedBatch
 from tacaf.data.reader import ShardReader
+from tacaf.files import write_json
 from tacaf.logs import environment
 from tacaf.vocabulary import Branch
 
@@ -253,15 +260,16 @@ def facts_of(shards: Path) -> dict:
             "mean_bytes": round(mean_bytes)}  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, help="a packed set; default: one made for this run")
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=to_path, help="a packed set; default: one made for this run")
     parser.add_argument("--cores", type=int, nargs="+", default=[1], help="cores of a run (default 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--batches", type=int, default=30, help="timed batches of a run (default 30)")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each, by turns (default 3)")
     parser.add_argument("--step-ms", type=float, default=200.0, help="length of the step that waits (default 200)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--child", choices=PROVIDERS, help=argparse.SUPPRESS)
     wanted = parser.parse_args(argv)
     if wanted.child:
@@ -271,15 +279,10 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         shards = wanted.shards or make_set(Path(folder))
         result = {"environment": environment(1), "set": facts_of(shards), "rows": measure(shards, wanted)}
+    if wanted.json:
+        write_json(wanted.json, result)
     print(f"{'provider':12} {'cores':>5} {'images/s':>9} {'to PIL':>7} {'waits':>7}")
     for row in result["rows"]:
         ratio = "-" if row["ratio_to_pil"] is None else f"{row['ratio_to_pil']:.2f}"
         print(f"{row['provider']:12} {row['cores']:5} {row['images_per_s']:9.0f} {ratio:>7} {row['wait_share']:7.1%}")
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps(result, indent=1) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

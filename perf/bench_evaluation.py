@@ -10,6 +10,11 @@ nothing is printed. They take turns; the shortest of each one's repeats counts. 
 With --json only the sections that were measured are written anew.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.bench_evaluation")
+
 import argparse
 import json
 import os
@@ -25,8 +30,10 @@ import numpy as np
 
 from perf.streamed_gallery import StreamedCase, measure_streamed
 from perf.usual_scoring import usual_loop, usual_rerank
+from tacaf.command import Parser, entry, to_path
 from tacaf.evaluation.ranking import Ranks, distances, measures, normalise, rank_distances
 from tacaf.evaluation.rerank import Distances, Rerank, reranked
+from tacaf.files import write_json
 
 QUERIES = 3803
 FEATURE_WIDTH = 2048
@@ -174,10 +181,11 @@ def streamed(case: StreamedCase) -> dict[str, Any]:
     return {f"streamed_{case.width}": {"circumstances": facts, "results": [found]}}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--streamed", action="store_true", help="measure a gallery on disk instead")
     for name, kind, value in StreamedCase.arguments():
         parser.add_argument(f"--{name}", type=kind, default=value, help="with --streamed")
@@ -186,8 +194,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     sections = streamed(case) if args.streamed else loops(args.repeats)
     if args.json is not None:
         older = json.loads(args.json.read_text()) if args.json.exists() else {}
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({**older, **sections}, indent=1) + "\n")
+        write_json(args.json, {**older, **sections})
+    return 0
 
 
 def _best(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
@@ -203,7 +211,3 @@ def _best(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
 def _cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,11 @@ are steps of the demo's model on noise under DeepSpeed on CPU, each in fresh pro
 rank once the engine stands, and its peak in a step, above what the same process held before the model was built.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.bench_identities")
+
 import argparse
 import json
 import os
@@ -14,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,8 @@ from launch.forward import forward, noise_batch
 from launch.update import update
 from tacaf import distributed
 from tacaf.child_processes import ROOT, child_environment
+from tacaf.command import Parser, entry, to_path
+from tacaf.files import write_json
 from tacaf.logs import environment
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import ModelConfig, TacafNet
@@ -123,11 +131,12 @@ def run(identities: int, ranks: int, stage: int, chunk: int) -> dict[str, Any]:
     return {"identities": identities, "ranks": ranks, "stage": stage, "chunk": chunk or identities, **row}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--identities", type=int, default=200_000, help="of the measured rows")
     parser.add_argument("--table", action="store_true", help="the table alone, nothing measured")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     wanted = parser.parse_args(argv)
@@ -146,10 +155,5 @@ def main(argv: list[str] | None = None) -> int:
             result["measured"].append(run(wanted.identities, *case))
             print("  ".join(f"{name} {value:,.4g}" for name, value in result["measured"][-1].items()), flush=True)
     if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps({"environment": environment(1), **result}, indent=1) + "\n")
+        write_json(wanted.json, {"environment": environment(1), **result})
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,18 +7,26 @@ seconds to open it and to select the training set, peak memory, and milliseconds
 first hundred epochs, with and without windows. A batch is asked for cold each time, as after a resume.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.bench_index")
+
 import argparse
 import json
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig
+from tacaf.files import write_json
 from tacaf.logs import environment
 from tacaf.shard_set import ColumnFacts, IndexFile, ShardFacts
 from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE
@@ -93,11 +101,12 @@ def _memory_mib(name: str) -> float:
     return int(next(line for line in lines if line.startswith(name + ":")).split()[1]) / 1024
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--identities", type=int, default=1_000_000)
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=to_path)
+    parser.add_argument("--child", type=to_path, help=argparse.SUPPRESS)
     wanted = parser.parse_args(argv)
     if wanted.child:
         print(json.dumps(measure(wanted.child)))
@@ -107,13 +116,8 @@ def main(argv: list[str] | None = None) -> int:
         command = [sys.executable, __file__, "--child", str(Path(folder) / "set")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
+    if wanted.json:
+        write_json(wanted.json, {"environment": environment(1), "result": result})
     for name, value in result.items():
         print(f"{name:24} {value:,.2f}" if isinstance(value, float) else f"{name:24} {value:,}")
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps({"environment": environment(1), "result": result}, indent=1) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,15 +11,22 @@ GPU each pass is also replayed from a CUDA graph, so that launch gaps show. `--d
 way. A provider that fails becomes a row with the reason. The JSON file is whole after every row.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.bench_kernels")
+
 import argparse
 import contextlib
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from tacaf.command import Parser, entry, to_path
 
 if __name__ == "__main__":  # so that it runs in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -253,7 +260,7 @@ def run_check(bench: Bench, todo: list[Case], dtypes: list[str]) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", choices=OPS)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--device", choices=("cuda", "cpu"))
@@ -265,15 +272,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--limit-s", type=float, help="start nothing that may take longer than this many seconds in all"
     )
     parser.add_argument("--no-graph", action="store_true", help="capture no CUDA graphs")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--check", action="store_true", help="no figures: every case in every dtype against float64")
-    parser.add_argument("--profile", type=Path, metavar="FILE", help="no figures: the kernels' times, as JSON")
+    parser.add_argument("--profile", type=to_path, metavar="FILE", help="no figures: the kernels' times, as JSON")
     parser.add_argument("--rehearse", action="store_true", help="a GPU's branches on a CPU with small shapes")
     parser.add_argument("--peak-of", nargs=2, help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     args.began = time.monotonic()
     if args.rehearse and torch.cuda.is_available() and not rehearsing():
@@ -318,7 +326,3 @@ def run(args: argparse.Namespace) -> int:
             run_case(bench, case, [one for one in chosen if one.op == case.op].index(case))
     bench.file.finish(not any(row.get("error") == NO_TIME for row in bench.file.rows))
     return 1 if bench.wrong or bench.file.failed else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

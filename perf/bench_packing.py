@@ -8,8 +8,12 @@ median of each one's repeats counts. Ours are called as functions: the second th
 the start of their worker processes is. Packing is first shown to lose no byte, or nothing is printed.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.bench_packing")
+
 import argparse
-import json
 import os
 import platform
 import shutil
@@ -27,6 +31,8 @@ import numpy as np
 from shards import sysu_mm01
 from shards.synth import synthesise
 from shards.verify import verify
+from tacaf.command import Parser, entry, to_path
+from tacaf.files import write_json
 
 HEIGHT = 380
 IMAGES_PER_CAMERA = 8
@@ -128,34 +134,31 @@ def circumstances(folder: Path, repeats: int) -> dict[str, Any]:
     }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--identities", type=int, default=48, help="to draw, about 43 images each")
     parser.add_argument("--copies", type=int, default=8, help="of every file")
     parser.add_argument("--shard-mib", type=int, default=32, help="small, so that every core has shards to do")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where the temporary files go (default: the system's place)")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--folder", type=to_path, help="where the temporary files go (default: the system's place)")
+    parser.add_argument("--json", type=to_path)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         facts = circumstances(folder, args.repeats)
         make(folder / "raw", args.identities, args.copies)
         case, rows = measure(folder / "raw", folder, args.shard_mib, args.repeats)
+    if args.json is not None:
+        write_json(args.json, {"circumstances": facts, "set": case, "results": rows})
     print(f"{case['images']} images, {case['image_bytes'] / 1e6:.1f} MB, {case['shards']} shards")
     print(f"{'':22s}  {'MB/s':>8s}  {'slowest':>8s}  {'fastest':>8s}  {'images/s':>8s}")
     for row in rows:
         rates = "  ".join(f"{row[key]:8.1f}" for key in ("mb_per_s", "slowest", "fastest"))
         print(f"{row['action']:22s}  {rates}  {row['images_per_s']:8d}")
-    if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"circumstances": facts, "set": case, "results": rows}, indent=1) + "\n")
+    return 0
 
 
 def _cpu_model() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-if __name__ == "__main__":
-    main()

@@ -7,6 +7,11 @@ machine is as noisy for each. Communication is a part of the other phases: what 
 collective calls, waiting for the other ranks included.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.bench_ranks")
+
 import argparse
 import itertools
 import json
@@ -16,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +37,11 @@ from launch.model_file import build_model
 from launch.watch import peak_memory_mib
 from tacaf import distributed
 from tacaf.child_processes import child_environment
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.files import write_json
 from tacaf.logs import environment
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
@@ -166,15 +174,16 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--config", type=Path, default=ROOT / "launch" / "configs" / "demo.yaml")
+    parser.add_argument("--config", type=to_path, default=ROOT / "launch" / "configs" / "demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="as for launch/train.py")
     parser.add_argument("--ways", nargs="+", choices=[str(way) for way in WAYS], default=[str(way) for way in WAYS])
     parser.add_argument("--rounds", type=int, default=10, help="how often every way is timed")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--shards", type=Path, help=argparse.SUPPRESS)  # the children's side
+    parser.add_argument("--json", type=to_path)
+    parser.add_argument("--shards", type=to_path, help=argparse.SUPPRESS)  # the children's side
     wanted = parser.parse_args(argv)
     if wanted.shards:
         child(wanted)
@@ -188,18 +197,13 @@ def main(argv: list[str] | None = None) -> int:
         sysu_mm01.pack(raw, packed)
         rows = [row for ranks in wanted.ranks for row in run_ranks(ranks, packed, wanted)]
     check(rows)
-    print(table(rows))
     if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
         facts = {
             "environment": environment(1),
             "config": wanted.config.name,
             "set": wanted.set,
             "rounds": wanted.rounds,
         }
-        wanted.json.write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+        write_json(wanted.json, {**facts, "rows": rows})
+    print(table(rows))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,17 +9,21 @@ each; on a GPU one after another, and the file is written after every variant. A
 has one time, not one for each phase.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.bench_train")
+
 import argparse
 import fnmatch
 import functools
 import itertools
-import json
 import math
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,7 +37,8 @@ import tacaf.model.pooling as pooling
 from launch.capture import captured, reason_of
 from perf.bench_kernels import MIB
 from tacaf.child_processes import child_environment
-from tacaf.files import write_whole
+from tacaf.command import Parser, entry, to_path
+from tacaf.files import write_json
 from tacaf.interfaces import Pairs
 from tacaf.logs import environment
 from tacaf.losses.total import LossConfig, TacafLoss
@@ -388,8 +393,9 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="the demo's model and image size")
     parser.add_argument("--fp32", action="store_true", help="no autocast on a GPU (a CPU has none here)")
@@ -399,7 +405,7 @@ def main(argv: list[str] | None = None) -> int:
         "--variants", nargs="+", default=["*"], metavar="NAME", help='names or patterns such as "whole*"; default all'
     )
     parser.add_argument("--no-compile", dest="compile", action="store_false", help="leave torch.compile out")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     wanted = parser.parse_args(argv)
     if wanted.peak_of:
@@ -417,10 +423,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def write(rows: list[dict]) -> None:
         if wanted.json:
-            write_whole(wanted.json, json.dumps({**facts, **added(rows), "rows": rows}, indent=1) + "\n")
+            write_json(wanted.json, {**facts, **added(rows), "rows": rows})
 
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
     rows = measure(wanted, write=write)
     print(table(rows))
     if more := added(rows):
@@ -428,7 +432,3 @@ def main(argv: list[str] | None = None) -> int:
               f" with kernels, {more['added_step_ms_definitions']:.0f} ms and"
               f" {more['added_peak_mib_definitions']:.0f} MiB by their definitions")  # fmt: skip
     return 1 if any(row["error"] for row in rows) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,17 +7,23 @@ the report shows exactly the arguments, alignments and tuning choices of a real 
 or wants more shared memory than the chip has.
 """
 
-import argparse
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.compile_report")
+
 import contextlib
 import functools
 import io
 import itertools
-import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from tacaf.command import Parser, entry, to_path
+from tacaf.files import write_json
 
 if __name__ == "__main__":  # so that it runs in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -142,26 +148,23 @@ def tensor_cores(ptx: str) -> str:
     return next((name for name in ("tcgen05.mma", "wgmma.mma", "mma.sync") if name in ptx), "none")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 90, 100], choices=sorted(SHARED_LIMIT))
     parser.add_argument("--op", nargs="+", default=list(OPS), choices=list(OPS))
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
     parser.add_argument(
         "--choices", default="default", choices=["default", "all"], help="the tuning choices to compile"
     )
-    parser.add_argument("--json", type=Path, required=True)
-    wanted = parser.parse_args()
+    parser.add_argument("--json", type=to_path, required=True)
+    wanted = parser.parse_args(argv)
     report = []
     for op, arch, dtype in itertools.product(wanted.op, wanted.arch, wanted.dtype):
         report += rows(op, dtype, arch, wanted.choices == "all")
-    wanted.json.write_text(json.dumps(report, indent=1) + "\n")
+    write_json(wanted.json, report)
     bad = [r for r in report if r["spill_bytes"] or r["shared_bytes"] > SHARED_LIMIT[r["arch"]]]
     for row in report:
         mark = "  <-- spills or too much shared memory" if row in bad else ""
         print(*(f"{row[key]}" for key in row if key != "triton"), mark)
     return 1 if bad else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,6 +7,11 @@ Every kill is at a random moment of the run, every fourth one in the middle of a
 every step once with the same losses. One process on one thread, a tiny model on a procedural set. Exit status 1 if not.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.crash_test")
+
 import argparse
 import json
 import os
@@ -16,11 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file
 
+from tacaf.command import Parser, entry, to_path
+from tacaf.files import write_json
 from tacaf.logs import environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -142,23 +150,19 @@ def crash_test(shards: Path, folder: Path, kills: int, seed: int) -> dict:
     return {"whole_s": round(whole_s, 1), "runs": len(runs), "kills": done, "differences": found}
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     wanted = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = crash_test(make_shards(folder), folder, wanted.kills, wanted.seed)
+    if wanted.json:
+        write_json(wanted.json, {"environment": environment(1), "result": result})
     saves = sum(bool(one["half_saved"]) for one in result["kills"])
     print(f"{len(result['kills'])} kills over {result['runs']} runs, {saves} of them in the middle of a save")
     print("the same weights and steps" if not result["differences"] else f"different: {result['differences']}")
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
-        wanted.json.write_text(json.dumps({"environment": environment(1), "result": result}, indent=1) + "\n")
     return 1 if result["differences"] else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

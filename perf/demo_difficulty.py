@@ -7,21 +7,29 @@ SYSU-MM01's all_search, single shot, literature draw, on the set's test identiti
 neither solved by colour nor saturated, not which method is better. `--run` takes TACAFNet's result from a finished run.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.demo_difficulty")
+
 import argparse
 import io
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
+from tacaf.files import write_json
 from tacaf.logs import environment
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,27 +69,24 @@ def trained_result(shards: Path, overrides: tuple[str, ...]) -> dict:
         return json.loads((run / RESULT).read_text())
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True)
-    parser.add_argument("--run", type=Path, help="a finished run of the demo's configuration on these shards")
-    parser.add_argument("--json", type=Path)
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=to_path, required=True)
+    parser.add_argument("--run", type=to_path, help="a finished run of the demo's configuration on these shards")
+    parser.add_argument("--json", type=to_path)
     wanted = parser.parse_args(argv)
     results = {
         "colour histogram": histogram_result(ShardIndex.open(wanted.shards)),
         "baseline": trained_result(wanted.shards, BASELINE),
         "TACAFNet": json.loads((wanted.run / RESULT).read_text()) if wanted.run else trained_result(wanted.shards, ()),
     }
+    if wanted.json:
+        write_json(wanted.json, {"environment": environment(1), "results": results})
     for name, result in results.items():
         mean = result["mean"]
         print(
             f"{name:17} rank-1 {100 * mean['rank1']:5.2f} %  mAP {100 * mean['mAP']:5.2f} %  "
             f"chance rank-1 {100 * result['chance_rank1']:.2f} %"
         )
-    if wanted.json:
-        wanted.json.write_text(json.dumps({"environment": environment(1), "results": results}, indent=1) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,6 +8,11 @@ DIR/triton_cache, with --cache PYTHON, the kernels compiled for an H100 by that 
 machine's version. Prints the sizes and the commands for the other side.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.gather_gpu_needs")
+
 import argparse
 import os
 import subprocess
@@ -15,6 +20,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+
+from tacaf.command import Parser, entry, to_path
 
 if __name__ == "__main__":  # so that it runs in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -75,10 +82,13 @@ def commands(number: int, folder: Path) -> str:
     return "\n".join([*lines, "export PYTHONPATH=SITE:."])
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--call", type=int, choices=sorted(CALLS), required=True)
-    parser.add_argument("--into", type=Path, default=ROOT / ".gpu", metavar="DIR", help="default .gpu, ignored by git")
+    parser.add_argument(
+        "--into", type=to_path, default=ROOT / ".gpu", metavar="DIR", help="default .gpu, ignored by git"
+    )
     parser.add_argument("--cache", metavar="PYTHON", help="also compile the kernels ahead with this Python's Triton")
     args = parser.parse_args(argv)
     args.into = Path(os.path.relpath(args.into))
@@ -93,7 +103,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(args.into)}")
     print(f"{megabytes(files):8.2f} MB in {len(files)} files for call {args.call}\n{commands(args.call, args.into)}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

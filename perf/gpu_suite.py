@@ -11,12 +11,19 @@ FILE` takes a call_N.json apart into the result files of its parts. `--rehearse`
 and tiny shapes: its figures mean nothing.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.gpu_suite")
+
 import argparse
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from tacaf.command import Parser, entry, to_path
 
 if __name__ == "__main__":  # so that it runs in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -60,14 +67,20 @@ def say_what_is_unproven(number: int, out: Path, work: Path) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the results")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=to_path, metavar="DIR", help="folder for the results")
     parser.add_argument("--call", type=int, choices=sorted(CALLS), help="one call; default: all in order")
     parser.add_argument("--rehearse", action="store_true", help="on a CPU, with a fake GPU and tiny shapes")
     parser.add_argument("--needs", type=int, choices=sorted(CALLS), metavar="N", help="list what call N needs, and end")
-    parser.add_argument("--unpack", type=Path, metavar="FILE", help="write the parts' files of a call_N.json to --out")
     parser.add_argument(
-        "--work", type=Path, default=work_folder(), metavar="DIR", help="caches and the parts' own files (%(default)s)"
+        "--unpack", type=to_path, metavar="FILE", help="write the parts' files of a call_N.json to --out"
+    )
+    parser.add_argument(
+        "--work",
+        type=to_path,
+        default=work_folder(),
+        metavar="DIR",
+        help="caches and the parts' own files (%(default)s)",
     )
     args = parser.parse_args(argv)
     if args.out is None and args.needs is None:
@@ -92,6 +105,7 @@ def problem_with(args: argparse.Namespace) -> str | None:
     return None
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     if args.needs is not None:
@@ -109,7 +123,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         say_what_is_unproven(number, out, work)
         right.append(run(number, out, work, args.rehearse))
     return 0 if all(right) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

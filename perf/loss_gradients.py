@@ -7,10 +7,14 @@ as it is after it, in training mode. Per term, unweighted: the norm of its gradi
 its cosine with the gradient of the identity loss. Means over the batches.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.loss_gradients")
+
 import argparse
 import copy
-import json
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,11 @@ from launch.config import Config, load_config
 from launch.forward import forward
 from launch.leak import refuse_other_set
 from launch.model_file import build_model
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.files import write_json
 from tacaf.inference import MODEL
 from tacaf.interfaces import Batch
 from tacaf.logs import environment
@@ -93,20 +99,20 @@ def measure_run(run: Path, shards: Path, count: int) -> dict[str, Any]:
     }
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, nargs="+", required=True, help="finished runs of launch/train.py")
-    parser.add_argument("--shards", type=Path, required=True, help="the set they were trained on")
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=to_path, nargs="+", required=True, help="finished runs of launch/train.py")
+    parser.add_argument("--shards", type=to_path, required=True, help="the set they were trained on")
     parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     wanted = parser.parse_args(argv)
-    try:
-        if wanted.batches < 1:
-            raise InputError(f"expected at least 1 in --batches, got {wanted.batches}; raise it")
-        found = [measure_run(run, wanted.shards.resolve(), wanted.batches) for run in wanted.run]
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if wanted.batches < 1:
+        raise InputError(f"expected at least 1 in --batches, got {wanted.batches}; raise it")
+    found = [measure_run(run, wanted.shards.resolve(), wanted.batches) for run in wanted.run]
+    if wanted.json:
+        content = {"environment": environment(1), "batches": wanted.batches, "runs": found}
+        write_json(wanted.json, content)
     for one in found:
         print(f"{one['run']}\n{'term':14} {'norm before':>12} {'after':>8} {'cosine before':>14} {'after':>8}")
         for name, after in one["after"].items():
@@ -115,11 +121,4 @@ def main(argv: list[str] | None = None) -> int:
                 f"{name:14} {before['norm']:12.3f} {after['norm']:8.3f}"
                 f" {before['cosine_with_identity']:14.2f} {after['cosine_with_identity']:8.2f}"
             )
-    if wanted.json:
-        content = {"environment": environment(1), "batches": wanted.batches, "runs": found}
-        wanted.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

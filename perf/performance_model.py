@@ -8,13 +8,20 @@ prediction is good to about 30 per cent. --measured takes result files of perf/b
 perf/bench_train.py from a GPU; without them every measured cell says "not measured".
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.performance_model")
+
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tacaf.command import Parser, entry, to_path
 
 if __name__ == "__main__":  # so that it runs in a checkout that is not installed
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -224,10 +231,11 @@ def document(measured: Measured) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measured", type=Path, nargs="+", default=[], metavar="FILE", help="result files of a GPU")
-    parser.add_argument("--out", type=Path, default=OUT, help="default perf/results/kernels_gpu.md")
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measured", type=to_path, nargs="+", default=[], metavar="FILE", help="result files of a GPU")
+    parser.add_argument("--out", type=to_path, default=OUT, help="default perf/results/kernels_gpu.md")
     args = parser.parse_args(argv)
     try:
         text = document(Measured(args.measured))
@@ -237,7 +245,3 @@ def main(argv: list[str] | None = None) -> int:
     write_whole(args.out, text)
     print(args.out)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

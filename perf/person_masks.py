@@ -8,10 +8,13 @@ higher mask value than one that is not (area under the ROC curve, mean over imag
 prefers the background.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.person_masks")
+
 import argparse
-import json
-import sys
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -20,6 +23,8 @@ import torch.nn.functional as F
 
 from perf.known_people import CAMERAS, pictures
 from shards.benchmarks import BENCHMARKS, Benchmark
+from tacaf.command import Parser, entry, to_path
+from tacaf.files import write_json
 from tacaf.inference import Embedder
 from tacaf.logs import environment
 from tacaf.model.cmaam import MaskKind, person_mask
@@ -57,31 +62,22 @@ def measure(embedder: Embedder, benchmark: Benchmark, people: int) -> dict[str, 
     return found
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, nargs="+", required=True, help="finished runs of launch/train.py")
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=to_path, nargs="+", required=True, help="finished runs of launch/train.py")
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), default="plain_1")
     parser.add_argument("--people", type=int, default=100)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     wanted = parser.parse_args(argv)
     benchmark = BENCHMARKS[wanted.benchmark]
     runs = []
-    try:
-        if wanted.people < 2:
-            raise InputError(f"expected at least 2 people, got {wanted.people}; a deviation needs others")
-        for run in wanted.run:
-            embedder = Embedder.load(run)
-            masks = measure(embedder, benchmark, wanted.people)
-            runs.append({"run": run.name, "trained_on": embedder.card["trained_on"], "masks": masks})
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for one in runs:
-        print(one["run"])
-        for modality, layers in one["masks"].items():
-            for layer in LAYERS:
-                kinds = layers[f"layer {layer}"]
-                print(f"  {modality:9} layer {layer}  " + "  ".join(f"{kind} {kinds[kind]:.2f}" for kind in kinds))
+    if wanted.people < 2:
+        raise InputError(f"expected at least 2 people, got {wanted.people}; a deviation needs others")
+    for run in wanted.run:
+        embedder = Embedder.load(run)
+        masks = measure(embedder, benchmark, wanted.people)
+        runs.append({"run": run.name, "trained_on": embedder.card["trained_on"], "masks": masks})
     if wanted.json:
         content = {
             "environment": environment(1),
@@ -89,9 +85,11 @@ def main(argv: list[str] | None = None) -> int:
             "people": wanted.people,
             "runs": runs,
         }
-        wanted.json.write_text(json.dumps(content, indent=1) + "\n")
+        write_json(wanted.json, content)
+    for one in runs:
+        print(one["run"])
+        for modality, layers in one["masks"].items():
+            for layer in LAYERS:
+                kinds = layers[f"layer {layer}"]
+                print(f"  {modality:9} layer {layer}  " + "  ".join(f"{kind} {kinds[kind]:.2f}" for kind in kinds))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

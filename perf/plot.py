@@ -6,14 +6,23 @@ One panel for each pass: time as a multiple of eager's, lower is faster, and the
 allow as a mark. Reads nothing but the file, so a result that came from another machine draws the same.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.plot")
+
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from tacaf.command import Parser, entry, to_path
+from tacaf.files import write_whole
 
 PASSES = ("forward", "backward", "both")
 COLOURS = {"eager": "#9aa4ad", "compiled": "#b58a00", "sdpa": "#8b4fa3", "triton": "#2563a8", "cpu path": "#2563a8"}
@@ -118,20 +127,17 @@ def _panel(axes: Axes, rows: list[dict], name: str, names: list[tuple], provider
     axes.set_xlim(0, min(2.5, 1.05 * max(1 / row["ratio_to_eager"] for row in own)))
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", type=Path, metavar="FILE.json")
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=to_path, metavar="FILE.json")
     path = parser.parse_args(argv).results
     try:
         found = read(path)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    path.with_suffix(".md").write_text(table(found))
+    write_whole(path.with_suffix(".md"), table(found))
     picture(found).savefig(path.with_suffix(".svg"), metadata={"Date": None})
     print(f"{path.with_suffix('.md')}, {path.with_suffix('.svg')}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

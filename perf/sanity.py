@@ -14,12 +14,17 @@ shuffled        a training whose labels were shuffled must not beat the untraine
 overfit         trained on 8 identities, the 8 are found without a mistake
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.sanity")
+
 import argparse
 import csv
 import io
 import json
 import subprocess
-import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -37,10 +42,11 @@ from launch.trainings import Training
 from perf.known_people import CAMERAS, Picture, moved_pair, pictures
 from shards import manifest
 from shards.benchmarks import BENCHMARKS, Benchmark
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
-from tacaf.files import write_whole
+from tacaf.files import write_json, write_whole
 from tacaf.inference import MODEL, Embedder
 from tacaf.logs import environment, git_commit
 from tacaf.model.cmaam import Matched
@@ -325,17 +331,17 @@ def train(subject: Subject, shards: Path, run: Path, *settings: str) -> Path:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, nargs="+", required=True)
-    parser.add_argument("--shards", type=Path, required=True)
-    parser.add_argument("--raw", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="sets and runs of the checks that train go there")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=to_path, nargs="+", required=True)
+    parser.add_argument("--shards", type=to_path, required=True)
+    parser.add_argument("--raw", type=to_path, required=True)
+    parser.add_argument("--out", type=to_path, required=True, help="sets and runs of the checks that train go there")
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=CHECKS)
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), default="plain_1")
     parser.add_argument(
         "--people", type=int, default=200, help="for the correspondence and the statistics before training"
     )
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     return parser.parse_args(argv)
 
 
@@ -362,16 +368,10 @@ def check(wanted: argparse.Namespace) -> dict[str, Any]:
     return {name: todo[name]() for name in wanted.checks}
 
 
-def main(argv: list[str] | None = None) -> int:
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
     wanted = parse(argv)
-    try:
-        found = check(wanted)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    for name, one in found.items():
-        print(f"{name}: {'holds' if one['holds'] else 'DOES NOT HOLD'} ({one['rule']})")
-        print(json.dumps({key: value for key, value in one.items() if key not in ("rule", "holds")}, indent=1))
+    found = check(wanted)
     if wanted.json:
         facts = {
             "benchmark": wanted.benchmark,
@@ -379,9 +379,8 @@ def main(argv: list[str] | None = None) -> int:
             "runs": [run.name for run in wanted.run],
         }
         content = {**facts, "commit": git_commit(), "environment": environment(1), "checks": found}
-        wanted.json.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_json(wanted.json, content)
+    for name, one in found.items():
+        print(f"{name}: {'holds' if one['holds'] else 'DOES NOT HOLD'} ({one['rule']})")
+        print(json.dumps({key: value for key, value in one.items() if key not in ("rule", "holds")}, indent=1))
     return 0 if all(one["holds"] for one in found.values()) else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -5,11 +5,15 @@ A row gives the mean time of the kernels that the part belongs to and the larges
 definition in float64; a form that does not fit the GPU is a row with the reason.
 """
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("perf.tune_alignment")
+
 import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +26,7 @@ from perf.fake_gpu import rehearsing
 from perf.parts.kernel_times import kernel_times
 from perf.parts.passes import ERROR_FLOOR, Work, exact_results, prepare
 from perf.parts.timing import reason
+from tacaf.command import Parser, entry, to_path
 
 DEFAULT = kernel.CHOICES[0]
 # part of the choice -> (the kernels it belongs to, what is tried beside the default)
@@ -81,9 +86,10 @@ def row_of(part: str, choice: Choice, work: Work, exact: list[torch.Tensor]) -> 
     return row | {"us": sum(time["us"] for time in times if time["kernel"] in PARTS[part][0])}
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--limit-s", type=float, default=300, help="start no new measurement after this many seconds")
     parser.add_argument("--small", action="store_true", help="one part on small maps, for a rehearsal")
     args = parser.parse_args(argv)
@@ -105,7 +111,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             file.add(**row_of(part, DEFAULT._replace(**{part: tile}), work, exact))
     file.write(complete=True)
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

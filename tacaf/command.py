@@ -1,6 +1,14 @@
 """The one entry of every command: how errors are said, what a signal does, and which status the process ends with.
 
-    @command("python launch/search.py")
+    from tacaf.command import entry, start
+
+    if __name__ == "__main__":
+        start("launch.search")  # before the slow imports, so that Ctrl-C is one line from the first moment
+
+    import torch
+    ...
+
+    @entry()
     def main(argv: Sequence[str] | None = None) -> int: ...
 
 Statuses: 0 done; 1 an unexpected error, or `verify` found problems; 2 input that cannot be used; 130 Ctrl-C; 143
@@ -9,6 +17,7 @@ SIGTERM; 141 the reader of a pipe went away. A training has more (docs/cluster.m
 
 import argparse
 import functools
+import importlib
 import os
 import platform
 import signal
@@ -43,7 +52,7 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see `{self.prog} --help`")
 
 
-def path(text: str) -> Path:
+def to_path(text: str) -> Path:
     """The `type=` of every option that takes a path: `~` is expanded; an empty name or one with NUL is refused."""
     try:
         return path_of(text)
@@ -51,7 +60,7 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def command(signals: bool = True) -> Callable[[Main], Main]:
+def entry(signals: bool = True) -> Callable[[Main], Main]:
     """Make a `main(argv)` an entry: it returns the exit status and prints one line for whatever goes wrong.
 
     `signals`: let SIGTERM end it like an error; False for a command that answers signals itself.
@@ -59,7 +68,7 @@ def command(signals: bool = True) -> Callable[[Main], Main]:
 
     def wrap(main: Main) -> Main:
         @functools.wraps(main)
-        def entry(argv: Sequence[str] | None = None) -> int:
+        def guarded(argv: Sequence[str] | None = None) -> int:
             _speak_any_terminal()
             try:
                 with _terminable() if signals else _unchanged():
@@ -67,8 +76,12 @@ def command(signals: bool = True) -> Callable[[Main], Main]:
                     sys.stdout.flush()
                     return status
             except InputError as error:
+                if error.shared and _other_rank():
+                    return INPUT
                 return say(error, str(error), INPUT)
             except KeyboardInterrupt as stop:
+                if _other_rank():
+                    return INTERRUPTED
                 return say(stop, "interrupted", INTERRUPTED)
             except Terminated as stop:
                 return say(stop, "terminated", TERMINATED)
@@ -82,9 +95,19 @@ def command(signals: bool = True) -> Callable[[Main], Main]:
             except Exception as error:
                 return say(error, unexpected(error), UNEXPECTED)
 
-        return entry
+        return guarded
 
     return wrap
+
+
+def start(module: str, signals: bool = True) -> NoReturn:
+    """Import the module of a command under the handlers of `entry`, run its `main`, and end the process."""
+
+    @entry(signals)
+    def run(argv: Sequence[str] | None) -> int:
+        return importlib.import_module(module).main(argv)
+
+    sys.exit(run(None))
 
 
 def say(error: BaseException, text: str, status: int) -> int:
@@ -114,6 +137,11 @@ def unexpected(error: BaseException) -> str:
     except OSError as problem:
         return f"{what}; its traceback could not be written: {reason_of(problem)}"
     return f"{what}; the traceback is in {name}: please report it with that file, as CONTRIBUTING.md says"
+
+
+def _other_rank() -> bool:
+    """Whether rank 0 of the same run says what all ranks have to say."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ so whoever writes next removes what a killed process left behind, and nothing th
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -15,7 +16,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from tacaf.vocabulary import InputError
 
@@ -32,6 +33,16 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     with whole_file(path) as file:
         file.write(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, whole, and the folders above it where they are missing. Infinities are an error."""
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
+    write_whole(path, text)
 
 
 @contextmanager

@@ -1,13 +1,18 @@
 """`python -m tacaf.evaluation score`: score plain feature files by a protocol."""
 
+from tacaf.command import start
+
+if __name__ == "__main__":
+    start("tacaf.evaluation.__main__")
+
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from tacaf.command import Parser, entry, to_path
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.protocols import CIRCUMSTANCES, score
 from tacaf.evaluation.ranking import MEASURES, METRICS
@@ -18,20 +23,10 @@ from tacaf.vocabulary import InputError
 LISTS = ("query_list", "gallery_list")
 
 
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command as every other input error: one line, exit 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `{self.prog} --help`")
-
-
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; 0 when scored, 2 after one line `error: ...` on stderr."""
-    try:
-        _score(_parser().parse_args(argv))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    _score(_parser().parse_args(argv))
     return 0
 
 
@@ -154,26 +149,33 @@ def _circumstances(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="python -m tacaf.evaluation", description="Score plain feature files.")
-    verb = parser.add_subparsers(dest="verb", required=True, parser_class=_Parser).add_parser(
+    parser = Parser(prog="python -m tacaf.evaluation", description="Score plain feature files.")
+    verb = parser.add_subparsers(dest="verb", required=True, parser_class=Parser).add_parser(
         "score", help="rank-k, mAP and mINP of a feature file under a protocol"
     )
     add = verb.add_argument
-    add("--features", type=Path, nargs="+", required=True, metavar="F.npz", help="RegDB takes one file per split")
+    add(
+        "--features",
+        type=to_path,
+        nargs="+",
+        required=True,
+        metavar="F.npz",
+        help="RegDB takes one file per split",
+    )
     add("--protocol", required=True, choices=tuple(PROTOCOLS))
     add("--mode", help="sysu_mm01: all_search (default) or indoor_search")
     add("--direction", help="other protocols: visible_to_infrared, infrared_to_visible; generic: within one, too")
     add("--shots", type=int, default=1, help="gallery images per pid and camera (1 or 10)")
     add("--metric", default="cosine", choices=METRICS)
     add("--gallery-draw", help="official (default where rand_perm_cam.mat is found in --splits) or literature")
-    add("--splits", type=Path, help="rand_perm_cam.mat, its folder, or the folder above exp")
+    add("--splits", type=to_path, help="rand_perm_cam.mat, its folder, or the folder above exp")
     add("--trials", type=int, default=10, help="gallery draws")
     add("--unique-ids", action="store_true", help="count each pid once in rank-k where the protocol leaves that open")
     add("--rerank", nargs="*", metavar="K1 K2 LAMBDA", help="k-reciprocal re-ranking; 20 6 0.3 where left out")
     add("--exclude", choices=[one.word for one in Exclusion], help="generic: out of a query's list (default none)")
     add("--locations", nargs="+", default=[], metavar="CAMID=LOCATION", help="for --exclude location")
-    add("--query-list", type=Path, metavar="FILE", help="generic: keys of the images that ask, one a line")
-    add("--gallery-list", type=Path, metavar="FILE", help="generic: keys of the images that answer")
+    add("--query-list", type=to_path, metavar="FILE", help="generic: keys of the images that ask, one a line")
+    add("--gallery-list", type=to_path, metavar="FILE", help="generic: keys of the images that answer")
     add("--device", default="cpu", help="cuda multiplies on the GPU")
     add(
         "--state",
@@ -182,9 +184,5 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KEY=VALUE",
         help=f"a fact for the JSON: {', '.join(CIRCUMSTANCES)}",
     )
-    add("--json", type=Path, help="write the result there")
+    add("--json", type=to_path, help="write the result there")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
