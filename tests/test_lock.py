@@ -78,7 +78,7 @@ def test_what_is_installed_is_locked():
     for found in metadata.distributions():
         name = canonicalize_name(found.metadata["Name"])
         if name != "tacaf":
-            assert versions.get(name) == found.version, f"{name} {found.version} is installed but not locked"
+            assert versions.get(name) == found.version, f"{name} {found.version} is not locked; make installs it anew"
 
 
 def test_both_builds_of_torch_are_the_same_version():
