@@ -1,11 +1,13 @@
 """The parts of the GPU suite's calls that can be wrong on a CPU too: batches, profiles, tables, what is gathered."""
 
+import hashlib
 import io
 import json
 import lzma
 import struct
 import tarfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +194,22 @@ def test_what_cannot_be_downloaded_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_FIND_LINKS", "")
     with pytest.raises(GatherError, match="surely-absent"):
         wheels.fetch(["surely-absent"], tmp_path)
+
+
+def test_a_wheel_with_another_hash_is_refused(tmp_path, monkeypatch):
+    lines = {"METADATA": b"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n", "RECORD": b"",
+             "WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}  # fmt: skip
+    (tmp_path / "index").mkdir()
+    tiny = tmp_path / "index" / "tiny-1.0-py3-none-any.whl"
+    wheel(tiny, {f"tiny-1.0.dist-info/{name}": text for name, text in lines.items()})
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tiny.parent))
+    monkeypatch.setattr(wheels, "LOCK", tmp_path / "lock.txt")
+    for digest, fits in (("0" * 64, False), (hashlib.sha256(tiny.read_bytes()).hexdigest(), True)):
+        wheels.LOCK.write_text(f"tiny==1.0 --hash=sha256:{digest}\n")
+        with nullcontext() if fits else pytest.raises(GatherError, match="tiny"):
+            assert wheels.fetch(["tiny"], tmp_path / "wheels")
+    assert [path.name for path in (tmp_path / "wheels").iterdir()] == [tiny.name]
 
 
 def test_a_cache_gathered_ahead_is_taken_where_kernels_are_missing(tmp_path):
