@@ -12,6 +12,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.photo import Source, images_below
 from tacaf.data.reader import ShardReader
 from tacaf.draws import Stream, permutation
+from tacaf.files import shown
 from tacaf.inference import Embedder
 from tacaf.vocabulary import INDEX_FILE, InputError, Modality
 
@@ -104,7 +105,7 @@ def _embed(embedder: Embedder, held: Sequence[Held], modality: Modality) -> tupl
                 batch.append(embedder.read(one.read()))
                 kept.append(one)
             except InputError as problem:
-                print(f"left out: {one.name}: {problem}", file=sys.stderr, flush=True)
+                print(f"left out: {shown(one.name)}: {problem}", file=sys.stderr, flush=True)
         if batch:
             parts.append(embedder.embed_prepared(torch.stack(batch), modality))
     return kept, np.concatenate(parts)

@@ -25,10 +25,13 @@ FORMATS = {
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MOST_PIXELS = 2**26  # more than any detector's crop; keeps a hostile header from filling the memory
 MOST_BYTES = 2**28
+MOST_SIDE = 2**16 - 1  # of a JPEG, too; in wider BMPs a few bytes stand for gigabytes
+MOST_SCANS = 100  # of a progressive JPEG, which has about ten; each costs as much as the whole image
 # What Pillow calls grey images of more than 8 bits: unsigned 16 bits, 32 bits, floating point.
 WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+_SCAN = b"\xff\xda"  # in a JPEG's compressed data no other byte than 0 follows ff
 _DECODED_BY_DALI = ("JPEG", "PNG", "BMP")
 _SAMPLED = 512  # values of an image that its set's range is measured from
 _ROBUST = (0.1, 99.9)  # percentiles that bound a measured range: a dead pixel decides nothing
@@ -81,7 +84,20 @@ def open_image(data: bytes) -> Image.Image:
     if width * height > MOST_PIXELS:
         image.close()
         raise ImageError(f"{width} x {height} pixels, more than {MOST_PIXELS:,}")
+    problem = _takes_too_long(image, data)
+    if problem is not None:
+        image.close()
+        raise ImageError(problem)
     return image
+
+
+def _takes_too_long(image: Image.Image, data: bytes) -> str | None:
+    """Why a small file would keep a decoder busy for hours or fill the memory, or None."""
+    if max(image.size) > MOST_SIDE:
+        return f"{image.width} x {image.height} pixels, a side of more than {MOST_SIDE:,}"
+    if image.format == "JPEG" and (scans := data.count(_SCAN)) > MOST_SCANS:
+        return f"a JPEG of {scans} scans, more than {MOST_SCANS}"
+    return None
 
 
 def decode(data: bytes, scale: GreyScale | None = None) -> np.ndarray:

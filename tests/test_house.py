@@ -71,7 +71,8 @@ HEAVY = {
     "faiss": ("tacaf/evaluation/nearest.py",),
     "matplotlib": (*(f"tacaf/evaluation/{name}.py" for name in ("curves", "figures", "forest")), "perf/*.py"),
     "sklearn": ("tacaf/evaluation/embedding_map.py",),
-    "gradio": ("launch/demo_app.py", "launch/demo_page.py"),
+    "starlette": ("launch/page/*.py",),
+    "uvicorn": ("launch/page/server.py",),
     "torch": (
         "kernels/**/*.py",
         "kernels/*.py",

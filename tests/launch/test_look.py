@@ -113,7 +113,6 @@ def test_a_folder_of_unlabelled_images_with_one_that_is_none(embedder, tmp_path,
 
 def test_what_cannot_be_started_says_why_in_one_line(run, sysu_shards, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr("signal.signal", lambda *_: None)  # the tests' own stays
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         cases = [
@@ -126,7 +125,14 @@ def test_what_cannot_be_started_says_why_in_one_line(run, sysu_shards, tmp_path,
             ([str(run), str(tmp_path), "--port", "0"], "expected a shard set (index.json) or a folder with visible/"),
             ([str(run), str(sysu_shards), "--port", "0", "--split", "tset"], "expected a split among"),
             ([str(run), str(sysu_shards), "--port", "0", "--most", "0"], "expected --most of at least 1"),
+            ([str(run), str(sysu_shards), "--port", "0", "--seed", "-1"], "--seed"),
             ([str(run), str(sysu_shards), "--port", "0", "--device", "cuda"], "expected a GPU"),
+            ([str(run), str(sysu_shards), "--port", "0", "--device", "meta"], "--device"),
+            ([str(run), str(sysu_shards), "--port", "-1"], "--port"),
+            ([str(run), str(sysu_shards), "--port", "0", "--host", "a\nb"], "--port"),
+            ([str(run), "", "--port", "0"], "expected a path"),
+            ([str(run), "a\0b", "--port", "0"], "expected a path"),
+            ([str(run), "a" * 5000, "--port", "0"], "aaa"),
         ]
         for (model, gallery, *more), says in cases:
             assert main(["--run", model, "--gallery", gallery, *more]) == 2

@@ -1,0 +1,177 @@
+"""Who may ask the page for anything: checks on every request before a route sees it, and headers on every answer.
+
+The page answers only to its own address (Host), only to itself in a browser (Origin, Sec-Fetch-Site), and, where
+others than this machine can reach it, only to those who have the token of its address. Each browser gets a session: a
+random name in a cookie, signed so that only names given out here count.
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import re
+import secrets
+import socket
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tacaf.command import UNEXPECTED, say, unexpected
+
+SESSION = "tacaf.session"  # in a request's scope: the name of its session, or None
+# The page's own files and nothing else; pictures travel inside of the answers.
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cache-Control": "no-store",
+    "Connection": "close",
+}
+_HOST = re.compile(r"(?P<name>[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
+_DRAIN_S = 2.0
+_REPORTED = 10  # unexpected errors that are told in full; more would fill the disk
+
+
+class Guard:
+    """An ASGI application around another one."""
+
+    def __init__(self, app: ASGIApp, host: str, token: str | None, most_bytes: int) -> None:
+        """`host`: the numeric address that the page listens at; `token`: what its URL must carry, None for nothing;
+        `most_bytes`: of a request's body."""
+        self.app, self.token, self.most_bytes = app, token, most_bytes
+        self.address = ipaddress.ip_address(host)
+        self.names = {"localhost"}
+        if not self.address.is_loopback:
+            self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
+        # Cookies do not tell ports apart, so that two pages on one machine need different names.
+        self.cookie = f"tacaf-{secrets.token_hex(4)}"
+        self.key = secrets.token_bytes(32)
+        self.reported = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            return
+        exchange = _Exchange(scope, receive, send)
+        connection = HTTPConnection(scope)
+        problem = self._problem(connection)
+        if problem is None:
+            session = self._session(connection.cookies.get(self.cookie, ""))
+            if session is None and self._may_begin(connection):
+                session = secrets.token_urlsafe(24)
+                exchange.cookie = f"{self.cookie}={self._signed(session)}; HttpOnly; Path=/; SameSite=Strict"
+            if session is None and self.token is not None:
+                problem = 403, "open the page with the whole address that the command printed"
+            scope[SESSION] = session
+        try:
+            app = self.app if problem is None else PlainTextResponse(problem[1], problem[0])
+            await app(scope, exchange.receive, exchange.send)
+        except ClientDisconnect:
+            pass
+        except Exception as error:  # the answer, status 500, is on its way
+            self._report(error)
+
+    def is_own(self, host: str) -> bool:
+        """Whether a Host header names this page, and not a name of elsewhere that leads here (DNS rebinding).
+
+        Any port passes, because a tunnel has its own.
+        """
+        found = _HOST.fullmatch(host.lower())
+        if found is None:
+            return False
+        name = found["name"].strip("[]")
+        if name in self.names:
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or address == self.address or self.address.is_unspecified
+
+    def _problem(self, connection: HTTPConnection) -> tuple[int, str] | None:
+        """Why a request is refused whatever it asks for, with the status."""
+        headers = connection.headers
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or not self.is_own(hosts[0]):
+            return 400, "the page answers only to its own address; open it with the address that the command printed"
+        own = {f"{scheme}://{hosts[0].lower()}" for scheme in ("http", "https")}
+        if not {origin.lower() for origin in headers.getlist("origin")} <= own or not _from_itself(connection):
+            return 403, "the page answers only to itself, not to other pages"
+        length = headers.get("content-length", "0")
+        if not length.isdecimal() or len(length) > 18 or int(length) > self.most_bytes:
+            return 413, f"expected at most {self.most_bytes / 2**20:g} MiB; send a smaller file"
+        return None
+
+    def _may_begin(self, connection: HTTPConnection) -> bool:
+        """Whether this request begins a session: the page itself, opened with its token if it has one."""
+        if connection.scope["method"] != "GET" or connection.scope["path"] != "/":
+            return False
+        given = connection.query_params.get("token", "")
+        return self.token is None or hmac.compare_digest(given.encode("utf-8", "replace"), self.token.encode())
+
+    def _signed(self, session: str) -> str:
+        return f"{session}.{hmac.digest(self.key, session.encode(), 'sha256').hex()}"
+
+    def _session(self, cookie: str) -> str | None:
+        session = cookie.partition(".")[0]
+        signed = self._signed(session).encode()
+        return session if hmac.compare_digest(cookie.encode("utf-8", "replace"), signed) else None
+
+    def _report(self, error: Exception) -> None:
+        self.reported += 1
+        if self.reported <= _REPORTED:
+            say(error, unexpected(error), UNEXPECTED)
+
+
+def _from_itself(connection: HTTPConnection) -> bool:
+    """What the browser says of the asking page; a link that opens the page is the one thing others may hold."""
+    headers = connection.headers
+    if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
+        return True
+    opened = headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")
+    return opened == ("navigate", "document") and (connection.scope["method"], connection.scope["path"]) == ("GET", "/")
+
+
+class _Exchange:
+    """One request and its answer: adds the headers, and lets a refused upload arrive for a moment.
+
+    Closing a connection on which a browser still sends would lose the answer that says why.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self.more = "expect" not in Headers(scope=scope)
+        self.cookie: str | None = None
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.more = self.more and message["type"] == "http.request" and message.get("more_body", False)
+        return message
+
+    async def send(self, message: MutableMapping[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            if message["status"] >= 400:
+                await self._drain()
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers[name] = value
+            if self.cookie is not None:
+                headers["Set-Cookie"] = self.cookie
+        await self._send(message)
+
+    async def _drain(self) -> None:
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while self.more:
+                    await self.receive()
+        except TimeoutError:
+            pass

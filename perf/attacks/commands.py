@@ -1,0 +1,296 @@
+"""Hostile arguments, full disks and signals, for every command."""
+
+import contextlib
+import importlib
+import io
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+from perf.attacks.outcome import Try, command_ended
+from tacaf.child_processes import ROOT, child_environment
+
+LONG = "x" * 5000
+# In place of a file or folder that is read.
+UNREADABLE = (
+    "", "/nowhere/at/all", "a\0b", LONG, f"/tmp/{'d/' * 3000}f", "/proc/self/mem", "/dev/null", "/etc/passwd",
+    "~nobody-here/x", "\u202etxt.exe", "\udcff.bin", "-", "/", "file:///etc/passwd", "{FOLDER}", "{EMPTY}",
+    "{GARBAGE}", "{FIFO}",
+)  # fmt: skip
+# In place of a file that is written.
+UNWRITABLE = (
+    "a\0b", LONG, "/proc/nothing/here", "/dev/full", "{FOLDER}", "{EMPTY}/below", "/sys/x", "", "~nobody-here/x",
+    "{FIFO}",
+)  # fmt: skip
+NUMBERS = ("-1", "0", "1e9", "9" * 400, "nan", "inf", "", "x", "0x10", "1_000", "٣", "true")
+WORDS = ("", "x", "../x", "a\0b", LONG, "\u202e", "None", "meta", "cuda:99")
+MOST_SECONDS = 40
+FILE_LIMIT = 2048  # bytes that a process may write to a file, as on a full disk
+
+
+class Command(NamedTuple):
+    """One command with arguments that work, and which of them are what."""
+
+    module: str
+    words: tuple[str, ...]
+    reads: tuple[str, ...] = ()
+    writes: tuple[str, ...] = ()
+    numbers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+
+def commands(workshop: Path) -> list[Command]:
+    """Every command that can be given sound arguments in the workshop."""
+    run, packed, features = (str(workshop / name) for name in ("run", "set", "features/features.npz"))
+    raw, out = str(workshop / "raw"), str(workshop / "out")
+    lists = workshop / "lists"
+    return [
+        Command(
+            "tacaf.evaluation.__main__",
+            (
+                "score",
+                "--features",
+                features,
+                "--protocol",
+                "generic",
+                "--direction",
+                "infrared_to_visible",
+                "--json",
+                f"{out}/score.json",
+            ),
+            reads=("--features", "--splits", "--query-list", "--gallery-list"),
+            writes=("--json",),
+            numbers=("--shots", "--trials"),
+            choices=(
+                "--protocol",
+                "--mode",
+                "--direction",
+                "--metric",
+                "--device",
+                "--state",
+                "--locations",
+                "--exclude",
+            ),
+        ),
+        Command(
+            "launch.search",
+            (
+                "--run",
+                run,
+                "--gallery",
+                f"{raw}/cam1",
+                "--query",
+                f"{raw}/cam3",
+                "--json",
+                f"{out}/search.json",
+                "--html",
+                f"{out}/search.html",
+                "--index",
+                f"{out}/people.index",
+            ),
+            reads=("--run", "--gallery", "--query"),
+            writes=("--json", "--html", "--index"),
+            numbers=("--top",),
+            choices=("--device", "--embedding", "--engine", "--query-modality", "--remove"),
+        ),
+        Command(
+            "launch.export",
+            ("--run", run, "--to", "safetensors", "--out", f"{out}/export"),
+            reads=("--run", "--images"),
+            writes=("--out",),
+            choices=("--to",),
+        ),
+        Command("launch.report", ("--run", run), reads=("--run", "--shards", "--features")),
+        Command(
+            "launch.evaluate",
+            ("--run", run, "--shards", packed, "--protocol", "sysu_mm01", "--json", f"{out}/result.json"),
+            reads=("--run", "--shards", "--splits"),
+            writes=("--json", "--features"),
+            numbers=("--batch-size",),
+            choices=("--protocol", "--mode"),
+        ),
+        Command(
+            "launch.train", ("--config", f"{run}/config.yaml", "--dry-run"), reads=("--config",), choices=("--set",)
+        ),
+        Command("shards.__main__", ("verify", packed), reads=("",)),
+        Command(
+            "shards.__main__",
+            ("inspect", packed, "--html", f"{out}/sheet.html"),
+            reads=("",),
+            writes=("--html",),
+            numbers=("--identities",),
+        ),
+        Command(
+            "shards.__main__",
+            ("pack", "sysu_mm01", "--root", raw, "--out", f"{out}/packed", "--overwrite"),
+            reads=("--root",),
+            writes=("--out",),
+            numbers=("--shard-mib", "--workers"),
+        ),
+        Command(
+            "shards.__main__",
+            (
+                "pack",
+                "manifest",
+                "--root",
+                str(lists),
+                "--csv",
+                f"{lists}/list.csv",
+                "--out",
+                f"{out}/listed",
+                "--overwrite",
+            ),
+            reads=("--root", "--csv"),
+            writes=("--out",),
+            numbers=("--test-share", "--seed"),
+            choices=("--name",),
+        ),
+        Command(
+            "shards.__main__",
+            ("synth", "--out", f"{out}/drawn", "--identities", "2"),
+            writes=("--out",),
+            numbers=("--identities", "--seed", "--height", "--images-per-camera"),
+            choices=("--layout", "--benchmark"),
+        ),
+    ]
+
+
+def hostile_arguments(workshop: Path) -> Iterator[Try]:
+    """Every option of every command with every awkward value, in this process."""
+    (workshop / "out").mkdir(exist_ok=True)
+    odd = _odd_places(workshop)
+    for command in commands(workshop):
+        values = [
+            *((option, value) for option in command.reads for value in UNREADABLE),
+            *((option, value) for option in command.writes for value in UNWRITABLE),
+            *((option, value) for option in command.numbers for value in NUMBERS),
+            *((option, value) for option in command.choices for value in WORDS),
+        ]
+        for option, value in values:
+            for name, place in odd.items():
+                value = value.replace(name, place)
+            words = _with(command.words, option, value)
+            name = f"{command.module} {option} {value[:40]!r}"
+            # A value that happens to be fine is no finding; what counts is how a refusal is said.
+            yield command_ended("arguments", name, *_in_process(command.module, words), allowed=(0, 1, 2))
+
+
+def full_disk(workshop: Path) -> Iterator[Try]:
+    """Every command that writes, in a process that may write no file above FILE_LIMIT bytes; an old file must stay."""
+    for command in commands(workshop):
+        for option in command.writes:
+            target = Path(command.words[command.words.index(option) + 1]) if option in command.words else None
+            if target is None or target.suffix == "":
+                continue
+            before = b"the older file\n" * 400 if target.suffix != ".index" else b""
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(before) if before else target.unlink(missing_ok=True)
+            status, out, errors = _in_child(command, full=True)
+            found = command_ended("full disk", f"{command.module} {option}", status, out, errors, allowed=(0, 2))
+            yield _unchanged(found, target, before, status)
+
+
+def signals(workshop: Path, tries: int, seed: int) -> Iterator[Try]:
+    """SIGINT and SIGTERM at random moments: one line, the right status, no temporary file."""
+    draw = random.Random(seed)
+    chosen = [command for command in commands(workshop) if command.module != "launch.train"]
+    for number in range(tries):
+        command, kind = chosen[number % len(chosen)], (signal.SIGINT, signal.SIGTERM)[number // len(chosen) % 2]
+        after_s = draw.uniform(0.15, 6)
+        status, out, errors = _in_child(command, stop=(kind, after_s))
+        name = f"{command.module} {command.words[0]}, {kind.name} after {after_s:.2f} s"
+        found = command_ended("signals", name, status, out, errors, allowed=(0, 128 + kind))
+        left = [path.name for path in workshop.rglob(".*") if path.name.endswith((".partial", ".tmp"))]
+        yield found._replace(verdict="silent", detail=f"left behind: {left[:3]}") if found.held and left else found
+
+
+def _unchanged(found: Try, target: Path, before: bytes, status: int | None) -> Try:
+    left = [path.name for path in target.parent.iterdir() if path.name.startswith(f".{target.name}.")]
+    lost = status != 0 and before and target.read_bytes() != before
+    if found.held and (left or lost):
+        return found._replace(verdict="silent", detail="the old file was changed" if lost else f"left behind: {left}")
+    return found
+
+
+def _odd_places(workshop: Path) -> dict[str, str]:
+    """Names in the values above -> an empty folder, a file of garbage and so on."""
+    folder = workshop / "odd"
+    (folder / "folder").mkdir(parents=True, exist_ok=True)
+    (folder / "folder" / "inside").write_text("x")
+    (folder / "empty").write_bytes(b"")
+    (folder / "garbage").write_bytes(random.Random(0).randbytes(5000))
+    if not (folder / "fifo").exists():
+        os.mkfifo(folder / "fifo")
+    return {"{FOLDER}": str(folder / "folder"), "{EMPTY}": str(folder / "empty"), "{GARBAGE}": str(folder / "garbage"),
+            "{FIFO}": str(folder / "fifo")}  # fmt: skip
+
+
+def _with(words: Sequence[str], option: str, value: str) -> list[str]:
+    """The words with another value for the option; "" is the last positional one."""
+    changed = list(words)
+    if not option:
+        changed[1] = value
+    elif option in changed:
+        changed[changed.index(option) + 1] = value
+    else:
+        changed += [option, value]
+    return changed
+
+
+class _TooLong(BaseException):
+    """A command did not end; no handler of ours catches it."""
+
+
+def _in_process(module: str, words: Sequence[str]) -> tuple[int | None, str, str]:
+    out, errors = io.StringIO(), io.StringIO()
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _TooLong
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(MOST_SECONDS)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            status = importlib.import_module(module).main(list(words))
+    except SystemExit as end:  # --help and the like
+        status = end.code if isinstance(end.code, int) else 1
+    except _TooLong:
+        status = None
+    except Exception:
+        return 1, out.getvalue(), traceback.format_exc()
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+    return status, out.getvalue(), errors.getvalue()
+
+
+def _in_child(
+    command: Command, full: bool = False, stop: tuple[signal.Signals, float] | None = None
+) -> tuple[int | None, str, str]:
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
+
+    process = subprocess.Popen(
+        [sys.executable, "-m", command.module.removesuffix(".__main__"), *command.words], cwd=ROOT, text=True,
+        env=child_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=small_files if full else None,
+    )  # fmt: skip
+    with process:
+        if stop:
+            time.sleep(stop[1])
+            process.send_signal(stop[0])
+        try:
+            out, errors = process.communicate(timeout=300)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return None, *process.communicate()
+    return process.returncode, out, errors

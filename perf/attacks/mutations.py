@@ -1,0 +1,129 @@
+"""Damage to a file's bytes, and to a JSON document's values, as a function of (seed, number)."""
+
+import json
+import random
+from collections.abc import Callable
+from typing import Any
+
+HUGE_NUMBER = "9" * 400
+DEEP = 5000
+# A value of every type and of every awkward size, to be put in another's place.
+STRANGERS: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308, "", "x", "\u0000", "../../etc/passwd",
+    "/etc/passwd", "\u202egnp", "a" * 10_000, [], [[]], {}, {"": None}, [0] * 1000,
+)  # fmt: skip
+
+
+Damage = Callable[[bytes, random.Random], tuple[str, bytes]]
+
+
+def mutate(data: bytes, seed: int, number: int) -> tuple[str, bytes]:
+    """What was done, and the damaged bytes, which differ from `data`."""
+    draw = random.Random(f"{seed}/{number}")
+    kinds: list[Damage] = [_flip, _flip, _flip, _cut, _drop, _repeat, _noise]
+    if _document(data) is not None:
+        kinds += [_swap, _swap, _swap, _text]
+    while True:
+        name, damaged = draw.choice(kinds)(data, draw)
+        if damaged != data:
+            return name, damaged
+
+
+def _flip(data: bytes, draw: random.Random) -> tuple[str, bytes]:
+    if not data:
+        return "a byte added", b"x"
+    place, bit = draw.randrange(len(data)), draw.randrange(8)
+    changed = bytearray(data)
+    changed[place] ^= 1 << bit
+    return f"bit {bit} of byte {place} flipped", bytes(changed)
+
+
+def _cut(data: bytes, draw: random.Random) -> tuple[str, bytes]:
+    size = draw.choice([0, 1, draw.randrange(len(data) + 1), max(0, len(data) - 1)])
+    return f"cut to {size} bytes", data[:size]
+
+
+def _drop(data: bytes, draw: random.Random) -> tuple[str, bytes]:
+    start = draw.randrange(len(data) + 1)
+    size = draw.randrange(1, 65)
+    return f"{size} bytes at {start} left out", data[:start] + data[start + size :]
+
+
+def _repeat(data: bytes, draw: random.Random) -> tuple[str, bytes]:
+    start = draw.randrange(len(data) + 1)
+    size = draw.randrange(1, 65)
+    return f"{size} bytes at {start} repeated", data[: start + size] + data[start:]
+
+
+def _noise(data: bytes, draw: random.Random) -> tuple[str, bytes]:
+    start = draw.randrange(len(data) + 1)
+    new = draw.randbytes(draw.randrange(1, 33))
+    return f"{len(new)} random bytes at {start}", data[:start] + new + data[start + len(new) :]
+
+
+def _swap(data: bytes, draw: random.Random) -> tuple[str, bytes]:
+    """Another value in the place of one of the document's, or of one of its lines'."""
+    value, line, lines = _chosen(data, draw)
+    places = list(_places(value, []))
+    path = draw.choice(places)
+    stranger = draw.choice(STRANGERS)
+    text = json.dumps(_replaced(value, path, stranger)).encode()
+    return f"{'.'.join(map(str, path)) or 'everything'} replaced by {str(stranger)[:30]!r}", _joined(lines, line, text)
+
+
+def _text(data: bytes, draw: random.Random) -> tuple[str, bytes]:
+    """What no value can express: nesting, huge numbers, constants that are not JSON, repeated keys."""
+    value, line, lines = _chosen(data, draw)
+    places = list(_places(value, []))
+    path = draw.choice(places)
+    name, text = draw.choice([
+        ("deep lists", "[" * DEEP + "]" * DEEP), ("deep objects", '{"a":' * DEEP + "1" + "}" * DEEP),
+        ("a number of 400 digits", HUGE_NUMBER), ("an infinity", "Infinity"), ("NaN", "NaN"),
+        ("a number beyond the largest", "1e999"), ("a key given twice", '{"a": 1, "a": 2}'),
+    ])  # fmt: skip
+    marked = json.dumps(_replaced(value, path, "\u0001here"))
+    return f"{name} at {'.'.join(map(str, path)) or 'the top'}", _joined(
+        lines, line, marked.replace('"\\u0001here"', text).encode()
+    )
+
+
+def _document(data: bytes) -> Any:
+    """The JSON value, or a list of the values of JSON lines; None for anything else."""
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return [json.loads(line) for line in data.splitlines() if line.strip()] or None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _chosen(data: bytes, draw: random.Random) -> tuple[Any, int, list[bytes]]:
+    """A document or one line of JSON lines: its value, its number, and all lines."""
+    try:
+        return json.loads(data), 0, [data]
+    except ValueError:
+        lines = [line for line in data.splitlines() if line.strip()]
+        line = draw.randrange(len(lines))
+        return json.loads(lines[line]), line, lines
+
+
+def _joined(lines: list[bytes], changed: int, text: bytes) -> bytes:
+    return b"\n".join([*lines[:changed], text, *lines[changed + 1 :]])
+
+
+def _places(value: Any, path: list[Any]) -> Any:
+    """The paths of a document's values, itself among them; of long lists the first entries."""
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value[:4]) if isinstance(value, list) else ()
+    for key, below in items:
+        yield from _places(below, [*path, key])
+
+
+def _replaced(value: Any, path: list[Any], stranger: Any) -> Any:
+    if not path:
+        return stranger
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = _replaced(value[path[0]], path[1:], stranger)
+    return copy
