@@ -241,8 +241,8 @@ def _read(path: Path) -> tuple[bytes, Looked | str]:
 def _allowed(problem: str, record: Record, job: ShardJob) -> str:
     if not job.skip_bad:
         raise InputError(
-            f"{relative(record.path, job.root)}: expected a whole image, got: {problem}; restore the file, or leave it "
-            "out with --skip-bad"
+            f"{shown(relative(record.path, job.root))}: expected a whole image, got: {problem}; restore the file, or "
+            "leave it out with --skip-bad"
         )
     return problem
 
