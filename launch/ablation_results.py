@@ -16,6 +16,7 @@ from launch.config import Config
 from launch.trainings import SCRIPT, Training, refuse_other_values
 from tacaf.evaluation.ablation import People, score_people
 from tacaf.evaluation.features import load_features
+from tacaf.evaluation.results import on_own_set, read_result
 from tacaf.files import write_whole
 from tacaf.logs import published
 from tacaf.vocabulary import InputError
@@ -118,8 +119,8 @@ class Cell(NamedTuple):
             "split": split, "mode": asked.mode, "shots": asked.shots, "metric": evaluation.metric,
             "embedding": evaluation.embedding, "flip": False, "rerank": False,
         }  # fmt: skip
-        for result in (json.loads(path.read_text()) for path in paths):
-            if all(result[name] == value for name, value in wanted.items()):
+        for result in map(read_result, paths):
+            if on_own_set(result) and all(result[name] == value for name, value in wanted.items()):
                 means = people.means()
                 assert all(abs(result["mean"][name] - means[name]) < 1e-6 for name in means), "scores of other features"
                 return {**result, "people": people.as_lists()}

@@ -13,6 +13,7 @@ import argparse
 import json
 import math
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -34,13 +35,17 @@ from tacaf.evaluation.__main__ import result_table
 from tacaf.evaluation.extract import extract
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
+from tacaf.evaluation.results import on_own_set, read_result
 from tacaf.evaluation.tables import PROTOCOLS
-from tacaf.files import write_whole
+from tacaf.files import shown, write_whole
+from tacaf.images import far_apart
 from tacaf.model.file import ModelCard, load_model
 from tacaf.model.tacafnet import Embedding, TacafNet
 from tacaf.vocabulary import InputError, Modality
 
 MODEL = "model.safetensors"
+# What makes two results of one name different things, and not one that was scored again.
+FACTS = ("scored_on", "split", "metric", "exclusion", "locations", "query_list", "gallery_list", "unique_ids")
 
 
 def embed_identities(
@@ -134,7 +139,10 @@ def joined(circumstances: list[dict]) -> dict:
 
 
 def write_results(results: list[dict], folder: Path, usual: Embedding | None = None) -> list[Path]:
-    """One JSON file a result, named after what it is; its embedding is in the name where it is not the `usual` one."""
+    """One JSON file a result, named after what it is; its embedding is in the name where it is not the `usual` one, its
+    set where that is not the one the model was trained on. A result of other facts under that name is never replaced:
+    the new one gets a number.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for result in results:
@@ -147,11 +155,38 @@ def write_results(results: list[dict], folder: Path, usual: Embedding | None = N
             result["embedding"] if usual and result["embedding"] != usual else None,
             "flip" if result["flip"] else None,
             "rerank" if result["rerank"] else None,
-            "val" if result["split"] == "val" else None,
+            _other_split(result),
+            None if on_own_set(result) else f"on-{result['scored_on']['set']}-{result['scored_on']['sha256'][:8]}",
         ]
-        paths.append(folder / ("-".join(str(part) for part in parts if part) + ".json"))
+        paths.append(_free(folder, "-".join(str(part) for part in parts if part), result))
         write_whole(paths[-1], json.dumps(result, indent=1))
     return paths
+
+
+def _other_split(result: dict) -> str | None:
+    """The list that was scored, where it is not the one that belongs to the model."""
+    split, trained_on = result["split"], result["trained_on"]
+    own = own_split(trained_on) if isinstance(trained_on, dict) and "split" in trained_on else "test"
+    return split if isinstance(split, str) and split != own else None
+
+
+def _free(folder: Path, name: str, result: dict) -> Path:
+    """The first of name.json, name-2.json, ... that is not there or holds an earlier result of the same facts."""
+    number = 1
+    while True:
+        path = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        if not path.exists() or _same_kind(path, result):
+            return path
+        number += 1
+
+
+def _same_kind(path: Path, result: dict) -> bool:
+    try:
+        held = read_result(path)
+    except InputError:
+        return False
+    new = json.loads(json.dumps({name: result[name] for name in FACTS}))
+    return {name: held.get(name) for name in FACTS} == new
 
 
 def show(results: list[dict]) -> str:
@@ -167,6 +202,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
         splits = chosen_splits(arguments, index, cards)
         usual = usual_embedding(cards)
         settings = chosen_settings(arguments, index, usual)
+        if place.rank == 0:
+            for text in dict.fromkeys(text for card in cards for text in scale_warnings(card, index)):
+                print(f"warning: {text}", file=sys.stderr, flush=True)
     scored: list[tuple[FeatureSet, dict]] = []
     for run, split in zip(arguments.run, splits, strict=True):
         with distributed.together():
@@ -188,6 +226,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
     with distributed.together():
         if place.rank == 0 and len(scored) > 1:
             write_and_show(arguments, settings, scored, parent_of(arguments.run), usual)
+
+
+def scale_warnings(card: ModelCard, index: ShardIndex) -> list[str]:
+    """Where grey values of more than 8 bits become clearly other pixels here than in the model's training set."""
+    return [
+        f"{modality}: the set maps grey values by {scale.describe()}, the model was trained with "
+        f"{card.scales[modality].describe()}; pack the set again with that --thermal-range if the cameras are alike"
+        for modality, scale in index.scales.items()
+        if modality in card.scales and far_apart(scale, card.scales[modality])
+    ]
 
 
 def usual_embedding(cards: Sequence[ModelCard]) -> Embedding:
@@ -237,7 +285,7 @@ def write_and_show(
     if arguments.json and len(scored) == len(arguments.run):
         write_whole(arguments.json, json.dumps(results[0] if len(results) == 1 else results, indent=1))
     print(show(results))
-    print("written: " + ", ".join(map(str, paths)))
+    print("written: " + ", ".join(map(shown, paths)))
 
 
 def parent_of(runs: list[Path]) -> Path:

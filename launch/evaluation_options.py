@@ -8,13 +8,25 @@ from typing import get_args
 from pydantic import ValidationError
 
 from launch.config import EvaluationConfig
-from tacaf.command import Parser, to_path
+from tacaf.command import Parser, to_location, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.__main__ import locations_of
 from tacaf.evaluation.rerank import Rerank
+from tacaf.evaluation.tables import PROTOCOLS
 from tacaf.evaluation.trials import choose_setting
+from tacaf.files import shown
 from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError
+
+
+def check_protocol(index: ShardIndex, protocol: str) -> None:
+    """InputError for a set that was packed as one public data set and is to be scored as another one."""
+    others = [name for name, table in PROTOCOLS.items() if not table.open and name != protocol]
+    if index.name in others and not PROTOCOLS[protocol].open:
+        raise InputError(
+            f"expected the protocol {index.name} for {shown(index.place)}, which was packed as {index.name}, got"
+            f" {protocol}; take {index.name}, or generic"
+        )
 
 
 def chosen_settings(arguments: argparse.Namespace, index: ShardIndex, usual: Embedding) -> EvaluationConfig:
@@ -22,6 +34,7 @@ def chosen_settings(arguments: argparse.Namespace, index: ShardIndex, usual: Emb
 
     InputError for what the protocol does not define.
     """
+    check_protocol(index, arguments.protocol)
     locations = locations_of(arguments.locations)
     if arguments.exclude == "location" and not locations:
         locations = index.locations or {}
@@ -56,7 +69,9 @@ def parse(description: str | None, argv: Sequence[str] | None) -> argparse.Names
         required=True,
         help="run folder with model.safetensors; for RegDB several, one a split, which also gives the table over them",
     )
-    parser.add_argument("--shards", required=True, help="shard set to score on: a folder or an address")
+    parser.add_argument(
+        "--shards", type=to_location, required=True, help="shard set to score on: a folder or an address"
+    )
     parser.add_argument("--protocol", choices=("sysu_mm01", "regdb", "llcm", "generic"), required=True)
     parser.add_argument("--mode", choices=("all_search", "indoor_search"), help="SYSU-MM01; both when left out")
     parser.add_argument(

@@ -13,9 +13,7 @@ if __name__ == "__main__":
 
 import argparse
 import io
-import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,8 +22,6 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from launch.config import load_config
@@ -35,9 +31,12 @@ from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below
 from tacaf.data.reader import ShardReader
-from tacaf.files import sha256_of
-from tacaf.inference import CARD, CARD_FORMAT, CARD_VERSION, MODEL, ONNX_FILES, Embedder
+from tacaf.evaluation.results import read_result
+from tacaf.files import sha256_of, shown, whole_folder, write_whole
+from tacaf.inference import MODEL, ONNX_FILES, Embedder
 from tacaf.logs import versions
+from tacaf.model.card import CARD, write_card
+from tacaf.model.file import open_model, write_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.vocabulary import InputError, Modality
@@ -79,17 +78,11 @@ def export(wanted: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     if wanted.out.exists():
         raise InputError(f"expected a new folder, got {wanted.out}, which is there; remove it or give another --out")
     images, source = check_images(wanted, embedder)
-    try:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=wanted.out.parent, prefix=".tmp-export-") as scratch:
-            folder = Path(scratch) / "export"
-            folder.mkdir()
-            card = write_parts(wanted, embedder, images, folder)
-            card["check"] = {"images": source, **check(embedder, Embedder.load(folder), images)}
-            (folder / CARD).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
-            folder.rename(wanted.out)
-    except OSError as error:
-        raise InputError(f"expected room to write {wanted.out}, got: {error}; choose another --out") from None
+    wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(wanted.out) as folder:
+        card = write_parts(wanted, embedder, images, folder)
+        card["check"] = {"images": source, **check(embedder, Embedder.load(folder), images)}
+        write_card(folder, card)
     return wanted.out, card
 
 
@@ -102,20 +95,20 @@ def write_parts(wanted: argparse.Namespace, embedder: Embedder, images: Images, 
     else:
         write_safetensors(wanted.run / MODEL if wanted.run.is_dir() else wanted.run, folder / MODEL)
     card["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    (folder / CARD).write_text(json.dumps(card))
+    write_card(folder, card)
     return card
 
 
 def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
     """Everything a user of the weights must know."""
-    results = [json.loads(path.read_text()) for path in sorted((run / "results").glob("*.json"))]
+    results = [read_result(path) for path in sorted((run / "results").glob("*.json"))]
     return {
-        "format": CARD_FORMAT,
-        "format_version": CARD_VERSION,
         **embedder.card,
         "model_sha256": embedder.model_sha256,
         "preprocessing": {
             "colour": "RGB, turned as EXIF says; an infrared image's one channel three times",
+            "grey_of_more_than_8_bits": "255 (value - low) / (high - low) of `scales`, clipped to 0 to 255 and rounded;"
+            " per_image: low and high are the image's own 0.1 and 99.9 percentiles",
             "size": {"height": embedder.height, "width": embedder.width},
             "resize": "bilinear, half-pixel centres, no antialiasing, rounded to whole grey levels; aspect not kept",
             "mean": MEAN.tolist(),
@@ -132,10 +125,9 @@ def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
 
 def write_safetensors(source: Path, target: Path) -> None:
     """The run's file without its classifiers; the metadata goes along."""
-    with safe_open(source, "pt") as file:
-        names = [name for name in file.keys() if CLASSIFIER not in name]  # noqa: SIM118 - safe_open is no dict
-        save_file({name: file.get_tensor(name) for name in names}, target, file.metadata())
-    target.chmod(0o644)  # safetensors writes files that only their owner can read
+    file, card = open_model(source)
+    kept = file.read(name for name in file.tensors if CLASSIFIER not in name)
+    write_model(target, kept, card.model_dump(mode="json", exclude={"format", "format_version", "seal"}))
 
 
 def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
@@ -159,7 +151,7 @@ def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
                      *proto.graph.output, *proto.graph.initializer):  # fmt: skip
             del part.metadata_props[:]
             part.doc_string = ""
-        (folder / name).write_bytes(proto.SerializeToString(deterministic=True))
+        write_whole(folder / name, proto.SerializeToString(deterministic=True))
 
 
 def check(embedder: Embedder, exported: Embedder, images: Images) -> dict[str, Any]:
@@ -183,8 +175,9 @@ def check_images(wanted: argparse.Namespace, embedder: Embedder) -> tuple[Images
         paths = images_below(wanted.images)
         if len(paths) < COMPARED:
             raise InputError(f"expected at least {COMPARED} images in {wanted.images}, got {len(paths)}; add some")
-        images = torch.stack([embedder.read(path) for path in paths[:COMPARED]])
-        return dict.fromkeys(Modality, images), "--images"
+        return {
+            modality: torch.stack([embedder.read(path, modality) for path in paths[:COMPARED]]) for modality in Modality
+        }, "--images"
     try:
         return shard_images(wanted.run, embedder), "the run's shard set"
     except InputError:
@@ -200,7 +193,7 @@ def shard_images(run: Path, embedder: Embedder) -> Images:
         rows = np.flatnonzero(np.asarray(index.columns["modality"]) == modality.code)[:COMPARED]
         if len(rows) < COMPARED:
             raise InputError(f"expected {COMPARED} {modality} images, got {len(rows)}")
-        found[modality] = torch.stack([embedder.read(reader.read(int(row)).tobytes()) for row in rows])
+        found[modality] = torch.stack([embedder.read(reader.pixels(int(row)), modality) for row in rows])
     return found
 
 
@@ -213,7 +206,7 @@ def drawn_images(embedder: Embedder) -> Images:
             encoded = io.BytesIO()
             pixels, quality = picture(0, Shot(pid, 1, modality, 1))
             Image.fromarray(pixels).save(encoded, "JPEG", quality=quality)
-            images.append(embedder.read(encoded.getvalue()))
+            images.append(embedder.read(encoded.getvalue(), modality))
         found[modality] = torch.stack(images)
     return found
 
@@ -237,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = parse(argv)
     folder, card = export(wanted)
     for name in card["files"]:
-        print(f"{folder / name}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
+        print(f"{shown(folder / name)}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
     worst, count, source = (card["check"][name] for name in ("largest_difference", "compared", "images"))
     print(f"largest difference to the run {worst:.2g}, {count} images: {source}")
-    print(f"{folder / CARD}: what it is, how to prepare images, what it scored")
+    print(f"{shown(folder / CARD)}: what it is, how to prepare images, what it scored")
     return 0

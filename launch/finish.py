@@ -10,6 +10,7 @@ from launch import engine as deepspeed_engine
 from launch.config import Config, EvaluationConfig
 from launch.engine import Place
 from launch.evaluate import circumstances_of, embed_identities, refuse_leak, score_all, show, write_results
+from launch.evaluation_options import check_protocol
 from launch.model_file import save_model
 from launch.pictures import make_pictures
 from launch.state import TrainState
@@ -19,6 +20,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.report import write_report
 from tacaf.evaluation.trials import make_trials
+from tacaf.files import shown, whole_path
 from tacaf.model.file import load_model
 
 BEST = "best.safetensors"
@@ -35,13 +37,14 @@ def scored_split(config: Config, index: ShardIndex) -> str:
 
 def check_scoring(config: Config, index: ShardIndex) -> None:
     """InputError before the training for what could not be scored after it: split, cameras, gallery, validation."""
+    check_protocol(index, config.evaluation.protocol)
     splits = [scored_split(config, index)] + (
         ["val"] if validates(config, index) or config.train.choose == "validation" else []
     )
     for split in splits:
         rows = index.rows_of(index.pids_of(split))
         columns = {name: np.asarray(index.columns[name][rows]) for name in ("pid", "camid", "modality", "number")}
-        features = FeatureSet(np.zeros((len(rows), 1), np.float32), **columns)
+        features = FeatureSet(np.arange(1, len(rows) + 1, dtype=np.float32)[:, None], **columns)
         settings = settings_for(config, split)
         for asked in settings.asked():
             make_trials(features, settings.setting(asked), 1)
@@ -116,7 +119,8 @@ def finish(
     tensors = deepspeed_engine.whole_state(engine)
     if place.rank == 0:
         if config.train.choose == "validation":
-            shutil.copyfile(run / BEST, run / MODEL)
+            with whole_path(run / MODEL) as made:
+                shutil.copyfile(run / BEST, made)
         else:
             save_model(run / MODEL, tensors, config, identities, index, f"last epoch ({state.epoch})")
     distributed.barrier()
@@ -138,4 +142,4 @@ def finish(
             pictures = make_pictures(features, rows, index, config, model.eval(), (card.height, card.width))
             report = write_report(run, pictures)
             print(show(results))
-            print(f"report: {report}")
+            print(f"report: {shown(report)}")

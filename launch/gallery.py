@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tacaf.data.index import ShardIndex
-from tacaf.data.photo import Source, images_below
+from tacaf.data.photo import images_below
 from tacaf.data.reader import ShardReader
 from tacaf.draws import Stream, permutation
 from tacaf.files import shown
@@ -20,11 +20,11 @@ _BATCH = 32
 
 
 class Held(NamedTuple):
-    """An image of a gallery. `read` gives what `Embedder.read` takes, so that no image stays in memory."""
+    """An image of a gallery. `read` gives its pixels, uint8 [H, W, 3]; so no image stays in memory."""
 
     name: str
     pid: int | None  # None where nobody said
-    read: Callable[[], Source]
+    read: Callable[[], np.ndarray]
 
 
 class Found(NamedTuple):
@@ -50,7 +50,7 @@ class Gallery:
     def open(cls, embedder: Embedder, location: str, split: str, most: int, seed: int) -> "Gallery":
         """Of the shard set or the folder there. `most` images a modality, drawn by the seed where there are more."""
         is_set = "://" in location or (Path(location) / INDEX_FILE).is_file()
-        images = of_shards(ShardIndex.open(location), split) if is_set else of_folder(Path(location))
+        images = of_shards(ShardIndex.open(location), split) if is_set else of_folder(Path(location), embedder)
         return cls(embedder, {modality: _draw(held, most, seed, modality) for modality, held in images.items()})
 
     def search(self, feature_D: np.ndarray, modality: Modality, top: int, without: int | None = None) -> list[Found]:
@@ -66,13 +66,13 @@ def of_shards(index: ShardIndex, split: str) -> dict[Modality, list[Held]]:
     rows = index.rows_of(index.pids_of(split))
 
     def held(row: int) -> Held:
-        return Held(index.key(row), int(index.columns["pid"][row]), lambda: reader.read(row).tobytes())
+        return Held(index.key(row), int(index.columns["pid"][row]), lambda: reader.pixels(row))
 
     codes = np.asarray(index.columns["modality"])[rows]
     return {modality: [held(row) for row in rows[codes == modality.code].tolist()] for modality in Modality}
 
 
-def of_folder(folder: Path) -> dict[Modality, list[Held]]:
+def of_folder(folder: Path, embedder: Embedder) -> dict[Modality, list[Held]]:
     """The images below FOLDER/visible and FOLDER/infrared, one of which may be missing; nobody knows who they show."""
     parts = {modality: folder / modality for modality in Modality if (folder / modality).is_dir()}
     if not parts:
@@ -81,10 +81,10 @@ def of_folder(folder: Path) -> dict[Modality, list[Held]]:
             " images into two such folders"
         )
 
-    def held(path: Path) -> Held:
-        return Held(str(path.relative_to(folder)), None, lambda: path)
+    def held(path: Path, modality: Modality) -> Held:
+        return Held(str(path.relative_to(folder)), None, lambda: embedder.pixels(path, modality))
 
-    return {modality: [held(path) for path in images_below(part)] for modality, part in parts.items()}
+    return {modality: [held(path, modality) for path in images_below(part)] for modality, part in parts.items()}
 
 
 def _draw(held: Sequence[Held], most: int, seed: int, modality: Modality) -> list[Held]:
@@ -102,7 +102,7 @@ def _embed(embedder: Embedder, held: Sequence[Held], modality: Modality) -> tupl
         batch = []
         for one in held[start : start + _BATCH]:
             try:
-                batch.append(embedder.read(one.read()))
+                batch.append(embedder.read(one.read(), modality))
                 kept.append(one)
             except InputError as problem:
                 print(f"left out: {shown(one.name)}: {problem}", file=sys.stderr, flush=True)

@@ -1,7 +1,8 @@
 """Which identities a model may be scored on: never those it was trained on, as far as shard set and model file tell."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,13 +11,13 @@ from tacaf.model.file import ModelCard
 from tacaf.vocabulary import InputError
 
 
-def own_split(trained_on: dict) -> str:
+def own_split(trained_on: Mapping[str, Any]) -> str:
     """The list that belongs to a model: test, or for one trained on train_3 its test_3."""
     name = trained_on["split"]
     return name.replace("train", "test", 1) if name.startswith("train_") else "test"
 
 
-def refuse_leak(index: ShardIndex, trained_on: dict, pids: np.ndarray) -> None:
+def refuse_leak(index: ShardIndex, trained_on: Mapping[str, Any], pids: np.ndarray) -> None:
     """InputError if the model was trained on identities that are to be scored (identity leakage).
 
     A model file says the set's name, the hash of its index, and the list. The same hash proves which pids those were.

@@ -71,7 +71,7 @@ class Viewer:
         """
         if not self.gallery.images.get(searched):
             raise InputError(f"expected {searched} images in the gallery, got none; search the other modality")
-        pixels_HWC = decode(source, self.limits)
+        pixels_HWC = self.embedder.pixels(source, modality, self.limits)
         image_CHW = prepare(pixels_HWC, self.embedder.height, self.embedder.width)
         feature_D = self.embedder.embed_prepared(image_CHW[None], modality)[0]
         pid = None if example is None else self.gallery.images[modality][example].pid

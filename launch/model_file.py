@@ -1,16 +1,14 @@
 """A new model from the config, and the model file of a run: model.safetensors, which tacaf/model/file.py reads back."""
 
-import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from launch.config import Config
 from tacaf.data.index import ShardIndex
 from tacaf.logs import git_commit, versions
 from tacaf.model.adapters import LibraryBackbone
-from tacaf.model.file import FORMAT, FORMAT_VERSION
+from tacaf.model.file import write_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import load_imagenet_resnet, load_tacafnet
 
@@ -32,27 +30,17 @@ def save_model(
     path: Path, state: dict[str, torch.Tensor], config: Config, identities: int, index: ShardIndex, chosen: str
 ) -> None:
     """Write the model whole or not at all."""
-    metadata = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+    facts = {
         "model": config.model.portable().model_dump(mode="json"),
         "identities": identities,
         "height": config.data.augment.height,
         "width": config.data.augment.width,
         "trained_on": {"set": index.name, "sha256": index.sha256, "split": config.data.split},
+        "scales": {str(modality): scale.model_dump(mode="json") for modality, scale in index.scales.items()},
         "seed": config.seed,
         "chosen": chosen,
         "usual_embedding": config.evaluation.embedding,
         "versions": versions(),
         "commit": git_commit(),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
-    tensors = {name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in state.items()}
-    save_file(tensors, temporary, {"tacaf": json.dumps(metadata)})
-    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
-    temporary.rename(path)
-
-
-def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where it has its storage for itself, as safetensors wants it; else a copy."""
-    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+    write_model(path, state, facts)

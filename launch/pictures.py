@@ -1,6 +1,5 @@
 """Pictures for the report of a run: ranked lists, correspondences, figures of its features; images from the shards."""
 
-import io
 from collections.abc import Callable
 
 import numpy as np
@@ -75,7 +74,7 @@ def _ranked_lists(
     """The chosen lists with their images."""
 
     def thumbnail(row: int) -> bytes:
-        return shrink(reader.read(int(rows[row])).tobytes())
+        return shrink(reader.pixels(int(rows[row])))
 
     return {
         kind: [
@@ -91,11 +90,11 @@ def _ranked_lists(
     }
 
 
-def shrink(data: bytes) -> bytes:
-    """An image file as a small WebP, its shape kept."""
-    with Image.open(io.BytesIO(data)) as image:
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        return webp(np.asarray(image.convert("RGB")))
+def shrink(pixels_HWC: np.ndarray) -> bytes:
+    """An image as a small WebP, its shape kept."""
+    image = Image.fromarray(pixels_HWC)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return webp(np.asarray(image))
 
 
 def pixels(image_CHW: torch.Tensor) -> np.ndarray:

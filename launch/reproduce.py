@@ -12,7 +12,6 @@ if __name__ == "__main__":
     start("launch.reproduce")
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,8 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.comparison import Measured, write_comparison
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.protocols import score
+from tacaf.evaluation.results import on_own_set, read_result
+from tacaf.files import shown
 from tacaf.logs import git_commit, versions
 from tacaf.vocabulary import InputError
 
@@ -106,7 +107,7 @@ def reproduce(wanted: argparse.Namespace) -> int:
         return EXIT_CODE
     paths = write()
     print(paths[0].read_text())
-    print("written: " + ", ".join(map(str, paths)))
+    print("written: " + ", ".join(map(shown, paths)))
     return 1 if failures else 0
 
 
@@ -142,7 +143,7 @@ def results_of(wanted: argparse.Namespace, done: Sequence[Cell]) -> list[dict]:
         return []
     folders = [cell.training.folder / "results" for cell in done]
     stored = [
-        [result for path in sorted(folder.glob("*.json")) if _of_training(result := json.loads(path.read_text()), cell)]
+        [result for path in sorted(folder.glob("*.json")) if _of_training(result := read_result(path), cell)]
         for folder, cell in zip(folders, done, strict=True)
     ]
     if wanted.data_set != "regdb":
@@ -162,7 +163,8 @@ def _of_training(result: dict, cell: Cell) -> bool:
     """Whether the training scored it, and not somebody afterwards with other options."""
     own = cell.training.config().evaluation
     kind = (result["embedding"], bool(result["rerank"]), result["metric"])
-    return kind == (own.embedding, own.rerank is not None, own.metric) and not result["flip"]
+    right = kind == (own.embedding, own.rerank is not None, own.metric) and not result["flip"]
+    return right and on_own_set(result)
 
 
 def facts_of(wanted: argparse.Namespace) -> dict[str, Any]:

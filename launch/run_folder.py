@@ -1,17 +1,15 @@
 """A run's folder: made once, locked while in use, with the resolved config and the circumstances in it."""
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from launch.config import Config, dump_config
 from tacaf import distributed, logs
 from tacaf.checkpoint import mend
-from tacaf.files import write_whole
+from tacaf.files import locked, shown, write_whole
 from tacaf.vocabulary import InputError
 
 
@@ -27,13 +25,18 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
             if distributed.rank() == 0:
                 _refuse_wrong(folder, resume)
                 folder.mkdir(parents=True, exist_ok=True)
-                _lock(held.enter_context((folder / ".lock").open("w")), folder)
+                busy = f"run: {shown(folder)} is being written by another process; wait for it or give another folder"
+                held.enter_context(locked(folder / ".lock", wait=False, busy=busy))
                 mend(folder / "checkpoints")
                 shutil.rmtree(folder / "ranks", ignore_errors=True)  # signs of life of an earlier start
         yield folder
 
 
 def _refuse_wrong(folder: Path, resume: bool) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # safetensors would read no model there, after the whole training
+        raise InputError(f"run: expected a folder whose name is UTF-8, got {shown(folder)}; give another") from None
     held = (folder / "config.yaml").exists()
     if held and not resume:
         raise InputError(
@@ -42,16 +45,6 @@ def _refuse_wrong(folder: Path, resume: bool) -> None:
         )
     if resume and not held:
         raise InputError(f"--resume: expected a run in {folder}, found none; leave --resume out to start it")
-
-
-def _lock(file: TextIO, folder: Path) -> None:
-    """Until `file` is closed."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise InputError(
-            f"run: {folder} is being written by another process; wait for it or give another folder"
-        ) from None
 
 
 def record_start(config: Config) -> None:

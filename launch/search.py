@@ -11,18 +11,19 @@ if __name__ == "__main__":
     start("launch.search")
 
 import argparse
-import json
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
 from launch.search_page import page
-from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locked
-from tacaf.command import Parser, entry, to_path
-from tacaf.data.photo import images_below
+from tacaf.catalogue import Catalogue, Embedded, embed_files, locked
+from tacaf.command import Parser, entry, to_device, to_path
+from tacaf.data.photo import images_below, left_out_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
-from tacaf.files import write_whole
+from tacaf.files import shown, write_json, write_whole
+from tacaf.images import given_scale
 from tacaf.inference import Embedder, modality_of
 from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError, Modality
@@ -30,7 +31,7 @@ from tacaf.vocabulary import InputError, Modality
 
 def search(wanted: argparse.Namespace) -> None:
     """Do what is asked in order: open, remove, add and save, search, write."""
-    embedder = Embedder.load(wanted.run, wanted.device) if wanted.run else None
+    embedder = Embedder.load(wanted.run, wanted.device, wanted.thermal_range) if wanted.run else None
     changes = wanted.index and (wanted.remove or wanted.gallery)
     with locked(wanted.index) if changes else nullcontext():
         catalogue = open_catalogue(wanted, embedder)
@@ -38,13 +39,12 @@ def search(wanted: argparse.Namespace) -> None:
     if wanted.query:
         assert embedder is not None
         found = ranked_lists(wanted, embedder, catalogue, left_out)
-        print(f"{len(found['queries'])} queries against {found['gallery_images']} images ({found['engine']})")
-        write(wanted, found)
+        write(wanted, found, embedder)
         left_out = found["left_out"]
     for text in left_out:
-        print(f"left out: {text}", file=sys.stderr)
+        print(f"left out: {shown(text)}", file=sys.stderr)
     if left_out:
-        print(f"{len(left_out)} images left out, listed above", file=sys.stderr)
+        print(f"{len(left_out)} files left out, listed above", file=sys.stderr)
 
 
 def open_catalogue(wanted: argparse.Namespace, embedder: Embedder | None) -> Catalogue:
@@ -56,6 +56,12 @@ def open_catalogue(wanted: argparse.Namespace, embedder: Embedder | None) -> Cat
         modality = wanted.gallery_modality or Modality.VISIBLE
         return Catalogue.new(embedder, modality, wanted.embedding, bool(wanted.flip))
     catalogue = Catalogue.open(wanted.index)
+    if not catalogue.sealed:
+        print(
+            f"note: {shown(wanted.index)} is of an older version, without a hash that would show damage; the next"
+            " change adds one",
+            file=sys.stderr,
+        )
     if embedder is not None:
         flip = catalogue.flip if wanted.flip is None else wanted.flip
         catalogue.must_fit(embedder, wanted.embedding or catalogue.embedding, flip)
@@ -71,10 +77,10 @@ def change(wanted: argparse.Namespace, embedder: Embedder | None, catalogue: Cat
     if wanted.remove:
         removed = catalogue.remove(wanted.remove)
         catalogue.save(wanted.index)
-        print("\n".join(["removed from the index:", *removed]))
+        print("\n".join(["removed from the index:", *map(shown, removed)]))
         print(f"{len(removed)} images removed; delete their files too, or the next --gallery brings them back")
     if wanted.list:
-        print("\n".join(catalogue.names))
+        print("\n".join(map(shown, catalogue.names)))
     if not wanted.gallery:
         return []
     assert embedder is not None
@@ -99,7 +105,9 @@ def ranked_lists(
     if not catalogue.names:
         raise InputError("expected images in the gallery, got an empty index; add some with --gallery")
     queries, names = embed_queries(wanted, embedder, catalogue, left_out)
-    row_QK, distance_QK = nearest(queries.descriptors_ND, catalogue.descriptors_GD, wanted.top + 1, wanted.engine)
+    own = Counter(catalogue.sha256)  # as many places as the query itself may take
+    most = wanted.top + max((own[content] for content in queries.sha256_N), default=0)
+    row_QK, distance_QK = nearest(queries.descriptors_ND, catalogue.descriptors_GD, most, wanted.engine)
     lists = []
     for name, content, row_K, distance_K in zip(names, queries.sha256_N, row_QK, distance_QK, strict=True):
         kept = [k for k, row in enumerate(row_K) if catalogue.sha256[row] != content][: wanted.top]
@@ -124,7 +132,7 @@ def embed_queries(
     home, paths = wanted.query.parent, [wanted.query]
     if wanted.query.is_dir():
         home, paths = wanted.query, images_below(wanted.query)
-        left_out += about_links(home)
+        left_out += left_out_below(home)
     found = embed_files(embedder, paths, wanted.query_modality, catalogue.embedding, catalogue.flip)
     if not found.places_N:
         first = f"; the first: {found.unreadable[0]}" if found.unreadable else ""
@@ -132,17 +140,16 @@ def embed_queries(
     return found, [paths[place].relative_to(home).as_posix() for place in found.places_N]
 
 
-def write(wanted: argparse.Namespace, found: dict[str, Any]) -> None:
-    """The JSON and the page, each whole or not at all."""
-    try:
-        if wanted.json:
-            write_whole(wanted.json, json.dumps(found, indent=1, allow_nan=False) + "\n")
-            print(f"lists: {wanted.json}")
-        if wanted.html:
-            write_whole(wanted.html, page(found, wanted.query, wanted.gallery))
-            print(f"page: {wanted.html}")
-    except OSError as error:
-        raise InputError(f"expected room to write the results, got: {error}; choose another place") from None
+def write(wanted: argparse.Namespace, found: dict[str, Any], embedder: Embedder) -> None:
+    """The JSON and the page, each whole or not at all; then where they are."""
+    if wanted.json:
+        write_json(wanted.json, found)
+    if wanted.html:
+        write_whole(wanted.html, page(found, wanted.query, wanted.gallery, embedder.scales))
+    print(f"{len(found['queries'])} queries against {found['gallery_images']} images ({found['engine']})")
+    for what, path in (("lists", wanted.json), ("page", wanted.html)):
+        if path:
+            print(f"{what}: {shown(path)}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -162,7 +169,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
     add("--engine", choices=("auto", "exact", "faiss"), default="auto",
         help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--thermal-range", nargs="+", metavar=("LOW", "HIGH"),
+        help="grey values that become black and white in infrared images of more than 8 bits, or the word per-image;"
+        " default: those of the model's training set")  # fmt: skip
+    add("--device", type=to_device, default="cpu", help="cpu or cuda")
     add("--json", type=to_path, help="write the lists there")
     add("--html", type=to_path, help="write a page with pictures there")
     return parser.parse_args(argv)
@@ -187,6 +197,7 @@ def check(wanted: argparse.Namespace) -> None:
     for path in (wanted.json, wanted.html):
         if path and not path.parent.is_dir():
             raise InputError(f"expected a folder to write {path} into, got none; make {path.parent} first")
+    given_scale(wanted.thermal_range, "--thermal-range")
     choose_engine(wanted.engine, 0)
     wanted.query_modality = modality_of(wanted.query_modality)
     wanted.gallery_modality = wanted.gallery_modality and modality_of(wanted.gallery_modality)

@@ -2,37 +2,46 @@
 
 import base64
 import io
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from tacaf.data.photo import decode
-from tacaf.vocabulary import InputError
+from tacaf.files import shown
+from tacaf.images import GreyScale
+from tacaf.pages import render
+from tacaf.vocabulary import InputError, Modality
 
 PAGE = Path(__file__).with_name("search.html")
 THUMBNAIL = (96, 192)  # pixels at most
 SHOWN = 200  # queries on the page; the JSON has all
 
 
-def page(found: dict[str, Any], query: Path, gallery: Path | None) -> str:
+def page(
+    found: dict[str, Any], query: Path, gallery: Path | None, scales: Mapping[Modality, GreyScale] | None = None
+) -> str:
     """The lists of a search; gallery pictures where the folder is given and has them, else names alone.
 
-    query: the folder or the one image. Names are relative and never lead out of their folder.
+    query: the folder or the one image. scales: the model's, by modality. Names are relative and never lead out of their
+    folder.
     """
     thumbnail = lru_cache(maxsize=4096)(_thumbnail)  # a gallery image stands in many lists
-    shown = [
+    own, theirs = ((scales or {}).get(Modality(found[f"{which}_modality"])) for which in ("query", "gallery"))
+    lists = [
         {
-            "query": one["query"],
-            "picture": thumbnail(query / one["query"] if query.is_dir() else query),
-            "matches": [{**match, "picture": thumbnail(_inside(gallery, match["name"]))} for match in one["matches"]],
+            "query": shown(one["query"]),
+            "picture": thumbnail(query / one["query"] if query.is_dir() else query, own),
+            "matches": [
+                {**match, "name": shown(match["name"]), "picture": thumbnail(_inside(gallery, match["name"]), theirs)}
+                for match in one["matches"]
+            ],
         }
         for one in found["queries"][:SHOWN]
     ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(PAGE.read_text()).render(found=found, lists=shown)
+    return render(PAGE, found={**found, "left_out": list(map(shown, found["left_out"]))}, lists=lists)
 
 
 def _inside(folder: Path | None, name: str) -> Path | None:
@@ -42,12 +51,12 @@ def _inside(folder: Path | None, name: str) -> Path | None:
     return folder / name
 
 
-def _thumbnail(path: Path | None) -> str | None:
+def _thumbnail(path: Path | None, scale: GreyScale | None) -> str | None:
     """A small JPEG as a data URI; None for an image that is not there."""
     if path is None:
         return None
     try:
-        image = Image.fromarray(decode(path))
+        image = Image.fromarray(decode(path, scale=scale))
     except InputError:
         return None
     image.thumbnail(THUMBNAIL)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -113,8 +113,9 @@ class Watchdog:
         )  # fmt: skip
         path = self.folder / f"rank-{self.rank}.json"
         temporary = path.with_name(f".{path.name}.tmp")  # no fsync, as write_whole has: it is gone in a second
-        temporary.write_text(json.dumps(sign._asdict()))
-        temporary.rename(path)
+        with suppress(OSError):  # a full disk ends the run by what it could not write, not by this
+            temporary.write_text(json.dumps(sign._asdict()))
+            temporary.rename(path)
 
     def _signs(self) -> list[Sign]:
         """Of this start's ranks; one that never signed counts as not begun."""

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     start("perf.bench_data")
 
 import argparse
-import io
 import json
 import os
 import random
@@ -40,6 +39,7 @@ from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan, PlanConfig, PlannedBatch
 from tacaf.data.reader import ShardReader
 from tacaf.files import write_json
+from tacaf.images import open_image
 from tacaf.logs import environment
 from tacaf.vocabulary import Branch
 
@@ -55,7 +55,7 @@ def plan_of(index: ShardIndex) -> Plan:
 
 def decoded(data: bytes) -> Image.Image:
     """RGB, decoded and resized, as the usual code does it."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         return image.convert("RGB").resize((AUGMENT.width, AUGMENT.height), Image.Resampling.BILINEAR)
 
 
@@ -252,7 +252,7 @@ def facts_of(shards: Path) -> dict:
     index = ShardIndex.open(shards)
     sizes = []
     for row in range(0, len(index), max(1, len(index) // 50)):
-        with Image.open(io.BytesIO(ShardReader(index).read(row).tobytes())) as image:
+        with open_image(ShardReader(index).read(row).tobytes()) as image:
             sizes.append(image.size)
     width, height = np.mean(sizes, axis=0)
     mean_bytes = float(np.mean(index.columns["size"]))

@@ -47,7 +47,7 @@ def measure(embedder: Embedder, benchmark: Benchmark, people: int) -> dict[str, 
     found: dict[str, Any] = {}
     for modality in CAMERAS:
         known = pictures(benchmark, modality, people)
-        images_BCHW = torch.stack([embedder.read(pixels_HWC) for pixels_HWC, _ in known])
+        images_BCHW = torch.stack([embedder.read(pixels_HWC, modality) for pixels_HWC, _ in known])
         for layer, maps_BCHW in layer_maps(embedder.model, images_BCHW, modality).items():
             cells = maps_BCHW.shape[2:]
             shares = [F.adaptive_avg_pool2d(torch.from_numpy(cut_HW)[None], cells) for _, cut_HW in known]

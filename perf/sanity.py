@@ -80,12 +80,12 @@ def load_subject(run: Path, index: ShardIndex, benchmark: Benchmark, people: int
     embedder = Embedder.load(run)
     assert embedder.model is not None
     before, _ = build_model(config, select_training(index, config.data.split).identities)
-    settle(before, *(read(embedder, pictures(benchmark, modality, people)) for modality in CAMERAS))
+    settle(before, *(read(embedder, pictures(benchmark, modality, people), modality) for modality in CAMERAS))
     return Subject(run, config, before, embedder.model)
 
 
-def read(embedder: Embedder, known: list[tuple[np.ndarray, np.ndarray]]) -> torch.Tensor:
-    return torch.stack([embedder.read(pixels_HWC) for pixels_HWC, _ in known])
+def read(embedder: Embedder, known: list[tuple[np.ndarray, np.ndarray]], modality: Modality) -> torch.Tensor:
+    return torch.stack([embedder.read(pixels_HWC, modality) for pixels_HWC, _ in known])
 
 
 @torch.no_grad()
@@ -135,7 +135,9 @@ def correspondence(subjects: list[Subject], benchmark: Benchmark, people: int) -
     verdicts = []
     for subject in subjects:
         embedder, config = Embedder.load(subject.run), subject.config.model.cmaam
-        visible, infrared = (read(embedder, [pair[side] for pair in pairs]) for side in (0, 1))
+        visible, infrared = (
+            read(embedder, [pair[side] for pair in pairs], modality) for side, modality in enumerate(Modality)
+        )
         own = found["runs"][subject.run.name] = {"beta": config.beta, "matching": config.matching}
         for way in get_args(Matched):
             looked = config.model_copy(update={"matching": way})

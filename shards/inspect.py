@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,10 @@ import numpy as np
 from PIL import Image
 
 from shards.verify import verify
-from tacaf.shard_set import IndexFile, read_column, read_index, row_key
+from tacaf.files import reason_of, shown, write_whole
+from tacaf.images import ImageError, decode, is_wide, open_image
+from tacaf.shard_columns import read_column, row_key
+from tacaf.shard_set import IndexFile, read_index
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 TEMPLATE = Path(__file__).with_name("contact_sheet.html")
@@ -69,7 +71,7 @@ def open_set(folder: Path) -> ShardSet:
             f"expected a sound shard set in {folder}, got {_count(problems, 'problem')}, first: {problems[0]}"
         )
     index = read_index(folder)
-    return ShardSet(folder, index, {name: read_column(folder, name, index.images) for name in COLUMNS})
+    return ShardSet(folder, index, {name: read_column(folder, name, index) for name in COLUMNS})
 
 
 def summary_text(shard_set: ShardSet) -> str:
@@ -78,7 +80,7 @@ def summary_text(shard_set: ShardSet) -> str:
 
 
 def tables(shard_set: ShardSet) -> dict[str, Table]:
-    """The tables by title: splits, cameras, image sizes, shards."""
+    """The tables by title: splits, cameras, image sizes, ranges of grey values where there are any, shards."""
     return {
         "Splits": [
             ["split", "modality", "identities", "images", "images per identity (min / median / max)"],
@@ -89,6 +91,7 @@ def tables(shard_set: ShardSet) -> dict[str, Table]:
             [f"of {min(SAMPLED, shard_set.index.images)} sampled images", "min", "median", "max"],
             *_size_rows(shard_set),
         ],
+        **_range_table(shard_set),
         "Shards": [["shard", "images", "MiB"], *_shard_rows(shard_set)],
     }
 
@@ -99,7 +102,7 @@ def write_contact_sheet(shard_set: ShardSet, path: Path, identities: int = 12) -
         raise InputError(f"expected --identities of at least 1, got {identities}")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     people = [
-        {"pid": pid, "name": (shard_set.index.pid_names or {}).get(pid), "splits": _splits_of(shard_set, pid)}
+        {"pid": pid, "name": _name_of(shard_set, pid), "splits": _splits_of(shard_set, pid)}
         | {"rows": {str(modality): _pictures(shard_set, pid, modality) for modality in Modality}}
         for pid in _chosen(shard_set, identities)
     ]
@@ -110,13 +113,11 @@ def write_contact_sheet(shard_set: ShardSet, path: Path, identities: int = 12) -
         people=people,
         all_identities=len(np.unique(shard_set.columns["pid"])),
     )
-    temporary = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"expected a place to write {path}, got: {error.strerror}; choose another --html") from None
+        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}; choose another --html") from None
+    write_whole(path, text)
 
 
 def _count(things: Sequence[object], name: str) -> str:
@@ -129,7 +130,7 @@ def _headline(shard_set: ShardSet) -> str:
     mib = sum(shard.bytes for shard in index.shards) / 2**20
     shards = f"{_count(index.shards, 'shard')}, {mib:.1f} MiB"
     text = f"{index.name}: {index.images} images of {identities} identities in {shards}"
-    text += f" ({index.source})"
+    text += f" ({shown(index.source)})"
     text += f"; {index.left_out_count} of its images left out" if index.left_out_count else ""
     removed = index.removed
     return text + (f"; {removed.images} images of {_count(removed.pids, 'person')} removed" if removed else "")
@@ -157,9 +158,19 @@ def _camera_rows(shard_set: ShardSet) -> Iterator[list[str]]:
 
 def _size_rows(shard_set: ShardSet) -> Iterator[list[str]]:
     rows = _spaced(range(shard_set.index.images), SAMPLED)
-    sizes = np.array([_open(shard_set, row).size for row in rows])
+    sizes = np.array([_look(shard_set, row)[0] for row in rows])
     for name, values in (("width", sizes[:, 0]), ("height", sizes[:, 1]), ("bytes", shard_set.columns["size"][rows])):
         yield [name, *_spread(values)]
+
+
+def _range_table(shard_set: ShardSet) -> dict[str, Table]:
+    """Which grey values become black and white, for the modalities that have images of more than 8 bits."""
+    found = {modality: scale.describe() for modality, scale in shard_set.index.scales.items()}
+    for row in _spaced(range(shard_set.index.images), SAMPLED):
+        if (modality := _modality(shard_set, row)) not in found and _look(shard_set, row)[1]:
+            found[modality] = "0 to 65535 (packed before ranges were measured: pack the set again)"
+    rows = [[str(modality), text] for modality, text in found.items()]
+    return {"Grey values of more than 8 bits": [["modality", "black to white"], *rows]} if rows else {}
 
 
 def _shard_rows(shard_set: ShardSet) -> Iterator[list[str]]:
@@ -167,11 +178,17 @@ def _shard_rows(shard_set: ShardSet) -> Iterator[list[str]]:
         yield [shard.name, str(shard.images), f"{shard.bytes / 2**20:.1f}"]
 
 
-def _open(shard_set: ShardSet, row: int) -> Image.Image:
+def _look(shard_set: ShardSet, row: int) -> tuple[tuple[int, int], bool]:
+    """An image's width and height, and whether it is grey of more than 8 bits."""
     try:
-        return Image.open(io.BytesIO(shard_set.image(row)))
-    except OSError as error:
-        raise InputError(f"{shard_set.key(row)}: expected an image, got: {error}; run verify on the set") from None
+        with open_image(shard_set.image(row)) as image:
+            return image.size, is_wide(image)
+    except ImageError as problem:
+        raise _no_image(shard_set, row, problem) from None
+
+
+def _no_image(shard_set: ShardSet, row: int, problem: ImageError) -> InputError:
+    return InputError(f"{shard_set.key(row)}: expected a whole image, got {problem}; run verify on the set")
 
 
 def _chosen(shard_set: ShardSet, identities: int) -> list[int]:
@@ -189,16 +206,25 @@ def _pictures(shard_set: ShardSet, pid: int, modality: Modality) -> list[Picture
 
 
 def _picture(shard_set: ShardSet, row: int) -> Picture:
-    image = _open(shard_set, row)
     try:
-        small = image.convert("RGB").resize((max(1, image.width * THUMBNAIL_HEIGHT // image.height), THUMBNAIL_HEIGHT))
-    except OSError as error:
-        raise InputError(f"{shard_set.key(row)}: expected a whole image, got: {error}; run verify on the set") from None
+        image = Image.fromarray(decode(shard_set.image(row), shard_set.index.scales.get(_modality(shard_set, row))))
+    except ImageError as problem:
+        raise _no_image(shard_set, row, problem) from None
+    small = image.resize((max(1, image.width * THUMBNAIL_HEIGHT // image.height), THUMBNAIL_HEIGHT))
     encoded = io.BytesIO()
     small.save(encoded, "JPEG", quality=85)
     camid, number = (int(shard_set.columns[name][row]) for name in ("camid", "number"))
     caption = f"camera {camid}, {number}" if camid else str(number)
     return Picture(shard_set.key(row), base64.b64encode(encoded.getvalue()).decode(), *small.size, caption)
+
+
+def _modality(shard_set: ShardSet, row: int) -> Modality:
+    return list(Modality)[int(shard_set.columns["modality"][row])]
+
+
+def _name_of(shard_set: ShardSet, pid: int) -> str | None:
+    name = (shard_set.index.pid_names or {}).get(pid)
+    return None if name is None else shown(name)
 
 
 def _splits_of(shard_set: ShardSet, pid: int) -> str:

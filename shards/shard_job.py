@@ -4,27 +4,38 @@ A shard's files are named by its fingerprint: a hash of everything its bytes dep
 on from what fits, and what no longer fits is told apart by its name.
 """
 
+import base64
 import hashlib
 import json
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from shards.output import sync, write_text
 from shards.record import Record
 from shards.tar import BLOCK, Component, add_member, index_text, padded
 from shards.workers import Progress
-from tacaf.files import sha256_of, sync_folder
-from tacaf.images import header_problem
+from tacaf.documents import Document, read_document
+from tacaf.files import as_text, sha256_of, shown, write_whole
+from tacaf.images import MOST_BYTES, ImageError, Looked, look
 from tacaf.vocabulary import InputError
 
-RECIPE = 1  # changes whenever the same images give other bytes
+RECIPE = 2  # changes whenever the same images give another shard or record
 _UNREAD = "cannot be read"  # says nothing about the image: it is tried again by the next packing
 _PARTIAL = ".partial"
+MOST_RECORD_BYTES = 2**30  # a shard of ten million images, or of a million grey ones of more than 8 bits
+
+
+# float32, little-endian, in base64: a fifth of the memory that a list of numbers takes
+Sample = Annotated[
+    str, Field(pattern=r"^(?:[A-Za-z0-9+/]{16})*(?:[A-Za-z0-9+/]{16}|[A-Za-z0-9+/]{11}=|[A-Za-z0-9+/]{6}==)$")
+]
 
 
 @dataclass(frozen=True)
@@ -41,7 +52,7 @@ class ShardJob:
         return self.folder / (self.fingerprint + suffix)
 
 
-class FinishedShard(BaseModel, extra="forbid", frozen=True):
+class FinishedShard(Document):
     """What is known of a written shard: enough to make its rows without reading it again."""
 
     bytes: int = Field(0, description="of the tar; 0 where every image was bad and there is none")
@@ -49,10 +60,15 @@ class FinishedShard(BaseModel, extra="forbid", frozen=True):
     offset: list[int] = Field(description="of every packed image in order")
     size: list[int]
     bad: dict[int, str] = Field(description="place in the job, from 0 -> why the image is left out")
+    samples: dict[int, Sample] = Field(
+        {}, description="place of a grey image of more than 8 bits -> some of its values"
+    )
+    narrowed: list[int] = Field([], description="places of images of which only the upper 8 of 16 bits are used")
 
 
 def plan(records: list[Record], root: Path, folder: Path, limit: int, skip_bad: bool) -> Iterator[ShardJob]:
     """Cut into shards: a new one begins with the first identity after `limit` bytes, so no identity is ever cut."""
+    inside = _Inside(root)
     group: list[Record] = []
     stamps: list[tuple[int, int]] = []
     filled = 0
@@ -61,7 +77,7 @@ def plan(records: list[Record], root: Path, folder: Path, limit: int, skip_bad: 
             yield ShardJob(group, root, folder, skip_bad, _fingerprint(group, stamps, root))
             group, stamps, filled = [], [], 0
         group.append(record)
-        stamps.append(_stamp(record.path))
+        stamps.append(_stamp(record.path, inside))
         filled += 3 * BLOCK + padded(max(0, stamps[-1][0]))  # image and facts, each with a header
     yield ShardJob(group, root, folder, skip_bad, _fingerprint(group, stamps, root))
 
@@ -69,10 +85,14 @@ def plan(records: list[Record], root: Path, folder: Path, limit: int, skip_bad: 
 def finished(job: ShardJob) -> FinishedShard | None:
     """The shard of an earlier, interrupted packing that is this job's result, or None."""
     try:
-        found = FinishedShard.model_validate_json(job.file(".json").read_bytes())
+        found = read_document(job.file(".json"), FinishedShard, MOST_RECORD_BYTES)
+        if not len(found.offset) == len(found.size) == len(job.records) - len(found.bad):
+            return None
         if found.offset and (job.file(".tar").stat().st_size != found.bytes or not job.file(".idx").is_file()):
             return None
-    except (OSError, ValidationError):
+    except (OSError, InputError):
+        return None
+    if any(not 0 <= place < len(job.records) for place in (*found.samples, *found.narrowed)):
         return None
     if any(not job.skip_bad or reason.startswith(_UNREAD) for reason in found.bad.values()):
         return None
@@ -82,45 +102,62 @@ def finished(job: ShardJob) -> FinishedShard | None:
 def write_shard(job: ShardJob, progress: Progress) -> FinishedShard:
     """Write the shard; only its record, written last, makes it count. InputError for a bad image, unless skipped."""
     partial = job.file(".tar" + _PARTIAL)
-    samples: list[tuple[Component, Component]] = []
-    bad: dict[int, str] = {}
+    written = _Written()
     try:
         with partial.open("wb") as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                 for place, record in enumerate(job.records):
-                    data, problem = _read(record.path)
-                    if problem is None:
-                        samples.append(_add_sample(tar, record, data, relative(record.path, job.root)))
+                    data, looked = _read(record.path)
+                    if isinstance(looked, Looked):
+                        written.components.append(_add_sample(tar, record, data, relative(record.path, job.root)))
+                        written.note(place, looked)
                     else:
-                        bad[place] = _allowed(problem, record, job)
+                        written.bad[place] = _allowed(looked, record, job)
                     progress(1)
             sync(file)
-        result = _finish(job, partial, samples, bad)
+        result = _finish(job, partial, written)
     except OSError as error:
         error.filename = error.filename or str(partial)  # a full disk does not say where
         raise
     return result
 
 
-def _finish(
-    job: ShardJob, partial: Path, samples: list[tuple[Component, Component]], bad: dict[int, str]
-) -> FinishedShard:
+@dataclass
+class _Written:
+    """What has been found so far; places are those of `FinishedShard`."""
+
+    components: list[tuple[Component, Component]] = field(default_factory=list)
+    bad: dict[int, str] = field(default_factory=dict)
+    samples: dict[int, str] = field(default_factory=dict)
+    narrowed: list[int] = field(default_factory=list)
+
+    def note(self, place: int, looked: Looked) -> None:
+        if looked.sample is not None:
+            self.samples[place] = base64.b64encode(looked.sample.astype("<f4").tobytes()).decode()
+        if looked.narrowed:
+            self.narrowed.append(place)
+
+
+def _finish(job: ShardJob, partial: Path, written: _Written) -> FinishedShard:
     """Name the files and write the record, each on the disk before the next."""
-    if samples:
-        write_text(job.file(".idx"), index_text(samples))
+    if written.components:
+        write_text(job.file(".idx"), index_text(written.components))
         size, sha256 = partial.stat().st_size, sha256_of(partial)
         os.replace(partial, job.file(".tar"))
     else:
         partial.unlink()
         size, sha256 = 0, ""
-    images = [image for image, _ in samples]
+    images = [image for image, _ in written.components]
     result = FinishedShard(
-        bytes=size, sha256=sha256, offset=[i.offset for i in images], size=[i.size for i in images], bad=bad
+        bytes=size,
+        sha256=sha256,
+        offset=[image.offset for image in images],
+        size=[image.size for image in images],
+        bad=written.bad,
+        samples=written.samples,
+        narrowed=written.narrowed,
     )
-    record = job.file(".json" + _PARTIAL)
-    write_text(record, result.model_dump_json())
-    os.replace(record, job.file(".json"))
-    sync_folder(job.folder)
+    write_whole(job.file(".json"), result.model_dump_json())
     return result
 
 
@@ -131,15 +168,46 @@ def relative(path: Path, root: Path) -> str:
     except ValueError:
         source = None
     if source is None or ".." in source.parts:
-        raise InputError(f"expected every image below {root}, got {path}; name it relative to --root, without ..")
+        raise InputError(
+            f"expected every image below {shown(root)}, got {shown(path)}; name it relative to --root, without .."
+        )
     return source.as_posix()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of the last change; (-1, -1) for a missing file, which is reported when its turn comes."""
+class _Inside:
+    """Refuses images that a link, of theirs or of a folder, leads out of the root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._top = os.path.realpath(root)
+        self._folders: set[str] = set()
+
+    def check(self, path: str) -> None:
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, self._top]) != self._top:
+            raise InputError(
+                f"expected images below {shown(self.root)}, but {shown(path)} is linked from elsewhere; copy it there"
+            )
+
+    def check_folder(self, folder: str) -> None:
+        if folder not in self._folders:
+            self.check(folder)
+            self._folders.add(folder)
+
+
+def _stamp(path: Path, inside: _Inside) -> tuple[int, int]:
+    """Size in bytes and time of the last change; (-1, -1) for a missing file, which is reported when its turn comes.
+
+    InputError for a file outside the root.
+    """
+    name = os.fspath(path)
+    inside.check_folder(os.path.dirname(name))
     try:
-        facts = path.stat()
-    except OSError:
+        facts = os.lstat(name)
+        if stat.S_ISLNK(facts.st_mode):
+            inside.check(name)
+            facts = os.stat(name)
+    except (OSError, ValueError):
         return -1, -1
     return facts.st_size, facts.st_mtime_ns
 
@@ -153,12 +221,21 @@ def _fingerprint(group: list[Record], stamps: list[tuple[int, int]], root: Path)
     return hashed.hexdigest()[:32]
 
 
-def _read(path: Path) -> tuple[bytes, str | None]:
+def _read(path: Path) -> tuple[bytes, Looked | str]:
+    """The image file, and what was seen of it or what is wrong with it."""
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # a pipe would keep us waiting
+            return b"", f"{_UNREAD} (not a file)"
+        if facts.st_size > MOST_BYTES:
+            return b"", f"{facts.st_size:,} bytes, more than {MOST_BYTES:,}"
         data = path.read_bytes()
-    except OSError as error:
-        return b"", f"{_UNREAD} ({error.strerror})"
-    return data, header_problem(data)
+    except (OSError, ValueError) as error:
+        return b"", f"{_UNREAD} ({getattr(error, 'strerror', error)})"
+    try:
+        return data, look(data)
+    except ImageError as problem:
+        return data, str(problem)
 
 
 def _allowed(problem: str, record: Record, job: ShardJob) -> str:
@@ -172,6 +249,6 @@ def _allowed(problem: str, record: Record, job: ShardJob) -> str:
 
 def _add_sample(tar: tarfile.TarFile, record: Record, image: bytes, source: str) -> tuple[Component, Component]:
     facts = {"pid": record.pid, "camid": record.camid, "modality": record.modality.value}
-    text = json.dumps({**facts, "split": record.split and record.split.value, "source": source})
+    text = json.dumps({**facts, "split": record.split and record.split.value, "source": as_text(source)})
     extension = record.path.suffix[1:].lower()
     return add_member(tar, record.key, extension, image), add_member(tar, record.key, "json", text.encode())

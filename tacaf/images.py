@@ -7,13 +7,14 @@ the list, so that no file makes Pillow start another program. Source: ours.
 import io
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
-from pydantic import model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from tacaf.documents import Document
+from tacaf.vocabulary import InputError
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif"),
@@ -33,8 +34,16 @@ WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _SCAN = b"\xff\xda"  # in a JPEG's compressed data no other byte than 0 follows ff
 _DECODED_BY_DALI = ("JPEG", "PNG", "BMP")
-_SAMPLED = 512  # values of an image that its set's range is measured from
+_SAMPLED = 128  # values of an image that its set's range is measured from
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples' fractions fill 0 to 1 evenly and fall in step with no image's width
+_BLOCK = 2**20  # values that are looked at or mapped at once
+LITTLE_USED = 0.1  # an image that uses less of the range looks flat
 _ROBUST = (0.1, 99.9)  # percentiles that bound a measured range: a dead pixel decides nothing
+
+
+# Far above any sensor's values, and a difference of two of them is still finite.
+Grey = Annotated[float, Field(ge=-1e300, le=1e300)]
+ThermalRange = tuple[float, float] | Literal["per-image"] | None  # what a user may give; None for the known range
 
 
 class ImageError(ValueError):
@@ -48,8 +57,8 @@ class GreyScale(Document):
     """
 
     kind: Literal["measured", "given", "per_image"]
-    low: float | None = None
-    high: float | None = None
+    low: Grey | None = None
+    high: Grey | None = None
 
     @model_validator(mode="after")
     def _ordered(self) -> "GreyScale":
@@ -66,12 +75,33 @@ class GreyScale(Document):
 
 
 PER_IMAGE = GreyScale(kind="per_image")
+WHOLE_16_BITS = GreyScale(kind="given", low=0, high=65535)  # what DALI makes of 16 bits
+
+
+def given_scale(value: Any, name: str = "thermal_range") -> GreyScale | None:
+    """The scale that a user asks for: `per-image`, two numbers (or words for them), or None for none.
+
+    InputError for anything else; `name` is that of the option.
+    """
+    if value is None:
+        return None
+    words = [value] if isinstance(value, str) else list(value) if isinstance(value, Iterable) else [value]
+    if words == ["per-image"]:
+        return PER_IMAGE
+    try:
+        low, high = (float(word) for word in words)
+        return GreyScale(kind="given", low=low, high=high)
+    except (TypeError, ValueError, OverflowError, ValidationError):
+        got = " ".join(map(str, words))[:80]
+        raise InputError(f"{name}: expected two numbers, the lower one first, or per-image, got {got!r}") from None
 
 
 def open_image(data: bytes) -> Image.Image:
     """The image, its header read and nothing decoded. ImageError for another format or more than MOST_PIXELS."""
     if not data:
         raise ImageError("an empty file")
+    if len(data) > MOST_BYTES:
+        raise ImageError(f"{len(data):,} bytes, more than {MOST_BYTES:,}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images; ours is an error
@@ -125,31 +155,38 @@ def is_wide(image: Image.Image) -> bool:
     return image.mode in WIDE_MODES
 
 
+def has_deep_colour(image: Image.Image) -> bool:
+    """Whether an opened image has channels of 16 bits beside one another, of which Pillow keeps the upper 8."""
+    return not is_wide(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+
+
 def wide_values(image: Image.Image) -> np.ndarray:
-    """The grey values of a wide image, float64 [H, W], turned as EXIF says."""
-    return np.asarray(_loaded(image)).astype(np.float64)
+    """The grey values of a wide image, numbers [H, W], turned as EXIF says."""
+    return np.asarray(_loaded(image))
 
 
 def scaled(values: np.ndarray, scale: GreyScale | None) -> np.ndarray:
-    """Grey values as uint8 of the same shape; a value that is no number becomes black."""
+    """Grey values, numbers of any type, as uint8 of the same shape; a value that is no number becomes black."""
     if scale is None:
-        if values.size and (values.min() < 0 or not np.isfinite(values).all() or (values % 1).any()):
+        if values.size and (not np.isfinite(values).all() or values.min() < 0 or (values % 1).any()):
             raise ImageError("grey values that are not whole numbers from 0, and no range for them is known")
-        low, high = 0.0, 65535.0
-    elif scale.kind == "per_image":
-        low, high = robust_range(values)
-    else:
-        assert scale.low is not None
-        assert scale.high is not None
-        low, high = scale.low, scale.high
-    with np.errstate(over="ignore"):
-        shares = (np.nan_to_num(values, nan=low, posinf=high, neginf=low) - low) / (high - low)
-    return np.rint(np.clip(shares, 0, 1) * 255).astype(np.uint8)
+        if values.size and values.max() > 65535:
+            raise ImageError("grey values of more than 16 bits, and no range for them is known")
+        scale = WHOLE_16_BITS
+    if values.size and not np.isfinite(values).any():
+        raise ImageError("no finite grey value")
+    low, high = robust_range(values) if scale.low is None or scale.high is None else (scale.low, scale.high)
+    flat = values.ravel()
+    levels = np.empty(flat.shape, np.uint8)
+    for start in range(0, flat.size, _BLOCK):  # a large image takes no multiple of its memory
+        part = np.nan_to_num(flat[start : start + _BLOCK].astype(np.float64), nan=low, posinf=high, neginf=low)
+        levels[start : start + _BLOCK] = np.rint(np.clip((part - low) / (high - low), 0, 1) * 255)
+    return levels.reshape(values.shape)
 
 
 def robust_range(values: np.ndarray) -> tuple[float, float]:
     """Bounds of the finite values that leave a thousandth out on either side; low < high always."""
-    finite = values[np.isfinite(values)]
+    finite = _finite(values)
     if not finite.size:
         raise ImageError("no finite grey value")
     low, high = (float(bound) for bound in np.percentile(finite, _ROBUST))
@@ -157,23 +194,38 @@ def robust_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def sample_of(values: np.ndarray) -> np.ndarray:
-    """A few hundred values spread evenly over an image, from which `measured` makes the range of a set."""
+    """Some finite values from all over an image, from which `measured` makes the range of a set."""
     flat = values[np.isfinite(values)]
-    return flat[np.linspace(0, flat.size - 1, min(flat.size, _SAMPLED)).astype(np.int64)] if flat.size else flat
+    return flat[(np.arange(min(flat.size, _SAMPLED)) * _GOLDEN % 1 * flat.size).astype(np.int64)]
 
 
 def measured(samples: Iterable[Sequence[float] | np.ndarray]) -> GreyScale:
     """The scale of a set from the samples of its images."""
-    low, high = robust_range(np.concatenate([np.asarray(sample, dtype=np.float64) for sample in samples]))
+    low, high = robust_range(np.concatenate([np.asarray(sample) for sample in samples]))
     return GreyScale(kind="measured", low=low, high=high)
 
 
-def share_used(sample: Sequence[float] | np.ndarray, scale: GreyScale) -> float:
-    """How much of the scale's range an image uses, between its own robust bounds; 1 for per_image."""
-    if scale.low is None or scale.high is None:
+def share_used(values: np.ndarray, scale: GreyScale) -> float:
+    """How much of the scale's range these values use, but for a hundredth on either side; 1 for per_image."""
+    finite = _finite(values)
+    if scale.low is None or scale.high is None or not finite.size:
         return 1.0
-    low, high = (float(np.clip(bound, scale.low, scale.high)) for bound in np.percentile(sample, (1, 99)))
+    low, high = (float(np.clip(bound, scale.low, scale.high)) for bound in np.percentile(finite, (1, 99)))
     return (high - low) / (scale.high - scale.low)
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    """The finite values as float64, of very many some from all over."""
+    finite = values[np.isfinite(values)]
+    return finite[:: finite.size // _BLOCK + 1].astype(np.float64)
+
+
+def far_apart(one: GreyScale, other: GreyScale) -> bool:
+    """Whether the same values look clearly different through two scales: their ranges share less than half."""
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return one.kind != other.kind
+    shared = min(one.high, other.high) - max(one.low, other.low)
+    return shared < 0.5 * (max(one.high, other.high) - min(one.low, other.low))
 
 
 def for_dali(data: bytes, scale: GreyScale | None) -> bytes:
@@ -191,26 +243,40 @@ def for_dali(data: bytes, scale: GreyScale | None) -> bytes:
     return encoded.getvalue()
 
 
-def header_problem(data: bytes) -> str | None:
-    """What is wrong with an image file as far as its header and its end tell, or None. Decodes only if in doubt.
+class Looked(NamedTuple):
+    """What packing must know of an image file beside its bytes."""
 
-    A JPEG or PNG that does not end as such files do may still be whole (bytes appended by a camera).
+    sample: np.ndarray | None  # of its grey values where these have more than 8 bits
+    narrowed: bool  # its colours, or its grey beside an alpha channel, have 16 bits, of which the upper 8 count
+
+
+def look(data: bytes) -> Looked:
+    """Check an image file as far as its header and its end tell. ImageError for what is no whole image.
+
+    Decodes only grey images of more than 8 bits and what is in doubt: a JPEG or PNG that does not end as such files do
+    may still be whole (bytes appended by a camera).
     """
-    try:
-        with open_image(data) as image:
-            ending = _ENDINGS.get(image.format or "")
-    except ImageError as error:
-        return str(error)
-    if ending and data.endswith(ending):
-        return None
-    return decode_problem(data)
-
-
-def decode_problem(data: bytes) -> str | None:
-    """What keeps an image file from decoding completely, or None."""
-    try:
-        with open_image(data) as image:
+    with open_image(data) as image:
+        if is_wide(image):
+            sample = sample_of(wide_values(image))
+            if not sample.size:
+                raise ImageError("no finite grey value")
+            return Looked(sample, False)
+        narrowed = has_deep_colour(image)
+        ending = _ENDINGS.get(image.format or "")
+        if not (ending and data.endswith(ending)):
             _loaded(image)
+    return Looked(None, narrowed)
+
+
+def decode_problem(data: bytes, scale: GreyScale | None = None) -> str | None:
+    """What keeps an image file from decoding completely, or None. `scale` as for `decode`."""
+    try:
+        with open_image(data) as image:
+            if is_wide(image):
+                scaled(wide_values(image), scale)
+            else:
+                _loaded(image)
     except ImageError as error:
         return str(error)
     return None

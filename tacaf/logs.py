@@ -16,6 +16,9 @@ from typing import Any
 
 import torch
 
+from tacaf.files import reason_of, shown, write_whole
+from tacaf.vocabulary import InputError
+
 PACKAGES = ("tacaf", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "triton", "numpy")
 
 
@@ -108,9 +111,16 @@ class MetricsWriter:
             _keep_until(path, resume_at)
 
     def write(self, **record: object) -> None:
-        if self.path is not None:
+        """InputError where the disk is full: the run stops, and goes on from its last checkpoint."""
+        if self.path is None:
+            return
+        try:
             with self.path.open("a") as file:
                 file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {shown(self.path)}: {reason_of(error)}; mend that and go on with --resume"
+            ) from None
 
 
 def read_metrics(path: Path) -> Iterator[dict]:
@@ -125,9 +135,7 @@ def read_metrics(path: Path) -> Iterator[dict]:
 def _keep_until(path: Path, global_step: int) -> None:
     """Drop the lines of steps after `global_step`, so that a resumed run writes every step once."""
     kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["global_step"] <= global_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    temporary.rename(path)
+    write_whole(path, "".join(kept))
 
 
 class Progress:

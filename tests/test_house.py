@@ -23,8 +23,12 @@ FLOOR_1 = tuple(
         "files",
         "images",
         "logs",
+        "mat_file",
         "optim",
+        "pages",
+        "shard_columns",
         "shard_set",
+        "tensors",
         "transfer",
     )
 )
@@ -39,12 +43,16 @@ MAY_IMPORT = {
     "tacaf.files": ("tacaf.vocabulary",),
     "tacaf.documents": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.command": ("tacaf.files", "tacaf.vocabulary"),
-    "tacaf.images": ("tacaf.documents",),
+    "tacaf.images": ("tacaf.documents", "tacaf.vocabulary"),
+    "tacaf.shard_columns": ("tacaf.files", "tacaf.shard_set", "tacaf.vocabulary"),
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
+    "tacaf.tensors": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
-    "tacaf.logs": ("tacaf.vocabulary",),
+    "tacaf.logs": ("tacaf.files", "tacaf.vocabulary"),
+    "tacaf.mat_file": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.optim": ("tacaf.vocabulary",),
+    "tacaf.pages": ("tacaf.files",),
     "tacaf.transfer": (),
     "tacaf.model": ("kernels", *FLOOR_1),
     "tacaf.losses": ("kernels", *FLOOR_1),
@@ -53,7 +61,18 @@ MAY_IMPORT = {
     "tacaf.inference": ("kernels", "tacaf"),
     "tacaf.catalogue": ("kernels", "tacaf"),
     "shards": tuple(
-        f"tacaf.{name}" for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_set")
+        f"tacaf.{name}"
+        for name in (
+            "vocabulary",
+            "draws",
+            "command",
+            "documents",
+            "files",
+            "images",
+            "mat_file",
+            "shard_columns",
+            "shard_set",
+        )
     ),
     "launch": ("tacaf",),
     "launch.reproduce": ("tacaf", "shards", "launch"),
@@ -80,13 +99,25 @@ HEAVY = {
         "tacaf/*.py",
         "launch/*.py",
         "perf/*.py",
+        "perf/attacks/*.py",
         "perf/calls/*.py",
         "perf/parts/*.py",
     ),
 }
 NO_TORCH = tuple(
     f"tacaf/{name}.py"
-    for name in ("vocabulary", "draws", "child_processes", "command", "documents", "files", "images", "shard_set")
+    for name in (
+        "vocabulary",
+        "draws",
+        "child_processes",
+        "command",
+        "documents",
+        "files",
+        "images",
+        "mat_file",
+        "shard_columns",
+        "shard_set",
+    )
 )
 
 

@@ -2,8 +2,10 @@
 
 import io
 import os
+import re
 import struct
 import zlib
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 
 from shards import manifest
 from tacaf.data.index import ShardIndex
-from tacaf.data.photo import Limits, decode, images_below, links_outside
+from tacaf.data.photo import Limits, decode, images_below, left_out_below
 from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.reader import ShardReader
 from tacaf.inference import Embedder
@@ -68,7 +70,7 @@ def test_descriptors_are_those_of_the_evaluation_pipeline(embedder, sysu_shards)
     for images_BCHW, rows in EvaluationPipeline(index, np.arange(24), embedder.height, embedder.width, batch_size=8):
         for image_CHW, row in zip(images_BCHW, rows.tolist(), strict=True):
             data = reader.read(row).tobytes()
-            assert (embedder.read(data) - image_CHW).abs().max() < 1.01 * LEVEL
+            assert (embedder.read(data, Modality.VISIBLE) - image_CHW).abs().max() < 1.01 * LEVEL
             modality = next(one for one in Modality if one.code == index.columns["modality"][row])
             own_1D, pipeline_1D = embedder.embed([data], modality), embedder.embed_prepared(image_CHW[None], modality)
             assert (own_1D * pipeline_1D).sum() > 1 - 1e-4
@@ -115,7 +117,7 @@ def test_odd_images_are_read_as_the_pipeline_reads_them(embedder, tmp_path):
     size = embedder.height, embedder.width
     for images_BCHW, rows in EvaluationPipeline(index, np.arange(len(ODD)), *size, batch_size=1):
         name = list(ODD)[int(index.columns["pid"][rows[0]])]
-        difference = (embedder.read(reader.read(int(rows[0])).tobytes()) - images_BCHW[0]).abs().max()
+        difference = (embedder.read(reader.read(int(rows[0])).tobytes(), Modality.VISIBLE) - images_BCHW[0]).abs().max()
         assert difference < 1.01 * LEVEL, name
         seen.append(name)
     assert sorted(seen) == sorted(ODD)
@@ -142,7 +144,7 @@ def test_an_embedding_that_is_none_is_refused(embedder):
 
 
 def test_embed_is_the_models(embedder):
-    image_1CHW = embedder.read(scene())[None]
+    image_1CHW = embedder.read(scene(), Modality.VISIBLE)[None]
     for modality in Modality:
         with torch.inference_mode():
             expected = embedder.model.embed(image_1CHW, modality, embedder.usual_embedding).numpy()
@@ -152,7 +154,7 @@ def test_embed_is_the_models(embedder):
 
 @pytest.mark.parametrize("embedding", get_args(Embedding))
 def test_flip_is_the_normalised_mean_with_the_mirror_image(embedder, embedding):
-    image_1CHW = embedder.read(scene())[None]
+    image_1CHW = embedder.read(scene(), Modality.VISIBLE)[None]
     both_2D = embedder.embed_prepared(torch.cat([image_1CHW, image_1CHW.flip(3)]), Modality.VISIBLE, embedding)
     mean_D = both_2D.sum(axis=0) / np.linalg.norm(both_2D.sum(axis=0))
     found_1D = embedder.embed([scene()], "visible", embedding, flip=True)
@@ -168,13 +170,13 @@ def test_no_images_give_no_rows(embedder):
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        (b"hello", "no image in a known format"),
-        (encoded(scene(), "GIF"), "no image in a known format"),
-        (encoded(scene(), "JPEG")[:-200], "expected a whole image"),
-        (encoded(scene(), "PNG")[:300], "expected a whole image"),
+        (b"hello", "not an image in a known format"),
+        (encoded(scene(), "GIF"), "not an image in a known format"),
+        (encoded(scene(), "JPEG")[:-200], "truncated"),
+        (encoded(scene(), "PNG")[:300], "truncated"),
         (bomb(), "bomb"),
-        (encoded(scene(9000, 6000), "BMP")[:200], "at most 50 megapixels, got 9000 x 6000"),
-        (np.zeros((0, 4, 3), np.uint8), "uint8 [H, W]"),
+        (encoded(scene(9000, 8000), "BMP")[:200], "9000 x 8000 pixels"),
+        (np.zeros((0, 4, 3), np.uint8), "uint8 [0, 4, 3]"),
         (np.zeros((4, 4, 3), np.float32), "float32"),
         (np.zeros((4, 4, 2), np.uint8), "[4, 4, 2]"),
     ],
@@ -187,14 +189,67 @@ def test_what_is_no_image_is_refused(embedder, source, says):
     assert "\n" not in str(raised.value)
 
 
+SINGLE = {
+    "pixels": np.zeros((4, 5, 3), np.uint8),
+    "grey": np.zeros((4, 5), np.uint8),
+    "grey with its channel": np.zeros((4, 5, 1), np.uint8),
+    "pixels with alpha": np.zeros((4, 5, 4), np.uint8),
+    "one number": np.uint8(3) * np.ones(()),
+    "a row": np.zeros(9, np.uint8),
+    "text": "a.jpg",
+    "path": Path("a.jpg"),
+    "bytes": b"\xff\xd8",
+    "Pillow's": scene(),
+    "a number": 3,
+    "nothing": None,
+}
+
+
+@pytest.mark.parametrize("kind", SINGLE)
+def test_a_single_image_is_not_taken_apart(embedder, kind):
+    with pytest.raises(InputError, match="images: expected a list of images"):
+        embedder.embed(SINGLE[kind], "visible")
+
+
+def test_any_collection_of_images_is_a_list(embedder):
+    pixels = np.asarray(scene())
+    expected_BD = embedder.embed([pixels, pixels], "visible")
+    for images in (np.stack([pixels, pixels]), (pixels, pixels), (one for one in (pixels, pixels))):
+        np.testing.assert_array_equal(embedder.embed(images, "visible"), expected_BD)
+    grey_BD = embedder.embed([grey(), grey()], "visible")
+    np.testing.assert_array_equal(embedder.embed(np.stack([grey(), grey()]), "visible"), grey_BD)
+
+
+@pytest.mark.parametrize("bad", [np.zeros((0, 4, 3), np.uint8), b"", b"x", torch.zeros(3, 4, 4), 7, None, scene().size])
+def test_the_bad_one_among_many_is_named(embedder, bad):
+    with pytest.raises(InputError, match=r"images\[2\]"):
+        embedder.embed([scene(), scene(), bad, scene()], "visible", batch_size=2)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.int64, np.float32, np.float64])
+def test_grey_arrays_of_other_numbers_go_through_the_range(embedder, dtype):
+    array = grey().astype(dtype) * 4 + dtype(7000)
+    expected = np.repeat(grey()[..., None], 3, axis=2)
+    for shaped in (array, array[..., None]):
+        np.testing.assert_array_equal(embedder.pixels(shaped, "infrared", thermal_range=(7000, 8020)), expected)
+    assert embedder.embed([array], "infrared", thermal_range=(7000, 8020)).shape[0] == 1
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4), bool), np.zeros((4, 4), complex), np.zeros((4, 4), object),
+                                   np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4), "U1")])  # fmt: skip
+def test_arrays_of_something_else_are_refused(embedder, array):
+    with pytest.raises(InputError, match=re.escape(f"{array.dtype} {list(array.shape)}")):
+        embedder.embed([array], "visible", thermal_range="per-image")
+
+
 def test_bad_paths_are_refused_by_name(embedder, tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "big.jpg").write_bytes(bytes(2**20 + 1))
     for name in ("pipe.jpg", "none.jpg", "."):
-        with pytest.raises(InputError, match="check the path"):
-            embedder.read(tmp_path / name)
-    with pytest.raises(InputError, match=r"big\.jpg: expected at most 1 MiB"):
-        embedder.read(tmp_path / "big.jpg", Limits(mib=1))
+        with pytest.raises(InputError, match=re.escape(str(tmp_path / name))):
+            embedder.read(tmp_path / name, Modality.VISIBLE)
+    with pytest.raises(InputError, match=r"big\.jpg has 1,048,577 bytes"):
+        embedder.read(tmp_path / "big.jpg", Modality.VISIBLE, Limits(mib=1))
 
 
 def test_of_an_animation_the_first_picture_counts():
@@ -218,7 +273,9 @@ def test_images_below_a_folder_keep_inside(tmp_path):
     (inside / "linked").symlink_to(outside)
     (inside / "own.png").symlink_to(inside / "a.png")
     assert images_below(inside) == [inside / "a.png", inside / "deep" / "b.JPG", inside / "own.png"]
-    assert links_outside(inside) == [inside / "link.png"]
+    assert [text.split(":")[0] for text in left_out_below(inside)] == [
+        str(inside / name) for name in ("link.png", "linked", "notes.txt")
+    ]
     with pytest.raises(InputError, match="expected a folder of images"):
         images_below(inside / "a.png")
 

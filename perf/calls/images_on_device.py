@@ -16,10 +16,10 @@ from launch.config import Config
 from launch.forward import draw
 from tacaf.data.augment import MEAN, STD, Parameters, draw_parameters
 from tacaf.data.index import ShardIndex
-from tacaf.data.photo import decode
 from tacaf.data.pixels import finish_whole
 from tacaf.data.plan import Plan
 from tacaf.data.reader import ShardReader
+from tacaf.images import decode
 from tacaf.interfaces import Batch
 from tacaf.vocabulary import Branch
 

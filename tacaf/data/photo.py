@@ -4,58 +4,62 @@ For search, export and pages, where images come one by one and from strangers. D
 what differs is the decoder's rounding (a test bounds it). Source: ours.
 """
 
-import io
-import warnings
+import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 
+from tacaf import images
 from tacaf.data.augment import MEAN, STD
+from tacaf.files import path_of, read_bytes, reason_of, shown
+from tacaf.images import LITTLE_USED, SUFFIXES, WHOLE_16_BITS, GreyScale, ImageError, share_used
 from tacaf.vocabulary import InputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
-
 Source = str | Path | bytes | Image.Image | np.ndarray
+_WHOLE_8_BITS = GreyScale(kind="given", low=0, high=255)
 
 
 class Limits(NamedTuple):
     """What is refused before it is decoded."""
 
-    mib: float = 64  # of a file
-    megapixels: float = 50
+    mib: float = images.MOST_BYTES / 2**20  # of a file
+    megapixels: float = images.MOST_PIXELS / 1e6
 
 
 USUAL = Limits()
 
 
-def decode(source: Source, limits: Limits = USUAL, name: str = "the image") -> np.ndarray:
-    """RGB pixels, uint8 [H, W, 3], of a path, a file's bytes, a PIL image or a uint8 array [H, W] or [H, W, 1, 3 or 4].
+def decode(
+    source: Source, limits: Limits = USUAL, name: str = "the image", scale: GreyScale | None = None
+) -> np.ndarray:
+    """RGB pixels, uint8 [H, W, 3], of a path, a file's bytes, a PIL image or an array.
 
-    Turned as EXIF says; grey becomes three equal channels, an alpha channel is left out, 16 bits become 8, of an
-    animation the first picture counts. All as DALI does (a test). InputError for what is no image, is cut off, or
-    exceeds the limits; nothing above them is decoded. `name` stands in the error; a path has its own.
+    Arrays are uint8 [H, W] or [H, W, 1, 3 or 4], or grey of any other type of number, [H, W] or [H, W, 1]. Turned as
+    EXIF says; grey becomes three equal channels, an alpha channel is left out, of an animation the first picture
+    counts. All as DALI does (a test). Grey of more than 8 bits goes through `scale`. Without one, whole numbers are
+    taken to fill 16 bits, and an image that would look flat in them is refused.
+    InputError for what is no image, is cut off, or exceeds the limits; nothing above them is decoded. `name` stands in
+    the error; a path has its own.
     """
-    if isinstance(source, np.ndarray):
-        return _of_array(source)
-    if isinstance(source, Image.Image):
-        return _pixels(source, name, limits)
-    name = name if isinstance(source, bytes) else str(source)
-    data = source if isinstance(source, bytes) else read_file(Path(source), limits)
-    if len(data) > limits.mib * 2**20:
-        raise InputError(f"{name}: expected at most {limits.mib:g} MiB, got {len(data) / 2**20:.1f}; make it smaller")
+    name = str(source) if isinstance(source, str | Path) else name
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's own warning of large images; ours is an error
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: expected an image ({', '.join(FORMATS)}), got {_reason(error)}; check it") from None
-    with image:
-        return _pixels(image, name, limits)
+        if isinstance(source, np.ndarray):
+            return _of_array(source, scale)
+        if isinstance(source, Image.Image):
+            return _pixels(source, limits, scale)
+        if not isinstance(source, str | Path | bytes):
+            raise ImageError(f"{type(source).__name__}: give a path, a file's bytes, a PIL image or an array")
+        data = source if isinstance(source, bytes) else read_file(path_of(str(source)), limits)
+        if len(data) > limits.mib * 2**20:
+            raise ImageError(f"{len(data) / 2**20:.1f} MiB, more than {limits.mib:g}")
+        with images.open_image(data) as image:
+            return _pixels(image, limits, scale)
+    except ImageError as problem:
+        raise InputError(f"{shown(name)}: cannot be used as an image: {problem}") from None
 
 
 def prepare(pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:
@@ -68,59 +72,77 @@ def prepare(pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:
 
 def images_below(folder: Path) -> list[Path]:
     """Every image file below a folder by its suffix, sorted; what a link puts outside of the folder is left out."""
-    return [path for path, inside in _found_below(folder) if inside]
+    return [path for path, problem in _found_below(folder) if problem is None]
 
 
-def links_outside(folder: Path) -> list[Path]:
-    """What `images_below` leaves out."""
-    return [path for path, inside in _found_below(folder) if not inside]
+def left_out_below(folder: Path) -> list[str]:
+    """A sentence for everything that `images_below` leaves out: links, other kinds of files, folders it cannot read."""
+    return [f"{path}: {problem}" for path, problem in _found_below(folder) if problem is not None]
 
 
 def read_file(path: Path, limits: Limits = USUAL) -> bytes:
     """The bytes of an image file. InputError for one that is too large, unreadable or no plain file."""
-    try:
-        if path.exists() and not path.is_file():  # a pipe would never end
-            raise InputError(f"expected an image file at {path}, got something else; check the path")
-        size = path.stat().st_size
-        if size > limits.mib * 2**20:
-            raise InputError(f"{path}: expected at most {limits.mib:g} MiB, got {size / 2**20:.1f}; make it smaller")
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"expected an image at {path}, got: {error.strerror}; check the path") from None
+    return read_bytes(path, int(limits.mib * 2**20))
 
 
-def _found_below(folder: Path) -> list[tuple[Path, bool]]:
+def _found_below(folder: Path) -> list[tuple[Path, str | None]]:
+    """Every file below the folder, sorted, and what keeps it from being one of its images."""
     if not folder.is_dir():
-        raise InputError(f"expected a folder of images, got {folder}, which is none; check the path")
+        raise InputError(f"expected a folder of images, got {shown(folder)}, which is none; check the path")
     home = folder.resolve()
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    return [(path, path.resolve().is_relative_to(home)) for path in found]
+    found: dict[Path, str | None] = {}
+
+    def unreadable(error: OSError) -> None:
+        found[Path(error.filename)] = f"a folder that cannot be read ({reason_of(error)})"
+
+    for above, folders, files in os.walk(folder, onerror=unreadable):
+        for name in folders:
+            if (path := Path(above, name)).is_symlink():
+                found[path] = "a link to a folder, which is not followed"
+        found.update({path: _problem(path, home) for path in (Path(above, name) for name in files)})
+    return sorted(found.items(), key=lambda pair: pair[0])
 
 
-def _pixels(image: Image.Image, name: str, limits: Limits) -> np.ndarray:
-    if image.width * image.height > limits.megapixels * 1e6:
-        raise InputError(
-            f"{name}: expected at most {limits.megapixels:g} megapixels, got {image.width} x {image.height}; make it"
-            " smaller"
-        )
+def _problem(path: Path, home: Path) -> str | None:
+    if path.suffix.lower() not in SUFFIXES:
+        return f"no image by its name (expected {', '.join(SUFFIXES)})"
     try:
-        turned = ImageOps.exif_transpose(image)
-        if turned.mode.startswith("I;16") or turned.mode == "I":
-            wide = np.asarray(turned)
-            return np.repeat((np.clip(wide, 0, 65535) / 257).round().astype(np.uint8)[..., None], 3, axis=2)
-        return np.asarray(turned.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{name}: expected a whole image, got {_reason(error)}; fetch it again") from None
+        if not path.is_file():
+            return "a link to nothing" if path.is_symlink() else "not a plain file"
+        return None if path.resolve().is_relative_to(home) else "a link to elsewhere"
+    except (OSError, RuntimeError) as error:  # a link to itself
+        return f"cannot be read ({error})"
 
 
-def _of_array(array: np.ndarray) -> np.ndarray:
+def _pixels(image: Image.Image, limits: Limits, scale: GreyScale | None) -> np.ndarray:
+    if image.width * image.height > limits.megapixels * 1e6:
+        raise ImageError(f"{image.width} x {image.height} pixels, more than {limits.megapixels:.3g} million")
+    if images.is_wide(image):
+        return _of_values(images.wide_values(image), scale)
+    pixels_HWC = images.pixels_of(image)
+    if images.has_deep_colour(image) and share_used(pixels_HWC, _WHOLE_8_BITS) < LITTLE_USED:
+        raise ImageError("16 bits in colour or with an alpha channel that fill little of their range: save it as grey")
+    return pixels_HWC
+
+
+def _of_array(array: np.ndarray, scale: GreyScale | None) -> np.ndarray:
     grey = array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1)
-    if array.dtype != np.uint8 or array.size == 0 or not (grey or (array.ndim == 3 and array.shape[2] in (3, 4))):
-        raise InputError(
-            f"expected pixels as uint8 [H, W] or [H, W, 3], got {array.dtype} {list(array.shape)}; convert them"
+    narrow = array.dtype == np.uint8 and (grey or (array.ndim == 3 and array.shape[2] in (3, 4)))
+    if array.size == 0 or not (narrow or (grey and array.dtype.kind in "uif")):
+        raise ImageError(
+            f"an array of {array.dtype} {list(array.shape)}: give uint8 [H, W, 3], or grey [H, W] of numbers"
         )
+    if not narrow:
+        return _of_values(array.reshape(array.shape[:2]), scale)
     return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2) if grey else array[..., :3]
 
 
-def _reason(error: Exception) -> str:
-    return "no image in a known format" if isinstance(error, Image.UnidentifiedImageError) else str(error)
+def _of_values(values_HW: np.ndarray, scale: GreyScale | None) -> np.ndarray:
+    """Grey values of more than 8 bits; refused where the range is not known and a guess would make them flat."""
+    try:
+        if scale is None and share_used(values_HW, WHOLE_16_BITS) < LITTLE_USED:
+            raise ImageError(f"grey values that use less than {LITTLE_USED:.0%} of 16 bits, and no range is known")
+        return np.repeat(images.scaled(values_HW, scale)[..., None], 3, axis=2)
+    except ImageError as problem:
+        hint = "" if scale is not None else "; say the range with thermal_range (--thermal-range LOW HIGH or per-image)"
+        raise ImageError(f"{problem}{hint}") from None

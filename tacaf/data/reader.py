@@ -1,6 +1,9 @@
-"""Encoded images by offset: row of the index in, bytes of the tar out."""
+"""Images by offset: row of the index in, an image file out that DALI decodes as everybody else does.
 
-import io
+That is the file in the tar, as it is, but for grey of more than 8 bits, which goes through the set's scale, and for the
+formats that DALI does not decode alike.
+"""
+
 import mmap
 import os
 import time
@@ -8,15 +11,12 @@ from collections import OrderedDict
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from tacaf.data.index import ShardIndex
 from tacaf.data.storage import CacheFullError
-from tacaf.vocabulary import InputError
+from tacaf.images import GreyScale, ImageError, decode, decode_problem, for_dali
+from tacaf.vocabulary import InputError, Modality
 
-# First bytes of the formats a set may hold. A member that starts otherwise was not read at the right place.
-SIGNATURES = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"BM": "bmp"}
-MAX_PIXELS = 2**26  # more than any detector's crop; keeps a hostile header from filling the memory
 OPEN_SHARDS = 256  # mapped at a time: far below the files a process may open
 WAIT_FOR_ROOM_S = 60.0  # in a full cache, for other processes of the node to leave the window before
 
@@ -35,36 +35,51 @@ class ShardReader:
     def __init__(self, index: ShardIndex) -> None:
         self.index = index
         self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
-        self._checked = np.zeros(len(index), dtype=bool)
+        self._as_it_is = np.zeros(len(index), dtype=bool)  # rows whose files are known to need no change
         self._asked_for_room = False
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": OrderedDict(), "_checked": np.zeros(len(self.index), dtype=bool)}
+        return {**self.__dict__, "_maps": OrderedDict(), "_as_it_is": np.zeros(len(self.index), dtype=bool)}
 
     def read(self, row: int) -> np.ndarray:
-        """The encoded image of a row as uint8 [bytes]. BadSampleError names shard, key and what came instead."""
-        columns = self.index.columns
-        shard, offset, size = (int(columns[name][row]) for name in ("shard", "offset", "size"))
-        data = self._map(shard)[offset : offset + size]
-        if len(data) != size or not data.startswith(tuple(SIGNATURES)):
-            raise BadSampleError(
-                row,
-                f"{self.where(row)}: expected an image of {size} bytes at offset {offset}"
-                f" ({', '.join(SIGNATURES.values())}), got {len(data)} bytes starting with"
-                f" {data[:4].hex() or 'nothing'}; run python -m shards verify",
-            )
-        if not self._checked[row]:  # the header only, and once: decoding is the pipeline's
-            self._check_size(row, data)
-            self._checked[row] = True
+        """The image of a row as a file for DALI, uint8 [bytes]. BadSampleError names shard, key and what came instead.
+
+        Its pixels have 8 bits: grey values of more went through the set's scale, if it has one.
+        """
+        data = self.original(row)
+        if not self._as_it_is[row]:
+            try:
+                given = for_dali(data, self.scale_of(row))
+            except ImageError as problem:
+                raise BadSampleError(row, self._undecodable(row, str(problem))) from None
+            self._as_it_is[row] = given is data  # the header was read, once: decoding is the pipeline's
+            data = given
         return np.frombuffer(data, dtype=np.uint8)
+
+    def original(self, row: int) -> bytes:
+        """The file that was packed. BadSampleError if the shard ends before it."""
+        shard, offset, size = self._place(row)
+        data = self._map(shard)[offset : offset + size]
+        if len(data) != size:
+            raise BadSampleError(row, self._undecodable(row, f"{len(data)} bytes"))
+        return data
+
+    def pixels(self, row: int) -> np.ndarray:
+        """The image of a row as everybody sees it, RGB uint8 [H, W, 3]. BadSampleError as `read`."""
+        try:
+            return decode(self.original(row), self.scale_of(row))
+        except ImageError as problem:
+            raise BadSampleError(row, self._undecodable(row, str(problem))) from None
+
+    def scale_of(self, row: int) -> GreyScale | None:
+        """How the row's grey values become 8 bits, if they have more."""
+        return self.index.scales.get(list(Modality)[int(self.index.columns["modality"][row])])
 
     def check(self, row: int) -> None:
         """Decode the image with another library than the pipeline's. BadSampleError says what is wrong with it."""
-        try:
-            with Image.open(io.BytesIO(self.read(row).tobytes())) as image:
-                image.load()
-        except (OSError, ValueError, SyntaxError) as problem:
-            raise BadSampleError(row, self._undecodable(row, str(problem))) from None
+        problem = decode_problem(self.read(row).tobytes())
+        if problem:
+            raise BadSampleError(row, self._undecodable(row, problem))
 
     def where(self, row: int) -> str:
         """Shard and key of a row, for messages."""
@@ -75,19 +90,17 @@ class ShardReader:
         """Have this shard on this node, where the set is a remote one."""
         self.index.store.open(self.index.shards[shard]).close()
 
-    def _check_size(self, row: int, data: bytes) -> None:
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as problem:
-            raise BadSampleError(row, self._undecodable(row, str(problem))) from None
-        if width * height > MAX_PIXELS:
-            raise BadSampleError(row, self._undecodable(row, f"{width} x {height} pixels"))
+    def _place(self, row: int) -> tuple[int, int, int]:
+        """Shard, offset and size of the image of a row."""
+        shard, offset, size = (int(self.index.columns[name][row]) for name in ("shard", "offset", "size"))
+        return shard, offset, size
 
     def _undecodable(self, row: int, problem: str) -> str:
+        _, offset, size = self._place(row)
         return (
-            f"{self.where(row)}: expected a whole image, got one that does not decode ({problem}); run python -m shards"
-            " verify, replace the raw file and pack again (or pack with --skip-bad, or set data.on_bad_sample: replace)"
+            f"{self.where(row)}: expected an image of {size} bytes at offset {offset}, got one that does not decode"
+            f" ({problem}); run python -m shards verify, replace the raw file and pack again (or pack with --skip-bad,"
+            " or set data.on_bad_sample: replace)"
         )
 
     def _map(self, shard: int) -> mmap.mmap:

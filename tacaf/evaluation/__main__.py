@@ -7,20 +7,21 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import Parser, entry, to_device, to_path
+from tacaf.documents import load_json
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.protocols import CIRCUMSTANCES, score
 from tacaf.evaluation.ranking import MEASURES, METRICS
 from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.tables import PROTOCOLS, Exclusion
+from tacaf.files import shown, write_json
 from tacaf.vocabulary import InputError
 
 LISTS = ("query_list", "gallery_list")
+MOST_STATE_BYTES = 2**16
 
 
 @entry()
@@ -45,7 +46,8 @@ def result_table(result: dict[str, Any]) -> str:
         f"per cent; chance rank-1 {100 * result['chance_rank1']:.2f}; {result['valid_queries']} of {result['queries']} "
         f"queries have a match; gallery {result['gallery']}",
     ]
-    return "\n".join(lines + ([f"note: {result['gallery_draw_note']}"] if result["gallery_draw_note"] else []))
+    lines += [f"note: {result['gallery_draw_note']}"] if result["gallery_draw_note"] else []
+    return "\n".join(lines + [f"warning: {text}" for text in result.get("warnings", [])])
 
 
 def protocol_text(result: dict[str, Any]) -> str:
@@ -78,21 +80,10 @@ def _some(value: Any) -> str:
 def _training(trained_on: Any) -> str:
     """`trained_on` as words: a mapping's values, of a hash the beginning."""
     if isinstance(trained_on, list):
-        return f"{len(trained_on)} splits, a model each: " + _some([one["split"] for one in trained_on])
+        return f"{len(trained_on)} splits, a model each: " + _some([one.get("split") for one in trained_on])
     if not isinstance(trained_on, dict):
         return str(trained_on)
     return " ".join(str(value)[:12] if key == "sha256" else str(value) for key, value in trained_on.items())
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write atomically: under a temporary name in the same folder, then renamed; an older file survives a failure."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"expected a place to write {path}, got {error.strerror}; choose another --json") from error
 
 
 def _score(args: argparse.Namespace) -> None:
@@ -115,9 +106,9 @@ def _score(args: argparse.Namespace) -> None:
         gallery_list=args.gallery_list,
         device=args.device,
     )
-    print(result_table(result))
     if args.json is not None:
         write_json(args.json, result)
+    print(result_table(result))
 
 
 def locations_of(pairs: Sequence[str]) -> dict[int, int]:
@@ -140,12 +131,22 @@ def _circumstances(pairs: Sequence[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
-            raise InputError(f"expected --state KEY=VALUE, got {pair!r}; put an = between them")
-        try:
-            found[key] = json.loads(text)
-        except ValueError:
-            found[key] = text
+            raise InputError(f"expected --state KEY=VALUE, got {shown(pair)!r}; put an = between them")
+        if key in found:
+            raise InputError(f"expected --state {shown(key)} once, got it twice; leave one out")
+        found[key] = _value_of(key, text)
     return found
+
+
+def _value_of(key: str, text: str) -> Any:
+    """JSON where it is JSON, within the limits of all that is read; else the text. InputError for NaN and the like."""
+    try:
+        is_json = json.loads(text) is not None or text == "null"
+    except RecursionError:
+        is_json = True
+    except ValueError:
+        is_json = text.lstrip("-").isdigit()  # of thousands of digits
+    return load_json(text.encode("utf-8", "replace"), f"--state {shown(key)}", MOST_STATE_BYTES) if is_json else text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,7 +177,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--locations", nargs="+", default=[], metavar="CAMID=LOCATION", help="for --exclude location")
     add("--query-list", type=to_path, metavar="FILE", help="generic: keys of the images that ask, one a line")
     add("--gallery-list", type=to_path, metavar="FILE", help="generic: keys of the images that answer")
-    add("--device", default="cpu", help="cuda multiplies on the GPU")
+    add("--device", type=to_device, default="cpu", help="cuda multiplies on the GPU")
     add(
         "--state",
         action="append",

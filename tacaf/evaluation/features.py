@@ -1,14 +1,13 @@
 """The plain feature file (`F.npz`): features with the facts about each image, and what makes one unusable."""
 
 import mmap
-import os
-import struct
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from tacaf.evaluation.archive import read_arrays
+from tacaf.files import shown, whole_file
 from tacaf.vocabulary import InputError, Modality
 
 ARRAYS = ("features", "pid", "camid", "modality", "number")
@@ -41,91 +40,58 @@ class FeatureSet:
 
     def check(self, where: str = "the features") -> "FeatureSet":
         """This set, if it can be scored; otherwise an InputError that names the array, the row and the mend."""
-        _check_shapes(self, where)
-        _check_values(self, where)
-        _check_images(self, where)
+        self.zero_rows(where)
         return self
 
+    def zero_rows(self, where: str = "the features") -> np.ndarray:
+        """As `check`; the rows whose features are all zero, which have no direction and so no place in a ranking."""
+        _check_shapes(self, where)
+        zero = _check_values(self, where)
+        _check_images(self, where)
+        return zero
+
     def save(self, path: Path) -> None:
-        """Write `F.npz`, first under a temporary name, so that an older file survives a failure."""
+        """Write `F.npz`, whole or not at all."""
         words = np.asarray(_MODALITY_WORDS)[self.modality.astype(np.int64)]
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             np.savez(file, features=self.features, pid=self.pid, camid=self.camid, modality=words, number=self.number)
-        os.replace(temporary, path)
 
 
 def load_features(path: Path) -> FeatureSet:
     """Read and check an `F.npz`. Nothing is unpickled: a file with object arrays is refused.
 
     Features of more than LARGE_BYTES that `numpy.savez` wrote, uncompressed, are a numpy.memmap; `read_rows` reads it.
-    Raises InputError for a file that is missing, not an npz, without one of the five arrays, empty, of mismatched
-    lengths, with NaN or infinity, or with an unknown modality word.
+    Raises InputError for a file that is missing, not an npz, damaged, without one of the five arrays, empty, of
+    mismatched lengths, with NaN or infinity, or with an unknown modality word.
     """
-    arrays = _read_arrays(path)
+    arrays = read_arrays(path, ARRAYS, LARGE_BYTES)
     words = arrays["modality"]
     if words.dtype.kind == "S":
         words = np.char.decode(words, "ascii", "replace")
     if words.dtype.kind != "U":
         raise InputError(
-            f'{path}: expected the words "visible" and "infrared" in modality, got values of type {words.dtype}; '
-            "write the words"
+            f'{shown(path)}: expected the words "visible" and "infrared" in modality, got values of type'
+            f" {words.dtype}; write the words"
         )
     unknown = sorted(set(np.unique(words).tolist()) - set(_MODALITY_WORDS))
     if unknown:
         raise InputError(
-            f'{path}: expected "visible" or "infrared" in modality, got {unknown[0]!r} in row '
+            f'{shown(path)}: expected "visible" or "infrared" in modality, got {shown(unknown[0])[:60]!r} in row '
             f"{int(np.flatnonzero(words == unknown[0])[0])}; rename it"
         )
     codes = np.zeros(words.shape, np.uint8)
     for modality in Modality:
         codes[words == modality.value] = modality.code
-    for name in ("pid", "camid", "number"):
-        if arrays[name].dtype.kind not in "iu":
-            raise InputError(f"{path}: expected whole numbers in {name}, got {arrays[name].dtype}; store integers")
-        arrays[name] = arrays[name].astype(np.int64)
-    return FeatureSet(arrays["features"], arrays["pid"], arrays["camid"], codes, arrays["number"]).check(str(path))
+    facts = {name: _whole_numbers(arrays[name], name, path) for name in ("pid", "camid", "number")}
+    return FeatureSet(arrays["features"], modality=codes, **facts).check(shown(path))
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise InputError(f"expected a feature file (.npz), got {path}, which is no file; check the path")
-    try:
-        # opened here, because numpy leaves the file open when it is no archive
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: expected an .npz with {', '.join(ARRAYS)}, got one array; use numpy.savez")
-            missing = [name for name in ARRAYS if name not in archive.files]
-            if missing:
-                raise InputError(
-                    f"{path}: expected the arrays {', '.join(ARRAYS)}, got {', '.join(archive.files) or 'none'}; "
-                    f"add {', '.join(missing)}"
-                )
-            mapped = _mapped(path, "features")
-            whole = {name: archive[name] for name in ARRAYS if name != "features" or mapped is None}
-            return whole if mapped is None else {**whole, "features": mapped}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{path}: expected a readable .npz without pickled objects, got {error}; write it again with numpy.savez"
-        ) from error
-
-
-def _mapped(path: Path, name: str) -> np.ndarray | None:
-    """A large array of an .npz as a map of its bytes in the file; None if it is small, compressed, or holds objects."""
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(f"{name}.npy")
-    if member.compress_type != zipfile.ZIP_STORED or member.file_size <= LARGE_BYTES:
-        return None
-    with path.open("rb") as file:
-        file.seek(member.header_offset + 26)  # the two lengths that end a zip entry's header of 30 bytes
-        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, columns_first, dtype = read(file)
-        begin = file.tell()
-    if dtype.hasobject:
-        return None
-    return np.memmap(path, dtype, "r", begin, shape, "F" if columns_first else "C")
+def _whole_numbers(array: np.ndarray, name: str, path: Path) -> np.ndarray:
+    if array.dtype.kind not in "iu":
+        raise InputError(f"{shown(path)}: expected whole numbers in {name}, got {array.dtype}; store integers")
+    if array.size and array.dtype.kind == "u" and int(array.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{shown(path)}: expected {name} below 2**63, got {array.max()}; store int64")
+    return array.astype(np.int64)
 
 
 def read_rows(stored_ND: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -140,6 +106,22 @@ def read_rows(stored_ND: np.ndarray, rows: np.ndarray) -> np.ndarray:
     if pages is not None:
         pages.madvise(mmap.MADV_DONTNEED)
     return found
+
+
+def same_features(one: FeatureSet, other: FeatureSet) -> bool:
+    """Whether both hold the same images with the same features, whatever the order of rows and the type of numbers."""
+    if one.features.shape != other.features.shape:
+        return False
+    facts, others = (np.stack([each.modality, each.pid, each.camid, each.number]) for each in (one, other))
+    order, other_order = np.lexsort(facts), np.lexsort(others)
+    if not np.array_equal(facts[:, order], others[:, other_order]):
+        return False
+    for a in range(0, len(one), _CHECKED_ROWS):
+        found_ND = read_rows(one.features, order[a : a + _CHECKED_ROWS]).astype(np.float32)
+        other_ND = read_rows(other.features, other_order[a : a + _CHECKED_ROWS]).astype(np.float32)
+        if not np.array_equal(found_ND, other_ND):
+            return False
+    return True
 
 
 def _check_shapes(features: FeatureSet, where: str) -> None:
@@ -157,13 +139,31 @@ def _check_shapes(features: FeatureSet, where: str) -> None:
             )
 
 
-def _check_values(features: FeatureSet, where: str) -> None:
-    if features.features.dtype.kind != "f":
+def _check_values(features: FeatureSet, where: str) -> np.ndarray:
+    """The rows that are zero throughout. InputError for what cannot be scored; a large set is read once for it."""
+    dtype = features.features.dtype
+    if dtype.kind != "f" or dtype.itemsize > 8 or not dtype.isnative:
         raise InputError(
-            f"{where}: expected floating-point features, got {features.features.dtype}; store float32 or float64"
+            f"{where}: expected floating-point features (float16, 32 or 64), got {dtype}; store float32 or float64"
         )
     parts = [np.arange(a, min(a + _CHECKED_ROWS, len(features))) for a in range(0, len(features), _CHECKED_ROWS)]
-    bad = np.concatenate([rows[~np.isfinite(read_rows(features.features, rows)).all(axis=1)] for rows in parts])
+    first_D = np.asarray(features.features[0])
+    bad, zero, alike = [], [], 0
+    for rows in parts:
+        found_ND = read_rows(features.features, rows)
+        bad.append(rows[~np.isfinite(found_ND).all(axis=1)])
+        zero.append(rows[~found_ND.any(axis=1)])
+        alike += int((found_ND == first_D).all(axis=1).sum())
+    _refuse_not_finite(features, np.concatenate(bad), where)
+    if alike == len(features) > 1:
+        raise InputError(
+            f"{where}: expected features that differ, got the same ones for all {alike} images; check the model and"
+            " extract again"
+        )
+    return np.concatenate(zero)
+
+
+def _refuse_not_finite(features: FeatureSet, bad: np.ndarray, where: str) -> None:
     if bad.size:
         row = int(bad[0])
         raise InputError(

@@ -4,11 +4,13 @@ import random
 from pathlib import Path
 
 import numpy as np
-import scipy.io
 
+from tacaf.evaluation.matlab import read_cells
+from tacaf.files import read_bytes, shown
 from tacaf.vocabulary import InputError
 
 PERMUTATIONS_FILE = "rand_perm_cam.mat"
+MOST_BYTES = 2**28
 MULTI_SHOT_NOTE = (
     "the literature defines its seeded draw for one shot only; here random.sample of the same generator takes "
     "min(shots, images) of each folder (ours)"
@@ -60,36 +62,61 @@ def draw_official(gallery: Folders, number: np.ndarray, permutations: np.ndarray
             raise InputError(
                 f"expected at most {len(table)} trials of the official draw, got {trial + 1}; lower trials"
             )
-        chosen += [int(rows[image - 1]) for image in table[trial, :shots]]
+        chosen += [int(rows[int(image) - 1]) for image in table[trial, :shots]]
     return np.asarray(chosen, np.int64)
 
 
 def find_permutations(splits: Path | None) -> Path | None:
-    """The authors' permutation file: `splits` itself, or in that folder, or in its `exp`; None if there is none."""
+    """The authors' permutation file: `splits` itself, or in that folder, or in its `exp`; None without `splits`.
+
+    InputError for a place that does not have it: no other draw may take its place without a word.
+    """
     if splits is None:
         return None
-    if not splits.exists():
-        raise InputError(
-            f"expected a folder or a .mat file for the splits, got {splits}, which is not there; check the path"
-        )
     if splits.is_file():
         return splits
+    if not splits.is_dir():
+        what = "which is neither" if splits.exists() else "which is not there"
+        raise InputError(
+            f"expected a folder or a .mat file for the splits, got {shown(splits)}, {what}; check the path"
+        )
     candidates = (splits / PERMUTATIONS_FILE, splits / "exp" / PERMUTATIONS_FILE)
-    return next((path for path in candidates if path.is_file()), None)
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is None:
+        held = sorted(path.name for path in splits.iterdir())
+        raise InputError(
+            f"expected {PERMUTATIONS_FILE} in {shown(splits)} or its exp, got"
+            f" {shown(', '.join(held[:5]) or 'an empty folder')}{', ...' if len(held) > 5 else ''}; take it from the"
+            " data set authors' evaluation program, or leave the splits out for the literature draw"
+        )
+    return found
 
 
 def load_permutations(path: Path) -> np.ndarray:
     """`rand_perm_cam` of the MATLAB file: [cameras, 1] cells of [pids, 1] cells of [trials, images], all 1-based."""
+    data = read_bytes(path, MOST_BYTES)
     try:
-        cameras = scipy.io.loadmat(path)["rand_perm_cam"]
-        if cameras.dtype != object or not all(cell.dtype == object for cell in cameras.ravel()):
-            raise ValueError("rand_perm_cam is not a cell array of cell arrays")
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        cameras = read_cells(data, "rand_perm_cam")
+        _check_cells(cameras)
+    except (ValueError, TypeError) as error:
+        reason = shown(" ".join(str(error).split()))[:200]
         raise InputError(
-            f"expected the data set authors' {PERMUTATIONS_FILE} with rand_perm_cam, got {path}: {error}; "
+            f"expected the data set authors' {PERMUTATIONS_FILE} with rand_perm_cam, got {shown(path)}: {reason}; "
             "take the file from their evaluation program"
-        ) from error
+        ) from None
     return cameras
+
+
+def _check_cells(cameras: np.ndarray) -> None:
+    """ValueError unless every cell of every cell holds rows of numbers, each a permutation of 1, 2, ..."""
+    for camera in cameras.ravel():
+        if camera.dtype != object:
+            raise ValueError("rand_perm_cam is not a cell array of cell arrays")
+        for table in camera.ravel():
+            if table.dtype == object or table.ndim != 2:
+                raise ValueError("a cell of rand_perm_cam does not hold rows of numbers")
+            if table.size and (np.sort(table, axis=1) != np.arange(1, table.shape[1] + 1)).any():
+                raise ValueError("a cell of rand_perm_cam does not hold permutations of 1, 2, ...")
 
 
 def _folder_permutations(permutations: np.ndarray, pid: int, camid: int) -> np.ndarray:

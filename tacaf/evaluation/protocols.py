@@ -4,10 +4,12 @@ import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, ValidationError
 
+from tacaf.documents import Document, what_is_wrong
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.gallery import MULTI_SHOT_NOTE
 from tacaf.evaluation.ranking import MEASURES, chance_rank1, measures
@@ -16,8 +18,26 @@ from tacaf.evaluation.tables import Exclusion
 from tacaf.evaluation.trials import Setting, Trial, choose_setting, make_trials
 from tacaf.vocabulary import InputError
 
-# Facts about the model that a feature file does not carry; the caller gives what it knows.
-CIRCUMSTANCES = ("split", "embedding", "embedding_width", "flip", "trained_on", "scored_on", "seed", "versions")
+Text = Annotated[str, Field(max_length=1000)]
+Facts = dict[Text, Text | int | float | bool | None]
+Origin = Text | Facts | Annotated[list[Facts], Field(min_length=1, max_length=1000)]
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+
+
+class Circumstances(Document):
+    """Facts about the model that a feature file does not carry; the caller gives what it knows. A list: one a split."""
+
+    split: Text | Whole | Annotated[list[Text], Field(min_length=1, max_length=1000)] | None = None
+    embedding: Text | Whole | None = None
+    embedding_width: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    flip: bool | None = None
+    trained_on: Origin | None = None
+    scored_on: Origin | None = None
+    seed: Whole | Text | Annotated[list[Whole | None], Field(min_length=1, max_length=1000)] | None = None
+    versions: dict[Text, Text | None] | None = None
+
+
+CIRCUMSTANCES = tuple(Circumstances.model_fields)
 
 
 def score(
@@ -52,12 +72,16 @@ def score(
     (with locations, camid to location) or `pid_and_camera`; query_list and gallery_list, files of image keys (`lists`),
     which narrow the direction's images. device: `cuda` multiplies on the GPU (`streaming`).
     `std` is the sample standard deviation over trials, null for one trial. `queries`, `valid_queries` and `gallery` are
-    lists where the trials differ in them. Raises InputError.
+    lists where the trials differ in them. `warnings`: sentences on what makes the scores doubtful. Raises InputError.
     """
     known = dict(circumstances or {})
     stray = set(known) - set(CIRCUMSTANCES)
     if stray:
         raise InputError(f"expected circumstances among {', '.join(CIRCUMSTANCES)}, got {min(stray)!r}; rename it")
+    try:
+        Circumstances.model_validate(known)
+    except ValidationError as error:
+        raise InputError(f"circumstances: {what_is_wrong(error)}") from None
     setting = choose_setting(
         protocol, mode, direction, shots, gallery_draw, splits, unique_ids, exclude, locations, query_list, gallery_list
     )
@@ -94,6 +118,7 @@ def score(
         "valid_queries": _same([int(np.count_nonzero(one.matches_Q)) for one in ranks]),
         "gallery": _same([len(trial.gallery_rows) for trial in made]),
         "chance_rank1": float(np.mean([chance_rank1(one) for one in ranks])),
+        "warnings": list(dict.fromkeys(text for trial in made for text in trial.warnings)),
         "versions": versions,
     }
 

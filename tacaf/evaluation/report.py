@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
-
 from tacaf.evaluation.curves import draw_curves
 from tacaf.evaluation.overlay import Line
 from tacaf.evaluation.published import NOT_MEASURED, PUBLISHED, SYSU_QUERIES, TABLE_1_NOTE
 from tacaf.evaluation.ranking import MEASURES
+from tacaf.evaluation.results import on_own_set, read_results
 from tacaf.files import write_whole
 from tacaf.logs import read_metrics
+from tacaf.pages import render
 from tacaf.vocabulary import InputError
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -64,19 +64,22 @@ def write_report(run: Path, pictures: Pictures | None = None) -> Path:
 
     Whole or not at all. InputError if the folder has no results.
     """
-    # the shorter name first: what was scored otherwise than the training did says so in its name
-    paths = sorted((run / "results").glob("*.json"), key=lambda path: (len(path.name), path.name))
-    results = [json.loads(path.read_text()) for path in paths]
-    results.sort(key=lambda result: (result["protocol"], result["mode"] or result["direction"], result["shots"] or 0))
+    results = read_results(run / "results")
+    results.sort(
+        key=lambda result: (
+            not on_own_set(result), result["protocol"], result["mode"] or result["direction"], result["shots"] or 0
+        )
+    )  # fmt: skip
     if not results:
         raise InputError(f"expected results in {run / 'results'}, found none; score the run first (launch/evaluate.py)")
     metrics, pictures = run / "metrics.jsonl", pictures or Pictures()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    text = environment.from_string(TEMPLATE.read_text()).render(
+    text = render(
+        TEMPLATE,
         name=run.resolve().name,
         results=results,
         measures=MEASURES,
         cell=_cell,
+        on_own_set=on_own_set,
         published=PUBLISHED,
         ours=_ours(results),
         is_sysu=_is_sysu_mm01(results),
@@ -110,7 +113,7 @@ def _ours(results: Sequence[dict]) -> dict[str, str]:
     found: dict[str, str] = {}
     for result in results:
         column = columns.get((result["protocol"], result["mode"] or result["direction"]))
-        if column and result["shots"] in (1, None):
+        if column and result["shots"] in (1, None) and on_own_set(result):
             text = f"{100 * result['mean']['rank1']:.1f}/{100 * result['mean']['mAP']:.1f}"
             found.setdefault(column, text)
     return found
@@ -118,7 +121,10 @@ def _ours(results: Sequence[dict]) -> dict[str, str]:
 
 def _is_sysu_mm01(results: Sequence[dict]) -> bool:
     """Whether the queries are as many as SYSU-MM01's: a synthetic or cut set in its layout has another number."""
-    return any(result["protocol"] == "sysu_mm01" and result["queries"] == SYSU_QUERIES for result in results)
+    return any(
+        result["protocol"] == "sysu_mm01" and result["queries"] == SYSU_QUERIES and on_own_set(result)
+        for result in results
+    )
 
 
 def _data_uri(image: bytes) -> str:

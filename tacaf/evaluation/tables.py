@@ -27,6 +27,14 @@ class Exclusion(Enum):
         return self.name.lower()
 
 
+class Layout(Enum):
+    """How a data set's cameras and modalities go together, as far as a mix-up of sets can be told by it."""
+
+    ANY = "any"
+    ONE_A_MODALITY = "one camera a modality"
+    SHARED = "cameras of both modalities"
+
+
 @dataclass(frozen=True)
 class Search:
     """Who asks whom. Cameras None: every camera. Modalities None: lists of images say it."""
@@ -59,6 +67,7 @@ class Protocol:
     shots: tuple[int, ...] = ()
     one_file_per_split: bool = False  # a trial is a split with its own model and feature file
     cameras: Mapping[Modality, tuple[int, ...]] = field(default_factory=dict)  # the data set's own, to catch a mix-up
+    layout: Layout = Layout.ANY
     location_of_camera: Mapping[int, int] = field(default_factory=dict)  # cameras not named are their own location
     open: bool = False  # exclusion and lists of images are the user's choice
 
@@ -97,6 +106,7 @@ PROTOCOLS = {
             unique_pids=False,
             unique_pids_optional=True,
             one_file_per_split=True,
+            layout=Layout.ONE_A_MODALITY,
         ),
         Protocol(
             name="llcm",
@@ -106,6 +116,7 @@ PROTOCOLS = {
             unique_pids=True,
             draws=("literature",),
             shots=(1,),
+            layout=Layout.SHARED,
         ),
         Protocol(
             name="generic",

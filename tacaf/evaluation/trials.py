@@ -1,18 +1,19 @@
 """From a protocol and the user's choices to trials: which rows ask, which answer, what is excluded."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from tacaf.evaluation import gallery as gallery_draws
-from tacaf.evaluation.features import LARGE_BYTES, FeatureSet, read_rows
+from tacaf.evaluation.features import LARGE_BYTES, FeatureSet, read_rows, same_features
 from tacaf.evaluation.lists import ImageList
 from tacaf.evaluation.ranking import Ranks, rank_features
 from tacaf.evaluation.rerank import Rerank, rank_reranked
 from tacaf.evaluation.streaming import rank_streamed
-from tacaf.evaluation.tables import LISTED, PROTOCOLS, Exclusion, Protocol, Search
+from tacaf.evaluation.tables import LISTED, PROTOCOLS, Exclusion, Layout, Protocol, Search
+from tacaf.files import shown
 from tacaf.vocabulary import InputError, Modality
 
 
@@ -38,12 +39,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Trial:
-    """Rows of one trial in its feature set, and the keys whose equality takes a gallery image out (None: none out)."""
+    """Rows of one trial in its feature set, and the keys whose equality takes a gallery image out (None: none out).
+
+    warnings: what makes its scores doubtful, a sentence each.
+    """
 
     features: FeatureSet
     query_rows: np.ndarray
     gallery_rows: np.ndarray
     exclusion: tuple[np.ndarray, np.ndarray] | None
+    warnings: tuple[str, ...] = ()
 
     def rank(self, metric: str, unique_pids: bool, rerank: Rerank | None = None, device: str = "cpu") -> Ranks:
         """Ranks of the trial's queries. A gallery of more than LARGE_BYTES is streamed, and so is any for a GPU."""
@@ -102,15 +107,17 @@ def _choose_draw(table: Protocol, asked: str | None, splits: Path | None) -> tup
         raise InputError(
             f"expected gallery draw {_one_of(table.draws) or 'none'} under {table.name}, got {asked!r}; change it"
         )
+    if splits is not None and "official" not in table.draws:
+        raise InputError(f"expected no splits under {table.name}, which has no official draw, got {shown(splits)}")
     if not table.draws:
         return None, None
-    path = gallery_draws.find_permutations(splits) if "official" in table.draws else None
+    path = gallery_draws.find_permutations(splits)
     draw = asked or ("official" if path else "literature")
     if draw != "official":
         return draw, None
     if path is None:
         raise InputError(
-            f"expected {gallery_draws.PERMUTATIONS_FILE} for the official draw, got splits {splits}; give --splits "
+            f"expected {gallery_draws.PERMUTATIONS_FILE} for the official draw, got no splits; give --splits "
             "with the folder that holds it (from the data set authors' evaluation program), or use the literature draw"
         )
     return draw, gallery_draws.load_permutations(path)
@@ -158,9 +165,37 @@ def make_trials(features: FeatureSet | Sequence[FeatureSet], setting: Setting, t
     if trials < 1:
         raise InputError(f"expected at least 1 trial, got {trials}; raise trials")
     draws = range(trials) if setting.gallery_draw else range(1)
-    for one in sets:
-        one.check()  # once: a large set is read for it
-    return [_make_trial(one, setting, draw) for one in sets for draw in draws]
+    # zero_rows checks the sets, once: a large one is read for it
+    warnings = [(*_about_zeros(one, one.zero_rows()), *_about_cameras(one, setting.protocol)) for one in sets]
+    _refuse_twins(sets)
+    return [
+        replace(_make_trial(one, setting, draw), warnings=said)
+        for one, said in zip(sets, warnings, strict=True)
+        for draw in draws
+    ]
+
+
+def _about_zeros(features: FeatureSet, zero: np.ndarray) -> tuple[str, ...]:
+    """A sentence if these rows are zero throughout."""
+    if not zero.size:
+        return ()
+    row = int(zero[0])
+    return (
+        f"{zero.size} of {len(features)} images have features that are all zero (first row {row}: pid"
+        f" {features.pid[row]}, camera {features.camid[row]}, number {features.number[row]}); where they stand in a"
+        " list means nothing",
+    )
+
+
+def _refuse_twins(sets: Sequence[FeatureSet]) -> None:
+    """InputError for the same features twice, whatever the order of their rows or their type: one split, not two."""
+    for place, one in enumerate(sets):
+        for other in range(place):
+            if same_features(one, sets[other]):
+                raise InputError(
+                    f"expected one feature file a split, each of its own model, got the same features as number"
+                    f" {other + 1} and number {place + 1}; leave one out"
+                )
 
 
 def _choose_search(table: Protocol, mode: str | None, direction: str | None) -> str:
@@ -254,6 +289,29 @@ def _check_cameras(features: FeatureSet, protocol: str, modality: Modality, came
             f"expected {modality} images from cameras {_one_of(cameras)} under {protocol}, got camera "
             f"{features.camid[row]} in row {row}; check camid and modality, or use another protocol"
         )
+
+
+def _about_cameras(features: FeatureSet, protocol: Protocol) -> tuple[str, ...]:
+    """A sentence for a set whose cameras cannot be those of the protocol's data set, whatever their numbers."""
+    visible, infrared = (
+        np.unique(features.camid[features.modality == modality.code]).tolist()
+        for modality in (Modality.VISIBLE, Modality.INFRARED)
+    )
+    if protocol.layout is Layout.ONE_A_MODALITY and max(len(visible), len(infrared)) > 1:
+        wanted = "one camera a modality"
+    elif protocol.layout is Layout.SHARED and visible and infrared and not set(visible) & set(infrared):
+        wanted = "cameras of which each gives images of both modalities"
+    else:
+        return ()
+    return (
+        f"these features are not of the data set {protocol.name}, which has {wanted}: the visible images come from"
+        f" cameras {_listed(visible)}, the infrared ones from {_listed(infrared)}; do not compare the figures with"
+        f" results of {protocol.name}",
+    )
+
+
+def _listed(cameras: Sequence[int]) -> str:
+    return ", ".join(map(str, cameras[:10])) + (", ..." if len(cameras) > 10 else "")
 
 
 def _one_of(values: Iterable) -> str:

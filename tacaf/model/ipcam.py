@@ -48,7 +48,7 @@ class IpcamConfig(BaseModel, extra="forbid", frozen=True):
     def _nested_levels(self) -> "IpcamConfig":
         levels = self.levels
         rising = all(a < b for a, b in pairwise(levels))
-        nested = all(b % a == 0 for a, b in pairwise(levels))
+        nested = all(a > 0 and b % a == 0 for a, b in pairwise(levels))
         if len(levels) < 2 or levels[0] != 1 or not rising or not nested:
             raise ValueError(
                 f"levels: expected 1 first, then rising counts that divide one another, got {list(levels)}; "

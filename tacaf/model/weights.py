@@ -4,23 +4,33 @@ Strict: a tensor that is missing, of another shape or unknown ends the load befo
 taken is reported. Nothing but tensors is unpickled.
 """
 
-import hashlib
 import pickle
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
+from tacaf.files import reason_of, sha256_of, shown
 from tacaf.model.backbone import Backbone
 from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.tensors import TensorFile, not_finite
 from tacaf.vocabulary import InputError
 
 SUFFIXES = (".pth", ".pt", ".bin", ".safetensors")
 STEM = ("conv1.", "bn1.")
 IMAGENET_HEAD = ("fc.", "classifier.")
 CLASSIFIER = "classifier"  # in the name of every tensor whose shape depends on the training identities
+_WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
+_NOT_WEIGHTS = {
+    b"<": "a web page (HTML or XML): open its address in a browser and fetch the file itself",
+    b"{": "JSON: the weights are in another file",
+    b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with `git lfs pull`",
+    b"\x1f\x8b": "a gzip archive: unpack it first",
+    b"\x93numpy": "a NumPy array: save the weights as .safetensors",
+    b"\x89hdf": "an HDF5 file: save the weights as .safetensors",
+}
 COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 lack it, and nothing depends on it
 
 State = dict[str, torch.Tensor]
@@ -77,23 +87,38 @@ def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
     return _copy(model, path, state, renamed, wanted, ignored, "a TACAFNet of the same `model` section")
 
 
-def embedder(config: ModelConfig, state: State) -> TacafNet:
+def embedder(config: ModelConfig, state: State, where: str = "the model") -> TacafNet:
     """A model for `embed` with these weights, in evaluation mode on CPU. `state` may come with its classifiers or not:
     they serve training alone and may be many times the rest, so the model has them for one identity. InputError if
-    anything else is missing, unknown or of another shape: a part left at random would score without a word.
+    anything else is missing, unknown, of another shape or not finite: a part left at random would score without a word.
     """
-    model = TacafNet(config, 1)
     kept = {name: tensor for name, tensor in state.items() if CLASSIFIER not in name}
-    own = model.state_dict()
-    wrong = sorted({name for name in own if CLASSIFIER not in name} ^ kept.keys())
-    wrong += [name for name in own.keys() & kept.keys() if own[name].shape != kept[name].shape]
+    fits(config, {name: tuple(tensor.shape) for name, tensor in kept.items()})
+    if bad := not_finite(kept):
+        raise InputError(f"{where}: expected finite weights, got NaN or infinity in {bad}; the training went wrong")
+    model = TacafNet(config, 1)
+    model.load_state_dict({**model.state_dict(), **kept})
+    return model.eval()
+
+
+def fits(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """InputError unless a model of this configuration has exactly these tensors beside its classifiers.
+
+    It is built without memory for its tensors, so that a file cannot make us build a larger model than it holds.
+    """
+    try:
+        with torch.device("meta"):
+            own = TacafNet(config, 1).state_dict()
+    except (ArithmeticError, MemoryError, RecursionError, RuntimeError, TypeError, ValueError) as error:
+        raise InputError(f"model: such a network cannot be built: {_line(error)}") from None
+    wanted = {name: tuple(tensor.shape) for name, tensor in own.items() if CLASSIFIER not in name}
+    wrong = sorted(wanted.keys() ^ shapes.keys())
+    wrong += [name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name]]
     if wrong:
         raise InputError(
             f"expected the weights of the model the file describes, got {len(wrong)} missing, unknown or of another "
-            f"shape (first {wrong[0]}); take the file as the training wrote it"
+            f"shape (first {shown(wrong[0])}); take the file as the training wrote it"
         )
-    model.load_state_dict({**own, **kept})
-    return model.eval()
 
 
 def _copy(
@@ -125,7 +150,7 @@ def _copy(
     taken = tuple(dict.fromkeys(renamed.values()))
     return LoadReport(
         path=Path(path),
-        sha256=_sha256(path),
+        sha256=sha256_of(Path(path)),
         taken=taken,
         ignored=ignored,
         initialised=tuple(name for name in model.state_dict() if name not in renamed and not name.endswith(COUNTER)),
@@ -134,28 +159,87 @@ def _copy(
 
 
 def _read(path: Path) -> State:
-    """The tensors of a file by name, without the wrappings people save: a `state_dict` entry, a `module.` prefix."""
+    """The tensors of a file by name, without the wrappings people save: a `state_dict` entry, a `module.` prefix.
+
+    InputError for what holds something else than finite tensors by name, or needs code to be read.
+    """
     path = Path(path)
-    if path.suffix not in SUFFIXES or not path.is_file():
-        got = f"a {path.suffix or 'nameless'} file" if path.is_file() else "no file"
-        raise InputError(f"expected a weights file ({', '.join(SUFFIXES)}) at {path}, got {got}; check the path")
+    _refuse_unlikely(path)
+    if path.suffix == ".safetensors":
+        file = TensorFile.open(path)
+        state = file.read(file.tensors)
+    else:
+        state = _unwrapped(_unpickled(path), path)
+    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    odd = [name for name, one in state.items() if one.is_complex() or one.is_quantized or one.layout != torch.strided]
+    if odd or (bad := not_finite(state)):
+        what = f"{odd[0]}, which is complex, quantized or sparse" if odd else f"NaN or infinity in {bad}"
+        raise InputError(f"{shown(path)}: expected plain, finite tensors, got {what}; save the weights again")
+    return state
+
+
+def _refuse_unlikely(path: Path) -> None:
+    """InputError for what is no weights file by its name, its size or its first bytes."""
+    name, kinds = shown(path), ", ".join(SUFFIXES)
+    if not path.is_file():
+        raise InputError(f"{name} is not a file" if path.exists() else f"{name} does not exist")
+    if path.suffix not in SUFFIXES:
+        raise InputError(
+            f"{name}: expected a name that ends in one of {kinds}, got {path.suffix or 'none'}; rename the file if it"
+            " is one of these, else save the state_dict() of its model"
+        )
     try:
-        found = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with path.open("rb") as file:
+            begin = file.read(512).lstrip()
+    except OSError as error:
+        raise InputError(f"cannot read {name}: {reason_of(error)}") from None
+    found = next((text for start, text in _NOT_WEIGHTS.items() if begin.lower().startswith(start)), None)
+    if found or not begin:
+        raise InputError(f"{name}: expected a weights file, got {found or 'an empty file'}")
+
+
+def _unpickled(path: Path) -> Any:
+    """What `torch.save` wrote; nothing but tensors and plain values are unpickled."""
+    try:
+        with path.open("rb") as file:
+            if file.read(4)[:1] != b"\x80" and not zipfile.is_zipfile(file):
+                raise InputError(f"{shown(path)}: expected a file of torch.save, got something else or a part of one")
+        return torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"{path}: expected tensors only, got a file that needs unpickling code; "
-            "save its state_dict() alone, best as .safetensors"
+            f"{shown(path)}: expected tensors only, got a file that needs code to be unpickled; save its state_dict()"
+            " alone, best as .safetensors"
         ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: expected a readable weights file, got: {reason}; fetch it again") from None
-    if isinstance(found, dict):
-        found = next((found[key] for key in ("state_dict", "model") if isinstance(found.get(key), dict)), found)
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()) or not found:
-        raise InputError(f"{path}: expected a state dict (names to tensors), got {type(found).__name__}; save that")
-    return {name.removeprefix("module."): tensor for name, tensor in found.items()}
+    except InputError:
+        raise
+    except Exception as error:  # PyTorch and pickle raise many kinds on damaged files
+        raise InputError(
+            f"{shown(path)}: expected a readable weights file, got: {_line(error)}; fetch it again"
+        ) from None
 
 
-def _sha256(path: Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _unwrapped(found: Any, path: Path) -> State:
+    """The mapping of names to tensors, out of the entries that people put it under."""
+    for _ in range(3):  # such as {"model": {"state_dict": ...}}
+        inner = (
+            [found[key] for key in _WRAPPINGS if isinstance(found.get(key), dict)] if isinstance(found, dict) else []
+        )
+        found = inner[0] if inner else found
+    if not isinstance(found, dict):
+        raise InputError(
+            f"{shown(path)}: expected a state dict (names to tensors), got {type(found).__name__}; save that"
+        )
+    odd = next(
+        (key for key, value in found.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))), None
+    )
+    if odd is not None or not found:
+        what = f"{shown(odd)[:60]!r}, which is {type(found[odd]).__name__}" if found else "an empty one"
+        raise InputError(
+            f"{shown(path)}: expected a state dict with nothing but names and tensors, got {what}; save"
+            f" model.state_dict() itself, or under one of {', '.join(_WRAPPINGS)}"
+        )
+    return found
+
+
+def _line(error: BaseException) -> str:
+    return shown(" ".join(str(error).split()) or type(error).__name__)[:200]

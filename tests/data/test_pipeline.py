@@ -5,6 +5,7 @@ import pickle
 import shutil
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,15 +56,7 @@ def lossless(sysu_shards, folder, height, width):
         blob += buffer.getvalue()
     path = folder / "images.bin"
     path.write_bytes(bytes(blob))
-    return ShardIndex(
-        index.store,
-        index.name,
-        index.sha256,
-        index.splits,
-        index.locations,
-        [File(str(path), path.stat().st_size, "")],
-        columns,
-    )
+    return replace(index, shards=[File(str(path), path.stat().st_size, "")], columns=columns)
 
 
 @pytest.mark.parametrize("space", ["normalized", "raw"])
@@ -168,7 +161,7 @@ def with_bytes(index: ShardIndex, tmp_path, row: int, data: bytes) -> ShardIndex
         file.write(data[:size].ljust(size, b"\0"))
     shards = list(index.shards)
     shards[shard] = File(str(path), index.shards[shard].size, "")
-    return ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, shards, index.columns)
+    return replace(index, shards=shards)
 
 
 @pytest.mark.parametrize("kind", ["truncated", "not an image"])
@@ -267,8 +260,8 @@ def giant_png() -> bytes:
     ("data", "says"),
     [
         (giant_png(), "60000 x 60000 pixels|decompression bomb"),
-        (b"", "got .* bytes starting with 00000000"),
-        (b"GIF89a" + bytes(100), "starting with 47494638"),
+        (b"", "not an image in a known format"),
+        (b"GIF89a" + bytes(100), "not an image in a known format"),
         (b"\xff\xd8\xff\xe0" + bytes(200), "does not decode"),
     ],
     ids=["giant", "empty", "another format", "a header alone"],
@@ -290,7 +283,7 @@ def test_a_shard_that_lost_its_end_is_named(index, tmp_path, plan):
     path.write_bytes(Path(index.store.where(index.shards[shard].name)).read_bytes()[:1000])
     shards = list(index.shards)
     shards[shard] = File(str(path), 1000, "")
-    broken = ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, shards, index.columns)
+    broken = replace(index, shards=shards)
     with pytest.raises(InputError, match=r"cut\.tar.*expected an image of"):
         next(TrainingPipeline(broken, plan, SIZE))
 
@@ -301,7 +294,7 @@ def test_a_wrong_offset_is_named(index, plan, change):
     offset = np.array(index.columns["offset"])
     offset[row] += change
     columns = {**index.columns, "offset": offset}
-    wrong = ShardIndex(index.store, index.name, index.sha256, index.splits, index.locations, index.shards, columns)
+    wrong = replace(index, columns=columns)
     with pytest.raises(InputError, match=rf"{index.key(row)}: expected an image of .* at offset {offset[row]}"):
         next(TrainingPipeline(wrong, plan, SIZE))
 

@@ -1,5 +1,6 @@
 """From a feature file to the score JSON: protocols, gallery draws, the promised keys, and every unusable input."""
 
+import contextlib
 import json
 import random
 import subprocess
@@ -7,12 +8,15 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.io
 
 from tacaf.evaluation.__main__ import main, result_table
 from tacaf.evaluation.features import FeatureSet, load_features
+from tacaf.evaluation.gallery import load_permutations
 from tacaf.evaluation.protocols import score
 from tacaf.evaluation.trials import choose_setting, make_trials
 from tacaf.vocabulary import InputError, Modality
+from tests.mutations import damaged
 
 KEYS = {
     "protocol", "mode", "direction", "split", "shots", "gallery_draw", "metric", "embedding", "embedding_width",
@@ -149,6 +153,132 @@ def test_regdb_takes_a_file_per_split():
     assert result["std"]["mAP"] > 0
     with pytest.raises(InputError, match="expected one feature file under sysu_mm01, got 2"):
         score([features_of(), features_of()], "sysu_mm01")
+
+
+def in_another_order(features: FeatureSet) -> FeatureSet:
+    """The same set, its rows shuffled and its features of another type."""
+    order = np.random.default_rng(7).permutation(len(features))
+    values = {name: getattr(features, name)[order] for name in ("pid", "camid", "modality", "number")}
+    return FeatureSet(features.features[order].astype(np.float32).astype(np.float64), **values)
+
+
+def test_the_same_features_twice_are_not_two_splits():
+    cameras = {0: "visible", 7: "infrared"}
+    sets = [features_of(cameras=cameras, seed=seed) for seed in range(3)]
+    for again in (sets[0], in_another_order(sets[0])):
+        with pytest.raises(InputError, match="the same features as number 1 and number 4"):
+            score([*sets, again], "regdb")
+
+
+@pytest.mark.parametrize("protocol", ["regdb", "llcm"])
+def test_a_set_of_another_kind_is_warned_of(protocol):
+    result = score(features_of(), protocol)
+    (warning,) = result["warnings"]
+    assert protocol in warning
+    assert "1, 2, 4, 5" in warning
+    assert f"warning: {warning}" in result_table(result)
+    own = {"regdb": {0: "visible", 7: "infrared"}, "llcm": {3: "visible", 4: "visible", 5: "infrared"}}[protocol]
+    values = features_of(cameras=own)
+    if protocol == "llcm":
+        values = FeatureSet(**{**vars(values), "camid": np.where(values.camid == 5, 4, values.camid)})
+    assert score(values, protocol)["warnings"] == []
+
+
+def test_features_that_are_zero_are_counted_and_equal_ones_refused():
+    values = features_of()
+    values.features[[7, 30]] = 0
+    result = score(values, "sysu_mm01")
+    (warning,) = result["warnings"]
+    assert f"2 of {len(values)} images" in warning
+    assert f"first row 7: pid {values.pid[7]}" in warning
+    assert f"warning: {warning}" in result_table(result)
+    for value in (0, 0.25):
+        values.features[:] = value
+        with pytest.raises(InputError, match=f"same ones for all {len(values)} images"):
+            score(values, "sysu_mm01")
+
+
+def test_splits_without_the_permutations_are_refused(tmp_path):
+    """A literature draw would score without a word."""
+    (tmp_path / "test_id.mat").write_bytes(b"x")
+    for options in ({}, {"gallery_draw": "official"}, {"gallery_draw": "literature"}):
+        with pytest.raises(InputError, match=r"expected rand_perm_cam\.mat in .* got test_id\.mat"):
+            score(features_of(), "sysu_mm01", splits=tmp_path, **options)
+    with pytest.raises(InputError, match="which is not there"):
+        score(features_of(), "sysu_mm01", splits=tmp_path / "none")
+    with pytest.raises(InputError, match="no splits under regdb"):
+        score(features_of(cameras={0: "visible", 7: "infrared"}), "regdb", splits=tmp_path)
+
+
+def permutations_file(path, tables: list, **options) -> None:
+    cameras = np.empty((1, 1), object)
+    cameras[0, 0] = np.empty((len(tables), 1), object)
+    for place, table in enumerate(tables):
+        cameras[0, 0][place, 0] = table
+    scipy.io.savemat(path, {"other": "words", "rand_perm_cam": cameras}, **options)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(("count", "seed"), [(300, 0), pytest.param(10_000, 1, marks=pytest.mark.long)])
+def test_a_damaged_permutation_file_is_one_error(tmp_path, packed, count, seed):
+    path = tmp_path / "rand_perm_cam.mat"
+    tables = [np.array([[1, 2, 3], [3, 1, 2]], kind) for kind in ("u1", "i4", "f8")] + [
+        np.empty((0, 0)),
+        np.ones((9, 1)),
+    ]
+    permutations_file(path, tables, do_compression=packed)
+    for table, own in zip(load_permutations(path)[0, 0].ravel(), tables, strict=True):
+        assert np.array_equal(table, own)
+    for _, data in damaged(path.read_bytes(), count, seed):
+        path.write_bytes(data)
+        with contextlib.suppress(InputError):
+            load_permutations(path)
+
+
+def test_a_permutation_file_of_another_form_is_refused(tmp_path):
+    path = tmp_path / "rand_perm_cam.mat"
+    for content in (b"", b"hello", bytes(128), bytes(200), b"x" * 126 + b"IM", b"x" * 126 + b"IM" + b"\xff" * 64):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"rand_perm_cam\.mat"):
+            load_permutations(path)
+    scipy.io.savemat(path, {"rand_perm_cam": np.ones((2, 2))})
+    with pytest.raises(InputError, match="not a cell array"):
+        load_permutations(path)
+    for wrong in (np.array([[1, 2, 2]]), np.array([[0, 1, 2]]), np.array([[1.5, 2, 3]]), np.array([["a"]])):
+        permutations_file(path, [wrong])
+        with pytest.raises(InputError, match=r"rand_perm_cam\.mat"):
+            load_permutations(path)
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        "seed=NaN", "seed=Infinity", "seed=-Infinity", "seed=1e999", "seed=true", "seed=" + "9" * 5000,
+        "seed=1" + "0" * 30, "seed=[" + "[" * 5000, "seed=[[1]]",
+        'trained_on={"a": {"b": 1}}', 'trained_on={"a": 1, "a": 2}', "trained_on=[]",
+        "trained_on=[1]", "split=[]", "flip=yes", "flip=3", "versions=3", 'versions={"a": 3}', "embedding_width=0",
+        "embedding_width=12.5", "=3", "seed", "model=1", 'embedding=["full"]', "split=" + "x" * 5000,
+    ],
+)  # fmt: skip
+def test_a_state_that_is_no_fact_is_refused(word, tmp_path, capsys):
+    np.savez(tmp_path / "F.npz", **arrays())
+    assert main(["score", "--features", str(tmp_path / "F.npz"), "--protocol", "sysu_mm01", "--state", word]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert len(error) < 500
+
+
+def test_a_state_is_given_once_and_may_be_json_or_text(tmp_path, capsys):
+    np.savez(tmp_path / "F.npz", **arrays())
+    words = ["score", "--features", str(tmp_path / "F.npz"), "--protocol", "sysu_mm01", "--json", str(tmp_path / "s")]
+    given = {"split": "test_3", "flip": "true", "seed": "-3", "trained_on": '[{"split": "train_1"}, {"set": "x"}]'}
+    given |= {"embedding": "full", "versions": '{"torch": null}', "scored_on": "null"}
+    assert main([*words, *(part for key, text in given.items() for part in ("--state", f"{key}={text}"))]) == 0
+    result = json.loads((tmp_path / "s").read_text())
+    assert (result["split"], result["flip"], result["seed"], result["scored_on"]) == ("test_3", True, -3, None)
+    assert main([*words, "--state", "seed=1", "--state", "seed=2"]) == 2
+    assert "seed once" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from launch import export
 from launch.config import dump_config, load_config
 from launch.evaluate import main
 from launch.leak import own_split, refuse_leak
@@ -20,6 +21,8 @@ from shards.synth import synthesise
 from tacaf.child_processes import child_environment
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import load_features
+from tacaf.evaluation.report import write_report
+from tacaf.evaluation.results import read_result
 from tacaf.vocabulary import InputError
 from tests.processes import LIMIT_S, free_port
 
@@ -218,3 +221,73 @@ def test_a_set_of_ones_own(listed_shards, tmp_path, capsys):
     capsys.readouterr()
     assert evaluate(*base, "--exclude", "location") == 2
     assert "--locations together" in capsys.readouterr().err
+
+
+def test_a_result_of_another_set_has_a_name_of_its_own_and_replaces_nothing(
+    sysu_shards, listed_shards, tmp_path, capsys
+):
+    run = made_run(tmp_path / "run", sysu_shards)
+    words = ["--run", run, "--protocol", "generic", "--direction", "infrared_to_visible"]
+    assert evaluate(*words, "--shards", sysu_shards) == 0
+    own = run / "results" / "generic-infrared_to_visible.json"
+    before = own.read_bytes()
+    other = ShardIndex.open(listed_shards)
+    for more in ([], ["--json", tmp_path / "x.json"]):
+        assert evaluate(*words, "--shards", listed_shards, *more) == 0
+    name = f"generic-infrared_to_visible-on-mine-{other.sha256[:8]}"
+    assert set(results_of(run / "results")) == {own.stem, name}
+    assert own.read_bytes() == before
+    assert results_of(run / "results")[name]["scored_on"]["sha256"] == other.sha256
+    write_report(run)
+    page = (run / "report.html").read_text()
+    first = json.loads(before)
+    assert f"Rank-1 <b>{100 * first['mean']['rank1']:.1f} %</b>" in page
+    assert page.count("on the set mine") == 1
+
+    # What was there before such names, or under other options, stays too.
+    own.write_text(json.dumps(results_of(run / "results")[name]))
+    kept = own.read_bytes()
+    for _ in range(2):
+        assert evaluate(*words, "--shards", sysu_shards) == 0
+    assert own.read_bytes() == kept
+    assert evaluate(*words, "--shards", sysu_shards, "--metric", "euclidean") == 0
+    found = results_of(run / "results")
+    assert set(found) == {own.stem, name, f"{own.stem}-2", f"{own.stem}-3"}
+    assert found[f"{own.stem}-2"]["mean"] == first["mean"]
+    assert found[f"{own.stem}-3"]["metric"] == "euclidean"
+
+
+def test_a_public_set_is_not_scored_as_another_one(sysu_shards, regdb_shards, tmp_path, capsys):
+    run = made_run(tmp_path / "run", sysu_shards)
+    for shards, protocol, right in ((sysu_shards, "regdb", "sysu_mm01"), (sysu_shards, "llcm", "sysu_mm01"),
+                                    (regdb_shards, "sysu_mm01", "regdb")):  # fmt: skip
+        split = ["--split", "test_1"] if shards == regdb_shards else []
+        assert evaluate("--run", run, "--shards", shards, "--protocol", protocol, *split) == 2
+        assert f"expected the protocol {right}" in capsys.readouterr().err
+    assert not (run / "results").exists()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", "null", '{"protocol": 3}', '{"a": NaN}', "[" * 9000, b"\xff"], ids=str
+)
+def test_garbage_among_the_results_is_named(sysu_shards, tmp_path, capsys, content):
+    run = made_run(tmp_path / "run", sysu_shards)
+    (run / "results").mkdir()
+    path = run / "results" / "generic.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for read in (lambda: write_report(run), lambda: read_result(path)):
+        with pytest.raises(InputError, match=r"generic\.json"):
+            read()
+
+
+def test_a_changed_byte_of_the_model_is_noticed(sysu_shards, tmp_path, capsys):
+    run = made_run(tmp_path / "run", sysu_shards)
+    data = bytearray((run / "model.safetensors").read_bytes())
+    data[-5000] ^= 4
+    (run / "model.safetensors").write_bytes(data)
+    assert evaluate("--run", run, "--shards", sysu_shards, "--protocol", "sysu_mm01") == 2
+    assert export.main(["--run", str(run), "--to", "safetensors"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    assert all("model.safetensors" in error for error in errors)
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "model.safetensors"]

@@ -10,12 +10,18 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from launch import export
+from tacaf.documents import parse
+from tacaf.files import sha256_of
 from tacaf.inference import Embedder
+from tacaf.model.card import ExportCard, write_card
 from tacaf.model.tacafnet import Embedding
+from tacaf.tensors import TensorFile, save_sealed
 from tacaf.vocabulary import InputError, Modality
 from tests.launch.finished import write_model, write_scores
+from tests.mutations import damaged, retyped
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +119,8 @@ def test_a_model_file_that_does_not_say_what_was_scored_gives_the_full_descripto
     with safe_open(run / "model.safetensors", "np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
         facts = json.loads(file.metadata()["tacaf"])
-    del facts["usual_embedding"]
+    facts["format_version"] = 2  # of then
+    del facts["usual_embedding"], facts["seal"]
     save_file(tensors, tmp_path / "model.safetensors", {"tacaf": json.dumps(facts)})
     assert Embedder.load(tmp_path).usual_embedding == "full"
 
@@ -179,3 +186,111 @@ def test_an_onnx_export_is_not_exported_again(onnx, tmp_path, capsys):
     words = ["--run", str(onnx), "--to", "onnx", "--out", str(tmp_path / "x")]
     assert export.main(words) == 2
     assert "expected a finished run" in capsys.readouterr().err
+
+
+def copy_of(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def refused(path) -> str:
+    with pytest.raises(InputError) as raised:
+        Embedder.load(path)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def described(width: int, slices: dict) -> dict:
+    return {"width": width, "global_width": 3, "slices": slices, "length": 1, "compare_by": "cosine"}
+
+
+def resealed(folder, **changes) -> None:
+    """The card with other facts and a right hash."""
+    write_card(folder, {**json.loads((folder / "card.json").read_text()), **changes})
+
+
+def test_a_model_that_is_not_the_one_of_its_card_is_refused(run, safetensors, tmp_path):
+    folder = copy_of(safetensors, tmp_path)
+    assert Embedder.load(folder / "model.safetensors").height == 96
+    shutil.copy(run / "model.safetensors", folder)  # sound, and with classifiers another file
+    for path in (folder, folder / "model.safetensors"):
+        assert "model.safetensors" in refused(path)
+
+
+@pytest.mark.parametrize("name", ["card.json", "model.safetensors", "visible.onnx"])
+@pytest.mark.parametrize(("count", "seed"), [(40, 0), pytest.param(3000, 1, marks=pytest.mark.long)])
+def test_a_changed_byte_of_an_export_is_noticed(onnx, safetensors, tmp_path, name, count, seed):
+    folder = copy_of(onnx if name.endswith("onnx") else safetensors, tmp_path)
+    whole = (folder / name).read_bytes()
+    for what, data in damaged(whole, count, seed):
+        (folder / name).write_bytes(data)
+        assert name in refused(folder), what
+
+
+def test_a_card_of_another_form_is_refused(onnx):
+    facts = json.loads((onnx / "card.json").read_text())
+    free = ("preprocessing", "results", "check", "onnx")  # for people
+    refusals = 0
+    for where, odd in retyped({name: {} if name in free else value for name, value in facts.items()}):
+        try:
+            parse(json.dumps(odd), ExportCard, "card.json", 2**24)
+        except InputError:
+            refusals += 1
+            continue
+        assert where
+    assert refusals > 600
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"height": 97}, {"height": 0}, {"width": 2**20}, {"height": 192}, {"model_sha256": "x"}, {"files": {}},
+        {"files": {"../visible.onnx": "0" * 64}}, {"seed": True},
+        {"embedding": described(3, {"global feature": [0, 3]})},
+        {"embedding": described(9, {"part nodes, coarse to fine": [0, 9]})},
+        {"embedding": described(9, {"global feature": [0, 3], "global node": [4, 9]})},
+    ],
+)  # fmt: skip
+def test_a_card_that_does_not_fit_its_graphs_is_refused(onnx, tmp_path, changes):
+    folder = copy_of(onnx, tmp_path)
+    resealed(folder, **changes)
+    refused(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(1000), b"\x08\x07" * 50])
+def test_an_onnx_file_that_is_none_is_one_error(onnx, tmp_path, content):
+    """With the right hash in the card."""
+    folder = copy_of(onnx, tmp_path)
+    (folder / "visible.onnx").write_bytes(content)
+    files = json.loads((folder / "card.json").read_text())["files"]
+    resealed(folder, files={**files, "visible.onnx": sha256_of(folder / "visible.onnx")})
+    assert "visible.onnx" in refused(folder)
+
+
+@pytest.mark.parametrize("content", ["", "hello", "null", "[]", '{"format": NaN}', "[" * 9000])
+def test_a_card_that_is_none_is_named(onnx, safetensors, tmp_path, content):
+    for folder in (onnx, safetensors):
+        copy = copy_of(folder, tmp_path)
+        (copy / "card.json").write_text(content)
+        assert "card.json" in refused(copy)
+        shutil.rmtree(copy)
+
+
+def test_a_card_of_version_1_has_no_hash_and_is_read(onnx, tmp_path):
+    folder = copy_of(onnx, tmp_path)
+    facts = json.loads((folder / "card.json").read_text())
+    del facts["seal"], facts["scales"]
+    (folder / "card.json").write_text(json.dumps({**facts, "format_version": 1}, indent=1))
+    assert Embedder.load(folder).height == 96
+
+
+def test_weights_that_are_not_finite_are_not_exported(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("export-*"))
+    path = tmp_path / "run" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["head.neck.running_mean"][3] = float("nan")
+    save_sealed(path, tensors, json.loads(TensorFile.open(path).metadata["tacaf"]))
+    for to in ("onnx", "safetensors"):
+        assert export.main(["--run", str(tmp_path / "run"), "--to", to]) == 2
+        assert "head.neck.running_mean" in capsys.readouterr().err
+    assert not list((tmp_path / "run").glob("export-*"))

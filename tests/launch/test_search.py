@@ -52,8 +52,8 @@ def test_two_folders_as_a_command(run, folders):
     assert done.returncode == 0, done.stderr
     found = json.loads((folders / "lists.json").read_text())
     assert len(found["queries"]) == found["gallery_images"] == 12
-    assert [text.split(":")[0] for text in found["left_out"]] == ["gallery/bad.jpg", "query/cut.jpg"]
-    assert "2 images left out" in done.stderr
+    assert [text.split()[0] for text in found["left_out"]] == ["gallery/bad.jpg", "query/cut.jpg"]
+    assert "2 files left out" in done.stderr
     assert_ranked_as_by_hand(found, Embedder.load(run), folders)
     page = (folders / "page.html").read_text()
     assert len(re.findall(r'<img [^>]*src="data:image/jpeg;base64,', page)) == 12 * 4
@@ -119,6 +119,36 @@ def test_within_one_modality_an_image_does_not_find_itself(run, folders):
     for one in found["queries"]:
         assert len(one["matches"]) == 11
         assert one["query"] not in [match["name"] for match in one["matches"]]
+
+
+def test_images_of_the_same_content_are_all_found_and_none_of_them_by_itself(run, folders):
+    gallery = folders / "gallery"
+    one = sorted(gallery.rglob("*.jpg"))[0]
+    for number in range(3):
+        shutil.copy(one, gallery / f"copy{number}.jpg")
+    words = ["--run", run, "--gallery", gallery, "--query-modality", "visible", "--json", folders / "x.json"]
+    assert command(*words, "--query", one, "--top", 20) == 0
+    (found,) = json.loads((folders / "x.json").read_text())["queries"]
+    assert len(found["matches"]) == 11
+    other = sorted(gallery.rglob("*.jpg"))[1]
+    assert command(*words, "--query", other, "--top", 20) == 0
+    (found,) = json.loads((folders / "x.json").read_text())["queries"]
+    same = [match for match in found["matches"] if match["name"].startswith("copy") or match["name"] in str(one)]
+    assert len(same) == 4
+    assert len({match["distance"] for match in same}) == 1
+    assert len(found["matches"]) == 14
+
+
+def test_an_index_of_an_older_version_or_with_a_changed_byte(run, folders, capsys):
+    index = folders / "people.index"
+    words = ["--run", run, "--index", index, "--query", folders / "query", "--json", folders / "x.json"]
+    assert command("--run", run, "--gallery", folders / "gallery", "--index", index) == 0
+    data = bytearray(index.read_bytes())
+    data[-1000] ^= 1
+    index.write_bytes(data)
+    assert command(*words) == 2
+    assert "people.index" in capsys.readouterr().err
+    assert not (folders / "x.json").exists()
 
 
 def test_an_index_of_flipped_global_features_says_so_itself(run, folders):

@@ -130,19 +130,47 @@ class Bomb:
         return print, ("unpickled",)
 
 
-def test_unusable_files_are_one_clear_error_and_run_no_code(tmp_path, capsys):
-    cases = {
-        "absent.pth": (None, "got no file"),
-        "weights.onnx": (b"x", r"got a \.onnx file"),
-        "cut.pth": (b"PK\x03\x04 cut", "expected a readable weights file"),
-        "cut.safetensors": (b"\x00" * 4, "expected a readable weights file"),
-        "bomb.pth": (Bomb(), "expected tensors only"),
-    }
-    for name, (data, says) in cases.items():
-        if isinstance(data, Bomb):
-            torch.save(data, tmp_path / name)
-        elif data is not None:
-            (tmp_path / name).write_bytes(data)
-        with pytest.raises(InputError, match=says):
-            load_imagenet_resnet(net(), tmp_path / name)
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("absent.pth", None, "does not exist"),
+        (".", None, "is not a file"),
+        ("weights.onnx", b"x", r"\.pth, \.pt, \.bin, \.safetensors, got \.onnx"),
+        ("weights", b"x", "got none"),
+        ("empty.pth", b"", "an empty file"),
+        ("empty.safetensors", b"", "an empty file"),
+        ("page.pth", b"\n<!DOCTYPE html><html>", "a web page"),
+        ("page.safetensors", b"<HTML>", "a web page"),
+        ("pointer.bin", b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+        ("packed.pth", b"\x1f\x8b\x08\x00", "gzip"),
+        ("cut.pth", b"PK\x03\x04 cut", "expected a file of torch.save"),
+        ("words.pth", b"hello", "expected a file of torch.save"),
+        ("cut.safetensors", b"\x00" * 4, "not a safetensors file"),
+        ("bomb.pth", Bomb(), "needs code to be unpickled"),
+        ("numbers.pth", {0: torch.zeros(1)}, "'0', which is Tensor"),
+        ("epoch.pth", {"epoch": 3, "weights of it": torch.zeros(1)}, "'epoch', which is int"),
+        ("nan.pth", {"conv1.weight": torch.tensor([1.0, float("nan")])}, "NaN or infinity in conv1.weight"),
+        ("complex.pth", {"conv1.weight": torch.zeros(1, dtype=torch.complex64)}, "conv1.weight, which is complex"),
+    ],
+)
+def test_an_unusable_file_is_one_clear_error_and_runs_no_code(tmp_path, capsys, name, content, says):
+    if isinstance(content, bytes):
+        (tmp_path / name).write_bytes(content)
+    elif content is not None:
+        torch.save(content, tmp_path / name)
+    for load in (load_imagenet_resnet, load_tacafnet):
+        with pytest.raises(InputError, match=says) as raised:
+            load(net(), tmp_path / name)
+        assert "\n" not in str(raised.value)
     assert "unpickled" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [("net",), ("model",), ("model_state_dict",), ("model", "state_dict")])
+def test_the_usual_wrappings_are_taken_off(tmp_path, words):
+    state = resnet()
+    for word in reversed(words):
+        state = {"epoch": 3, word: state}
+    torch.save(state, tmp_path / "resnet.pth")
+    model = net()
+    load_imagenet_resnet(model, tmp_path / "resnet.pth")
+    assert torch.equal(model.state_dict()["backbone.layer1.0.conv1.weight"], resnet()["layer1.0.conv1.weight"])

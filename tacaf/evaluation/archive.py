@@ -1,0 +1,166 @@
+"""Named arrays of an .npz from anywhere: what a header claims is compared with the file before memory is taken."""
+
+import io
+import math
+import os
+import struct
+import warnings
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from tacaf.files import reason_of, shown
+from tacaf.vocabulary import InputError
+
+CURE = "write it again with numpy.savez"
+MOST_EXPANSION = 200  # times, of a large member; columns of equal words shrink more, and are small
+FREELY_EXPANDED = 1 << 28  # bytes
+MOST_MEMBERS = 1000
+_MOST_HEADER = 1 << 16
+_CHUNK = 1 << 22
+_KINDS = "biufcSUMm"  # no objects, which would be unpickled, and no records
+_DAMAGE = (ValueError, OSError, EOFError, KeyError, struct.error, zipfile.BadZipFile, zlib.error)
+# Damage to the lists inside a zip, and what Python's reader does not know (encryption, compression methods).
+_ODD = (RuntimeError, NotImplementedError, MemoryError, OverflowError, TypeError, IndexError, SyntaxError)
+
+
+class _Header(NamedTuple):
+    """What stands before an array's numbers."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    columns_first: bool
+    bytes: int  # of the header itself
+
+
+def read_arrays(path: Path, names: Sequence[str], large_bytes: int) -> dict[str, np.ndarray]:
+    """These arrays of an .npz, in native byte order. One that is larger than `large_bytes`, stored uncompressed and the
+    first of `names` is a numpy.memmap; its bytes have been compared with the archive's checksum.
+
+    InputError, naming the file and the array, for whatever is no such file, and before memory is taken for it.
+    """
+    _refuse_other_files(path)
+    try:
+        with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # numpy's, of old and odd headers
+            members = _members(archive, names, path)
+            headers = {name: _header(archive, members[name], path) for name in names}
+            return {
+                name: _array(archive, members[name], headers[name], path, name == names[0], large_bytes)
+                for name in names
+            }
+    except (*_DAMAGE, *_ODD) as error:
+        reason = shown(" ".join(str(error).split()) or type(error).__name__)[:200]
+        raise InputError(f"{shown(path)}: expected a readable .npz, got: {reason}; {CURE}") from None
+
+
+def _refuse_other_files(path: Path) -> None:
+    if not path.is_file():
+        raise InputError(f"expected a feature file (.npz), got {shown(path)}, which is no file; check the path")
+    try:
+        with path.open("rb") as file:
+            begin = file.read(6)
+    except OSError as error:
+        raise InputError(f"cannot read {shown(path)}: {reason_of(error)}") from None
+    if begin == b"\x93NUMPY":
+        raise InputError(f"{shown(path)}: expected an .npz of several arrays, got one array (.npy); use numpy.savez")
+    if begin[:2] != b"PK":
+        raise InputError(f"{shown(path)}: expected an .npz, got a file that is none; {CURE}")
+
+
+def _members(archive: zipfile.ZipFile, names: Sequence[str], path: Path) -> dict[str, zipfile.ZipInfo]:
+    """The member of each array. InputError for one that is missing, twice there, encrypted, or claims too much."""
+    found = archive.infolist()
+    if len(found) > MOST_MEMBERS:
+        raise InputError(f"{shown(path)}: expected at most {MOST_MEMBERS} arrays, got {len(found)}; {CURE}")
+    held = [member.filename for member in found]
+    missing = [name for name in names if f"{name}.npy" not in held]
+    if missing:
+        raise InputError(
+            f"{shown(path)}: expected the arrays {', '.join(names)} (members such as {names[0]}.npy), got "
+            f"{shown(', '.join(held))[:300] or 'none'}; add {', '.join(missing)}"
+        )
+    for member in found:
+        if member.filename.removesuffix(".npy") in names:
+            problem = _problem(member, held.count(member.filename), path)
+            if problem:
+                raise InputError(f"{shown(path)}, {shown(member.filename)}: {problem}; {CURE}")
+    return {name: archive.getinfo(f"{name}.npy") for name in names}
+
+
+def _problem(member: zipfile.ZipInfo, times: int, path: Path) -> str | None:
+    size, packed = member.file_size, member.compress_size
+    if times > 1:
+        return f"the array is there {times} times"
+    if member.flag_bits & 1:
+        return "the array is encrypted"
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"compression method {member.compress_type} is not one that numpy writes"
+    if packed > path.stat().st_size or (member.compress_type == zipfile.ZIP_STORED and packed != size):
+        return f"the archive says {size:,} bytes, which it does not hold"
+    if size > max(FREELY_EXPANDED, MOST_EXPANSION * packed):
+        return f"{packed:,} bytes claim to become {size:,}"
+    return None
+
+
+def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> _Header:
+    """InputError unless the array that the header describes is as large as the member."""
+    with archive.open(member) as file:
+        found = _parse_header(file)
+    where = f"{shown(path)}, {member.filename}"
+    if found.dtype.hasobject:
+        raise InputError(
+            f"{where}: expected an array without pickled objects, got {found.dtype}; store numbers or words"
+        )
+    if found.dtype.kind not in _KINDS or found.dtype.subdtype is not None:
+        raise InputError(f"{where}: expected numbers or words, got {shown(found.dtype)[:60]}; store plain arrays")
+    if found.bytes + math.prod(found.shape) * found.dtype.itemsize != member.file_size:
+        raise InputError(
+            f"{where}: expected as many bytes as its header says, {list(found.shape)} of {found.dtype}, got"
+            f" {member.file_size:,} with the header; {CURE}"
+        )
+    return found
+
+
+def _parse_header(file: IO[bytes]) -> _Header:
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise ValueError(f"version {version} of the .npy format")
+    size = file.read(2 if version == (1, 0) else 4)
+    length = int.from_bytes(size, "little")
+    if length > _MOST_HEADER:
+        raise ValueError(f"a header of {length:,} bytes")
+    text = io.BytesIO(size + file.read(length))
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, columns_first, dtype = read(text)
+    if len(shape) > 8 or not all(type(side) is int and side >= 0 for side in shape):
+        raise ValueError(f"a shape {str(shape)[:60]}")
+    return _Header(dtype, shape, columns_first, 8 + len(size) + length)
+
+
+def _array(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header, path: Path, may_map: bool, large_bytes: int
+) -> np.ndarray:
+    large = may_map and member.compress_type == zipfile.ZIP_STORED and member.file_size > large_bytes
+    if large and header.dtype.isnative:
+        return _mapped(archive, member, header, path)
+    with archive.open(member) as file:
+        found = np.lib.format.read_array(file, allow_pickle=False)
+        file.read(1)  # to the end, where the checksum is compared
+    return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+
+
+def _mapped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header, path: Path) -> np.ndarray:
+    """A large array as a map of its bytes in the file."""
+    with archive.open(member) as file:
+        while file.read(_CHUNK):  # for its checksum
+            pass
+    with path.open("rb") as file:
+        file.seek(member.header_offset + 26)  # the two lengths that end a zip entry's header of 30 bytes
+        file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
+        begin = file.tell() + header.bytes
+    return np.memmap(path, header.dtype, "r", begin, header.shape, "F" if header.columns_first else "C")

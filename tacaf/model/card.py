@@ -1,0 +1,91 @@
+"""card.json of an exported folder: what the model is, how to prepare its images, what it scored, its files' hashes."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from tacaf.documents import Document, SafeName, Sha256, check_seal, parse, seal
+from tacaf.files import read_bytes, sha256_of, shown, write_whole
+from tacaf.model.file import ModelFacts
+from tacaf.vocabulary import InputError
+
+CARD = "card.json"
+CARD_FORMAT, CARD_VERSION = "tacaf-card", 2  # 2: with a seal
+MOST_CARD_BYTES = 2**24
+CURE = "export the run again"
+
+Width = Annotated[int, Field(ge=1, le=2**24)]
+Place = Annotated[int, Field(ge=0, le=2**24)]
+Slice = Literal["global feature", "global node", "part nodes, coarse to fine"]
+Text = Annotated[str, Field(max_length=4096)]
+
+
+class EmbeddingFacts(Document):
+    """Which numbers of the full descriptor are what: [first, end) by name, one after the other."""
+
+    width: Width
+    global_width: Width
+    slices: dict[Slice, tuple[Place, Place]] = Field(min_length=1)
+    length: Literal[1]
+    compare_by: Literal["cosine"]
+
+    @model_validator(mode="after")
+    def _covers(self) -> "EmbeddingFacts":
+        end = 0
+        for start, stop in self.slices.values():
+            if start != end or stop <= start:
+                raise ValueError(
+                    f"slices: expected them to follow one another from 0, got [{start}, {stop}] after {end}"
+                )
+            end = stop
+        if end != self.width or self.slices.get("global feature") != (0, self.global_width):
+            raise ValueError(f"slices: expected them to fill the width {self.width} from the global feature on")
+        return self
+
+
+class ExportCard(ModelFacts):
+    """The card of an export. What only people read (preprocessing, results, licence) is free JSON."""
+
+    format: Literal["tacaf-card"]
+    format_version: Literal[1, 2]
+    embedding: EmbeddingFacts
+    model_sha256: Sha256 = Field(description="of everything that decides a descriptor")
+    preprocessing: dict[str, Any]
+    results: list[dict[str, Any]]
+    exported_with: dict[str, str | None]
+    licence: Text
+    intended_use: Text
+    not_for: Text
+    onnx: dict[str, Any] | None = None
+    files: dict[SafeName, Sha256] = Field(min_length=1, description="name -> sha256")
+    check: dict[str, Any] | None = Field(None, description="how far the export's descriptors are from the run's")
+    seal: Sha256 | None = Field(None, description="sha256 of this file with 64 zeros in place of the seal")
+
+
+def read_card(folder: Path) -> ExportCard:
+    """The card of the export in `folder`. InputError if there is none, or one that is wrong or has changed."""
+    path = folder / CARD
+    if not path.is_file():
+        raise InputError(f"expected the card of an export at {shown(path)}, got no such file; {CURE}")
+    data = read_bytes(path, MOST_CARD_BYTES)
+    card = parse(data, ExportCard, shown(path), MOST_CARD_BYTES, CURE)
+    if card.format_version > 1 or card.seal is not None:
+        check_seal(data, shown(path), CURE)
+    return card
+
+
+def write_card(folder: Path, values: dict[str, Any]) -> None:
+    """Write the fields of an `ExportCard`, sealed."""
+    values = {**values, "format": CARD_FORMAT, "format_version": CARD_VERSION, "seal": "0" * 64}
+    text = json.dumps(values, indent=1, allow_nan=False) + "\n"
+    write_whole(folder / CARD, seal(text))
+
+
+def checked_file(folder: Path, name: str, card: ExportCard) -> Path:
+    """The path of one of the export's files. InputError if it is not there, or another than the card's hash says."""
+    path = folder / name
+    if name not in card.files or not path.is_file() or sha256_of(path) != card.files[name]:
+        raise InputError(f"{shown(path)}: expected the file whose hash {CARD} holds, got none or another; {CURE}")
+    return path
