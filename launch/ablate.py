@@ -10,7 +10,7 @@ scores in ablation/, with which it need not be repeated even where its run is go
 anew after every training, which says what it lacks.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("launch.ablate")

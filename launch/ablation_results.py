@@ -19,6 +19,7 @@ from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import on_own_set, read_result
 from tacaf.files import write_whole
 from tacaf.logs import published
+from tacaf.run_files import read_starts
 from tacaf.vocabulary import InputError
 
 Scored = Literal["val", "test"]
@@ -82,7 +83,7 @@ class Cell(NamedTuple):
             "settings": list(self.training.settings_beside(_WHERE)),
             "scores": scores,
             "config": config.model_dump(mode="json", exclude={"run": True, "data": {"shards"}}),
-            "trainings": json.loads((self.training.folder / "environment.json").read_text()),
+            "trainings": read_starts(self.training.folder / "environment.json"),
         }
         self.file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(self.file, _compact(published(content)))

@@ -2,44 +2,62 @@
 
 import difflib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 
+from launch.config_errors import explain
+from launch.config_file import dotted, read_values
 from tacaf.data.augment import AugmentConfig
 from tacaf.data.plan import PlanConfig
 from tacaf.data.storage import RemoteConfig
 from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.tables import LISTED, PROTOCOLS
 from tacaf.evaluation.trials import Setting, choose_setting
+from tacaf.files import path_of, shown
 from tacaf.losses.total import LossConfig
 from tacaf.model.tacafnet import Embedding, ModelConfig
 from tacaf.optim import OptimConfig
+from tacaf.settings import Settings, UserPath
+from tacaf.shard_set import Camid
 from tacaf.vocabulary import InputError
 
+MOST_EPOCHS, MOST_STEPS, MOST_SECONDS = 10**6, 10**9, 1e8
 
-class DataConfig(BaseModel, extra="forbid", frozen=True):
+
+def _folder_or_address(text: str) -> str:
+    """The folder with `~` expanded; an address as it is."""
+    try:
+        return text if "://" in text else str(path_of(text))
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+class DataConfig(Settings):
     """Which images, in which batches."""
 
-    shards: str = Field(
-        ..., description="Folder of a shard set (python -m shards pack), or its address: http://, https://, s3:// ..."
+    shards: Annotated[str, AfterValidator(_folder_or_address)] = Field(
+        ...,
+        max_length=4096,
+        description="Folder of a shard set (python -m shards pack), or its address: http://, https://, s3:// ...",
     )
     remote: RemoteConfig = Field(default_factory=RemoteConfig, description="How a set at an address is read.")
     split: str = Field(
         "trainval",
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
         description=(
             "Training identities: trainval (the literature's), train (val chooses), or a named split such as train_1."
         ),
     )
     plan: PlanConfig = Field(default_factory=PlanConfig, description="How a global batch is put together.")
     augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Input size and augmentation.")
-    threads: int = Field(2, ge=1, description="DALI threads per rank.")
-    prefetch: int = Field(2, ge=1, description="Batches prepared ahead.")
+    threads: int = Field(2, ge=1, le=1024, description="DALI threads per rank.")
+    prefetch: int = Field(2, ge=1, le=1024, description="Batches prepared ahead.")
     workers: int = Field(
-        0, ge=0, description="Processes per rank that read images, for slow storage; 0: the rank itself reads."
+        0, ge=0, le=1024, description="Processes per rank that read images, for slow storage; 0: the rank itself reads."
     )
     on_bad_sample: Literal["stop", "replace"] = Field(
         "stop",
@@ -53,12 +71,12 @@ class DataConfig(BaseModel, extra="forbid", frozen=True):
     )
 
 
-class TrainConfig(BaseModel, extra="forbid", frozen=True):
+class TrainConfig(Settings):
     """How long, how precise, and what is kept."""
 
-    epochs: int = Field(100, ge=1, description="Epochs of the whole run.")
+    epochs: int = Field(100, ge=1, le=MOST_EPOCHS, description="Epochs of the whole run.")
     steps_per_epoch: int | None = Field(
-        None, ge=1, description="Cut every epoch to this many steps; null: the plan's own number."
+        None, ge=1, le=MOST_STEPS, description="Cut every epoch to this many steps; null: the plan's own number."
     )
     precision: Literal["fp32", "bf16"] = Field(
         "bf16", description="bf16: autocast with fp32 parameters, norms, pooling, distances and losses."
@@ -67,6 +85,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     accumulate: int = Field(
         1,
         ge=1,
+        le=MOST_STEPS,
         description=(
             "Batches per update: the mean of so many consecutive batches' gradients. A step is still one batch of the"
             " plan, in epochs, rates, metrics and checkpoints; checkpoints are made after whole updates only."
@@ -89,13 +108,17 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
             "On a GPU: take cuDNN's reproducible convolutions, not those that are fastest for the sizes of this run."
         ),
     )
-    weights: Path | None = Field(None, description="ImageNet ResNet-50 file (.pth or .safetensors) to start from.")
-    start_from: Path | None = Field(
+    weights: UserPath | None = Field(None, description="ImageNet ResNet-50 file (.pth or .safetensors) to start from.")
+    start_from: UserPath | None = Field(
         None, description="model.safetensors of a trained TACAFNet to start from; classifiers are new."
     )
-    save_every: int = Field(1, ge=1, description="Epochs between checkpoints; the last epoch is always saved.")
-    save_every_steps: int | None = Field(None, ge=1, description="Also save after every so many steps of the run.")
-    keep: int = Field(2, ge=1, description="How many of the newest checkpoints stay.")
+    save_every: int = Field(
+        1, ge=1, le=MOST_EPOCHS, description="Epochs between checkpoints; the last epoch is always saved."
+    )
+    save_every_steps: int | None = Field(
+        None, ge=1, le=MOST_STEPS, description="Also save after every so many steps of the run."
+    )
+    keep: int = Field(2, ge=1, le=MOST_STEPS, description="How many of the newest checkpoints stay.")
     choose: Literal["last", "validation"] = Field(
         "last",
         description=(
@@ -106,7 +129,7 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     best_by: Literal["mAP", "rank1", "mINP"] = Field(
         "mAP", description="What the best epoch on validation identities is best in; its checkpoint is kept as well."
     )
-    log_every: int = Field(1, ge=1, description="Steps between lines in metrics.jsonl.")
+    log_every: int = Field(1, ge=1, le=MOST_STEPS, description="Steps between lines in metrics.jsonl.")
     watch: tuple[Literal["csv_monitor", "tensorboard", "wandb"], ...] = Field(
         (),
         description=(
@@ -117,10 +140,15 @@ class TrainConfig(BaseModel, extra="forbid", frozen=True):
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop", description="A loss or gradient that is no finite number: stop all ranks, or leave that step out."
     )
-    nonfinite_limit: int = Field(10, ge=1, description="With skip: how many steps of the run may be left out.")
-    start_limit_s: float = Field(600, gt=0, description="Seconds the ranks have to find each other.")
+    nonfinite_limit: int = Field(
+        10, ge=1, le=MOST_STEPS, description="With skip: how many steps of the run may be left out."
+    )
+    start_limit_s: float = Field(600, gt=0, le=MOST_SECONDS, description="Seconds the ranks have to find each other.")
     stall_limit_s: float = Field(
-        1800, gt=0, description="Seconds without a step forward after which a rank ends the run and names who hangs."
+        1800,
+        gt=0,
+        le=MOST_SECONDS,
+        description="Seconds without a step forward after which a rank ends the run and names who hangs.",
     )
 
     @model_validator(mode="after")
@@ -181,10 +209,21 @@ class Asked(NamedTuple):
     shots: int
 
 
-class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
+def _no_word(word: str, what: str, words: Iterable[str]) -> str:
+    """Not one of these words, and which is near."""
+    *most, last = words
+    near = difflib.get_close_matches(word, [*most, last], n=1)
+    return f"expected {what} {', '.join(most)} or {last}, got {word!r}; " + (
+        f"did you mean {near[0]!r}?" if near else "choose one of them"
+    )
+
+
+class EvaluationConfig(Settings):
     """What is scored, and how often."""
 
-    every: int = Field(10, ge=0, description="Epochs between evaluations while training; 0: only at the end.")
+    every: int = Field(
+        10, ge=0, le=MOST_EPOCHS, description="Epochs between evaluations while training; 0: only at the end."
+    )
     protocol: str = Field("sysu_mm01", description="sysu_mm01, regdb, llcm or generic.")
     split: Literal["test", "val"] = Field(
         "test",
@@ -204,7 +243,7 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     gallery_draw: Literal["official", "literature"] | None = Field(
         None, description="null: official where the authors' permutations are given, else literature."
     )
-    splits: Path | None = Field(None, description="Folder with rand_perm_cam.mat, for the official draw.")
+    splits: UserPath | None = Field(None, description="Folder with rand_perm_cam.mat, for the official draw.")
     metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance between embeddings.")
     embedding: Embedding = Field(
         "full",
@@ -219,12 +258,14 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
     exclude: str | None = Field(
         None, description="generic: none, camera, location or pid_and_camera; what is left out of a query's list."
     )
-    locations: dict[int, int] = Field(
+    locations: dict[Camid, Camid] = Field(
         default_factory=dict, description="generic with exclude: location: where every camera stands, camid: location."
     )
-    query_list: Path | None = Field(None, description="generic: file with the keys of the images that ask, one a line.")
-    gallery_list: Path | None = Field(None, description="generic: file with the keys of the images that answer.")
-    batch_size: int = Field(64, ge=1, description="Images per forward of the extraction.")
+    query_list: UserPath | None = Field(
+        None, description="generic: file with the keys of the images that ask, one a line."
+    )
+    gallery_list: UserPath | None = Field(None, description="generic: file with the keys of the images that answer.")
+    batch_size: int = Field(64, ge=1, le=2**16, description="Images per forward of the extraction.")
     ranked_lists: int = Field(
         6,
         ge=0,
@@ -234,9 +275,22 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _defined(self) -> "EvaluationConfig":
-        for asked in self.asked():
-            self.setting(asked)
-        self.reranking  # noqa: B018 - for its error
+        table = PROTOCOLS.get(self.protocol)
+        if table is None:
+            raise ValueError(f"protocol: {_no_word(self.protocol, 'protocol', PROTOCOLS)}")
+        chosen = "modes" if table.selector == "mode" else "directions"
+        for at, word in enumerate(getattr(self, chosen)):
+            if word not in table.searches:
+                raise ValueError(f"{chosen}[{at}]: {_no_word(word, table.selector, table.searches)}")
+        if not self.asked():
+            name = "shots" if self.modes else "modes"
+            raise ValueError(f"{name}: expected at least one, got an empty list; name what is scored at the end")
+        try:
+            for asked in self.asked():
+                self.setting(asked)
+            self.reranking  # noqa: B018 - for its error
+        except InputError as error:
+            raise ValueError(str(error)) from None
         return self
 
     def asked(self) -> list[Asked]:
@@ -263,10 +317,10 @@ class EvaluationConfig(BaseModel, extra="forbid", frozen=True):
         return {name: getattr(self, name) for name in ("exclude", "locations", "query_list", "gallery_list")}
 
 
-class Config(BaseModel, extra="forbid", frozen=True):
+class Config(Settings):
     """One run, whole."""
 
-    run: Path = Field(..., description="Folder the run writes.")
+    run: UserPath = Field(..., description="Folder the run writes.")
     seed: int = Field(
         0, ge=0, lt=2**32, description="The seed every draw is a function of, and of the initial weights."
     )
@@ -280,12 +334,30 @@ class Config(BaseModel, extra="forbid", frozen=True):
         default_factory=lambda: {"zero_optimization": {"stage": 1}}, description="DeepSpeed's own JSON, passed through."
     )
 
+    @field_validator("deepspeed")
+    @classmethod
+    def _passes_through(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """What this program reads or sets of DeepSpeed's settings; DeepSpeed checks the others (`check_settings`)."""
+        for key in _OURS:
+            if key in values:
+                raise ValueError(
+                    f"{key}: expected to be left out, because TACAF sets it from data.plan, optim and train; got"
+                    f" {values[key]!r}; take it out and set it there (bf16.enabled would also break BatchNorm)"
+                )
+        for key in _SECTIONS:
+            if key in values and not isinstance(values[key], dict):
+                raise ValueError(f"{key}: expected a mapping, got {values[key]!r}; see DeepSpeed's documentation")
+        stage = values.get("zero_optimization", {}).get("stage", 0)
+        if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_optimization.stage: expected 0, 1, 2 or 3, got {stage!r}; 1 is the usual one")
+        return values
+
     def effective(self) -> dict[str, Any]:
         """Dotted name to plain value of every setting that says something, so that two runs can be compared by name.
 
         What belongs to a module that is switched off is left out, but for the switch.
         """
-        whole = dict(_dotted(self.model_dump(mode="json"), ""))
+        whole = dict(dotted(self.model_dump(mode="json")))
         idle = tuple(start for switch, starts in _IDLE.items() if not whole[switch] for start in starts)
         return {name: value for name, value in whole.items() if name in _NEVER_IDLE or not name.startswith(idle)}
 
@@ -295,7 +367,10 @@ class Config(BaseModel, extra="forbid", frozen=True):
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
-        self.model.check_input(self.data.augment.height, self.data.augment.width)
+        try:
+            self.model.check_input(self.data.augment.height, self.data.augment.width)
+        except InputError as error:
+            raise ValueError(str(error)) from None
         if self.train.choose == "validation" and self.data.split != "train":
             raise ValueError(
                 "train.choose: expected data.split 'train' with choose 'validation', since other splits hold no"
@@ -311,27 +386,6 @@ class Config(BaseModel, extra="forbid", frozen=True):
                 "train.compile: expected ZeRO stage 0, 1 or 2 with it, since stage 3 fetches parameters module by"
                 " module, got stage 3; set train.compile: false or deepspeed.zero_optimization.stage: 1"
             )
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(
-                f"deepspeed.zero_optimization.stage: expected 0, 1, 2 or 3, got {self.zero_stage!r}; 1 is the usual one"
-            )
-        for key in (
-            "train_batch_size",
-            "train_micro_batch_size_per_gpu",
-            "gradient_accumulation_steps",
-            "gradient_clipping",
-            "optimizer",
-            "scheduler",
-            "bf16",
-            "fp16",
-            "torch_autocast",
-        ):
-            if key in self.deepspeed:
-                raise ValueError(
-                    f"deepspeed.{key}: expected to be left out, because TACAF sets it from data.plan, optim and train;"
-                    f" got {self.deepspeed[key]!r}; take it out and set it there (bf16.enabled would also break"
-                    " BatchNorm)"
-                )
         return self
 
     @model_validator(mode="after")
@@ -361,102 +415,24 @@ _IDLE = {
     "model.cmaam.enabled": ("model.cmaam.", "loss.ic", "loss.dt", "loss.dense_margin"),
     "model.ipcam.enabled": ("model.ipcam.", "loss.part", "loss.pair"),
 }
+# Of DeepSpeed's settings: those that are not to be given, and those that are mappings to us.
+_OURS = (
+    *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
+    *("optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
+)
+_SECTIONS = ("zero_optimization", "checkpoint", "csv_monitor", "tensorboard", "wandb")
 _NEVER_IDLE = (*_IDLE, "model.cmaam.direction")
-
-
-def _dotted(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, below in value.items():
-            yield from _dotted(below, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
     """The checked configuration of a YAML file with its bases and the --set overrides applied, in that order."""
-    values = _read(path, ())
-    for override in overrides:
-        _apply(values, override)
+    values = read_values(path, overrides)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{path}: " + "; ".join(_explain(item) for item in error.errors())) from None
+        raise InputError(f"{shown(path)}: {explain(error, Config, values)}") from None
 
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML: `load_config` of it gives the same run."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def _read(path: Path, seen: tuple[Path, ...]) -> dict:
-    if path.resolve() in seen:
-        raise InputError(f"{path}: `base` goes round in a circle: {' -> '.join(map(str, seen))}; take one out")
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"expected a configuration file, found none at {path}; give its path with --config") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise InputError(f"{path}: expected YAML, got {' '.join(str(error).split())}; mend the file") from None
-    if not isinstance(values, dict):
-        raise InputError(
-            f"{path}: expected a mapping of keys, got {type(values).__name__}; see launch/configs/ for examples"
-        )
-    base = values.pop("base", None)
-    return _merge(_read(path.parent / base, (*seen, path.resolve())), values) if base else values
-
-
-def _merge(below: dict, above: dict) -> dict:
-    merged = dict(below)
-    for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict) and key != "milestones"
-        merged[key] = _merge(merged[key], value) if both else value
-    return merged
-
-
-def _apply(values: dict, override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals or not name:
-        raise InputError(f"--set: expected key=value such as train.epochs=20, got {override!r}")
-    *parents, last = name.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise InputError(
-                f"--set {override}: {parent!r} is a value, not a section; see the resolved config with --dry-run"
-            )
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise InputError(f"--set {override}: expected a YAML value behind '=', got {text!r}") from None
-
-
-def _explain(error: Any) -> str:
-    """One of pydantic's errors in our form: where, expected, got, what to do."""
-    where, keys = _place(error["loc"])
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(error["loc"][-1]), keys, n=1)
-        return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else f"; possible: {', '.join(keys)}")
-    if error["type"] == "missing":
-        return f"{where}: expected a value, got none; set it in the file or with --set {where}=..."
-    message = error["msg"].removeprefix("Value error, ")
-    return (
-        f"{where}: {message}" + ("" if error["type"] == "value_error" else f", got {error['input']!r}")
-        if where
-        else message
-    )
-
-
-def _place(location: tuple) -> tuple[str, list[str]]:
-    """The dotted name of a place in the configuration, and the keys of the section it lies in."""
-    section: Any = Config
-    names, keys = [], []
-    for part in location:
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            keys = list(section.model_fields)
-            section = section.model_fields[part].annotation if part in section.model_fields else None
-            names.append(str(part))
-        else:  # one of several sections, and which by its kind; no part of the name
-            chosen = [get_args(choice) for choice in get_args(section)]
-            section = next((found[0] for found in chosen if getattr(found[-1], "tag", None) == part), None)
-            names += [] if section else [str(part)]
-    return ".".join(names), keys

@@ -4,7 +4,7 @@ Choose or drop an image, see who is nearest in the other modality, and where a p
 page serves this machine only, loads nothing from elsewhere, and keeps no upload on the disk.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("launch.demo_app")
@@ -22,6 +22,7 @@ from launch.gallery import Gallery
 from launch.look import Viewer
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import path_of, reason_of, shown
+from tacaf.images import given_scale
 from tacaf.inference import Embedder
 from tacaf.vocabulary import InputError
 
@@ -35,7 +36,7 @@ def serve(args: argparse.Namespace) -> None:
     from launch.page.server import build_server
 
     with listen(args.host, args.port) as listening:
-        embedder = Embedder.load(args.run, args.device)
+        embedder = Embedder.load(args.run, args.device, args.thermal_range)
         if embedder.model is None:
             raise InputError("expected a run or a model.safetensors, got an ONNX export, whose maps cannot be read")
         gallery = Gallery.open(embedder, args.gallery, args.split, args.most, args.seed)
@@ -97,8 +98,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to serve; at others than this machine's the URL holds a token")
     add("--port", type=int, default=7860, help="0 takes any free one (7860)")
     add("--device", choices=("cpu", "cuda"), default="cpu")
+    add(
+        "--thermal-range",
+        nargs="+",
+        metavar=("LOW", "HIGH"),
+        help="as for search.py, for uploads and a folder's images",
+    )
     args = parser.parse_args(argv)
     args.gallery = _location(args.gallery)
+    given_scale(args.thermal_range, "--thermal-range")  # wrong words end here
     return args
 
 

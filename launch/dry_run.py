@@ -1,18 +1,22 @@
 """What a run would do, without doing it: resolved config, steps, parameters, memory and disk."""
 
-import math
-from typing import NamedTuple
+import os
+from typing import Any, NamedTuple
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from launch.config import Config, TrainConfig, dump_config
+from launch.engine import check_settings
 from launch.finish import check_scoring
 from launch.flops import BF16_RATES, step_flops
-from launch.forward import forward, noise_batch
+from launch.forward import forward, noise_batch, pairs_of
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
+from tacaf.interfaces import Pairs
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.vocabulary import InputError
 
 OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # fp32 numbers an optimiser keeps per parameter
 MIB = 2**20
@@ -37,6 +41,7 @@ class States(NamedTuple):
 
 def describe(config: Config, ranks: int = 1) -> str:
     """The text of --dry-run. Opens the shard set, so that every combination is checked against it."""
+    check_settings(config)
     index = ShardIndex.open(config.data.shards, config.data.remote)
     check_scoring(config, index)
     training_set = select_training(index, config.data.split)
@@ -86,15 +91,22 @@ def describe_steps(config: TrainConfig, plan: Plan) -> str:
 
 
 def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
-    """Memory and disk of one rank. Saved tensors are counted in a forward of one pair group and scaled."""
+    """Memory and disk of one rank. Saved tensors are counted in a forward of one pair group and scaled.
+
+    InputError for a run that this machine has not the memory for.
+    """
     numbers = parameters_of(config.model, plan.training_set.identities)
     kept = OPTIMIZER_STATES[config.optim.kind]
+    states = states_of(numbers, ranks, config.zero_stage, kept)
+    refuse_beyond_memory(sum(states), "weights, gradients and optimiser", ranks)
     groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // ranks
+    saved = groups * saved_by_one_group(config, plan.training_set.identities)
+    refuse_beyond_memory(sum(states) + saved, "weights, gradients, optimiser and what is kept for backward", ranks)
     master = 1 if config.zero_stage >= 1 else 0  # ZeRO saves its own copy of the weights too
     return Estimate(
         parameters=numbers,
-        states=states_of(numbers, ranks, config.zero_stage, kept),
-        saved_mib=groups * saved_by_one_group(config, plan.training_set.identities) / MIB,
+        states=states,
+        saved_mib=saved / MIB,
         checkpoint_mib=numbers * 4 * (1 + master + kept) / MIB,
     )
 
@@ -119,29 +131,48 @@ def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int) ->
 
 
 def saved_by_one_group(config: Config, identities: int) -> float:
-    """Bytes one pair group's images keep for backward, parameters not counted: each storage once.
+    """Bytes one pair group's images keep for backward, parameters not counted: each storage once. Shapes alone are
+    followed; nothing is computed or allocated.
 
     Logits in pieces are not kept: there are those of one piece at a time, for as many rows and nodes as there are, with
     their exponentials and their gradient.
     """
     pieces, chunk = identities > config.model.chunk, config.model.chunk
     small = config.model.model_copy(update={"chunk": 2}) if pieces else config.model
-    model = TacafNet(small, 2 * 2 if pieces else identities)
-    batch = noise_batch(config, 1)
-    kept: dict[int, int] = {}
-    own = {parameter.data_ptr() for parameter in model.parameters()}
+    shapes = FakeTensorMode()
+    batch = noise_batch(config, 1, shapes)
+    pairs: dict[str, Any] = {
+        name: Pairs(*map(shapes.from_tensor, drawn)) for name, drawn in pairs_of(batch, config).items()
+    }
+    kept: dict[int, torch.UntypedStorage] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # which holds it, so that no other one gets its number
         return tensor
 
-    with (
-        torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor),
-        torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"),
-    ):
-        loss, _ = TacafLoss(config.loss)(forward(model, batch, config), batch.label_B)
-    assert math.isfinite(loss.item())
+    with shapes, torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"):
+        model = TacafNet(small, 2 * 2 if pieces else identities)
+        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        shaped = batch._replace(label_B=shapes.from_tensor(batch.label_B), **pairs)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            TacafLoss(config.loss)(forward(model, shaped, config), shaped.label_B)
+    saved = sum(storage.nbytes() for number, storage in kept.items() if number not in own)
     ipcam = config.model.ipcam
     rows = len(batch.label_B) * (ipcam.classified_nodes if ipcam.enabled else 1)
-    return float(sum(kept.values()) + (3 * 4 * rows * chunk if pieces else 0))
+    return float(saved + (3 * 4 * rows * chunk if pieces else 0))
+
+
+def refuse_beyond_memory(need: float, what: str, ranks: int) -> None:
+    """InputError if `need` bytes a rank are more than this machine has for one: of its GPU, or of its memory."""
+    if torch.cuda.is_available():
+        has, where = float(torch.cuda.get_device_properties(0).total_memory), torch.cuda.get_device_name(0)
+    else:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+        has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / here
+        where = "this machine" if here == 1 else f"each of {here} ranks on this machine"
+    if need > has:
+        raise InputError(
+            f"expected {what} of at most {has / 2**30:,.1f} GiB a rank, which {where} has, got {need / 2**30:,.1f} GiB;"
+            " make the model, the images or the batch smaller, or ask again on the machine that is to train it"
+        )

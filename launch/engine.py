@@ -6,6 +6,8 @@
 import functools
 import logging
 import os
+import pickle
+import re
 import shutil
 import socket
 import sys
@@ -16,17 +18,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import ValidationError
 from torch.utils import cpp_extension
 
 from launch.config import Config
-from launch.regroup import TEMPORARY, load_regrouped, regrouped
-from launch.state import BEFORE
+from launch.regroup import TEMPORARY, data_only, load_regrouped, regrouped
+from launch.state import BEFORE, EPOCHS, SavedFacts, extension
 from launch.update import decides_on_device
 from tacaf import checkpoint, distributed
+from tacaf.documents import what_is_wrong
 from tacaf.files import locked
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER, embedder
 from tacaf.vocabulary import InputError
+
+CHECKPOINTS = "checkpoints"  # below the run's folder
 
 
 class Place(NamedTuple):
@@ -205,6 +211,21 @@ def build_engine(
     return engine
 
 
+def check_settings(config: Config) -> None:
+    """InputError for what DeepSpeed refuses of its section, before anything is built."""
+    if set(config.deepspeed) | set(config.deepspeed.get("zero_optimization", {})) <= {"zero_optimization", "stage"}:
+        return  # nothing of its own in it: not worth the seconds that its import takes
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    needed = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 1}
+    try:
+        DeepSpeedConfig({**needed, **config.deepspeed})
+    except Exception as error:  # pydantic's, its own, and whatever a number in place of a mapping leads to
+        what = what_is_wrong(error) if isinstance(error, ValidationError) else _first_line(error)
+        raise InputError(f"deepspeed: DeepSpeed does not accept its section: {what}; see its documentation") from None
+
+
 def _monitors(config: Config) -> dict[str, dict]:
     """DeepSpeed's sections of the monitors in `train.watch`. A folder a start, so no step is in a file twice."""
     folder = config.run / "watch" / f"start-{len(list((config.run / 'watch').glob('start-*')))}"
@@ -225,10 +246,11 @@ def save(engine: Any, folder: Path, global_step: int, facts: dict, keep: int, be
     """
     distributed.average_batchnorm_statistics(engine.module)
     lacking = 0
-    if distributed.rank() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        checkpoint.clear_temporary(folder)
-        lacking = _bytes_needed(engine, folder) - shutil.disk_usage(folder).free
+    with distributed.together():
+        if distributed.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            checkpoint.clear_temporary(folder)
+            lacking = _bytes_needed(engine, folder) - shutil.disk_usage(folder).free
     lacking = int(max(row[0] for row in distributed.numbers_of_ranks([float(lacking)])))
     if lacking > 0:
         raise NotSavedError(
@@ -252,47 +274,77 @@ def save(engine: Any, folder: Path, global_step: int, facts: dict, keep: int, be
             f"checkpoint of step {global_step} not saved into {folder}: {_first_line(error)}; older ones are untouched"
         ) from None
     distributed.barrier()
+    problem: str | None = None
     if distributed.rank() == 0:
-        checkpoint.commit(folder, global_step, facts, keep, best)
-    distributed.barrier()
+        try:
+            checkpoint.commit(folder, global_step, facts, keep, best)
+        except (InputError, OSError) as error:
+            problem = _first_line(error)
+    problem = distributed.gather_objects(problem)[0]
+    if problem is not None:
+        raise NotSavedError(f"checkpoint of step {global_step} not saved into {folder}: {problem}")
 
 
-def resume(engine: Any, path: Path) -> dict:
+def resume(engine: Any, path: Path) -> dict[str, Any]:
     """Load a checkpoint that `find_checkpoint` found into an engine built for it; its facts."""
-    if engine.load_universal_checkpoint():
-        whole = path.parent / TEMPORARY / path.name
-        if distributed.rank() == 0:
-            regrouped(path, engine.zero_optimization_stage())
-        distributed.barrier()
-        return load_regrouped(engine, whole)["facts"]
-    loaded, client = engine.load_checkpoint(str(path.parent), tag=path.name)
-    if loaded is None:
-        raise InputError(f"{path} could not be loaded although its files are whole; was it made by a newer TACAF?")
-    return client["facts"]
+    try:
+        if engine.load_universal_checkpoint():
+            with distributed.together():
+                if distributed.rank() == 0:
+                    _regroup(path, engine)
+            load_regrouped(engine, path.parent / TEMPORARY / path.name)
+        else:
+            with data_only():
+                loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+            if loaded is None:
+                raise InputError(f"{path} could not be loaded although its files are whole; is it of another version?")
+    except pickle.UnpicklingError as error:
+        raise _not_data(path, error) from None
+    return checkpoint.facts_of(path)
 
 
-def find_checkpoint(folder: Path, must_match: dict) -> Path | None:
+def _regroup(path: Path, engine: Any) -> None:
+    try:
+        regrouped(path, engine.zero_optimization_stage())
+    except pickle.UnpicklingError as error:
+        raise _not_data(path, error) from None
+
+
+def _not_data(path: Path, error: Exception) -> InputError:
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    what = f"refers to {found[1]}, which is code" if found else f"cannot be read as data ({_first_line(error)})"
+    return InputError(f"{path} {what}; a checkpoint holds tensors and plain values only. It was not loaded")
+
+
+def find_checkpoint(config: Config, must_match: dict[str, Any], trusted: bool = False) -> Path | None:
     """The newest whole checkpoint of a run, on every rank; rank 0 looks and checks it before anything is built.
 
-    None where there is none yet: a run killed before its first save begins again.
+    None where there is none yet: a run killed before its first save begins again. InputError for one of other settings,
+    but that it may be of fewer epochs; and, unless it is `trusted`, for one that somebody else may have made.
     """
+    folder = config.run / CHECKPOINTS
     path: Path | None = None
     with distributed.together():
-        if distributed.rank() == 0 and any(folder.glob("step-*")):
+        if distributed.rank() == 0 and checkpoint.steps_in(folder):
             warn = functools.partial(print, "warning:", file=sys.stderr, flush=True)
-            path = checkpoint.newest_whole(folder, warn=warn)
+            path = checkpoint.newest_whole(folder, warn, SavedFacts)
             if path is None:
                 raise InputError(
                     f"--resume: expected a whole checkpoint in {folder}, found damaged ones only; copy one back, or"
                     " start a new run"
                 )
-            checkpoint.refuse_other({**BEFORE, **checkpoint.facts_of(path)}, must_match, path)
+            saved = {**BEFORE, **checkpoint.facts_of(path)}
+            if extension(saved, config):
+                saved[EPOCHS] = must_match[EPOCHS]
+            checkpoint.refuse_other(saved, must_match, path)
+            if not trusted:
+                checkpoint.refuse_strange(path)
     return distributed.gather_objects(path)[0]
 
 
 def _bytes_needed(engine: Any, folder: Path) -> int:
     """As much as the newest checkpoint takes; before the first, weights, ZeRO's copy of them and two states."""
-    newest = sorted(folder.glob("step-*"))
+    newest = checkpoint.steps_in(folder)
     if newest:
         return sum(path.stat().st_size for path in newest[-1].rglob("*") if path.is_file())
     return 4 * 4 * sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in engine.module.parameters())

@@ -4,7 +4,7 @@ Every image of the test identities is embedded once, whatever the number of rank
 RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json. Several runs of RegDB, one a split: the table over them as well.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("launch.evaluate")

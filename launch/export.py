@@ -6,7 +6,7 @@ safetensors: the model without its classifiers, which name the training identiti
 output `embedding` float32 [batch, width]. Both are checked against the run on decoded images before anything is there.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("launch.export")

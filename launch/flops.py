@@ -22,14 +22,15 @@ def step_flops(config: Config, plan: Plan) -> float:
     Convolutions and matrix products, which are nearly all; the attention kernels of `kernels/` are not counted. Shapes
     alone are followed, one pair group's, and scaled.
     """
-    batch = noise_batch(config, 1)
+    shapes = FakeTensorMode()
+    batch = noise_batch(config, 1, shapes)
     pairs = pairs_of(batch, config)
-    with FakeTensorMode() as shapes:
+    with shapes:
         model = TacafNet(config.model, plan.training_set.identities)
         label_B = shapes.from_tensor(batch.label_B)
         shaped = {name: Pairs(*map(shapes.from_tensor, drawn)) for name, drawn in pairs.items()}
         with FlopCounterMode(display=False) as counter:
-            output = model(shapes.from_tensor(batch.images_BCHW), label_B, batch.visible, **shaped)
+            output = model(batch.images_BCHW, label_B, batch.visible, **shaped)
             TacafLoss(config.loss)(output, label_B)[0].backward()
     return float(counter.get_total_flops()) * plan.images / len(batch.label_B)
 

@@ -1,5 +1,7 @@
 """The draw of the pairs that a model wants, and one training forward; and a batch of noise to count with."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from launch.config import Config
@@ -41,15 +43,16 @@ def forward(model: torch.nn.Module, batch: Batch, config: Config) -> ModelOutput
     return model(images, batch.label_B, batch.visible, **pairs_of(batch, config))
 
 
-def noise_batch(config: Config, groups: int) -> Batch:
-    """A batch of noise with the labels of so many pair groups."""
+def noise_batch(config: Config, groups: int, shapes: AbstractContextManager | None = None) -> Batch:
+    """A batch of noise with the labels of so many pair groups; its images are made within `shapes`."""
     plan = config.data.plan
     identities = groups * plan.pair_group
     branch_B = torch.tensor([int(branch) for branch in plan.branches]).repeat_interleave(
         identities * plan.images_per_identity
     )
     label_B = torch.arange(identities).repeat_interleave(plan.images_per_identity).repeat(len(plan.branches))
-    images = torch.randn(len(label_B), 3, config.data.augment.height, config.data.augment.width)
+    with shapes or nullcontext():
+        images = torch.randn(len(label_B), 3, config.data.augment.height, config.data.augment.width)
     position_B = torch.arange(len(label_B))
     visible = int((branch_B != Branch.INFRARED).sum())
     return Batch(images, label_B, branch_B, label_B // plan.pair_group, position_B, position_B, visible, 0, 0)

@@ -2,18 +2,22 @@
 writes them ("universal").
 
 The converter and ZeRO-3's loader know Adam's two states by name and nothing else, so SGD's momentum travels under
-Adam's name, beside zeros. Loading unpickles: only a user's own checkpoints come here.
+Adam's name, beside zeros. Only files that the checkpoint's manifest lists are read, and all of them as `data_only`.
 """
 
 import argparse
 import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tacaf.checkpoint import manifest_of
+
+_ONLY, _NOT_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
 TEMPORARY = ".tmp-universal"  # below checkpoints/; the next save clears it away
 MOMENTUM = "momentum_buffer"
 ADAM = ("exp_avg", "exp_avg_sq")
@@ -21,6 +25,28 @@ ADAM = ("exp_avg", "exp_avg_sq")
 PLACES = ((("base_optimizer_state", "single_partition_of_fp32_groups")), (("optimizer_state_dict", "fp32_flat_groups")))
 
 
+@contextlib.contextmanager
+def data_only() -> Iterator[None]:
+    """Whatever calls torch.load in this block gets tensors, plain values and three classes that DeepSpeed saves.
+
+    DeepSpeed itself asks for everything that a pickle can hold, which could be any code; PyTorch's environment variable
+    overrules it.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    before = {name: os.environ.pop(name, None) for name in (_ONLY, _NOT_ONLY)}
+    os.environ[_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        del os.environ[_ONLY]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+@data_only()
 def regrouped(path: Path, stage: int) -> Path:
     """The checkpoint at `path`, of ZeRO stage 1 to 3, as a universal one beside it. For one rank to do."""
     from deepspeed.checkpoint import ds_to_universal
@@ -44,6 +70,7 @@ def regrouped(path: Path, stage: int) -> Path:
     return whole
 
 
+@data_only()
 def load_regrouped(engine: Any, whole: Path) -> dict:
     """Load what `regrouped` made into an engine of the same stage; the checkpoint's client state.
 
@@ -56,7 +83,7 @@ def load_regrouped(engine: Any, whole: Path) -> dict:
     for group, values in zip(optimizer.param_groups, built, strict=True):
         group.update(values)
     file = min(whole.glob("*model_states.pt"))
-    saved = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    saved = torch.load(file, map_location="cpu", weights_only=True)["module"]
     for name, buffer in engine.module.named_buffers():
         if name in saved:  # others are built, not learned
             buffer.copy_(saved[name])
@@ -75,11 +102,11 @@ def _named_as_adam(path: Path, parts: Path, places: tuple[str, str]) -> bool:
     """Put the checkpoint's files into `parts`, SGD's states renamed; whether there were any to rename."""
     states_at, parameters_at = places
     momentum = False
-    for file in path.glob("*.pt"):
+    for file in (path / name for name in manifest_of(path).files if name.endswith(".pt") and "/" not in name):
         if not file.name.endswith("optim_states.pt"):
             (parts / file.name).symlink_to(file.resolve())
             continue
-        whole = torch.load(file, map_location="cpu", weights_only=False)
+        whole = torch.load(file, map_location="cpu", weights_only=True)
         states = whole["optimizer_state_dict"][states_at]["state"]
         for group, parameters in enumerate(whole["optimizer_state_dict"][parameters_at]):
             state = states.setdefault(group, {})

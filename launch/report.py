@@ -3,7 +3,7 @@
 Reads what the run left (config, metrics, results, features, model) and the images from the shards; scores nothing anew.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("launch.report")

@@ -6,7 +6,7 @@ What is finished is kept: the same command goes on after an interruption. The ta
 training (DIR/table.md, .html, .json) and says of each row that is not whole what it lacks.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("launch.reproduce")

@@ -5,7 +5,7 @@ The gallery can be kept with --index FILE, opened again without its images, grow
 cannot be read are counted and listed.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("launch.search")

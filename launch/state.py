@@ -2,10 +2,13 @@
 
 import hashlib
 import json
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
 
 from launch.config import Config, TrainConfig
 from tacaf.data.index import ShardIndex
+from tacaf.documents import Count, Document
 from tacaf.logs import git_commit, versions
 
 # Settings a resumed run may change: where things lie, how often something is written, what is scored, which of cuDNN's
@@ -55,6 +58,11 @@ class TrainState(NamedTuple):
         """Whether the weights are those of the best epoch so far."""
         return self.step == 0 and self.best_epoch == self.epoch
 
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "TrainState":
+        """The state in a checkpoint's facts, which have the form of `SavedFacts`."""
+        return cls(**SavedFacts.model_validate(facts).state.model_dump())
+
     def after_step(self, steps_per_epoch: int) -> "TrainState":
         epoch, step = divmod(self.epoch * steps_per_epoch + self.step + 1, steps_per_epoch)
         return self._replace(epoch=epoch, step=step, global_step=self.global_step + 1)
@@ -66,6 +74,44 @@ class TrainState(NamedTuple):
             or self.is_best
             or bool(config.save_every_steps and self.global_step % config.save_every_steps == 0)
         )
+
+
+class SavedState(Document):
+    """A `TrainState` as a checkpoint's manifest holds it; older ones have less."""
+
+    epoch: Count
+    step: Count
+    global_step: Count
+    best: float = -1.0
+    best_epoch: Annotated[int, Field(ge=-1, lt=2**53)] = -1
+    evaluated: Count = 0
+    skipped: Count = 0
+
+
+class SavedFacts(Document, extra="ignore"):
+    """What a resuming run reads of a checkpoint's facts; it compares the others with its own (`must_match`)."""
+
+    ranks: Annotated[int, Field(ge=1, le=10**6)]
+    state: SavedState
+
+
+EPOCHS = "train.epochs"
+
+
+def extension(saved: dict[str, Any], config: Config) -> str | None:
+    """What more epochs than the checkpoint was to have mean for the learning rate; None where there are no more."""
+    before, now = saved.get(EPOCHS), config.train.epochs
+    if isinstance(before, bool) or not isinstance(before, int) or now <= before:
+        return None
+    done = TrainState.of(saved).epoch
+    if config.optim.schedule == "one_cycle":
+        then = (
+            f"the cosine of optim.schedule one_cycle is stretched to the new end, so the rate from epoch {done} on is"
+            " another than the first plan's, and the run is not the one that was planned so long from the start"
+        )
+    else:
+        then = "optim.schedule milestones goes by epoch: the epochs done are those of the longer run too"
+    return f"train.epochs is {now} instead of {before}; {then}"
 
 
 def must_match(config: Config, index: ShardIndex) -> dict:

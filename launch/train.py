@@ -6,7 +6,8 @@ SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
 """
 
 from launch.stop import EXIT_CODE, STOP, StoppedError, StopRequest
-from tacaf.command import INPUT, Parser, entry, say, start, to_path
+from tacaf.command import INPUT, Parser, entry, say, to_path
+from tacaf.start import start
 
 if __name__ == "__main__":
     STOP.listen()  # before the slow imports: a signal during them counts too
@@ -27,7 +28,7 @@ from launch.forward import draw
 from launch.graphed import build_compute
 from launch.model_file import build_model
 from launch.run_folder import open_run, record_start
-from launch.state import TrainState, circumstances, must_match
+from launch.state import TrainState, circumstances, extension, must_match
 from launch.update import optimize
 from launch.watch import Watcher
 from launch.watchdog import EXIT_CODE as LOST
@@ -41,11 +42,12 @@ from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.vocabulary import InputError
 
 
-def train(config: Config, resume: bool, stop: StopRequest) -> None:
+def train(config: Config, resume: bool, stop: StopRequest, trusted: bool = False) -> None:
     place = deepspeed_engine.start_distributed(config.train.start_limit_s, config.train.stall_limit_s)
     deepspeed_engine.choose_convolutions(config.train.deterministic)
     stop.any_rank = distributed.any_rank
     with distributed.together():
+        deepspeed_engine.check_settings(config)
         index = ShardIndex.open(config.data.shards, config.data.remote)
         plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
         plan.check_ranks(place.world_size)
@@ -58,9 +60,9 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
         naming_lost_ranks(dog),
     ):
         stop.moving = dog.moving
-        checkpoints = run / "checkpoints"
-        found = deepspeed_engine.find_checkpoint(checkpoints, facts) if resume else None
-        record_start(config)
+        checkpoints = run / deepspeed_engine.CHECKPOINTS
+        found = deepspeed_engine.find_checkpoint(config, facts, trusted) if resume else None
+        said = record_start(config)
         identities = plan.training_set.identities
         dog.at("building the model")
         model, loaded = build_model(config, identities)
@@ -70,13 +72,18 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
             config.data.plan.images_per_modality * config.train.accumulate,
         )  # fmt: skip
         engine = deepspeed_engine.build_engine(config, model, optimizer, plan.images // place.world_size, found)
-        state = TrainState(**deepspeed_engine.resume(engine, found)["state"]) if found else TrainState()
+        saved_facts = deepspeed_engine.resume(engine, found) if found else {}
+        state = TrainState.of(saved_facts) if found else TrainState()
         criterion = TacafLoss(config.loss)
         watcher = Watcher(config, run, place, state, config.train.epochs * steps, plan.images, stop)
         watcher.monitor, watcher.share_at_1s = engine.monitor, share_at_one_second(config, plan, place)
         watcher.say(f"{plan.training_set.describe()}; {describe_steps(config.train, plan)}; {loaded}")
+        if said is not None:
+            watcher.warn_once(said)
         if resume and not found:
             watcher.say("the run was interrupted before its first checkpoint; it begins again")
+        if longer := extension(saved_facts, config):
+            watcher.say(longer)
         batches = TrainingPipeline(
             index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
             start=(state.epoch, state.step), steps_per_epoch=steps,
@@ -115,7 +122,7 @@ def train(config: Config, resume: bool, stop: StopRequest) -> None:
                     except deepspeed_engine.NotSavedError as error:
                         watcher.warn_once(f"{error}; the training goes on")
                     saved = state
-                if state.epoch == config.train.epochs:
+                if state.epoch >= config.train.epochs:
                     break
                 first = config.train.begins_update(state.step)
                 if first:
@@ -152,6 +159,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the run's newest whole checkpoint")
     parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="resume from a checkpoint although it is another user's or came from elsewhere",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print the resolved config, steps, parameters, memory and disk, and stop"
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
@@ -167,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if os.environ.get("RANK", "0") == "0":
                 print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
-        train(config, args.resume, STOP)
+        train(config, args.resume, STOP, args.trust)
     except deepspeed_engine.NotSavedError as error:
         return say(error, str(error), INPUT)
     except LostRankError as error:

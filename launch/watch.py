@@ -17,7 +17,8 @@ from launch.state import TrainState
 from launch.stop import StopRequest
 from tacaf import distributed
 from tacaf.files import write_whole
-from tacaf.logs import MetricsWriter, Progress
+from tacaf.logs import Progress
+from tacaf.run_files import MetricsWriter
 from tacaf.transfer import HostCopy
 from tacaf.vocabulary import InputError
 
@@ -70,6 +71,8 @@ class Watcher:
         self.metrics = MetricsWriter(run / "metrics.jsonl" if first else None, state.global_step)
         self.progress = Progress(total, state.global_step, active=first)
         self.began = time.perf_counter()
+        if self.metrics.said is not None:
+            self.warn(self.metrics.said)
 
     def gather(self, own: dict[str, float], wait_s: float) -> StepFigures:
         """Every rank's losses of a step, "loss" and every term; the ranks meet here."""

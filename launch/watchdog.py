@@ -13,23 +13,30 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tacaf.documents import Count, Document, read_document
+from tacaf.files import reason_of, shown
+from tacaf.vocabulary import InputError
 
 EXIT_CODE = 70  # EX_SOFTWARE: a rank hangs or is gone
 PERIOD_S = 1.0  # between signs
+MOST_BYTES = 2**14  # of a sign
 SILENT_S = 10.0  # without a new sign, a rank of another machine counts as dead
 
 
-class Sign(NamedTuple):
+class Sign(Document):
     """A rank's sign of life."""
 
-    rank: int
+    rank: Count
     host: str
-    pid: int
-    moves: int  # how many places it has come to
+    pid: Count
+    moves: Annotated[int, Field(ge=-1, lt=2**53, description="how many places it has come to")]
     where: str
-    moved: float  # seconds since the epoch: when it came there
-    seen: float  # and when this was written
+    moved: float = Field(description="seconds since the epoch: when it came there")
+    seen: float = Field(description="and when this was written")
     ended: bool
 
     @property
@@ -59,15 +66,19 @@ class Watchdog:
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def __enter__(self) -> "Watchdog":
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._sign()
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._sign()
+        except OSError as error:
+            raise InputError(f"cannot write {shown(self.folder)}: {reason_of(error)}") from None
         self.thread.start()
         return self
 
     def __exit__(self, error: Any, *_: Any) -> None:
         self.leaving.set()
         self.thread.join()
-        self._sign(ended=True)
+        with suppress(OSError):  # the others then take it for dead, and are told so after an error alone
+            self._sign(ended=True)
 
     def at(self, where: str) -> None:
         """The main thread has come to `where`, in words for a message. Cheap; called several times a step."""
@@ -95,7 +106,8 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self.leaving.wait(PERIOD_S):
-            self._sign()
+            with suppress(OSError):  # a full disk, for instance: the next one may succeed
+                self._sign()
             if time.time() - self.moved > self.limit_s:
                 time.sleep(PERIOD_S)  # the others' last signs
                 print(
@@ -109,12 +121,13 @@ class Watchdog:
 
     def _sign(self, ended: bool = False) -> None:
         sign = Sign(
-            self.rank, socket.gethostname(), os.getpid(), self.moves, self.where, self.moved, time.time(), ended
+            rank=self.rank, host=socket.gethostname(), pid=os.getpid(), moves=self.moves, where=self.where,
+            moved=self.moved, seen=time.time(), ended=ended,
         )  # fmt: skip
         path = self.folder / f"rank-{self.rank}.json"
         temporary = path.with_name(f".{path.name}.tmp")  # no fsync, as write_whole has: it is gone in a second
         with suppress(OSError):  # a full disk ends the run by what it could not write, not by this
-            temporary.write_text(json.dumps(sign._asdict()))
+            temporary.write_text(json.dumps(sign.model_dump()))
             temporary.rename(path)
 
     def _signs(self) -> list[Sign]:
@@ -123,10 +136,15 @@ class Watchdog:
         for rank in range(self.ranks):
             path = self.folder / f"rank-{rank}.json"
             try:
-                signs.append(Sign(**json.loads(path.read_text())))
-            except (OSError, ValueError, TypeError):
-                signs.append(Sign(rank, "unknown host", 0, -1, "before its first sign", 0.0, 0.0, False))
+                signs.append(read_document(path, Sign, MOST_BYTES))
+            except InputError:
+                signs.append(_no_sign(rank))
         return signs
+
+
+def _no_sign(rank: int) -> Sign:
+    where = "before its first sign"
+    return Sign(rank=rank, host="unknown host", pid=0, moves=-1, where=where, moved=0.0, seen=0.0, ended=False)
 
 
 @contextmanager

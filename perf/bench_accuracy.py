@@ -10,7 +10,7 @@ is given apart, too), without evaluations, saves and the start. Memory is the pr
 CPU the kernels' own CPU path stands for the kernels. Beside --json FILE a picture is written.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_accuracy")
@@ -33,7 +33,8 @@ from perf.bench_train import plain_definitions
 from perf.plot import STYLE
 from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.files import write_whole
-from tacaf.logs import environment, published, read_metrics
+from tacaf.logs import environment, published
+from tacaf.run_files import read_metrics, read_starts
 from tacaf.vocabulary import InputError
 
 WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}
@@ -86,7 +87,7 @@ def curve(run: Path) -> dict[str, Any]:
         "data_wait_share_p50": statistics.median(line["data_wait_share"] for line in steps.values()),
         "peak_memory_mib": max(line["peak_memory_mib"] for line in steps.values()),
         "results": [{name: value for name, value in result.items() if name != "trials"} for result in results],
-        "starts": published(json.loads((run / "environment.json").read_text())),
+        "starts": published(read_starts(run / "environment.json")),
     }
 
 
@@ -158,8 +159,7 @@ def measure(wanted: argparse.Namespace) -> int:
         print("asked to stop; the same command goes on from there", flush=True)
         return EXIT_CODE
     if failed:
-        print("error: " + "; ".join(failed), file=sys.stderr)
-        return 1
+        raise SystemExit("; ".join(failed))
     ways = {name: curve(one.folder) for name, one in wanted_runs.items()}
     found = compare(ways)
     for name, way in ways.items():

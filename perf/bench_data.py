@@ -9,7 +9,7 @@ cores, by turns, so that a noisy machine is noisy for all. Without --shards a pr
 On a GPU only our pipeline runs, with mixed decoding.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_data")

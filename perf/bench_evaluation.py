@@ -10,7 +10,7 @@ nothing is printed. They take turns; the shortest of each one's repeats counts. 
 With --json only the sections that were measured are written anew.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_evaluation")

@@ -7,7 +7,7 @@ are steps of the demo's model on noise under DeepSpeed on CPU, each in fresh pro
 rank once the engine stands, and its peak in a step, above what the same process held before the model was built.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_identities")

@@ -7,7 +7,7 @@ seconds to open it and to select the training set, peak memory, and milliseconds
 first hundred epochs, with and without windows. A batch is asked for cold each time, as after a resume.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_index")

@@ -8,7 +8,7 @@ median of each one's repeats counts. Ours are called as functions: the second th
 the start of their worker processes is. Packing is first shown to lose no byte, or nothing is printed.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_packing")

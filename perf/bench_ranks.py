@@ -7,7 +7,7 @@ machine is as noisy for each. Communication is a part of the other phases: what 
 collective calls, waiting for the other ranks included.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.bench_ranks")

@@ -5,7 +5,7 @@ commands get hostile arguments and signals; the web page gets hostile requests. 
 line, or harmless. Everything is drawn from --seed, so that a finding can be made again.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.boundary")

@@ -7,7 +7,7 @@ Every kill is at a random moment of the run, every fourth one in the middle of a
 every step once with the same losses. One process on one thread, a tiny model on a procedural set. Exit status 1 if not.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.crash_test")

@@ -7,7 +7,7 @@ SYSU-MM01's all_search, single shot, literature draw, on the set's test identiti
 neither solved by colour nor saturated, not which method is better. `--run` takes TACAFNet's result from a finished run.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.demo_difficulty")

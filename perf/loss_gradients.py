@@ -7,7 +7,7 @@ as it is after it, in training mode. Per term, unweighted: the norm of its gradi
 its cosine with the gradient of the identity loss. Means over the batches.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.loss_gradients")

@@ -8,7 +8,7 @@ higher mask value than one that is not (area under the ROC curve, mean over imag
 prefers the background.
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.person_masks")

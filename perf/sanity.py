@@ -14,7 +14,7 @@ shuffled        a training whose labels were shuffled must not beat the untraine
 overfit         trained on 8 identities, the 8 are found without a mistake
 """
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("perf.sanity")

@@ -1,6 +1,6 @@
 """`python -m shards VERB`: make, pack, check and look at shard sets."""
 
-from tacaf.command import Parser, entry, start, to_path
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("shards.__main__")
@@ -12,6 +12,7 @@ from shards import benchmarks, inspect, llcm, manifest, regdb, synth, sysu_mm01
 from shards.remove import remove
 from shards.verify import verify
 from shards.writer import Packed, PackOptions
+from tacaf.command import Parser, entry, to_path
 from tacaf.files import shown
 from tacaf.images import given_scale
 from tacaf.vocabulary import InputError, Modality

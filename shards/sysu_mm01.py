@@ -3,20 +3,17 @@
 Facts of the layout: the data set's own README and evaluation code; counts: computed from its rand_perm_cam.mat.
 """
 
-import io
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Unpack
-
-import numpy as np
 
 from shards import benchmarks
 from shards.layout import check_disjoint, check_spelling, image_files, need_folder, not_images, pid_folders, read_ids
 from shards.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
-from tacaf.files import read_bytes, shown
+from tacaf.files import shown
+from tacaf.mat_file import read_mat
 from tacaf.shard_set import Tally
 from tacaf.vocabulary import InputError, Modality, Split
 
@@ -29,7 +26,6 @@ CAMERAS = {
     5: Modality.VISIBLE,
     6: Modality.INFRARED,
 }
-MOST_MAT_BYTES = 2**26
 LOCATIONS = {1: 1, 2: 2, 3: 2, 4: 4, 5: 5, 6: 6}  # cameras 2 and 3 stand in one room
 REAL_IDENTITIES = {"train": 296, "val": 99, "test": 96}
 _REAL_COUNTS = (  # (splits, modality, images) of the published set
@@ -106,20 +102,8 @@ def _id_list(folder: Path, split: str) -> list[int]:
     path = folder / f"{split}_id.txt"
     if path.exists() or not path.with_suffix(".mat").exists():
         return read_ids(path)
-    from scipy.io import loadmat  # only this fallback needs it
-
-    path = path.with_suffix(".mat")
-    data = read_bytes(path, MOST_MAT_BYTES)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            found = np.asarray(loadmat(io.BytesIO(data), variable_names=["id"])["id"]).ravel()
-            pids = {int(pid) for pid in found}
-            if not all(0 <= pid < 10**18 for pid in pids) or pids != set(found.tolist()):
-                raise ValueError("other values than whole numbers from 0")
-    except Exception as error:  # scipy raises many kinds on damaged files
-        reason = shown(f"{type(error).__name__} {error}")[:200]
-        raise InputError(
-            f"{shown(path)}: expected ids under the name id, got: {reason}; restore it or {split}_id.txt"
-        ) from None
-    return sorted(pids)
+    found = read_mat(path.with_suffix(".mat"), "id").ravel()
+    if found.dtype == object or not ((found >= 0) & (found < 1e18) & (found % 1 == 0)).all():
+        where = shown(path.with_suffix(".mat"))
+        raise InputError(f"{where}: expected whole numbers under id, got others; restore it or {split}_id.txt")
+    return sorted({int(pid) for pid in found.tolist()})

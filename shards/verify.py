@@ -36,8 +36,7 @@ def verify(folder: Path, quick: bool = False, workers: int | None = None) -> lis
     for name in COLUMNS:
         try:
             columns[name] = read_column(folder, name, index)
-            with (folder / member_of(name)).open("rb") as file:
-                problem = hash_problem(file, name, index)
+            problem = hash_problem(folder / member_of(name), name, index)
             found += [f"{member_of(name)}: {problem}"] if problem else []
         except InputError as error:
             found.append(str(error))

@@ -133,6 +133,13 @@ class Catalogue:
             own, got = (f"{kind}{' with flip' if mirrored else ''}" for kind, mirrored in
                         ((self.embedding, self.flip), (embedding, flip)))  # fmt: skip
             raise InputError(f"expected the index's descriptors, {own}, got {got}; ask for the same")
+        scale = embedder.scales.get(self.modality)
+        if self.sealed and scale != self.scale:
+            own, got = ("none" if one is None else one.describe() for one in (self.scale, scale))
+            raise InputError(
+                f"expected the range of grey values that the index was made with, {own}, got {got}; give the same"
+                " --thermal-range, or make the index again"
+            )
         width = embedder.embedding_width(embedding)
         if self.descriptors_GD.shape[1] != width:
             raise InputError(

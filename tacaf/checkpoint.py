@@ -1,22 +1,56 @@
 """Checkpoints that are whole or not there: temporary name, manifest with hashes, rename, then `latest`.
 
 A checkpoint is a folder `checkpoints/step-00001234`. Whoever writes its files (DeepSpeed, on all ranks) writes them
-under the temporary name; `commit` makes it real on rank 0. Loading unpickles, so only a user's own checkpoints are
-ever loaded; what is published is safetensors.
+under the temporary name; `commit` makes it real on rank 0. The manifest lists every file with its hash, carries a hash
+of itself, and is signed with the user's own key (`trust.py`). What it does not list is never opened.
 """
 
-import json
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from tacaf.files import sha256_of, write_whole
+from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationError
+
+from tacaf import trust
+from tacaf.documents import Count, Document, Sha256, check_seal, parse, seal, what_is_wrong
+from tacaf.files import read_bytes, reason_of, sha256_of, shown, write_whole
 from tacaf.vocabulary import InputError
 
 MANIFEST = "manifest.json"
 LATEST = "latest"
+BEST = "best"
 OLD = ".old-"
+MOST_MANIFEST_BYTES = 2**26  # thousands of ranks' files
+_STEP = re.compile(r"step-(\d{8,18})")
+_PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}"
+
+# A path below the checkpoint's folder that leads nowhere else.
+InnerName = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART}){{0,7}}$")]
+
+
+class SavedFile(Document):
+    """One file of a checkpoint."""
+
+    bytes: Count
+    sha256: Sha256
+
+
+class Manifest(Document):
+    """The content of manifest.json. Those of older versions have facts and files alone."""
+
+    format: Literal["tacaf-checkpoint"] = "tacaf-checkpoint"
+    format_version: Literal[1] = 1
+    facts: dict[str, JsonValue] = Field(description="what a run must know before it opens a file")
+    files: dict[InnerName, SavedFile] = Field(min_length=1, max_length=10**6, description="every file but this one")
+    signature: Sha256 | None = Field(None, description="of facts and files, with the key of the user who wrote it")
+    place: Sha256 | None = Field(None, description="of the folder that it was written in")
+    seal: Sha256 | None = Field(None, description="sha256 of this file with 64 zeros in place of the seal")
+
+    def to_json(self) -> str:
+        return seal(self.model_copy(update={"seal": "0" * 64}).model_dump_json(indent=1) + "\n")
 
 
 def tag_of(global_step: int) -> str:
@@ -27,32 +61,41 @@ def temporary_tag(global_step: int) -> str:
     return f".tmp-{tag_of(global_step)}"
 
 
+def steps_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the oldest first; other names are not ours."""
+    found = [(int(name[1]), path) for path in folder.glob("step-*") if (name := _STEP.fullmatch(path.name))]
+    return [path for _, path in sorted(found) if path.is_dir()]
+
+
 def clear_temporary(folder: Path) -> None:
     """Remove what a killed save left behind."""
     for path in folder.glob(".tmp-*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def mend(folder: Path) -> None:
     """After a kill in mid-commit: a checkpoint that had been moved aside for its successor comes back."""
     for old in folder.glob(f"{OLD}*"):
         final = folder / old.name.removeprefix(OLD)
-        shutil.rmtree(old) if final.exists() else old.rename(final)
+        if _STEP.fullmatch(final.name) and not old.is_symlink():
+            shutil.rmtree(old) if final.exists() else old.rename(final)
 
 
 def commit(folder: Path, global_step: int, facts: dict, keep: int, best: bool = False) -> Path:
     """Make the temporary checkpoint of this step real (rank 0 only, after a barrier), and drop old ones.
 
-    `facts` go into the manifest in plain JSON, so that a checkpoint can be judged before anything is unpickled.
+    `facts` go into the manifest in plain JSON, so that a checkpoint can be judged before anything is opened.
     Keeps the newest `keep` checkpoints and the one named in `best`.
     """
     temporary, final = folder / temporary_tag(global_step), folder / tag_of(global_step)
     files = {
-        str(path.relative_to(temporary)): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        str(path.relative_to(temporary)): SavedFile(bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(temporary.rglob("*"))
         if path.is_file()
     }
-    write_whole(temporary / MANIFEST, json.dumps({"facts": facts, "files": files}, indent=1))
+    made = Manifest(facts=facts, files=files)
+    signature, place = trust.sign(_signed(made)), trust.place_of(folder)
+    write_whole(temporary / MANIFEST, made.model_copy(update={"signature": signature, "place": place}).to_json())
     for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
     old = folder / f"{OLD}{final.name}"
@@ -63,26 +106,39 @@ def commit(folder: Path, global_step: int, facts: dict, keep: int, best: bool = 
     shutil.rmtree(old, ignore_errors=True)
     write_whole(folder / LATEST, final.name + "\n")
     if best:
-        write_whole(folder / "best", final.name + "\n")
+        write_whole(folder / BEST, final.name + "\n")
     _drop_old(folder, keep)
     return final
 
 
-def newest_whole(folder: Path, warn: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files match its manifest; a damaged one is named through `warn` and passed over."""
-    for path in sorted(folder.glob("step-*"), reverse=True):
-        problem = _problem(path)
+def newest_whole(folder: Path, warn: Callable[[str], None], facts: type[BaseModel] | None = None) -> Path | None:
+    """The newest checkpoint whose files match its manifest; a damaged one is named through `warn` and passed over.
+
+    One whose facts are not of the form `facts` counts as damaged too.
+    """
+    for path in reversed(steps_in(folder)):
+        problem = _problem(path, facts)
         if problem is None:
             return path
-        warn(f"checkpoint {path} is damaged ({problem}); looking for an older one")
+        warn(f"checkpoint {shown(path)} is damaged ({problem}); looking for an older one")
     return None
 
 
-def facts_of(path: Path) -> dict:
-    return json.loads((path / MANIFEST).read_text())["facts"]
+def manifest_of(path: Path) -> Manifest:
+    """The manifest of a checkpoint. InputError where it has another form or was changed."""
+    where = path / MANIFEST
+    data = read_bytes(where, MOST_MANIFEST_BYTES)
+    manifest = parse(data, Manifest, shown(where), MOST_MANIFEST_BYTES)
+    if manifest.seal is not None or "format" in manifest.model_fields_set:  # older ones have neither
+        check_seal(data, shown(where))
+    return manifest
 
 
-def refuse_other(saved: dict, current: dict, path: Path) -> None:
+def facts_of(path: Path) -> dict[str, Any]:
+    return manifest_of(path).facts
+
+
+def refuse_other(saved: Mapping[str, Any], current: Mapping[str, Any], path: Path) -> None:
     """Raise InputError naming every difference between the saved facts and those of this run."""
     differences = [
         f"{key}: the checkpoint has {saved.get(key)!r}, this run {value!r}"
@@ -97,6 +153,29 @@ def refuse_other(saved: dict, current: dict, path: Path) -> None:
         )
 
 
+def refuse_strange(path: Path) -> None:
+    """InputError for a checkpoint that somebody else wrote, or that came from somewhere else: see `trust.py`."""
+    manifest = manifest_of(path)
+    whose = trust.stranger_of([path.parent, path, path / MANIFEST, *(path / name for name in manifest.files)])
+    if whose is not None:
+        why = f"belongs to another user ({whose})"
+    elif trust.signed(_signed(manifest), manifest.signature) or (
+        manifest.place is not None and manifest.place == trust.place_of(path.parent)
+    ):
+        return
+    else:
+        why = "was not written here by you, or by an older version"
+    raise InputError(
+        f"{shown(path)} {why}. A checkpoint can run code of its maker when it is loaded; if you know who made it, add"
+        " --trust"
+    )
+
+
+def _signed(manifest: Manifest) -> bytes:
+    """What a signature is of."""
+    return manifest.model_dump_json(include={"facts", "files"}).encode()
+
+
 def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -105,25 +184,48 @@ def _fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _problem(path: Path) -> str | None:
+def _problem(path: Path, facts: type[BaseModel] | None) -> str | None:
     try:
-        files = json.loads((path / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as error:
+        manifest = manifest_of(path)
+        if facts is not None:
+            facts.model_validate(manifest.facts)
+        return _difference(path, manifest)
+    except ValidationError as error:
+        return f"facts in {MANIFEST}: {what_is_wrong(error)}"
+    except InputError as error:
         return f"no readable {MANIFEST}: {error}"
-    for name, facts in files.items():
+    except (OSError, ValueError) as error:
+        return reason_of(error)
+
+
+def _difference(path: Path, manifest: Manifest) -> str | None:
+    """What is not as the manifest says: a file missing, changed, of another kind, or not listed."""
+    for name, facts in manifest.files.items():
         file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != facts["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {facts['bytes']}"
-        if sha256_of(file) != facts["sha256"]:
+        if file.is_symlink() or not file.is_file():
+            return f"{name} is missing" if not os.path.lexists(file) else f"{name} is not a plain file"
+        if file.stat().st_size != facts.bytes:
+            return f"{name} has {file.stat().st_size} bytes instead of {facts.bytes}"
+        if sha256_of(file) != facts.sha256:
             return f"{name} has another sha256 than when it was saved"
+    for file in path.rglob("*"):
+        name = str(file.relative_to(path))
+        if name not in manifest.files and name != MANIFEST and (file.is_symlink() or not file.is_dir()):
+            return f"{shown(name)} is not one of its files"
     return None
 
 
 def _drop_old(folder: Path, keep: int) -> None:
-    best = folder / "best"
-    kept = {best.read_text().strip()} if best.exists() else set()
-    for path in sorted(folder.glob("step-*"))[:-keep]:
-        if path.name not in kept:
+    """Remove all but the newest and the best; none at all where `best` does not say which that is."""
+    best = folder / BEST
+    kept = ""
+    if os.path.lexists(best):
+        try:
+            kept = read_bytes(best, 100).decode().strip()
+        except (InputError, UnicodeDecodeError):
+            return
+        if not _STEP.fullmatch(kept):
+            return
+    for path in steps_in(folder)[:-keep]:
+        if path.name != kept:
             shutil.rmtree(path)

@@ -1,12 +1,12 @@
 """The one entry of every command: how errors are said, what a signal does, and which status the process ends with.
 
-    from tacaf.command import entry, start
+    from tacaf.start import start
 
     if __name__ == "__main__":
         start("launch.search")  # before the slow imports, so that Ctrl-C is one line from the first moment
 
     import torch
-    ...
+    from tacaf.command import entry
 
     @entry()
     def main(argv: Sequence[str] | None = None) -> int: ...
@@ -35,11 +35,11 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tacaf.files import path_of, reason_of, shown
+from tacaf.start import TO_STOP, leave
 from tacaf.vocabulary import InputError
 
 UNEXPECTED, INPUT, PIPE = 1, 2, 128 + signal.SIGPIPE
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE_S = 5.0  # for the cleaning up after a signal, before another one counts
 
 Main = Callable[[Sequence[str] | None], int]
@@ -98,19 +98,13 @@ def entry(signals: bool = True) -> Callable[[Main], Main]:
     return wrap
 
 
-def start(module: str, signals: bool = True) -> NoReturn:
-    """Import the module of a command, run its `main` under the handlers of `entry`, and end the process.
-
-    A signal during the import ends the process at once: nothing is open yet, and libraries swallow exceptions there.
-    """
-    numbers = [number for number in TO_STOP[: None if signals else 1] if signal.getsignal(number) != signal.SIG_IGN]
-    for number in numbers:
-        signal.signal(number, _leave)
+def run_to_end(module: str, signals: bool = True) -> int:
+    """The part of `start` that needs imports: the status of that command, which stays however the process ends."""
     atexit.register(_ignore)  # the first to be registered is the last to be called
 
     @entry(signals)
     def run(argv: Sequence[str] | None) -> int:
-        with _leaving_at_once(numbers):
+        with _leaving_at_once(TO_STOP if signals else TO_STOP[:1]):
             main = importlib.import_module(module).main
         status: int = getattr(main, "__wrapped__", main)(argv)
         return status
@@ -118,7 +112,7 @@ def start(module: str, signals: bool = True) -> NoReturn:
     status = run(None)
     for number in _answered():  # while the interpreter shuts down: the work is done, and its status stays
         signal.signal(number, lambda *_: os._exit(status))
-    sys.exit(status)
+    return status
 
 
 def _guarded(main: Main, argv: Sequence[str] | None) -> int:
@@ -234,17 +228,11 @@ def _stoppable(numbers: Sequence[signal.Signals]) -> Iterator[None]:
 
 @contextmanager
 def _leaving_at_once(numbers: Sequence[signal.Signals]) -> Iterator[None]:
-    before = {number: signal.signal(number, _leave) for number in numbers}
+    handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in handled}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """End the process here and now, with its one line."""
-    if not _other_rank():
-        say(KeyboardInterrupt(), "interrupted" if number == signal.SIGINT else "terminated", 128 + number)
-    os._exit(128 + number)
 
 
 def _ignore() -> None:

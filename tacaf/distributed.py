@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from tacaf.files import reason_of, shown
 from tacaf.vocabulary import InputError
 
 _control_group: dist.ProcessGroup | None = None
@@ -117,6 +118,7 @@ def numbers_of_ranks(numbers: list[float]) -> list[list[float]]:
 def together() -> Iterator[None]:
     """What one rank refuses inside, all refuse: every rank raises the first InputError there was, marked as shared.
 
+    What the file system refuses one of them counts too, so that the others do not wait for it.
     Every rank must enter and leave at the same place; it is a meeting of the ranks.
     """
     own: str | None = None
@@ -124,6 +126,8 @@ def together() -> Iterator[None]:
         yield
     except InputError as error:
         own = str(error)
+    except OSError as error:
+        own = f"{shown(error.filename)}: {reason_of(error)}" if error.filename else reason_of(error)
     first = next((text for text in gather_objects(own) if text is not None), None)
     if first is not None:
         raise InputError(first, shared=True)

@@ -79,10 +79,36 @@ def what_is_wrong(error: ValidationError) -> str:
     """The first problem of a model's refusal: the field, what was expected, and what came."""
     first = error.errors(include_url=False)[0]
     field = ".".join(map(str, first["loc"]))
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    expected = first["msg"].startswith("Input should be ")
-    text = f"expected {message}, got {_short(first['input'])}" if expected else message
+    message = plainly(first["msg"])
+    text = message if first["type"] in COMPLETE else f"{message}, got {_short(first['input'])}"
     return f"{shown(field)}: {text}" if field else text
+
+
+# Kinds of refusal whose message says all there is to say.
+COMPLETE = ("value_error", "missing", "too_short", "too_long", "extra_forbidden")
+# Pydantic's words for what it expects, and ours.
+_PLAINER = {
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "text",
+    "a valid list": "a list",
+    "a valid tuple": "a list",
+    "a valid dictionary": "a mapping",
+    "an instance of Path": "a path",
+    "a finite number": "a finite number",
+}
+
+
+def plainly(message: str) -> str:
+    """A message of pydantic as we say it: "expected a whole number"."""
+    message = message.removeprefix("Value error, ")
+    if message.startswith("String should match pattern "):
+        return message.replace("String should match pattern", "expected text of the form", 1)
+    if not message.startswith("Input should be "):
+        return message
+    wanted = message.removeprefix("Input should be ")
+    return "expected " + next((ours for theirs, ours in _PLAINER.items() if wanted.startswith(theirs)), wanted)
 
 
 def seal(text: str) -> str:

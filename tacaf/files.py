@@ -25,6 +25,7 @@ from tacaf.vocabulary import InputError
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _PARTIAL = ".partial"
+_MOST_TRIES = 10_000  # to lock a file that others make and remove
 _LONGEST_NAME = 255  # bytes, on every usual file system of Linux
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # how its libraries (safetensors) pass on the system's error
 
@@ -141,17 +142,17 @@ def sha256_of(path: Path) -> str:
 def locked(path: Path, wait: bool = True, busy: str = "") -> Iterator[None]:
     """Hold the lock file `path` alone among processes and threads; the system releases it when the process ends.
 
+    The file is gone afterwards. A process that is killed leaves it, which disturbs nobody.
+
     InputError if it cannot be made or, without `wait`, if another process holds it: `busy` is what it then says.
     """
     _make_folders_for(path)
+    handle = _open_locked(path, wait, busy)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
-    try:
-        _take_lock(handle, path, wait, busy)
         yield
     finally:
+        with suppress(OSError):  # whoever waits for it sees that it is gone, and makes another one
+            path.unlink()
         os.close(handle)
 
 
@@ -189,11 +190,13 @@ def as_text(name: str) -> str:
 
 
 def path_of(text: str) -> Path:
-    """A path that a user typed, with `~` expanded. InputError for an empty one or one with a NUL character."""
-    if not text or "\0" in text:
-        raise InputError(f"expected a path, got {text!r}")
+    """A path that a user typed, with `~` expanded. InputError for an empty one, and for what no file can be called."""
     try:
+        if not text or b"\0" in os.fsencode(text):
+            raise InputError(f"expected a path, got {text!r}")
         return Path(text).expanduser()
+    except UnicodeEncodeError:
+        raise InputError(f"expected a path, got {text!r}") from None
     except RuntimeError:
         raise InputError(f"{shown(text)}: there is no such user, so `~` cannot be expanded") from None
 
@@ -319,14 +322,28 @@ def _new_folder(target: Path) -> Iterator[Path]:
             os.close(handle)
 
 
-def _take_lock(handle: int, path: Path, wait: bool, busy: str) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        raise InputError(busy or f"{shown(path)} is locked by another process; wait until it is done") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise InputError(f"cannot lock {shown(path)}: {reason_of(error)}") from None
+def _open_locked(path: Path, wait: bool, busy: str) -> int:
+    """A handle of the lock file, which nobody else has locked and which still has its name."""
+    for _ in range(_MOST_TRIES):
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if _is(handle, Path(os.path.realpath(path))):
+                return handle
+            os.close(handle)
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+                return handle
+            os.close(handle)
+            if isinstance(error, BlockingIOError):
+                raise InputError(busy or f"{shown(path)} is locked by another process; wait until it is done") from None
+            if isinstance(error, OSError):
+                raise InputError(f"cannot lock {shown(path)}: {reason_of(error)}") from None
+            raise
+    raise InputError(f"cannot lock {shown(path)}: it does not stay where it is")
 
 
 def _lock(handle: int) -> None:

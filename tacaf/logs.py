@@ -1,7 +1,6 @@
-"""What a run says while it runs: progress on the terminal, metrics.jsonl, environment.json."""
+"""What a run says while it runs on the terminal, and under which circumstances: versions, commit, command, devices."""
 
 import importlib.metadata
-import json
 import os
 import platform
 import re
@@ -15,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from tacaf.files import reason_of, shown, write_whole
-from tacaf.vocabulary import InputError
 
 PACKAGES = ("tacaf", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "triton", "numpy")
 
@@ -100,42 +96,6 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-class MetricsWriter:
-    """Appends one JSON object a line to metrics.jsonl, flushed at once; silent where `path` is None (other ranks)."""
-
-    def __init__(self, path: Path | None, resume_at: int = 0) -> None:
-        self.path = path
-        if path is not None and path.exists():
-            _keep_until(path, resume_at)
-
-    def write(self, **record: object) -> None:
-        """InputError where the disk is full: the run stops, and goes on from its last checkpoint."""
-        if self.path is None:
-            return
-        try:
-            with self.path.open("a") as file:
-                file.write(json.dumps(record) + "\n")
-        except OSError as error:
-            raise InputError(
-                f"cannot write {shown(self.path)}: {reason_of(error)}; mend that and go on with --resume"
-            ) from None
-
-
-def read_metrics(path: Path) -> Iterator[dict]:
-    """The records of a metrics.jsonl; a last line cut by a kill is passed over."""
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            continue
-
-
-def _keep_until(path: Path, global_step: int) -> None:
-    """Drop the lines of steps after `global_step`, so that a resumed run writes every step once."""
-    kept = [json.dumps(record) + "\n" for record in read_metrics(path) if record["global_step"] <= global_step]
-    write_whole(path, "".join(kept))
 
 
 class Progress:

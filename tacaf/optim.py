@@ -2,26 +2,34 @@
 
 import math
 from collections.abc import Iterable
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
+
+from tacaf.settings import LARGEST, Settings
+
+Epoch = Annotated[int, Field(ge=0, le=10**6)]
+Factor = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
-class OptimConfig(BaseModel, extra="forbid", frozen=True):
+class OptimConfig(Settings):
     """How parameters are updated (method §6; values of AGW and LbA unless said)."""
 
     kind: Literal["sgd", "adamw"] = Field(
         "sgd", description="sgd: Nesterov momentum, the field's recipe; adamw: for small models from scratch."
     )
     new_rate: float = Field(
-        0.1, gt=0, description="Peak learning rate of new modules at M*K = 32; scaled linearly with M*K for sgd."
+        0.1,
+        gt=0,
+        le=LARGEST,
+        description="Peak learning rate of new modules at M*K = 32; scaled linearly with M*K for sgd.",
     )
     backbone_rate: float = Field(
-        0.01, gt=0, description="Peak learning rate of the backbone at M*K = 32; scaled like new_rate."
+        0.01, gt=0, le=LARGEST, description="Peak learning rate of the backbone at M*K = 32; scaled like new_rate."
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd.")
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay of every parameter.")
+    weight_decay: float = Field(5e-4, ge=0, le=1e6, description="Weight decay of every parameter.")
     scale_rate: bool = Field(
         True,
         description=(
@@ -29,7 +37,10 @@ class OptimConfig(BaseModel, extra="forbid", frozen=True):
         ),
     )
     clip_norm: float = Field(
-        0, ge=0, description="Clip the whole gradient to this norm; 0: never, as the ancestors (DeepSpeed's own is 1)."
+        0,
+        ge=0,
+        le=LARGEST,
+        description="Clip the whole gradient to this norm; 0: never, as the ancestors (DeepSpeed's own is 1).",
     )
     fused: bool = Field(
         True,
@@ -40,9 +51,9 @@ class OptimConfig(BaseModel, extra="forbid", frozen=True):
         description="milestones: linear warm-up, then factors by epoch; one_cycle: linear up, cosine down, per step.",
     )
     warmup_epochs: float = Field(
-        10.0, ge=0, description="Length of the warm-up in epochs; fractions allowed with one_cycle."
+        10.0, ge=0, le=1e6, description="Length of the warm-up in epochs; fractions allowed with one_cycle."
     )
-    milestones: dict[int, float] = Field(
+    milestones: dict[Epoch, Factor] = Field(
         {20: 0.1, 50: 0.01}, description="From this epoch (counted from 0) on, the peak rate times this factor."
     )
 

@@ -4,7 +4,6 @@ Everything is done in one pass over the rows, a chunk at a time, so that ten mil
 Source: ours.
 """
 
-import hashlib
 import io
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tacaf.files import reason_of
+from tacaf.files import reason_of, sha256_of
 from tacaf.shard_set import CURE, IndexFile, Tally, file_problem
 from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, InputError, Modality, Split, sample_key
 
@@ -74,11 +73,13 @@ def map_column(file: BufferedReader, name: str, index: IndexFile, where: str) ->
     return np.memmap(file, dtype, "r", found.end(), (index.images,))
 
 
-def hash_problem(file: BufferedReader, name: str, index: IndexFile) -> str | None:
-    """What is wrong with the content of a column in an open file, or None."""
-    file.seek(0)
-    same = hashlib.file_digest(file, "sha256").hexdigest() == index.columns[name].sha256
-    return None if same else f"its sha256 is not the one in the index; a byte has changed, {CURE}"
+def hash_problem(path: Path, name: str, index: IndexFile) -> str | None:
+    """What is wrong with the content of a column's file, or None."""
+    return (
+        None
+        if sha256_of(path) == index.columns[name].sha256
+        else f"its sha256 is not the one in the index; a byte has changed, {CURE}"
+    )
 
 
 def column_bytes(values: np.ndarray) -> bytes:

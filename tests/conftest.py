@@ -21,6 +21,12 @@ settings.register_profile("any machine", deadline=None, suppress_health_check=[H
 settings.load_profile("any machine")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_key(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Checkpoints are signed with a key of the tests, not with that of the user who runs them."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture(autouse=True)
 def _own_environment() -> Iterator[None]:
     """A test that starts a rank in this process leaves no RANK or MASTER_PORT for the next test's processes."""

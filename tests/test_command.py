@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 HUNG_UP = 128 + signal.SIGHUP
 
 COMMAND = """
-from tacaf.command import start
+from tacaf.start import start
 if __name__ == "__main__":
     start("command_of_test")
 {slow_import}

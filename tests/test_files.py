@@ -380,6 +380,31 @@ def test_a_lock_that_cannot_be_made(tmp_path, kind):
         pass
 
 
+def test_a_lock_leaves_no_file_and_holds_while_others_come_and_go(tmp_path):
+    path, held = tmp_path / "lock", []
+
+    def hold() -> None:
+        for _ in range(50):
+            with locked(path):
+                held.append(1)
+                assert len(held) == 1
+                held.pop()
+
+    threads = [threading.Thread(target=hold) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not held
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_through_a_link(tmp_path):
+    (tmp_path / "lock").symlink_to(tmp_path / "elsewhere")
+    with locked(tmp_path / "lock"):
+        pass
+
+
 def test_a_lock_on_a_pipe_does_not_wait_for_a_reader(tmp_path):
     os.mkfifo(tmp_path / "lock")
     with locked(tmp_path / "lock", wait=False):
@@ -409,7 +434,8 @@ def test_a_tilde_is_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     assert path_of("~/x") == Path("/home/me/x")
     assert path_of("a~/~x") == Path("a~/~x")
-    for text in ("", "a\0b", "~no-such-user-here/x"):
+    assert path_of(os.fsdecode(b"a\xff")) == Path(os.fsdecode(b"a\xff"))
+    for text in ("", "a\0b", "~no-such-user-here/x", "\ud800"):
         with pytest.raises(InputError):
             path_of(text)
 

@@ -29,8 +29,8 @@ from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.gallery import load_permutations
 from tacaf.images import PER_IMAGE, decode
 from tacaf.inference import Embedder, weights_sha256
-from tacaf.logs import read_metrics
 from tacaf.model.file import load_model
+from tacaf.run_files import read_metrics
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 CONFIG = Path(__file__).parents[2] / "launch" / "configs" / "demo.yaml"
@@ -113,9 +113,8 @@ def _make_run(run: Path, packed: Path) -> None:
     model, _ = build_model(config, IDENTITIES)
     index = ShardIndex.open(packed)
     save_model(run / "model.safetensors", model.state_dict(), config, IDENTITIES, index, "last epoch (0)")
-    steps = [
-        {"kind": "step", "epoch": 0, "step": n, "global_step": n + 1, "loss": 2.0, "lr": {"new": 0.1}} for n in range(8)
-    ]
+    figures = {"loss": 2.0, "terms": {}, "lr": {"new": 0.1}, "images_per_s": 9.0, "data_wait_share": 0.1}
+    steps = [{"kind": "step", "epoch": 0, "step": n, "global_step": n + 1, **figures} for n in range(8)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
 
 
@@ -228,7 +227,7 @@ def _configuration(folder: Path) -> Any:
 
 
 def _listed(folder: Path, jsonl: bool) -> Any:
-    rows = manifest.read(folder / ("list.jsonl" if jsonl else "list.csv"), folder, jsonl)
+    rows, _ = manifest.read(folder / ("list.jsonl" if jsonl else "list.csv"), folder, jsonl)
     return [(row.path, row.pid, row.modality, row.camid) for row in rows]
 
 

@@ -6,12 +6,13 @@ definition and their test.
 B images, H x W pixels, C = 3 channels.
 """
 
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field, model_validator
 
 from tacaf.draws import Stream, integers, uniform
+from tacaf.settings import Settings
 from tacaf.vocabulary import Branch
 
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float64)  # ImageNet, fractions of full scale
@@ -20,16 +21,18 @@ ERASE_FILL = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)  # CAJ, in nor
 GRAY = np.array([0.2989, 0.5870, 0.1140], dtype=np.float32)
 ERASE_TRIES = 100
 
+Share = Annotated[float, Field(ge=0, le=1)]
 
-class AugmentConfig(BaseModel, extra="forbid", frozen=True):
+
+class AugmentConfig(Settings):
     """Input size and the strength of each operation; the values are CAJ's."""
 
-    height: int = Field(288, ge=32, description="Image height in pixels.")
-    width: int = Field(144, ge=16, description="Image width in pixels.")
-    pad: int = Field(10, ge=0, description="Pixels of raw 0 around the image before the random crop.")
+    height: int = Field(288, ge=32, le=4096, description="Image height in pixels.")
+    width: int = Field(144, ge=16, le=4096, description="Image width in pixels.")
+    pad: int = Field(10, ge=0, le=4096, description="Pixels of raw 0 around the image before the random crop.")
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a mirror image.")
     erase: float = Field(0.5, ge=0, le=1, description="Probability of channel erasing.")
-    erase_area: tuple[float, float] = Field((0.02, 0.4), description="Range of the erased share of the image.")
+    erase_area: tuple[Share, Share] = Field((0.02, 0.4), description="Range of the erased share of the image.")
     erase_aspect: float = Field(
         0.3, gt=0, le=1, description="Aspect ratio h/w of the erased box is drawn from [this, 1/this]."
     )
@@ -39,6 +42,13 @@ class AugmentConfig(BaseModel, extra="forbid", frozen=True):
     channel_augment_space: Literal["normalized", "raw"] = Field(
         "normalized", description="Where the channel matrix acts: on normalised values (CAJ) or on raw ones (ours)."
     )
+
+    @model_validator(mode="after")
+    def _rising(self) -> "AugmentConfig":
+        low, high = self.erase_area
+        if low > high:
+            raise ValueError(f"erase_area: expected the smaller share first, got [{low:g}, {high:g}]; swap them")
+        return self
 
 
 class Parameters(NamedTuple):

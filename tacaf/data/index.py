@@ -207,7 +207,7 @@ def _column(store: Store, name: str, facts: IndexFile) -> np.ndarray:
     file = store.open(File(member, most, facts.columns[name].sha256))
     try:
         column = map_column(file, name, facts, store.where(member))
-        problem = hash_problem(file, name, facts)
+        problem = hash_problem(Path(file.name), name, facts)
         if problem:
             raise InputError(f"{store.where(member)}: {problem}")
     except BaseException as error:

@@ -59,7 +59,7 @@ def decode(
         with images.open_image(data) as image:
             return _pixels(image, limits, scale)
     except ImageError as problem:
-        raise InputError(f"{shown(name)} cannot be used: {problem}") from None
+        raise InputError(f"{shown(name)}: cannot be used as an image: {problem}") from None
 
 
 def prepare(pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:

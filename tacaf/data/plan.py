@@ -10,20 +10,26 @@ import math
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from tacaf.data.index import TrainingSet
 from tacaf.draws import Stream, permutation, permuted, uniform
+from tacaf.settings import Settings
 from tacaf.vocabulary import Branch, InputError, Modality
 
 
-class PlanConfig(BaseModel, extra="forbid", frozen=True):
+class PlanConfig(Settings):
     """The make-up of a global batch. It does not depend on the number of ranks."""
 
-    identities_per_batch: int = Field(8, ge=2, description="M: identities in a global batch (LbA, CAJ).")
-    images_per_identity: int = Field(4, ge=1, description="K: images of an identity in each modality (LbA, CAJ).")
+    identities_per_batch: int = Field(8, ge=2, le=2**14, description="M: identities in a global batch (LbA, CAJ).")
+    images_per_identity: int = Field(
+        4, ge=1, le=2**10, description="K: images of an identity in each modality (LbA, CAJ)."
+    )
     pair_group: int = Field(
-        2, ge=2, description="Identities that draw negatives from each other; a rank holds whole groups (ours)."
+        2,
+        ge=2,
+        le=2**14,
+        description="Identities that draw negatives from each other; a rank holds whole groups (ours).",
     )
     channel_augment: bool = Field(
         True, description="Add the branch V1: the same visible images, channel-exchanged (CAJ)."
@@ -38,6 +44,7 @@ class PlanConfig(BaseModel, extra="forbid", frozen=True):
     window_shards: int | None = Field(
         None,
         ge=1,
+        le=10**9,
         description=(
             "For a set larger than the node's cache: identities come from this many random shards at a time, then from"
             " the next ones; the cache must hold two such windows. null: from the whole set (ours)."

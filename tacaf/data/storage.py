@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, Protocol
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from tacaf.files import locked, path_of, read_bytes, reason_of, shown
+from tacaf.settings import Settings
 from tacaf.shard_set import MISSING, file_problem
 from tacaf.vocabulary import InputError
 
@@ -31,7 +32,7 @@ FIRST_WAIT_S = 1.0  # before asking again; twice as long each time
 _HASH = re.compile("[0-9a-f]{64}")
 
 
-class RemoteConfig(BaseModel, extra="forbid", frozen=True, allow_inf_nan=False):
+class RemoteConfig(Settings):
     """How a shard set on a server is read (data.shards: http://, https://, s3:// ...). None of it changes a batch."""
 
     cache: Path = Field(

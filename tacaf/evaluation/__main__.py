@@ -1,6 +1,6 @@
 """`python -m tacaf.evaluation score`: score plain feature files by a protocol."""
 
-from tacaf.command import start
+from tacaf.start import start
 
 if __name__ == "__main__":
     start("tacaf.evaluation.__main__")

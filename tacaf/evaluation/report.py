@@ -1,7 +1,6 @@
 """report.html of a run: results beside the published numbers, curves, pictures, circumstances; one file."""
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +11,8 @@ from tacaf.evaluation.published import NOT_MEASURED, PUBLISHED, SYSU_QUERIES, TA
 from tacaf.evaluation.ranking import MEASURES
 from tacaf.evaluation.results import on_own_set, read_results
 from tacaf.files import write_whole
-from tacaf.logs import read_metrics
 from tacaf.pages import render
+from tacaf.run_files import read_metrics, read_starts
 from tacaf.vocabulary import InputError
 
 TEMPLATE = Path(__file__).with_name("report.html")
@@ -90,7 +89,7 @@ def write_report(run: Path, pictures: Pictures | None = None) -> Path:
         pictures=pictures,
         image=_data_uri,
         config=_text(run / "config.yaml"),
-        starts=json.loads(_text(run / "environment.json") or "[]"),
+        starts=read_starts(run / "environment.json"),
     )
     write_whole(run / REPORT, text)
     return run / REPORT

@@ -4,27 +4,30 @@ L = identity + triplet + ic * consistency + dt * dense triplet + part * nodes + 
 """
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from tacaf.interfaces import ModelOutput, Scores
 from tacaf.losses.dense_triplet import dense_triplet_loss
 from tacaf.losses.identity import identity_loss
 from tacaf.losses.triplet import TripletKind, triplet_loss
+from tacaf.settings import Settings
 
 
-class LossConfig(BaseModel, extra="forbid", frozen=True):
+class LossConfig(Settings):
     """Weights and margins of the loss. Terms of modules that are switched off do not exist, whatever their weight."""
 
-    ic: float = Field(1.0, ge=0, description="Weight of CMAAM's identity consistency, on each layer (1 in LbA).")
-    dt: float = Field(0.5, ge=0, description="Weight of CMAAM's dense triplet, summed over layers (.5 in LbA).")
-    dense_margin: float = Field(0.3, ge=0, description="Margin of the dense triplet (LbA).")
+    ic: float = Field(
+        1.0, ge=0, le=1e6, description="Weight of CMAAM's identity consistency, on each layer (1 in LbA)."
+    )
+    dt: float = Field(0.5, ge=0, le=1e6, description="Weight of CMAAM's dense triplet, summed over layers (.5 in LbA).")
+    dense_margin: float = Field(0.3, ge=0, le=1e6, description="Margin of the dense triplet (LbA).")
     triplet: TripletKind = Field(
         "batch_hard", description="batch_hard: margin triplet (LbA); wrt: weighted (AGW); adp: adaptive (CAJ)."
     )
-    margin: float = Field(0.3, ge=0, description="Margin of the batch-hard triplet (LbA).")
-    part: float = Field(1.0, gt=0, description="Weight of the mean cross-entropy over IPCAM's nodes.")
+    margin: float = Field(0.3, ge=0, le=1e6, description="Margin of the batch-hard triplet (LbA).")
+    part: float = Field(1.0, gt=0, le=1e6, description="Weight of the mean cross-entropy over IPCAM's nodes.")
     pair: float = Field(
-        1.0, gt=0, description="Weight of IPCAM's pair stage; to go without, set model.ipcam.pair_stage: false."
+        1.0, gt=0, le=1e6, description="Weight of IPCAM's pair stage; to go without, set model.ipcam.pair_stage: false."
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of every cross-entropy (0 in LbA).")
 

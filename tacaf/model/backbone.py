@@ -3,21 +3,28 @@
 B images, C channels, H x W. Parameter names are the usual ResNet ones, so ImageNet files load (`weights.py`).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import nn
 
 from tacaf.model.norm import BatchNorm2d, NormMode
+from tacaf.settings import Settings
+
+Blocks = Annotated[int, Field(ge=1, le=100)]
 
 
-class BackboneConfig(BaseModel, extra="forbid", frozen=True):
+class BackboneConfig(Settings):
     """The shape of the backbone; the defaults are ResNet-50 with last stride 1."""
 
     kind: Literal["resnet"] = Field("resnet", description="resnet: this one; transformers: one of that package.")
-    width: int = Field(64, ge=4, description="Channels of the stem; stage i has 2**i times as many inside its blocks.")
-    blocks: tuple[int, int, int, int] = Field((3, 4, 6, 3), description="Residual blocks in each of the four stages.")
+    width: int = Field(
+        64, ge=4, le=4096, description="Channels of the stem; stage i has 2**i times as many inside its blocks."
+    )
+    blocks: tuple[Blocks, Blocks, Blocks, Blocks] = Field(
+        (3, 4, 6, 3), description="Residual blocks in each of the four stages."
+    )
     last_stride: Literal[1, 2] = Field(1, description="Stride of stage 4; 1 keeps the finer map (AGW, LbA).")
     block: Literal["bottleneck", "basic"] = Field(
         "bottleneck", description="bottleneck: 1x1, 3x3, 1x1 with expansion 4 (ResNet-50); basic: 3x3, 3x3 (ResNet-18)."

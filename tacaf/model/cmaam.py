@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field
+from pydantic import Field, model_validator
 
 from kernels.alignment import align as align_layer
 from kernels.alignment import feature_mask
@@ -17,19 +17,22 @@ from tacaf.distributed import sum_over_ranks, world_size
 from tacaf.interfaces import Alignment, Pairs
 from tacaf.model.pairs import Direction
 from tacaf.model.pooling import map_BCHW, rows_BHWC
+from tacaf.settings import Settings
 
 MaskKind = Literal["norm", "deviation"]
 Matched = Literal["features", "deviations"]
 
 
-class CmaamConfig(BaseModel, extra="forbid", frozen=True):
+class CmaamConfig(Settings):
     """Where and how sharply features are aligned across modalities in training."""
 
     enabled: bool = Field(True, description="Align features across modalities in training; free at test time.")
-    layers: tuple[Literal[3], Literal[4]] | tuple[Literal[3]] | tuple[Literal[4]] = Field(
+    layers: tuple[Literal[3, 4], ...] = Field(
         (3, 4), description="The backbone stages whose maps are aligned: [3, 4], [3] or [4]."
     )
-    beta: float = Field(50.0, gt=0, description="Sharpness of the matching: softmax(beta * cosine) (50 in LbA).")
+    beta: float = Field(
+        50.0, gt=0, le=1e6, description="Sharpness of the matching: softmax(beta * cosine) (50 in LbA)."
+    )
     mask: MaskKind = Field(
         "norm",
         description=(
@@ -60,6 +63,12 @@ class CmaamConfig(BaseModel, extra="forbid", frozen=True):
         le=1,
         description="Share of the matching smoothed by the anchor's similarity to itself (slow, plain).",
     )
+
+    @model_validator(mode="after")
+    def _each_layer_once(self) -> "CmaamConfig":
+        if self.layers not in ((3, 4), (3,), (4,)):
+            raise ValueError(f"layers: expected [3, 4], [3] or [4], got {list(self.layers)}; take one of them")
+        return self
 
 
 def matching(anchor_NLC: torch.Tensor, target_NLC: torch.Tensor, beta: float, weight: float = 0.0) -> torch.Tensor:

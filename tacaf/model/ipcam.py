@@ -7,11 +7,11 @@ under one per cent of the backbone's work, and its softmaxes and norms want it.
 
 import math
 from itertools import pairwise
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 
 from kernels.ring_aggregate import ring_aggregate
@@ -19,23 +19,28 @@ from tacaf.interfaces import Scores
 from tacaf.model.classifier import Classifier
 from tacaf.model.head import CLASSIFIER_STD, bn_neck, new_classifier
 from tacaf.model.norm import BatchNorm1d, NormMode
+from tacaf.settings import Settings
 
 
-class IpcamConfig(BaseModel, extra="forbid", frozen=True):
+class IpcamConfig(Settings):
     """Part levels, widths and the switches for ablation. The paper names no number: they are ours (method §5)."""
 
     enabled: bool = Field(True, description="Build IPCAM; without it the embedding is the global feature alone.")
-    levels: tuple[int, ...] = Field(
-        (1, 3, 6), description="Stripes per level: 1 (global) first, the fine level last; the map height must divide."
+    levels: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(
+        (1, 3, 6),
+        max_length=8,
+        description="Stripes per level: 1 (global) first, the fine level last; the map height must divide.",
     )
-    node_width: int = Field(512, ge=1, description="Width D of a node.")
-    attention_width: int = Field(128, ge=1, description="Width A of the attention projections.")
-    pair_width: int = Field(256, ge=1, description="Compressed width at the end of the pair stage.")
-    rounds: int = Field(2, ge=1, description="Rounds of the cyclic neighbour aggregation.")
+    node_width: int = Field(512, ge=1, le=2**16, description="Width D of a node.")
+    attention_width: int = Field(128, ge=1, le=2**16, description="Width A of the attention projections.")
+    pair_width: int = Field(256, ge=1, le=2**16, description="Compressed width at the end of the pair stage.")
+    rounds: int = Field(2, ge=1, le=100, description="Rounds of the cyclic neighbour aggregation.")
     ring: bool = Field(True, description="Run the cyclic aggregation over the fine parts (the graph keeps its edges).")
     self_connection: bool = Field(True, description="Add the fine parts as they were after the last round.")
     pair_stage: bool = Field(True, description="Train with the cross-modal pair stage; never run at test time.")
-    temperature: float = Field(0.1, gt=0, description="Temperature of the pair stage's part matching (divides).")
+    temperature: float = Field(
+        0.1, gt=0, le=1e6, description="Temperature of the pair stage's part matching (divides)."
+    )
     classifiers: Literal["each", "shared", "global"] = Field(
         "each",
         description=(

@@ -6,9 +6,10 @@ fetched from the network unless `download` says so, and nothing but safetensors 
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 from safetensors import SafetensorError
 
+from tacaf.settings import Settings
 from tacaf.vocabulary import InputError
 
 STAGED = ("convnext", "convnextv2")  # stages of convolutions
@@ -20,7 +21,7 @@ DERIVED = (
 )
 
 
-class LibraryConfig(BaseModel, extra="forbid", frozen=True):
+class LibraryConfig(Settings):
     """A backbone of transformers by name. Two stems, one per modality, begin as copies of one another."""
 
     kind: Literal["transformers"] = Field(..., description="A backbone of the package transformers.")
@@ -30,6 +31,8 @@ class LibraryConfig(BaseModel, extra="forbid", frozen=True):
     options: dict[str, Any] = Field({}, description="Values of its transformers configuration, such as depths.")
     weights: str | None = Field(
         None,
+        min_length=1,
+        max_length=4096,
         description=(
             "Folder with config.json and model.safetensors, or a name on the Hugging Face hub that is in the local"
             " cache; null: random weights."
@@ -37,7 +40,10 @@ class LibraryConfig(BaseModel, extra="forbid", frozen=True):
     )
     download: bool = Field(False, description="Fetch `weights` from the hub if they are not here.")
     split: int | None = Field(
-        None, ge=1, description="dinov2: blocks before the layer-3 map; null: three quarters of all. Others: ignored."
+        None,
+        ge=1,
+        le=10_000,
+        description="dinov2: blocks before the layer-3 map; null: three quarters of all. Others: ignored.",
     )
 
     @property

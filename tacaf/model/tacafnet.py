@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -21,12 +21,13 @@ from tacaf.model.ipcam import Ipcam, IpcamConfig, NodeHead, PairStage
 from tacaf.model.library import STAGED, TOKENS, LibraryConfig, portable
 from tacaf.model.norm import NormMode, own_statistics
 from tacaf.model.pooling import gem
+from tacaf.settings import Settings
 from tacaf.vocabulary import InputError, Modality
 
 Embedding = Literal["full", "global_and_parts", "global_only"]
 
 
-class ModelConfig(BaseModel, extra="forbid", frozen=True):
+class ModelConfig(Settings):
     """The whole model. Only what is switched on is built."""
 
     backbone: AnyBackboneConfig = Field(BackboneConfig(), description="The two-stem ResNet, or one of transformers.")
@@ -39,6 +40,7 @@ class ModelConfig(BaseModel, extra="forbid", frozen=True):
     chunk: int = Field(
         65536,
         ge=1,
+        le=2**40,
         description=(
             "Identities a classifier takes at once. Larger sets go piece by piece, exactly: less memory, more work."
         ),

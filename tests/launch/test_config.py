@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from launch.config import dump_config, load_config
+from launch.state import extension
 from tacaf.vocabulary import InputError
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "launch" / "configs").glob("*.yaml"))
@@ -48,7 +49,7 @@ def test_the_resolved_config_gives_the_same_run(tmp_path):
         ("data.plan.identities_per_batch=1", "greater than or equal to 2"),
         ("data.augment.height=112", "divides into the part levels"),
         ("train.choose=validation", r"expected data\.split 'train'"),
-        ("evaluation.protocol=sysu", "expected protocol sysu_mm01 or regdb"),
+        ("evaluation.protocol=sysu", "expected protocol sysu_mm01, regdb"),
         ("evaluation.modes=[outdoor]", "expected mode all_search or indoor_search"),
         ("evaluation.shots=[5]", "expected shots 1 or 10"),
         ("evaluation.gallery_draw=official", "expected rand_perm_cam.mat"),
@@ -58,6 +59,17 @@ def test_the_resolved_config_gives_the_same_run(tmp_path):
 def test_wrong_values_are_named(override, says):
     with pytest.raises(InputError, match=says):
         load_config(DEMO, [override])
+
+
+def test_more_epochs_are_told_by_what_they_do_to_the_schedule():
+    saved = {"train.epochs": 3, "ranks": 1, "state": {"epoch": 2, "step": 1, "global_step": 9}}
+    longer = load_config(DEMO, ["train.epochs=5"])
+    assert "stretched" in str(extension(saved, longer))
+    assert "epoch 2" in str(extension(saved, longer))
+    assert "milestones" in str(extension(saved, load_config(DEMO, ["train.epochs=5", "optim.schedule=milestones"])))
+    for epochs in (2, 3):
+        assert extension(saved, load_config(DEMO, [f"train.epochs={epochs}"])) is None
+    assert extension({}, longer) is None
 
 
 def test_a_missing_value_is_named(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from launch import export, search
 from launch.config import load_config
+from launch.demo_app import main as demo_app
 from launch.evaluate import main as evaluate
 from launch.evaluate import scale_warnings
 from launch.gallery import Gallery, of_folder
@@ -200,6 +201,24 @@ def test_a_search_may_be_told_another_range(run, index, rows, tmp_path, capsys):
         ]
     assert found["own"] != found["other"]
     assert search.main([str(word) for word in [*words, "--thermal-range", "9", "8"]]) == 2
+    assert "--thermal-range" in capsys.readouterr().err
+
+
+def test_a_kept_index_remembers_its_range(run, index, rows, tmp_path, capsys):
+    (tmp_path / "gallery").mkdir()
+    (tmp_path / "gallery" / "a.png").write_bytes(ShardReader(index).original(int(rows[0])))
+    words = ["--run", run, "--gallery", tmp_path / "gallery", "--gallery-modality", "infrared"]
+    words = [str(word) for word in [*words, "--index", tmp_path / "people.index"]]
+    assert search.main(words) == 0
+    assert search.main(words) == 0
+    assert search.main([*words, "--thermal-range", "6000", "9000"]) == 2
+    err = capsys.readouterr().err
+    assert index.scales[IR].describe() in err
+    assert "6000 to 9000 (given)" in err
+
+
+def test_the_page_refuses_a_wrong_range(capsys):
+    assert demo_app(["--run", "x", "--gallery", "y", "--thermal-range", "2", "1"]) == 2
     assert "--thermal-range" in capsys.readouterr().err
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,9 +17,12 @@ from safetensors.torch import load_file
 
 from launch.config import load_config
 from launch.model_file import build_model
+from launch.regroup import PLACES, _named_as_adam, data_only
 from launch.stop import EXIT_CODE
 from shards import regdb
 from shards.synth import synthesise
+from tacaf import checkpoint
+from tacaf.files import sha256_of
 from tests.processes import LIMIT_S, free_port, wait_until
 from tests.tolerances import ADAMW_SHARE, assert_same_losses, assert_same_training
 
@@ -299,6 +303,74 @@ def test_a_damaged_checkpoint_is_passed_over(sysu_shards, finished, tmp_path):
     assert f"checkpoint {newest} is damaged" in done.stderr
     name = "head.classifier.0.weight"
     assert torch.equal(tensors_of(finished)[name], tensors_of(folder)[name])
+
+
+def test_a_finished_run_goes_on_with_more_epochs(sysu_shards, tmp_path):
+    """Under milestones it is the longer run bit for bit."""
+    milestones = ("optim.schedule=milestones", "optim.warmup_epochs=1")
+    longer, extended = tmp_path / "longer", tmp_path / "extended"
+    train(sysu_shards, longer, *milestones, "train.epochs=3")
+    train(sysu_shards, extended, *milestones)
+    done = train(sysu_shards, extended, *milestones, "train.epochs=3", "--resume")
+    assert "train.epochs is 3 instead of 2" in done.stdout
+    assert "milestones" in done.stdout
+    assert len(steps_of(extended)) == 3 * STEPS
+    same_run(longer, extended)
+    done = train(sysu_shards, extended, *milestones, "--resume", check=False)
+    refused(done, "train.epochs: the checkpoint has 3, this run 2")
+
+
+def test_a_run_from_elsewhere_asks_for_trust(sysu_shards, finished, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "ranks")  # which every start writes
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "another home"))
+    refused(train(sysu_shards, folder, "--resume", check=False), "add --trust")
+    assert {path: path.read_bytes() for path in before} == before
+    train(sysu_shards, folder, "--resume", "--trust")
+    same_run(finished, folder)
+
+
+class Harm:
+    """Unpickled it makes a folder, as it could do anything."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (str(self.path),)
+
+
+def test_no_code_in_a_checkpoint_is_run_even_if_it_is_trusted(sysu_shards, finished, tmp_path):
+    folder, victim = tmp_path / "copy", tmp_path / "victim"
+    shutil.copytree(finished, folder)
+    newest = checkpoint.steps_in(folder / "checkpoints")[-1]
+    file = next(newest.glob("*optim_states.pt"))
+    torch.save({"optimizer_state_dict": Harm(victim)}, file)
+    made = checkpoint.manifest_of(newest)
+    files = {**made.files, file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}}
+    forged = checkpoint.Manifest.model_validate({"facts": made.facts, "files": files})
+    (newest / "manifest.json").write_text(forged.to_json())
+    done = train(sysu_shards, folder, "--resume", "--trust", check=False)
+    refused(done, "which is code")
+    assert not victim.exists()
+
+
+def test_regrouping_reads_what_is_listed_and_runs_no_code(tmp_path):
+    temporary, victim = tmp_path / checkpoint.temporary_tag(1), tmp_path / "victim"
+    temporary.mkdir()
+    torch.save({"module": {}}, temporary / "mp_rank_00_model_states.pt")
+    listed = checkpoint.commit(tmp_path, 1, {}, keep=1)
+    torch.save(Harm(victim), listed / "not_listed_optim_states.pt")
+    (tmp_path / "parts").mkdir()
+    assert not _named_as_adam(listed, tmp_path / "parts", PLACES[0])
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["mp_rank_00_model_states.pt"]
+    temporary.mkdir()
+    torch.save(Harm(victim), temporary / "zero_optim_states.pt")
+    with pytest.raises(pickle.UnpicklingError, match="mkdir"), data_only():
+        _named_as_adam(checkpoint.commit(tmp_path, 1, {}, keep=1), tmp_path / "parts", PLACES[0])
+    assert not victim.exists()
 
 
 def test_nothing_to_resume(sysu_shards, tmp_path):

@@ -1,4 +1,4 @@
-"""Every edge under attack: some damaged files of each kind in every run, ten thousand in the long tests."""
+"""Every edge under attack: a few damaged files of each kind in every run, ten thousand in the long ones."""
 
 import json
 

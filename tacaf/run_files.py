@@ -1,0 +1,181 @@
+"""The two files that a run writes line by line or start by start: metrics.jsonl and environment.json.
+
+Both are read by people's scripts and mended by hand, so reading is forgiving where nothing is lost by it: a line of
+metrics that is no record is passed over. What is taken out of a file when a run resumes is kept beside it.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Literal
+
+from pydantic import Field, RootModel
+
+from tacaf.documents import Count, Document, parse, read_document
+from tacaf.files import reason_of, shown, whole_file, write_json
+from tacaf.vocabulary import InputError
+
+MOST_LINE_BYTES = 2**16
+MOST_ENVIRONMENT_BYTES = 2**24  # thousands of starts
+Number = float | None  # null: it was not finite
+
+
+class StepRecord(Document, extra="ignore"):
+    """A line about one step. Older lines have less, later ones may have more."""
+
+    kind: Literal["step"]
+    epoch: Count
+    step: Count
+    global_step: Count
+    loss: Number
+    terms: dict[str, Number]
+    gradient_norm: Number = None
+    lr: dict[str, float]
+    images_per_s: float
+    data_wait_share: float
+
+
+class EvaluationRecord(Document, extra="ignore"):
+    """A line about the scores of an epoch."""
+
+    kind: Literal["eval"]
+    epoch: Count
+    global_step: Count
+    split: str
+    rank1: float
+    mAP: float
+    mINP: float
+
+
+class WarningRecord(Document, extra="ignore"):
+    """A line that a person should read."""
+
+    kind: Literal["warning"]
+    global_step: Count
+    text: str
+
+
+class Record(RootModel[Annotated[StepRecord | EvaluationRecord | WarningRecord, Field(discriminator="kind")]]):
+    """One line of metrics.jsonl."""
+
+
+class Start(Document, extra="allow"):
+    """The circumstances of one start of a run (`logs.environment`). Older ones have less, later ones may have more."""
+
+    versions: dict[str, str | None] = Field(default_factory=dict)
+    commit: str | None = None
+    command: str = ""
+    world_size: Annotated[int, Field(ge=1)] = 1
+    cpu: str | None = None
+    cpu_cores: int | None = None
+    torch_threads: int | None = None
+    gpus: list[str] = Field(default_factory=list)
+    started: str = ""
+
+
+class Starts(RootModel[list[Start]]):
+    """The content of environment.json."""
+
+
+def read_starts(path: Path) -> list[dict[str, Any]]:
+    """The starts of a run; none where there is no file. InputError for a file of another form."""
+    return [start.model_dump() for start in _starts(path)]
+
+
+def _starts(path: Path) -> list[Start]:
+    if not path.exists():
+        return []
+    return read_document(path, Starts, MOST_ENVIRONMENT_BYTES, "a run writes it; move it away").root
+
+
+def add_start(path: Path, start: dict[str, Any]) -> str | None:
+    """Append a start. A file that cannot be read is kept under another name; what is said of it, else None."""
+    said = None
+    try:
+        starts = [one.model_dump(exclude_unset=True) for one in _starts(path)]
+    except InputError as error:
+        starts, kept = [], unused(path.with_name(f"{path.stem}-damaged{path.suffix}"))
+        path.rename(kept)
+        said = f"{error}. It is kept as {kept.name}, and a new one is begun"
+    write_json(path, [*starts, start])
+    return said
+
+
+def unused(path: Path) -> Path:
+    """The path, or where something has it already the first of its numbered forms that nothing has."""
+    found, number = path, 1
+    while found.exists() or found.is_symlink():
+        found, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+    return found
+
+
+class MetricsWriter:
+    """Appends one JSON object a line to metrics.jsonl, flushed at once; silent where `path` is None (other ranks)."""
+
+    def __init__(self, path: Path | None, resume_at: int = 0) -> None:
+        self.path = path
+        self.said: str | None = None  # where lines that are no records were taken out: where they are
+        if path is not None and path.exists():
+            self.said = _keep_until(path, resume_at)
+
+    def write(self, **record: object) -> None:
+        """InputError where it cannot be written: the run stops, and can be resumed from its last checkpoint."""
+        if self.path is None:
+            return
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"cannot write {shown(self.path)}: {reason_of(error)}; correct that and resume with --resume"
+            ) from None
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a metrics.jsonl; a last line cut by a kill, and any other that is none, is passed over."""
+    try:
+        with path.open("rb") as file:
+            for line in _lines(file):
+                record = _record(line)
+                if record is not None:
+                    yield record
+    except OSError as error:
+        raise InputError(f"cannot read {shown(path)}: {reason_of(error)}") from None
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines; in place of one of more than MOST_LINE_BYTES, empty ones."""
+    begins = True
+    while line := file.readline(MOST_LINE_BYTES + 1):
+        ends = line.endswith(b"\n")
+        yield line if begins and (ends or len(line) <= MOST_LINE_BYTES) else b"\n"
+        begins = ends
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        parse(line, Record, "a line", MOST_LINE_BYTES + 1)
+    except InputError:
+        return None
+    return json.loads(line)
+
+
+def _keep_until(path: Path, global_step: int) -> str | None:
+    """Drop the lines of steps after `global_step`, so that a resumed run writes every step once.
+
+    Where there are lines that are no records, but for a last one that a kill has cut, the file as it was is kept
+    beside it; what is said of that.
+    """
+    odd = False
+    kept = unused(path.with_name(f"{path.stem}-before-step-{global_step}{path.suffix}"))
+    with path.open("rb") as file, whole_file(path) as new:
+        for line in _lines(file):
+            record = _record(line)
+            if record is None:
+                odd = odd or line.endswith(b"\n")
+            elif record["global_step"] <= global_step:
+                new.write(line if line.endswith(b"\n") else line + b"\n")
+        if odd:
+            shutil.copyfile(path, kept)
+    return f"{path.name} had lines that are no records; the file as it was is kept as {kept.name}" if odd else None
