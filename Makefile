@@ -8,7 +8,7 @@ DEMO_IDENTITIES ?= 160
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all test-processors gpu-host-test gpu-host-rehearsal check format clean
+.PHONY: demo test test-all test-processors gpu-host-test gpu-host-rehearsal check format lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready $(DEMO)/shards/index.json
@@ -41,21 +41,32 @@ $(DEMO)/shards/index.json: | $(DEMO)/raw
 	python -m shards pack sysu_mm01 --root $(DEMO)/raw --out $(DEMO)/shards
 	python -m shards verify $(DEMO)/shards
 
-# Set-up, once: virtual environment, the pinned packages, this project, and DeepSpeed's communication op for CPU.
-$(VENV)/ready: pyproject.toml constraints.txt
-	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 'expected Python 3.11 to 3.13, got %d.%d; set PYTHON=' % sys.version_info[:2])"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+# Set-up, once: the locked packages, each checked against its hash, this project, and DeepSpeed's communication op for CPU.
+$(VENV)/ready: pyproject.toml $(VENV)/pyvenv.cfg
+	$(BIN)/python requirements/install.py dev
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m pip check
 	$(BIN)/python -m launch.engine
 	touch $@
+
+# A virtual environment with nothing in it, so that no package of an earlier lock stays behind.
+$(VENV)/pyvenv.cfg: $(addprefix requirements/,install.py lock.txt tools.txt torch-cpu.txt torch-cuda.txt)
+	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 'expected Python 3.11 to 3.13, got %d.%d; set PYTHON=' % sys.version_info[:2])"
+	$(PYTHON) -m venv --clear $(VENV)
+
+# Writes the locks anew, after a change of pyproject.toml's requirements or of requirements/*.in. Versions stay where they
+# fit; UPGRADE="--upgrade" renews all of them, UPGRADE="--upgrade-package numpy" one.
+LOCK_VENV := .cache/lock
+lock:
+	$(PYTHON) -m venv --clear $(LOCK_VENV)
+	$(LOCK_VENV)/bin/python -m pip install --quiet --require-hashes --requirement requirements/tools.txt
+	$(LOCK_VENV)/bin/python -m pip install --quiet --require-hashes --constraint requirements/lock.txt uv
+	$(LOCK_VENV)/bin/python requirements/renew.py $(LOCK_VENV)/bin/uv $(UPGRADE)
 
 # The GPU suite's rehearsal with the versions of a GPU machine. Several GB, because PyTorch 2.11 for Python 3.12 comes with
 # CUDA only. GPU_HOST_PYTHON= names a Python 3.12 that is not found by itself.
 GPU_HOST_VENV ?= .venv-gpu-host
 GPU_HOST_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python) python3.12)
-GPU_HOST_PACKAGES := torch triton numpy deepspeed pydantic pytest pytest-timeout pyyaml safetensors pillow psutil tqdm \
-    fsspec scipy jinja2 matplotlib scikit-learn threadpoolctl
 GPU_HOST = PYTHONPATH=$(CURDIR) TORCH_EXTENSIONS_DIR=$(abspath $(GPU_HOST_VENV))/torch_extensions $(GPU_HOST_VENV)/bin/python
 
 gpu-host-test:
@@ -65,10 +76,10 @@ gpu-host-test:
 gpu-host-rehearsal: $(GPU_HOST_VENV)/ready
 	$(GPU_HOST) -m pytest tests/perf/test_gpu_suite.py
 
-$(GPU_HOST_VENV)/ready: constraints-gpu-host.txt
-	test -x $(GPU_HOST_VENV)/bin/python || $(GPU_HOST_PYTHON) -m venv $(GPU_HOST_VENV)
-	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --upgrade pip setuptools wheel
-	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --constraint constraints-gpu-host.txt $(GPU_HOST_PACKAGES)
+$(GPU_HOST_VENV)/ready: requirements/gpu-host.txt requirements/tools.txt
+	$(GPU_HOST_PYTHON) -m venv --clear $(GPU_HOST_VENV)
+	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --require-hashes --requirement requirements/tools.txt
+	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --no-build-isolation --require-hashes --requirement $<
 	$(GPU_HOST) -m launch.engine
 	touch $@
 

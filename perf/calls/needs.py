@@ -1,6 +1,6 @@
 """What each call wants to have beside PyTorch, Triton, NumPy, pytest and what comes with them.
 
-A package is carried only where a call needs it. Versions are those of constraints.txt, and what these ask for.
+A package is carried only where a call needs it. Versions are those of requirements/lock.txt, and what these ask for.
 """
 
 from dataclasses import dataclass

@@ -14,6 +14,7 @@ PYTHON = "3.12"
 # pip takes a wheel only for platforms that are named exactly
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
              "manylinux1_x86_64")  # fmt: skip
+LOCK = ROOT / "requirements/lock.txt"
 BUILT = {"deepspeed": {"DS_BUILD_OPS": "0"}}  # distributed as source only; with no native op it is pure Python
 
 
@@ -26,8 +27,8 @@ def pinned(name: str, pins: dict[str, str]) -> str:
     return f"{name}=={pins[name]}" if name in pins else name
 
 
-def constraints(path: Path = ROOT / "constraints.txt") -> dict[str, str]:
-    """The exact versions in a constraints file, by name."""
+def constraints(path: Path = LOCK) -> dict[str, str]:
+    """The exact versions in a lock, by name; where they differ between Pythons, those of the newest."""
     found = re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE)
     return {name.lower().replace("_", "-"): version for name, version in found}
 
@@ -64,8 +65,9 @@ def _build(name: str, requirement: str, folder: Path) -> Path:
 
 
 def _pip(words: list[str], name: str, folder: Path, variables: dict[str, str] | None = None) -> Path:
-    """Run pip without dependencies; the wheel of this package in the folder."""
-    command = [sys.executable, "-m", "pip", words[0], "--no-deps", "--quiet", *words[1:]]
+    """Run pip without dependencies, with the lock's hashes; the wheel of this package in the folder."""
+    checks = ["--no-deps", "--quiet", "--require-hashes", "--constraint", str(LOCK)]
+    command = [sys.executable, "-m", "pip", words[0], *checks, *words[1:]]
     done = subprocess.run(command, env={**os.environ, **(variables or {})}, capture_output=True, text=True, check=False)
     start = name.replace("-", "_").lower()
     found = [path for path in sorted(folder.glob("*.whl")) if path.name.lower().startswith(f"{start}-")]
