@@ -28,11 +28,12 @@ from perf.attacks.commands import full_disk, hostile_arguments, signals
 from perf.attacks.formats import Format, damaged_copy, formats, make_sound
 from perf.attacks.mutations import mutate
 from perf.attacks.outcome import HELD, Try, read_damaged
+from perf.attacks.requests import requests
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
 from tacaf.logs import environment
 
-GROUPS = ("files", "arguments", "disk", "signals")
+GROUPS = ("files", "arguments", "disk", "requests", "signals")
 SHOWN = 40  # findings that are printed
 
 
@@ -49,7 +50,7 @@ def damage(kind: Format, workshop: Path, tries: int, seed: int) -> Iterator[Try]
 
 
 def attack(workshop: Path, tries: int, seed: int, groups: Sequence[str] = GROUPS) -> list[Try]:
-    """Every group's tries: `tries` damaged copies, spread evenly over the files, and a hundredth as many signals."""
+    """Every group's tries: `tries` damaged copies, spread evenly over the files; requests and signals fewer."""
     torch.set_num_threads(1)
     make_sound(workshop)
     kinds = formats(workshop)
@@ -58,6 +59,7 @@ def attack(workshop: Path, tries: int, seed: int, groups: Sequence[str] = GROUPS
         "files": itertools.chain.from_iterable(damage(kind, workshop, each, seed) for kind in kinds),
         "arguments": hostile_arguments(workshop),
         "disk": full_disk(workshop),
+        "requests": requests(workshop, -(-tries // 20), seed),
         "signals": signals(workshop, -(-tries // 100), seed),
     }
     return list(tqdm(itertools.chain.from_iterable(attacks[group] for group in groups), disable=None, unit=" tries"))
