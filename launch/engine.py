@@ -3,7 +3,6 @@
 `python -m launch.engine` builds the native communication op that DeepSpeed wants on CPU, once, before ranks need it.
 """
 
-import fcntl
 import functools
 import logging
 import os
@@ -28,6 +27,7 @@ from launch.state import BEFORE, EPOCHS, SavedFacts, extension
 from launch.update import decides_on_device
 from tacaf import checkpoint, distributed
 from tacaf.documents import what_is_wrong
+from tacaf.files import locked
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER, embedder
 from tacaf.vocabulary import InputError
@@ -99,9 +99,7 @@ def _load_op() -> None:
     environment = f"tacaf_py{sys.version_info.major}{sys.version_info.minor}_torch{torch.__version__}"
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(cpp_extension.get_default_build_root()) / environment))
     folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "tacaf.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(folder / "tacaf.lock"):
         for left in folder.glob("*/lock"):
             left.unlink(missing_ok=True)
         build_shm_op()

@@ -35,7 +35,7 @@ from tacaf.evaluation.extract import extract
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
 from tacaf.evaluation.tables import PROTOCOLS
-from tacaf.files import write_whole
+from tacaf.files import shown, write_whole
 from tacaf.model.file import ModelCard, load_model
 from tacaf.model.tacafnet import Embedding, TacafNet
 from tacaf.vocabulary import InputError, Modality
@@ -237,7 +237,7 @@ def write_and_show(
     if arguments.json and len(scored) == len(arguments.run):
         write_whole(arguments.json, json.dumps(results[0] if len(results) == 1 else results, indent=1))
     print(show(results))
-    print("written: " + ", ".join(map(str, paths)))
+    print("written: " + ", ".join(map(shown, paths)))
 
 
 def parent_of(runs: list[Path]) -> Path:

@@ -8,7 +8,7 @@ from typing import get_args
 from pydantic import ValidationError
 
 from launch.config import EvaluationConfig
-from tacaf.command import Parser, to_path
+from tacaf.command import Parser, to_location, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.__main__ import locations_of
 from tacaf.evaluation.rerank import Rerank
@@ -56,7 +56,9 @@ def parse(description: str | None, argv: Sequence[str] | None) -> argparse.Names
         required=True,
         help="run folder with model.safetensors; for RegDB several, one a split, which also gives the table over them",
     )
-    parser.add_argument("--shards", required=True, help="shard set to score on: a folder or an address")
+    parser.add_argument(
+        "--shards", type=to_location, required=True, help="shard set to score on: a folder or an address"
+    )
     parser.add_argument("--protocol", choices=("sysu_mm01", "regdb", "llcm", "generic"), required=True)
     parser.add_argument("--mode", choices=("all_search", "indoor_search"), help="SYSU-MM01; both when left out")
     parser.add_argument(

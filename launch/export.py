@@ -15,7 +15,6 @@ import argparse
 import io
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +34,7 @@ from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below
 from tacaf.data.reader import ShardReader
-from tacaf.files import sha256_of
+from tacaf.files import sha256_of, shown, whole_folder, whole_path, write_json, write_whole
 from tacaf.inference import CARD, CARD_FORMAT, CARD_VERSION, MODEL, ONNX_FILES, Embedder
 from tacaf.logs import versions
 from tacaf.model.tacafnet import TacafNet
@@ -79,17 +78,11 @@ def export(wanted: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     if wanted.out.exists():
         raise InputError(f"expected a new folder, got {wanted.out}, which is there; remove it or give another --out")
     images, source = check_images(wanted, embedder)
-    try:
-        wanted.out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=wanted.out.parent, prefix=".tmp-export-") as scratch:
-            folder = Path(scratch) / "export"
-            folder.mkdir()
-            card = write_parts(wanted, embedder, images, folder)
-            card["check"] = {"images": source, **check(embedder, Embedder.load(folder), images)}
-            (folder / CARD).write_text(json.dumps(card, indent=1, allow_nan=False) + "\n")
-            folder.rename(wanted.out)
-    except OSError as error:
-        raise InputError(f"expected room to write {wanted.out}, got: {error}; choose another --out") from None
+    wanted.out.parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(wanted.out) as folder:
+        card = write_parts(wanted, embedder, images, folder)
+        card["check"] = {"images": source, **check(embedder, Embedder.load(folder), images)}
+        write_json(folder / CARD, card)
     return wanted.out, card
 
 
@@ -102,7 +95,7 @@ def write_parts(wanted: argparse.Namespace, embedder: Embedder, images: Images, 
     else:
         write_safetensors(wanted.run / MODEL if wanted.run.is_dir() else wanted.run, folder / MODEL)
     card["files"] = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
-    (folder / CARD).write_text(json.dumps(card))
+    write_json(folder / CARD, card)
     return card
 
 
@@ -134,8 +127,8 @@ def write_safetensors(source: Path, target: Path) -> None:
     """The run's file without its classifiers; the metadata goes along."""
     with safe_open(source, "pt") as file:
         names = [name for name in file.keys() if CLASSIFIER not in name]  # noqa: SIM118 - safe_open is no dict
-        save_file({name: file.get_tensor(name) for name in names}, target, file.metadata())
-    target.chmod(0o644)  # safetensors writes files that only their owner can read
+        with whole_path(target) as made:
+            save_file({name: file.get_tensor(name) for name in names}, made, file.metadata())
 
 
 def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
@@ -159,7 +152,7 @@ def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
                      *proto.graph.output, *proto.graph.initializer):  # fmt: skip
             del part.metadata_props[:]
             part.doc_string = ""
-        (folder / name).write_bytes(proto.SerializeToString(deterministic=True))
+        write_whole(folder / name, proto.SerializeToString(deterministic=True))
 
 
 def check(embedder: Embedder, exported: Embedder, images: Images) -> dict[str, Any]:
@@ -237,8 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = parse(argv)
     folder, card = export(wanted)
     for name in card["files"]:
-        print(f"{folder / name}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
+        print(f"{shown(folder / name)}: {(folder / name).stat().st_size / 2**20:.1f} MiB")
     worst, count, source = (card["check"][name] for name in ("largest_difference", "compared", "images"))
     print(f"largest difference to the run {worst:.2g}, {count} images: {source}")
-    print(f"{folder / CARD}: what it is, how to prepare images, what it scored")
+    print(f"{shown(folder / CARD)}: what it is, how to prepare images, what it scored")
     return 0

@@ -19,6 +19,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.report import write_report
 from tacaf.evaluation.trials import make_trials
+from tacaf.files import shown, whole_path
 from tacaf.model.file import load_model
 
 BEST = "best.safetensors"
@@ -116,7 +117,8 @@ def finish(
     tensors = deepspeed_engine.whole_state(engine)
     if place.rank == 0:
         if config.train.choose == "validation":
-            shutil.copyfile(run / BEST, run / MODEL)
+            with whole_path(run / MODEL) as made:
+                shutil.copyfile(run / BEST, made)
         else:
             save_model(run / MODEL, tensors, config, identities, index, f"last epoch ({state.epoch})")
     distributed.barrier()
@@ -138,4 +140,4 @@ def finish(
             pictures = make_pictures(features, rows, index, config, model.eval(), (card.height, card.width))
             report = write_report(run, pictures)
             print(show(results))
-            print(f"report: {report}")
+            print(f"report: {shown(report)}")

@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from launch.config import Config
 from tacaf.data.index import ShardIndex
+from tacaf.files import whole_path
 from tacaf.logs import git_commit, versions
 from tacaf.model.adapters import LibraryBackbone
 from tacaf.model.file import FORMAT, FORMAT_VERSION
@@ -46,11 +47,9 @@ def save_model(
         "versions": versions(),
         "commit": git_commit(),
     }
-    temporary = path.with_name(f".{path.name}.tmp")
     tensors = {name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in state.items()}
-    save_file(tensors, temporary, {"tacaf": json.dumps(metadata)})
-    temporary.chmod(0o644)  # safetensors writes files that only their owner can read
-    temporary.rename(path)
+    with whole_path(path) as made:
+        save_file(tensors, made, {"tacaf": json.dumps(metadata)})
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:

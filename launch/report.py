@@ -16,10 +16,11 @@ import numpy as np
 
 from launch.config import load_config
 from launch.pictures import make_pictures
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.report import write_report
+from tacaf.files import shown
 from tacaf.model.file import load_model
 from tacaf.vocabulary import InputError
 
@@ -68,7 +69,9 @@ def _facts(columns: dict, rows: np.ndarray) -> list[tuple[int, ...]]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=to_path, required=True, help="run folder of a finished training")
-    parser.add_argument("--shards", help="where the shard set lies now; the run's data.shards when left out")
+    parser.add_argument(
+        "--shards", type=to_location, help="where the shard set lies now; the run's data.shards when left out"
+    )
     parser.add_argument("--features", type=to_path, help="features of the set; RUN/results/features.npz when left out")
     return parser.parse_args(argv)
 
@@ -76,5 +79,5 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse(argv)
-    print(f"report: {rewrite_report(arguments.run, arguments.shards, arguments.features)}")
+    print(f"report: {shown(rewrite_report(arguments.run, arguments.shards, arguments.features))}")
     return 0

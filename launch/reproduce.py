@@ -27,6 +27,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.comparison import Measured, write_comparison
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.protocols import score
+from tacaf.files import shown
 from tacaf.logs import git_commit, versions
 from tacaf.vocabulary import InputError
 
@@ -106,7 +107,7 @@ def reproduce(wanted: argparse.Namespace) -> int:
         return EXIT_CODE
     paths = write()
     print(paths[0].read_text())
-    print("written: " + ", ".join(map(str, paths)))
+    print("written: " + ", ".join(map(shown, paths)))
     return 1 if failures else 0
 
 

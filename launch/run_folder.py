@@ -9,7 +9,7 @@ from pathlib import Path
 from launch.config import Config, dump_config
 from tacaf import distributed, logs
 from tacaf.checkpoint import mend
-from tacaf.files import LockedError, locked, reason_of, shown, write_whole
+from tacaf.files import locked, reason_of, shown, write_whole
 from tacaf.run_files import add_start, unused
 from tacaf.vocabulary import InputError
 
@@ -31,13 +31,18 @@ def open_run(config: Config, resume: bool) -> Iterator[Path]:
             if distributed.rank() == 0:
                 _refuse_wrong(folder, resume)
                 _make(folder)
-                held.enter_context(_lock(folder))
+                busy = f"run: {shown(folder)} is being written by another process; wait for it or give another folder"
+                held.enter_context(locked(folder / ".lock", wait=False, busy=busy))
                 mend(folder / "checkpoints")
                 shutil.rmtree(folder / "ranks", ignore_errors=True)  # signs of life of an earlier start
         yield folder
 
 
 def _refuse_wrong(folder: Path, resume: bool) -> None:
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # safetensors would read no model there, after the whole training
+        raise InputError(f"run: expected a folder whose name is UTF-8, got {shown(folder)}; give another") from None
     try:
         held = (folder / CONFIG).exists()
         wrong = [name for name in _FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
@@ -62,18 +67,6 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
         raise InputError(f"run: cannot make the folder {shown(folder)}: {reason_of(error)}") from None
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    with ExitStack() as held:
-        try:
-            held.enter_context(locked(folder / ".lock", wait=False))
-        except LockedError:
-            raise InputError(
-                f"run: {folder} is being written by another process; wait for it or give another folder"
-            ) from None
-        yield
 
 
 def record_start(config: Config) -> str | None:

@@ -11,7 +11,6 @@ if __name__ == "__main__":
     start("launch.search")
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -19,10 +18,10 @@ from typing import Any, get_args
 
 from launch.search_page import page
 from tacaf.catalogue import Catalogue, Embedded, about_links, embed_files, locked
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import Parser, entry, to_device, to_path
 from tacaf.data.photo import images_below
 from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
-from tacaf.files import write_whole
+from tacaf.files import shown, write_json, write_whole
 from tacaf.inference import Embedder, modality_of
 from tacaf.model.tacafnet import Embedding
 from tacaf.vocabulary import InputError, Modality
@@ -38,11 +37,10 @@ def search(wanted: argparse.Namespace) -> None:
     if wanted.query:
         assert embedder is not None
         found = ranked_lists(wanted, embedder, catalogue, left_out)
-        print(f"{len(found['queries'])} queries against {found['gallery_images']} images ({found['engine']})")
         write(wanted, found)
         left_out = found["left_out"]
     for text in left_out:
-        print(f"left out: {text}", file=sys.stderr)
+        print(f"left out: {shown(text)}", file=sys.stderr)
     if left_out:
         print(f"{len(left_out)} images left out, listed above", file=sys.stderr)
 
@@ -71,10 +69,10 @@ def change(wanted: argparse.Namespace, embedder: Embedder | None, catalogue: Cat
     if wanted.remove:
         removed = catalogue.remove(wanted.remove)
         catalogue.save(wanted.index)
-        print("\n".join(["removed from the index:", *removed]))
+        print("\n".join(["removed from the index:", *map(shown, removed)]))
         print(f"{len(removed)} images removed; delete their files too, or the next --gallery brings them back")
     if wanted.list:
-        print("\n".join(catalogue.names))
+        print("\n".join(map(shown, catalogue.names)))
     if not wanted.gallery:
         return []
     assert embedder is not None
@@ -133,16 +131,15 @@ def embed_queries(
 
 
 def write(wanted: argparse.Namespace, found: dict[str, Any]) -> None:
-    """The JSON and the page, each whole or not at all."""
-    try:
-        if wanted.json:
-            write_whole(wanted.json, json.dumps(found, indent=1, allow_nan=False) + "\n")
-            print(f"lists: {wanted.json}")
-        if wanted.html:
-            write_whole(wanted.html, page(found, wanted.query, wanted.gallery))
-            print(f"page: {wanted.html}")
-    except OSError as error:
-        raise InputError(f"expected room to write the results, got: {error}; choose another place") from None
+    """The JSON and the page, each whole or not at all; then where they are."""
+    if wanted.json:
+        write_json(wanted.json, found)
+    if wanted.html:
+        write_whole(wanted.html, page(found, wanted.query, wanted.gallery))
+    print(f"{len(found['queries'])} queries against {found['gallery_images']} images ({found['engine']})")
+    for what, path in (("lists", wanted.json), ("page", wanted.html)):
+        if path:
+            print(f"{what}: {shown(path)}")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -162,7 +159,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
     add("--engine", choices=("auto", "exact", "faiss"), default="auto",
         help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip
-    add("--device", default="cpu", help="cpu or cuda")
+    add("--device", type=to_device, default="cpu", help="cpu or cuda")
     add("--json", type=to_path, help="write the lists there")
     add("--html", type=to_path, help="write a page with pictures there")
     return parser.parse_args(argv)

@@ -6,10 +6,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from PIL import Image
 
 from tacaf.data.photo import decode
+from tacaf.files import shown
+from tacaf.pages import render
 from tacaf.vocabulary import InputError
 
 PAGE = Path(__file__).with_name("search.html")
@@ -23,16 +24,18 @@ def page(found: dict[str, Any], query: Path, gallery: Path | None) -> str:
     query: the folder or the one image. Names are relative and never lead out of their folder.
     """
     thumbnail = lru_cache(maxsize=4096)(_thumbnail)  # a gallery image stands in many lists
-    shown = [
+    lists = [
         {
-            "query": one["query"],
+            "query": shown(one["query"]),
             "picture": thumbnail(query / one["query"] if query.is_dir() else query),
-            "matches": [{**match, "picture": thumbnail(_inside(gallery, match["name"]))} for match in one["matches"]],
+            "matches": [
+                {**match, "name": shown(match["name"]), "picture": thumbnail(_inside(gallery, match["name"]))}
+                for match in one["matches"]
+            ],
         }
         for one in found["queries"][:SHOWN]
     ]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    return environment.from_string(PAGE.read_text()).render(found=found, lists=shown)
+    return render(PAGE, found={**found, "left_out": list(map(shown, found["left_out"]))}, lists=lists)
 
 
 def _inside(folder: Path | None, name: str) -> Path | None:

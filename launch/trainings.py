@@ -58,7 +58,7 @@ class Training(NamedTuple):
         """Begins or goes on with it on so many ranks of this machine."""
         starter = [sys.executable]
         if ranks > 1:
-            starter += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+            starter += [str(SCRIPT.with_name("local_ranks.py")), str(ranks)]
         words = [str(SCRIPT), "--config", str(self.file)]
         for setting in (*self.settings, f"run={self.folder}"):
             words += ["--set", setting]
@@ -93,7 +93,6 @@ def run_all(
                     if status is None:
                         continue
                     del active[one]
-                    # torchrun gives its ranks' status a number of its own
                     ended(one, EXIT_CODE if asked and status != 0 else status)
                     if status == EXIT_CODE:
                         asked.append(status)
@@ -109,10 +108,13 @@ def run_all(
 def _start(one: Training, to_file: bool, ranks: int, environment: Mapping[str, str] | None) -> subprocess.Popen:
     one.folder.parent.mkdir(parents=True, exist_ok=True)
     variables = child_environment(**(environment or {}))
+    # In a session of its own: Ctrl-C reaches us alone, and we ask it to save and stop.
     if not to_file:
-        return subprocess.Popen(one.command(ranks), env=variables)
+        return subprocess.Popen(one.command(ranks), env=variables, start_new_session=True)
     with one.folder.with_name(one.folder.name + ".log").open("a") as log:
-        return subprocess.Popen(one.command(ranks), env=variables, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            one.command(ranks), env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 @contextmanager

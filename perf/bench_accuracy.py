@@ -31,7 +31,7 @@ from launch.stop import EXIT_CODE
 from launch.trainings import SCRIPT, Training, run_all
 from perf.bench_train import plain_definitions
 from perf.plot import STYLE
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.files import write_whole
 from tacaf.logs import environment, published
 from tacaf.run_files import read_metrics, read_starts
@@ -159,8 +159,7 @@ def measure(wanted: argparse.Namespace) -> int:
         print("asked to stop; the same command goes on from there", flush=True)
         return EXIT_CODE
     if failed:
-        print("error: " + "; ".join(failed), file=sys.stderr)
-        return 1
+        raise SystemExit("; ".join(failed))
     ways = {name: curve(one.folder) for name, one in wanted_runs.items()}
     found = compare(ways)
     for name, way in ways.items():
@@ -185,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with plain_definitions():
             return train.main(words[1:])
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", required=True, help="a packed set: a folder or an address")
+    parser.add_argument("--shards", type=to_location, required=True, help="a packed set: a folder or an address")
     parser.add_argument("--out", type=to_path, required=True, metavar="DIR", help="the runs go there")
     parser.add_argument("--config", type=to_path, default=SCRIPT.parent / "configs" / "sysu_mm01.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for both trainings")

@@ -11,6 +11,12 @@ GPU each pass is also replayed from a CUDA graph, so that launch gaps show. `--d
 way. A provider that fails becomes a row with the reason. The JSON file is whole after every row.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # so that it runs in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from tacaf.command import start
 
 if __name__ == "__main__":
@@ -20,16 +26,9 @@ import argparse
 import contextlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
-
-from tacaf.command import Parser, entry, to_path
-
-if __name__ == "__main__":  # so that it runs in a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import torch._functorch.config
@@ -41,7 +40,9 @@ from perf.parts.kernel_times import kernel_times
 from perf.parts.passes import PASSES, Work, WrongResultError, check, passes, prepare
 from perf.parts.providers import PROVIDERS, provider, provider_names
 from perf.parts.result_file import ResultFile
+from tacaf.command import Parser, entry, to_path
 from tacaf.logs import environment
+from tacaf.vocabulary import InputError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPS = ("alignment", "soft_align", "align_distance", "gem_pyramid", "ring_aggregate")
@@ -285,17 +286,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     args.began = time.monotonic()
     if args.rehearse and torch.cuda.is_available() and not rehearsing():
-        print("error: --rehearse is for a machine without a GPU, and here is one; leave it out", file=sys.stderr)
-        return 2
+        raise InputError("--rehearse is for a machine without a GPU, and here is one; leave it out")
     with fake_gpu() if args.rehearse and not rehearsing() else contextlib.nullcontext():
         args.rehearse = rehearsing()
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if args.device == "cuda" and not torch.cuda.is_available():
-            print("error: expected a GPU for --device cuda, found none; use --device cpu", file=sys.stderr)
-            return 2
+            raise InputError("expected a GPU for --device cuda, found none; use --device cpu")
         if args.device == "cuda" and os.environ.get("TRITON_INTERPRET") == "1":
-            print("error: TRITON_INTERPRET=1 is set, so no kernel would run on the GPU; unset it", file=sys.stderr)
-            return 2
+            raise InputError("TRITON_INTERPRET=1 is set, so no kernel would run on the GPU; unset it")
         return run(args)
 
 
@@ -310,8 +308,7 @@ def run(args: argparse.Namespace) -> int:
     todo = [case for case in chosen if args.images in (None, case.shape["B"])]
     if not todo:
         sizes = ", ".join(map(str, sorted({case.shape["B"] for case in chosen})))
-        print(f"error: --images: expected one of {sizes}, got {args.images}", file=sys.stderr)
-        return 2
+        raise InputError(f"--images: expected one of {sizes}, got {args.images}")
     size = "rehearsal" if args.rehearse else args.device
     ceiling = {} if args.check or args.profile else timing.ceilings(size, DTYPES[args.dtype])
     facts = {

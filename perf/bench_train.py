@@ -44,7 +44,7 @@ from tacaf.logs import environment
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.pairs import draw_pairs
 from tacaf.model.tacafnet import ModelConfig, TacafNet
-from tacaf.vocabulary import Branch
+from tacaf.vocabulary import Branch, InputError
 
 # where the model calls each op
 CALLS = ((cmaam, "align_layer"), (ipcam, "ring_aggregate"), (pooling, "gem_pyramid"))
@@ -415,10 +415,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not chosen(wanted.variants, wanted.device):
         names = "; ".join(variant.name for variant in VARIANTS)
-        print(
-            f"error: expected names of variants, got {' '.join(wanted.variants)}; there are: {names}", file=sys.stderr
-        )
-        return 2
+        raise InputError(f"expected names of variants, got {' '.join(wanted.variants)}; there are: {names}")
     facts = {"environment": environment(1), "rounds": wanted.rounds}
 
     def write(rows: list[dict]) -> None:

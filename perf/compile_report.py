@@ -7,6 +7,12 @@ the report shows exactly the arguments, alignments and tuning choices of a real 
 or wants more shared memory than the chip has.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # so that it runs in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from tacaf.command import start
 
 if __name__ == "__main__":
@@ -17,16 +23,8 @@ import functools
 import io
 import itertools
 import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
-
-from tacaf.command import Parser, entry, to_path
-from tacaf.files import write_json
-
-if __name__ == "__main__":  # so that it runs in a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 import triton
@@ -39,6 +37,8 @@ from kernels.alignment import kernel as alignment
 from kernels.alignment.tile_kernel import Choice
 from kernels.gem_pyramid import kernel as gem_pyramid
 from kernels.ring_aggregate import kernel as ring_aggregate
+from tacaf.command import Parser, entry, to_path
+from tacaf.files import write_json
 
 # tf32: float32 inputs whose products may be TF32 (torch.set_float32_matmul_precision("high")); fp32: exact
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}

@@ -8,6 +8,12 @@ DIR/triton_cache, with --cache PYTHON, the kernels compiled for an H100 by that 
 machine's version. Prints the sizes and the commands for the other side.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # so that it runs in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from tacaf.command import start
 
 if __name__ == "__main__":
@@ -16,15 +22,8 @@ if __name__ == "__main__":
 import argparse
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-
-from tacaf.command import Parser, entry, to_path
-
-if __name__ == "__main__":  # so that it runs in a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from perf.calls.cache import keep_only_binaries
 from perf.calls.needs import NEEDS
@@ -32,6 +31,8 @@ from perf.calls.plan import CALLS
 from perf.calls.slim_dali import pack
 from perf.calls.wheels import GatherError, fetch
 from tacaf.child_processes import ROOT, child_environment
+from tacaf.command import Parser, entry, to_path
+from tacaf.vocabulary import InputError
 
 
 def megabytes(paths: Sequence[Path]) -> float:
@@ -96,9 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         files = gather(args.call, args.into)
         if args.cache:
             files += compile_ahead(args.cache, args.into / "triton_cache")
-    except (GatherError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    except GatherError as error:
+        raise InputError(str(error)) from None
     for path in sorted(files, key=lambda path: -path.stat().st_size)[:20]:
         print(f"{path.stat().st_size / 1e6:8.2f} MB  {path.relative_to(args.into)}")
     print(f"{megabytes(files):8.2f} MB in {len(files)} files for call {args.call}\n{commands(args.call, args.into)}")

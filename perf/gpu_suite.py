@@ -11,6 +11,12 @@ FILE` takes a call_N.json apart into the result files of its parts. `--rehearse`
 and tiny shapes: its figures mean nothing.
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # so that it runs in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from tacaf.command import start
 
 if __name__ == "__main__":
@@ -19,14 +25,7 @@ if __name__ == "__main__":
 import argparse
 import os
 import shutil
-import sys
 from collections.abc import Sequence
-from pathlib import Path
-
-from tacaf.command import Parser, entry, to_path
-
-if __name__ == "__main__":  # so that it runs in a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch
 
@@ -37,7 +36,9 @@ from perf.calls.needs import listing
 from perf.calls.plan import CALLS
 from perf.calls.run import Place, run_call
 from perf.calls.summary import Summary, unpack
+from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_whole
+from tacaf.vocabulary import InputError
 
 
 def run(number: int, out: Path, work: Path, rehearse: bool) -> bool:
@@ -115,8 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(map(str, unpack(args.unpack, args.out))))
         return 0
     if problem := problem_with(args):
-        print(f"error: {problem}", file=sys.stderr)
-        return 2
+        raise InputError(problem)
     out, work = args.out.resolve(), args.work.resolve()
     right = []
     for number in [args.call] if args.call else sorted(CALLS):

@@ -8,6 +8,12 @@ prediction is good to about 30 per cent. --measured takes result files of perf/b
 perf/bench_train.py from a GPU; without them every measured cell says "not measured".
 """
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # so that it runs in a checkout that is not installed
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 from tacaf.command import start
 
 if __name__ == "__main__":
@@ -15,21 +21,16 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from tacaf.command import Parser, entry, to_path
-
-if __name__ == "__main__":  # so that it runs in a checkout that is not installed
-    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from perf.cases import Case, both_case, cases
 from perf.parts.launches import COMPILED, EAGER, ELEMENT, LAUNCHES, Launch, Rival, Shape, shape_of
 from perf.parts.step_model import STEPS, step_ms
+from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_whole
+from tacaf.vocabulary import InputError
 
 OUT = Path(__file__).resolve().parent / "results" / "kernels_gpu.md"
 PASSES = ("forward", "backward")
@@ -239,9 +240,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         text = document(Measured(args.measured))
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        raise InputError(str(error)) from None
     write_whole(args.out, text)
     print(args.out)
     return 0

@@ -13,7 +13,6 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from matplotlib.figure import Figure
 
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_whole
+from tacaf.vocabulary import InputError
 
 PASSES = ("forward", "backward", "both")
 COLOURS = {"eager": "#9aa4ad", "compiled": "#b58a00", "sdpa": "#8b4fa3", "triton": "#2563a8", "cpu path": "#2563a8"}
@@ -134,9 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = parser.parse_args(argv).results
     try:
         found = read(path)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except ValueError as error:
+        raise InputError(str(error)) from None
     write_whole(path.with_suffix(".md"), table(found))
     picture(found).savefig(path.with_suffix(".svg"), metadata={"Date": None})
     print(f"{path.with_suffix('.md')}, {path.with_suffix('.svg')}")

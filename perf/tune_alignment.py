@@ -11,7 +11,6 @@ if __name__ == "__main__":
     start("perf.tune_alignment")
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from perf.parts.kernel_times import kernel_times
 from perf.parts.passes import ERROR_FLOOR, Work, exact_results, prepare
 from perf.parts.timing import reason
 from tacaf.command import Parser, entry, to_path
+from tacaf.vocabulary import InputError
 
 DEFAULT = kernel.CHOICES[0]
 # part of the choice -> (the kernels it belongs to, what is tried beside the default)
@@ -94,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="one part on small maps, for a rehearsal")
     args = parser.parse_args(argv)
     if not torch.cuda.is_available():
-        print("error: expected a GPU, found none; perf/compile_report.py shows what compiles", file=sys.stderr)
-        return 2
+        raise InputError("expected a GPU, found none; perf/compile_report.py shows what compiles")
     until = time.monotonic() + args.limit_s
     images, length, channels = (2, 20, 64) if args.small else (64, 162, 2048)
     case = both_case(images, length, channels)

@@ -5,7 +5,6 @@ and the hash of the model in its metadata. Nothing is pickled; the images themse
 D numbers. Source: ours.
 """
 
-import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tacaf import files
 from tacaf.data.photo import decode, images_below, links_outside, prepare, read_file
+from tacaf.files import shown, whole_path
 from tacaf.inference import Embedder, Embedding
 from tacaf.vocabulary import InputError, Modality
 
@@ -90,17 +91,9 @@ class Catalogue:
         }  # fmt: skip
         hashes = np.frombuffer(bytes.fromhex("".join(self.sha256)), np.uint8).reshape(-1, 32)
         names = np.frombuffer(json.dumps(self.names).encode(), np.uint8)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            save_file(
-                {"descriptors": self.descriptors_GD, "sha256": hashes, "names": names},
-                temporary,
-                {"tacaf": json.dumps(facts)},
-            )
-            temporary.chmod(0o644)
-            temporary.replace(path)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"expected room to write {path}, got: {error}; choose another place") from None
+        tensors = {"descriptors": self.descriptors_GD, "sha256": hashes, "names": names}
+        with whole_path(path) as made:
+            save_file(tensors, made, {"tacaf": json.dumps(facts)})
 
     def must_fit(self, embedder: Embedder, embedding: Embedding, flip: bool) -> None:
         """InputError unless descriptors of this model compare with those in here."""
@@ -217,14 +210,6 @@ def _readable(
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """The index file for one process alone. InputError while another one writes it, or where nothing can be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_name(f".{path.name}.lock").open("w")
-    except OSError as error:
-        raise InputError(f"expected room to write {path}, got: {error}; choose another place") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(f"{path} is being written by another process; wait for it") from None
+    busy = f"{shown(path)} is being written by another process; wait for it"
+    with files.locked(path.with_name(f".{path.name}.lock"), wait=False, busy=busy):
         yield

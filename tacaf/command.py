@@ -12,14 +12,16 @@
     def main(argv: Sequence[str] | None = None) -> int: ...
 
 Statuses: 0 done; 1 an unexpected error, or `verify` found problems; 2 input that cannot be used; 130 Ctrl-C; 143
-SIGTERM; 141 the reader of a pipe went away. A training has more (docs/cluster.md).
+SIGTERM (129 SIGHUP); 141 the reader of a pipe went away. A training has more (docs/cluster.md).
 """
 
 import argparse
+import atexit
 import functools
 import importlib
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -37,12 +39,18 @@ from tacaf.vocabulary import InputError
 
 UNEXPECTED, INPUT, PIPE = 1, 2, 128 + signal.SIGPIPE
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE_S = 5.0  # for the cleaning up after a signal, before another one counts
 
 Main = Callable[[Sequence[str] | None], int]
 
 
 class Terminated(BaseException):
-    """SIGTERM: raised in the main thread, so that whatever is open cleans up as it does after an error."""
+    """SIGTERM or SIGHUP: raised in the main thread, so that whatever is open cleans up as it does after an error."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,6 +68,18 @@ def to_path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def to_location(text: str) -> str:
+    """The `type=` of an option that takes a folder or an address (`s3://...`): as `to_path`, an address as it is."""
+    return text if "://" in text else str(to_path(text))
+
+
+def to_device(text: str) -> str:
+    """The `type=` of `--device`: the processor or a GPU, and none of PyTorch's other devices."""
+    if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
 def entry(signals: bool = True) -> Callable[[Main], Main]:
     """Make a `main(argv)` an entry: it returns the exit status and prints one line for whatever goes wrong.
 
@@ -69,31 +89,9 @@ def entry(signals: bool = True) -> Callable[[Main], Main]:
     def wrap(main: Main) -> Main:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
-            _speak_any_terminal()
-            try:
-                with _terminable() if signals else _unchanged():
-                    status = main(argv)
-                    sys.stdout.flush()
-                    return status
-            except InputError as error:
-                if error.shared and _other_rank():
-                    return INPUT
-                return say(error, str(error), INPUT)
-            except KeyboardInterrupt as stop:
-                if _other_rank():
-                    return INTERRUPTED
-                return say(stop, "interrupted", INTERRUPTED)
-            except Terminated as stop:
-                return say(stop, "terminated", TERMINATED)
-            except BrokenPipeError:
-                _silence(sys.stdout)
-                return PIPE
-            except OSError as error:
-                return say(error, about(error), INPUT)
-            except MemoryError as error:
-                return say(error, "out of memory; give it less at once, or use a machine with more", INPUT)
-            except Exception as error:
-                return say(error, unexpected(error), UNEXPECTED)
+            _prepare_streams()
+            with _stoppable(TO_STOP if signals else TO_STOP[:1]):
+                return _finished(_guarded(main, argv))
 
         return guarded
 
@@ -101,20 +99,73 @@ def entry(signals: bool = True) -> Callable[[Main], Main]:
 
 
 def start(module: str, signals: bool = True) -> NoReturn:
-    """Import the module of a command under the handlers of `entry`, run its `main`, and end the process."""
+    """Import the module of a command, run its `main` under the handlers of `entry`, and end the process.
+
+    A signal during the import ends the process at once: nothing is open yet, and libraries swallow exceptions there.
+    """
+    numbers = [number for number in TO_STOP[: None if signals else 1] if signal.getsignal(number) != signal.SIG_IGN]
+    for number in numbers:
+        signal.signal(number, _leave)
+    atexit.register(_ignore)  # the first to be registered is the last to be called
 
     @entry(signals)
     def run(argv: Sequence[str] | None) -> int:
-        return importlib.import_module(module).main(argv)
+        with _leaving_at_once(numbers):
+            main = importlib.import_module(module).main
+        status: int = getattr(main, "__wrapped__", main)(argv)
+        return status
 
-    sys.exit(run(None))
+    status = run(None)
+    for number in _answered():  # while the interpreter shuts down: the work is done, and its status stays
+        signal.signal(number, lambda *_: os._exit(status))
+    sys.exit(status)
+
+
+def _guarded(main: Main, argv: Sequence[str] | None) -> int:
+    try:
+        return main(argv)
+    except InputError as error:
+        if error.shared and _other_rank():
+            return INPUT
+        return say(error, str(error), INPUT)
+    except KeyboardInterrupt as stop:
+        return INTERRUPTED if _other_rank() else say(stop, "interrupted", INTERRUPTED)
+    except Terminated as stop:
+        return 128 + stop.number if _other_rank() else say(stop, "terminated", 128 + stop.number)
+    except BrokenPipeError:
+        return PIPE
+    except OSError as error:
+        return say(error, about(error), INPUT)
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            return say(end, end.code.removeprefix("error: "), UNEXPECTED)
+        return 0 if end.code is None else end.code
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return say(error, "out of memory; give it less at once, or use a machine with more", INPUT)
+        return say(error, unexpected(error), UNEXPECTED)
+
+
+def _finished(status: int) -> int:
+    """The status, once everything printed has left the process: a reader may be gone, or a disk full."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _silence(sys.stdout)
+        if status == 0 and not isinstance(error, BrokenPipeError):
+            return say(error, f"cannot write the output: {reason_of(error)}", INPUT)
+        return status or PIPE
+    return status
 
 
 def say(error: BaseException, text: str, status: int) -> int:
     """Print one line about an error, with its notes (what was kept of the work), and return the status."""
-    line = "error: " + "; ".join([text, *getattr(error, "__notes__", [])])
-    with suppress(OSError, ValueError):  # nobody may be reading
+    parts = [line.strip() for line in "\n".join([text, *getattr(error, "__notes__", [])]).split("\n")]
+    line = "error: " + "; ".join(part.rstrip(";") for part in parts if part)
+    try:
         print(shown(line), file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # nobody is reading
+        _silence(sys.stderr)
     return status
 
 
@@ -144,36 +195,86 @@ def _other_rank() -> bool:
     return os.environ.get("RANK", "0") != "0"
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch has an error of its own for a GPU, and a plain RuntimeError for the processor's memory."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    )
+
+
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM raises `Terminated` in the block; a second signal does not interrupt the cleaning up."""
+def _stoppable(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """These signals raise in the block. Another one soon after does not disturb the cleaning up that the first began.
+
+    A signal that the process was told to ignore (`nohup`, a job in the background) stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    last = -PATIENCE_S
 
     def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Terminated
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= PATIENCE_S:
+            last = now
+            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     try:
+        for number in before:
+            signal.signal(number, stop)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
-def _unchanged() -> Iterator[None]:
+def _leaving_at_once(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    before = {number: signal.signal(number, _leave) for number in numbers}
     yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def _speak_any_terminal() -> None:
-    """Escape what the terminal's encoding lacks, so that no result is lost to a character."""
-    for stream in (sys.stdout, sys.stderr):
-        reconfigure: Any = getattr(stream, "reconfigure", None)
-        if reconfigure is not None:
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """End the process here and now, with its one line."""
+    if not _other_rank():
+        say(KeyboardInterrupt(), "interrupted" if number == signal.SIGINT else "terminated", 128 + number)
+    os._exit(128 + number)
+
+
+def _ignore() -> None:
+    """From here on Python would give every signal that it answered its usual meaning: the end of the process."""
+    for number in _answered():
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _answered() -> list[signal.Signals]:
+    return [number for number in (*TO_STOP, signal.SIGUSR1) if callable(signal.getsignal(number))]
+
+
+def _prepare_streams() -> None:
+    """Have all three streams, and escape what the terminal's encoding lacks, so that no result is lost to a character.
+
+    Without the closed ones (`2>&-`), the first file that is opened would get their number, and with it what libraries
+    print.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as the process lives
+        elif hasattr(stream, "reconfigure"):
             with suppress(ValueError, OSError):
-                reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors="backslashreplace")
 
 
 def _silence(stream: Any) -> None:

@@ -7,7 +7,9 @@ hash of its own bytes, so that no changed byte goes unnoticed.
 
 import hashlib
 import json
+import math
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -49,7 +51,9 @@ def parse(data: bytes | str, model: type[Parsed], where: str, most: int = MOST_B
     value = load_json(data, where, most, cure)
     try:
         # From the text and not from `value`, because JSON has no tuples and no enumerations to be strict about.
-        return model.model_validate_json(data)
+        found = model.model_validate_json(data)
+        _refuse_look_alikes(value, model, where, cure)
+        return found
     except ValidationError as error:
         _refuse_version(value, model, where)
         raise InputError(f"{where}: {what_is_wrong(error)}{_cure(cure)}") from None
@@ -60,7 +64,7 @@ def load_json(data: bytes, where: str, most: int = MOST_BYTES, cure: str = "") -
     if len(data) > most:
         raise InputError(f"{where} has {len(data):,} bytes; at most {most:,} are read")
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse_constant)
+        value = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError:
         raise InputError(f"{where}: nested too deeply{_cure(cure)}") from None
     except ValueError as error:
@@ -138,6 +142,15 @@ def _refuse_version(value: Any, model: type[BaseModel], where: str) -> None:
         )
 
 
+def _refuse_look_alikes(value: Any, model: type[BaseModel], where: str, cure: str) -> None:
+    """InputError for `true` or 1.0 where the model has the literal 1: to Python, and so to pydantic, they are equal."""
+    for name, got in value.items() if isinstance(value, dict) else ():
+        kinds = {type(one) for one in _literals(model, name)}
+        if kinds and type(got) not in kinds:
+            expected = " or ".join(map(repr, _literals(model, name)))
+            raise InputError(f"{where}: {name}: expected {expected}, got {_short(got)}{_cure(cure)}")
+
+
 def _literals(model: type[BaseModel], name: str) -> tuple[Any, ...]:
     field = model.model_fields.get(name)
     kind = None if field is None else field.annotation
@@ -147,10 +160,16 @@ def _literals(model: type[BaseModel], name: str) -> tuple[Any, ...]:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        [(twice, _)] = Counter(name for name, _ in pairs).most_common(1)
         raise ValueError(f"the key {_short(twice)} is given twice")
     return found
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{_short(text)} is beyond every number")
+    return value
 
 
 def _refuse_constant(name: str) -> float:

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -24,10 +25,8 @@ from tacaf.vocabulary import InputError
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 _PARTIAL = ".partial"
-
-
-class LockedError(InputError):
-    """Another process holds the lock."""
+_LONGEST_NAME = 255  # bytes, on every usual file system of Linux
+_OF_RUST = re.compile(r"\(os error (\d+)\)")  # how its libraries (safetensors) pass on the system's error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -42,10 +41,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as JSON, whole, and the folders above it where they are missing. Infinities are an error."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
+    _make_folders_for(path)
     write_whole(path, text)
 
 
@@ -85,7 +81,7 @@ def whole_path(path: Path) -> Iterator[Path]:
         made.chmod(mode)  # the library may have made a file of its own under this name
         _sync_file(made)
         os.replace(made, target)
-    sync_folder(target.parent)
+        sync_folder(target.parent)
 
 
 @contextmanager
@@ -97,12 +93,12 @@ def whole_folder(path: Path) -> Iterator[Path]:
             if made.is_file():
                 _sync_file(made)
         os.rename(folder, path)
-    sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove the temporary files of `path` that a killed process left behind; those in use are locked and stay."""
-    prefix = f".{path.name}."
+    prefix = _prefix(path)
     try:
         names = [name for name in os.listdir(path.parent) if name.startswith(prefix) and name.endswith(_PARTIAL)]
     except OSError:
@@ -122,7 +118,10 @@ def read_bytes(path: Path, most: int) -> bytes:
                 raise InputError(f"{shown(path)} is not a file")
             if facts.st_size > most:
                 raise InputError(f"{shown(path)} has {facts.st_size:,} bytes; at most {most:,} are read")
-            return file.read()
+            data = file.read(most + 1)
+            if len(data) > most:  # it grows, or its size is not what the system says
+                raise InputError(f"{shown(path)} has more than {most:,} bytes, which are all that is read")
+            return data
     except FileNotFoundError:
         raise InputError(f"{shown(path)} does not exist") from None
     except (OSError, ValueError) as error:
@@ -136,36 +135,34 @@ def sha256_of(path: Path) -> str:
 
 
 @contextmanager
-def locked(path: Path, wait: bool = True) -> Iterator[None]:
+def locked(path: Path, wait: bool = True, busy: str = "") -> Iterator[None]:
     """Hold the lock file `path` alone among processes and threads; the system releases it when the process ends.
 
-    InputError if it cannot be made; without `wait`, LockedError if another process holds it.
+    InputError if it cannot be made or, without `wait`, if another process holds it: `busy` is what it then says.
     """
+    _make_folders_for(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(handle)
-        raise LockedError(f"{shown(path)} is locked by another process; wait until it is done") from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            os.close(handle)
-            raise
-    try:
+        _take_lock(handle, path, wait, busy)
         yield
     finally:
         os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk."""
-    handle = os.open(folder, os.O_RDONLY)
+    """Have the names in a folder on the disk, where the folder may be read and its file system can do so."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(handle)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
     finally:
         os.close(handle)
 
@@ -173,7 +170,8 @@ def sync_folder(folder: Path) -> None:
 def reason_of(error: Exception) -> str:
     """An operating system's error as the end of a sentence: "no space left on device"."""
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
+    first = text.partition(" ")[0]
+    return text[:1].lower() + text[1:] if first[1:].islower() or len(first) == 1 else text
 
 
 def shown(name: object) -> str:
@@ -183,11 +181,13 @@ def shown(name: object) -> str:
 
 
 def path_of(text: str) -> Path:
-    """A path that a user typed, with `~` expanded. InputError for an empty one or one with a NUL character."""
-    if not text or "\0" in text:
-        raise InputError(f"expected a path, got {text!r}")
+    """A path that a user typed, with `~` expanded. InputError for an empty one, and for what no file can be called."""
     try:
+        if not text or b"\0" in os.fsencode(text):
+            raise InputError(f"expected a path, got {text!r}")
         return Path(text).expanduser()
+    except UnicodeEncodeError:
+        raise InputError(f"expected a path, got {text!r}") from None
     except RuntimeError:
         raise InputError(f"{shown(text)}: there is no such user, so `~` cannot be expanded") from None
 
@@ -199,10 +199,21 @@ def _escaped(letter: str) -> str:
     return letter.encode("unicode_escape").decode()
 
 
+def _make_folders_for(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"cannot write {shown(path)}: {shown(path.parent)} is not a folder") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
+
+
 def _target(path: Path) -> Path:
     """Where the file is: behind a link, so that the link stays. InputError for a folder or a device."""
     try:
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        if target.is_symlink():  # only where links lead in a circle
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         mode = target.stat().st_mode if target.exists() else stat.S_IFREG
     except (OSError, ValueError) as error:
         raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
@@ -218,15 +229,27 @@ def _explained(path: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # The file system names what it refused; a write to an open file (disk full) has no name.
-        name = None if error.filename is None else os.path.basename(os.fsdecode(error.filename))
-        if error.errno not in _WRITE_ERRORS if name is None else name.removeprefix(".").partition(f"{target.name}.")[0]:
+        if not _is_about_the_write(error, target):
             raise
         raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from error
     except ValueError as error:
         if "null byte" not in str(error):
             raise
         raise InputError(f"cannot write {shown(path)}: {reason_of(error)}") from None
+    except Exception as error:
+        number = _OF_RUST.search(str(error))
+        if number is None or int(number[1]) not in _WRITE_ERRORS:
+            raise
+        reason = reason_of(OSError(int(number[1]), os.strerror(int(number[1]))))
+        raise InputError(f"cannot write {shown(path)}: {reason}") from error
+
+
+def _is_about_the_write(error: OSError, target: Path) -> bool:
+    """Whether the system refused our file and not another one that the block opened."""
+    if error.filename is None or isinstance(error.filename, int):  # a write to an open file (disk full) has no name
+        return error.errno in _WRITE_ERRORS
+    prefix = _prefix(target)
+    return any(part.startswith(prefix) and part.endswith(_PARTIAL) for part in Path(os.fsdecode(error.filename)).parts)
 
 
 def _mode_of(target: Path) -> int | None:
@@ -236,8 +259,14 @@ def _mode_of(target: Path) -> int | None:
         return None
 
 
+def _prefix(target: Path) -> str:
+    """How the temporary names of a file begin. The name of a file may leave no room for more: its beginning then."""
+    room = _LONGEST_NAME - 2 - 16 - len(_PARTIAL)
+    return f".{os.fsdecode(os.fsencode(target.name)[:room])}."
+
+
 def _temporary(target: Path) -> Path:
-    return target.with_name(f".{target.name}.{secrets.token_hex(8)}{_PARTIAL}")
+    return target.parent / f"{_prefix(target)}{secrets.token_hex(8)}{_PARTIAL}"
 
 
 def _new_file(target: Path) -> tuple[Path, int]:
@@ -282,6 +311,16 @@ def _new_folder(target: Path) -> Iterator[Path]:
             return
         finally:
             os.close(handle)
+
+
+def _take_lock(handle: int, path: Path, wait: bool, busy: str) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        raise InputError(busy or f"{shown(path)} is locked by another process; wait until it is done") from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise InputError(f"cannot lock {shown(path)}: {reason_of(error)}") from None
 
 
 def _lock(handle: int) -> None:

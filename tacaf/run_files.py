@@ -127,7 +127,9 @@ class MetricsWriter:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:
-            raise InputError(f"cannot write {shown(self.path)}: {reason_of(error)}") from None
+            raise InputError(
+                f"cannot write {shown(self.path)}: {reason_of(error)}; mend that and go on with --resume"
+            ) from None
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:

@@ -178,7 +178,7 @@ def test_a_save_that_fails_leaves_the_old_file(made, tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "save_file", full)
     made.remove(["ann"])
-    with pytest.raises(InputError, match="No space left"):
+    with pytest.raises(InputError, match="index: no space left"):
         made.save(tmp_path / "index")
     assert (tmp_path / "index").read_bytes() == before
 
@@ -190,5 +190,5 @@ def test_an_index_is_written_by_one_at_a_time(tmp_path):
     with locked(path):
         pass
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(InputError, match="expected room to write"), locked(tmp_path / "file" / "index"):
+    with pytest.raises(InputError, match="file is not a folder"), locked(tmp_path / "file" / "index"):
         pass

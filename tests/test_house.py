@@ -24,6 +24,7 @@ FLOOR_1 = tuple(
         "images",
         "logs",
         "optim",
+        "pages",
         "run_files",
         "settings",
         "shard_set",
@@ -46,8 +47,9 @@ MAY_IMPORT = {
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.trust", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
-    "tacaf.logs": ("tacaf.vocabulary",),
+    "tacaf.logs": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.optim": ("tacaf.settings", "tacaf.vocabulary"),
+    "tacaf.pages": ("tacaf.files",),
     "tacaf.run_files": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
     "tacaf.settings": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.transfer": (),
@@ -195,3 +197,76 @@ def test_every_file_says_what_it_is_for():
         if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
     ]
     assert not silent
+
+
+# What has one home, by the name that is called or imported, and who may use it all the same, with the reason.
+ONE_HOME = {
+    "os.replace": "tacaf.files",
+    "rename": "tacaf.files",
+    "chmod": "tacaf.files",
+    "flock": "tacaf.files",
+    "file_digest": "tacaf.files",
+    "mkstemp": "tacaf.command",
+    "ArgumentParser": "tacaf.command",
+    "signal.signal": "tacaf.command",
+    "print error": "tacaf.command",
+}
+EXCEPTIONS = {
+    ("tacaf.checkpoint", "rename"): "a folder in place of another one, with the old one aside until then",
+    ("tacaf.run_files", "rename"): "a file that is no longer of use gets another name",
+    ("tacaf.data.storage", "rename"): "the cache's own files, under the cache's locks",
+    ("tacaf.data.storage", "flock"): "shared locks: many processes read a cached file, one may remove it",
+    ("launch.regroup", "rename"): "inside a folder that is only now being made",
+    ("launch.run_folder", "rename"): "an old configuration gets another name",
+    ("launch.watchdog", "rename"): "a sign of life every second, which need not be on the disk",
+    ("launch.watchdog", "print error"): "from another thread, just before it ends the process",
+    ("launch.stop", "signal.signal"): "a training answers signals with a checkpoint",
+    ("launch.trainings", "signal.signal"): "passes signals on to trainings",
+    ("shards.output", "rename"): "a set in place of another one, with the old one aside until then",
+    ("shards.output", "flock"): "the folder itself is locked",
+    ("shards.writer", "rename"): "finished shards, inside a folder that is only now being made",
+    ("shards.shard_job", "os.replace"): "a finished shard, kept for the next start",
+    ("shards.synth", "rename"): "a folder that is whole gets its name",
+}
+
+
+def old_ways(source: str) -> set[str]:
+    """Which of ONE_HOME's ways this source uses."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            called = ast.unparse(node.func)
+            found |= {way for way in ONE_HOME if way in (called, called.rpartition(".")[2])}
+            texts = [part.value for part in ast.walk(node) if isinstance(part, ast.Constant)]
+            if called == "print" and any(isinstance(text, str) and text.startswith("error:") for text in texts):
+                found.add("print error")
+    return found
+
+
+def test_writing_locking_and_speaking_have_one_home():
+    broken = []
+    for path in _sources():
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for way in old_ways(path.read_text()):
+            if module != ONE_HOME[way] and (module, way) not in EXCEPTIONS:
+                broken.append(f"{module}: {way} belongs into {ONE_HOME[way]}")
+    assert not broken, "\n".join(sorted(broken))
+
+
+def test_old_ways_are_seen():
+    for text in ("path.rename(other)", "os.rename(a, b)", "hashlib.file_digest(f, 'sha256')", "print(f'error: {x}')",
+                 "argparse.ArgumentParser()", "Path(x).chmod(1)"):  # fmt: skip
+        assert old_ways(text)
+    for text in ("text.replace('a', 'b')", "dataclasses.replace(a)", "print('warning: x')", "hashlib.sha256(b'')"):
+        assert not old_ways(text)
+
+
+def test_every_command_has_the_one_entry():
+    """A file that can be run starts through `tacaf.command`, before its slow imports, or is a part of a command."""
+    without = []
+    for path in [*(ROOT / "launch").glob("*.py"), *(ROOT / "perf").glob("*.py"), *ROOT.glob("*/__main__.py"),
+                 *ROOT.glob("*/*/__main__.py")]:  # fmt: skip
+        text = path.read_text()
+        if "def main(" in text and not ("@entry(" in text and "start(" in text):
+            without.append(str(path.relative_to(ROOT)))
+    assert not without

@@ -7,7 +7,6 @@ the batched products of the alignment with rows of 162 numbers as they are and p
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ import triton.language as tl
 
 from perf.calls.rows import RowsFile
 from perf.calls.timing import median_ms
+from tacaf.command import Parser, entry, to_path
 
 BLOCK = 4096  # numbers of four bytes that a program reads at once
 
@@ -76,9 +76,10 @@ def measurements(small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
         yield lambda row=row: batched(images, length, channels, row)
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--small", action="store_true", help="sizes for a rehearsal")
     args = parser.parse_args(argv)
     file = RowsFile(args.json, gpu=torch.cuda.get_device_name(0))

@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Sequence
 from multiprocessing import get_context
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ import triton
 from perf.calls.child import surroundings
 from perf.calls.rows import RowsFile
 from perf.compile_report import DTYPES, OPS, caught
+from tacaf.command import Parser, entry, to_path
 
 Task = tuple[str, str, int]  # op, dtype, which share of its launches
 SHARES = 3  # of an op's launches in one dtype, so that no process compiles all of a large op alone
@@ -54,9 +54,10 @@ def _share(words: tuple[str, str, int, int, bool]) -> dict[str, Any]:
         return compile_share(*task)
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bf16", "fp16", "fp32"])
     parser.add_argument("--processes", type=int, default=os.cpu_count(), help="default: one for each core")
     parser.add_argument("--fake-gpu", action="store_true", help="compile for an H100 on a machine without a GPU")

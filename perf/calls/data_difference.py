@@ -7,11 +7,11 @@ differ, which the rows count in levels of 255.
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
 from perf.calls.rows import RowsFile
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.augment import STD, AugmentConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
@@ -28,10 +28,11 @@ def first_batch(index: ShardIndex, device_id: int | None, augment: AugmentConfig
     return next(iter(TrainingPipeline(index, plan, augment, device_id=device_id)))
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=to_path, required=True)
+    parser.add_argument("--json", type=to_path)
     args = parser.parse_args(argv)
     index, augment = ShardIndex.open(args.shards), AugmentConfig()
     device_id = 0 if torch.cuda.is_available() else None
@@ -47,8 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         torch.equal(getattr(ours, name).cpu(), getattr(theirs, name)) for name in ("row_B", "label_B", "position_B")
     )
     if not same or file.rows[len(LEVELS) - 1]["share_above"] > MOST_DIFFERING:
-        print(f"error: expected the same batch on both devices, got another plan or pixels; same plan: {same}")
-        return 1
+        raise SystemExit(f"expected the same batch on both devices, got another plan or pixels; same plan: {same}")
     return 0
 
 

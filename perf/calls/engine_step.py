@@ -10,7 +10,6 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from launch.forward import draw, forward, noise_batch
 from launch.update import update
 from perf.calls.rows import RowsFile
 from tacaf.child_processes import ROOT
+from tacaf.command import Parser, entry, to_path
 from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
@@ -116,9 +116,10 @@ def timed(stage: int, device: torch.device, small: bool) -> dict[str, Any]:
             "step_ms": step_ms, "peak_mib": peak, "right": finite}  # fmt: skip
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--small", action="store_true", help="the demo's model alone, for a rehearsal")
     args = parser.parse_args(argv)
     place = deepspeed_engine.start_distributed()

@@ -6,7 +6,6 @@ Forward, backward and both are captured by hand on a side stream. The reason is 
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from perf import cases
 from perf.calls.rows import RowsFile
 from perf.parts.passes import PASSES, Work, passes, prepare
 from perf.parts.timing import abandon, reason
+from tacaf.command import Parser, entry, to_path
 
 Result = list[torch.Tensor]
 TOLERANCE = 2e-2  # of the largest number: sums in another order, in bf16
@@ -61,9 +61,10 @@ def row_of(case: cases.Case, work: Work, name: str) -> dict[str, Any]:
     return row | {"captured": True, "difference": max(differences)}
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--small", action="store_true", help="sizes for a rehearsal")
     args = parser.parse_args(argv)
     images, length, channels = (4, 9, 16) if args.small else (32, 162, 1024)

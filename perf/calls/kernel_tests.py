@@ -8,13 +8,13 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import pytest
 import torch
 
 from perf.calls.rows import RowsFile
 from tacaf.child_processes import ROOT
+from tacaf.command import Parser, entry, to_path
 
 TESTS = "tests/kernels/triton_cases.py"
 ALONE = ("-q", "-p", "no:cacheprovider", "--noconftest", "-c", os.devnull, "--rootdir", str(ROOT), "--tb=short")
@@ -36,10 +36,11 @@ class Recorder:
             self.file.add(test=test, outcome=report.outcome, seconds=round(report.duration, 2), why=why)
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--slice", default="0/1", metavar="K/N", help="the K-th of N shares, from 0")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--small", action="store_true", help="only tests that launch no kernel")
     args = parser.parse_args(argv)
     place, of = map(int, args.slice.split("/"))

@@ -9,13 +9,13 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from perf.calls.child import NOT_MEASURED
 from perf.calls.kernel_tests import ALONE, TESTS
 from perf.calls.machine import program
 from perf.calls.rows import RowsFile
 from tacaf.child_processes import ROOT, child_environment
+from tacaf.command import Parser, entry, to_path
 
 CHOSEN = "alignment_of_odd_shapes and shape1 and dtype1"  # fp16, 17 positions and 24 channels: more than a block each
 
@@ -26,9 +26,10 @@ def errors_in(output: str) -> int | None:
     return int(found[1]) if found else None
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--small", action="store_true", help="accepted for a rehearsal; changes nothing")
     args = parser.parse_args(argv)
     checker = program("compute-sanitizer")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from shards import benchmarks, sysu_mm01
 from shards.synth import synthesise
+from tacaf.command import Parser, entry, to_path
 
 BENCHMARK, SMALL_IDENTITIES = "plain_1", 40
 
@@ -32,9 +33,10 @@ def make(folder: Path, small: bool) -> str:
     return ", ".join(f"{name} {value}" for name, value in made.items())
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--into", type=Path, required=True, metavar="DIR")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--into", type=to_path, required=True, metavar="DIR")
     parser.add_argument("--small", action="store_true", help="a few identities, for a rehearsal")
     args = parser.parse_args(argv)
     began = time.monotonic()

@@ -8,7 +8,6 @@ import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +17,7 @@ from torch.profiler import ProfilerActivity, profile, supported_activities
 from perf.bench_train import VARIANTS, Step, batch
 from perf.calls.plan import FAST
 from perf.calls.rows import RowsFile
+from tacaf.command import Parser, entry, to_path
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 KERNELS_SHOWN, GAPS_SHOWN = 25, 10
@@ -87,9 +87,10 @@ def profiled(step: Step, steps: int) -> tuple[list[Kernel], list[str]]:
     return on_device, on_host
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--small", action="store_true", help="the demo's model, for a rehearsal")
     args = parser.parse_args(argv)
@@ -99,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     kernels, host_calls = profiled(step, args.steps)
     file = RowsFile(args.json, variant=variant.name, steps=args.steps)
     if not kernels:
-        print("error: the profiler saw no kernel on the GPU; is CUPTI installed?", file=sys.stderr)
-        return 1
+        raise SystemExit("the profiler saw no kernel on the GPU; is CUPTI installed?")
     file.facts |= summary(kernels, host_calls, args.steps)
     for row in longest(kernels, args.steps):
         file.add(**row)

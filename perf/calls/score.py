@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from perf.calls.images_on_device import ImagesOnDevice
 from perf.calls.plan import SCORE_SETTINGS
 from perf.calls.rows import RowsFile
 from tacaf.child_processes import ROOT
+from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.evaluation.extract import extract
@@ -99,10 +99,11 @@ def epochs_of(training: Training, rows: np.ndarray, until: float) -> Iterator[di
             return
 
 
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True)
-    parser.add_argument("--json", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=to_path, required=True)
+    parser.add_argument("--json", type=to_path)
     parser.add_argument("--limit-s", type=float, default=600, help="start no epoch after this many seconds")
     parser.add_argument("--small", action="store_true", help="the demo's model for two steps, for a rehearsal")
     args = parser.parse_args(argv)

@@ -9,6 +9,7 @@ from perf.calls.plan import CALLS
 from perf.calls.rows import results_of
 from perf.calls.tables import markdown, of_call
 from tacaf.files import write_whole
+from tacaf.vocabulary import InputError
 
 BAD = ("failed", "stopped")
 
@@ -61,9 +62,9 @@ class Summary:
         try:
             write_whole(self.file, json.dumps(content, indent=1) + "\n")
             write_whole(self.file.with_suffix(".md"), markdown(content, self.folder))
-        except OSError as error:
+        except InputError as error:
             if not self.broken:
-                print(f"error: {self.file}: {error.strerror}; what was written before stays", file=sys.stderr)
+                print(f"warning: {error}; what was written before stays", file=sys.stderr)
             self.broken = True
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tacaf.files import write_whole
+from tacaf.vocabulary import InputError
 
 
 class ResultFile:
@@ -33,7 +34,7 @@ class ResultFile:
         try:
             content = {**self.facts, "complete": complete, "rows": self.rows}
             write_whole(self.path, json.dumps(content, indent=1) + "\n")
-        except OSError as error:
+        except InputError as error:
             if not self.failed:
-                print(f"error: {self.path} was not written: {error.strerror}; rows follow here", file=sys.stderr)
+                print(f"warning: {error}; rows follow here", file=sys.stderr)
             self.failed = True

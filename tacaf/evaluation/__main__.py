@@ -7,17 +7,16 @@ if __name__ == "__main__":
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import Parser, entry, to_device, to_path
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.protocols import CIRCUMSTANCES, score
 from tacaf.evaluation.ranking import MEASURES, METRICS
 from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.tables import PROTOCOLS, Exclusion
+from tacaf.files import write_json
 from tacaf.vocabulary import InputError
 
 LISTS = ("query_list", "gallery_list")
@@ -84,17 +83,6 @@ def _training(trained_on: Any) -> str:
     return " ".join(str(value)[:12] if key == "sha256" else str(value) for key, value in trained_on.items())
 
 
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write atomically: under a temporary name in the same folder, then renamed; an older file survives a failure."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"expected a place to write {path}, got {error.strerror}; choose another --json") from error
-
-
 def _score(args: argparse.Namespace) -> None:
     result = score(
         [load_features(path) for path in args.features],
@@ -115,9 +103,9 @@ def _score(args: argparse.Namespace) -> None:
         gallery_list=args.gallery_list,
         device=args.device,
     )
-    print(result_table(result))
     if args.json is not None:
         write_json(args.json, result)
+    print(result_table(result))
 
 
 def locations_of(pairs: Sequence[str]) -> dict[int, int]:
@@ -176,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--locations", nargs="+", default=[], metavar="CAMID=LOCATION", help="for --exclude location")
     add("--query-list", type=to_path, metavar="FILE", help="generic: keys of the images that ask, one a line")
     add("--gallery-list", type=to_path, metavar="FILE", help="generic: keys of the images that answer")
-    add("--device", default="cpu", help="cuda multiplies on the GPU")
+    add("--device", type=to_device, default="cpu", help="cuda multiplies on the GPU")
     add(
         "--state",
         action="append",

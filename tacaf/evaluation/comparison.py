@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import numpy as np
 
 from tacaf.evaluation.published import (
@@ -16,7 +15,8 @@ from tacaf.evaluation.published import (
     TABLE_1_NOTE,
     TRAINING_IDENTITIES,
 )
-from tacaf.files import write_whole
+from tacaf.files import shown, write_whole
+from tacaf.pages import render
 
 TEMPLATE = Path(__file__).with_name("comparison.html")
 TABLE = "table"
@@ -65,10 +65,9 @@ def write_comparison(folder: Path, data_set: str, rows: Sequence[Measured], fact
     in the JSON and under the table.
     """
     content = _content(data_set, rows, facts)
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     texts = {
         "md": _markdown(content),
-        "html": environment.from_string(TEMPLATE.read_text()).render(**content),
+        "html": render(TEMPLATE, **content),
         "json": json.dumps(_record(data_set, rows, facts), indent=1, allow_nan=False),
     }
     paths = []
@@ -115,7 +114,7 @@ def _content(data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> 
         "table_1": PAPER_TABLE_1 if data_set == "sysu_mm01" else (),
         "table_1_note": TABLE_1_NOTE,
         "notes": [*notes, *dict.fromkeys(_result_note(row) for row in rows if row.seeds)],
-        "facts": {name: value if isinstance(value, str) else json.dumps(value) for name, value in facts.items()},
+        "facts": {name: shown(value) if isinstance(value, str) else json.dumps(value) for name, value in facts.items()},
     }
 
 

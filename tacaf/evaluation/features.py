@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tacaf.files import whole_file
 from tacaf.vocabulary import InputError, Modality
 
 ARRAYS = ("features", "pid", "camid", "modality", "number")
@@ -47,12 +48,10 @@ class FeatureSet:
         return self
 
     def save(self, path: Path) -> None:
-        """Write `F.npz`, first under a temporary name, so that an older file survives a failure."""
+        """Write `F.npz`, whole or not at all."""
         words = np.asarray(_MODALITY_WORDS)[self.modality.astype(np.int64)]
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as file:
+        with whole_file(path) as file:
             np.savez(file, features=self.features, pid=self.pid, camid=self.camid, modality=words, number=self.number)
-        os.replace(temporary, path)
 
 
 def load_features(path: Path) -> FeatureSet:

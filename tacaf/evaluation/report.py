@@ -6,13 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jinja2
-
 from tacaf.evaluation.curves import draw_curves
 from tacaf.evaluation.overlay import Line
 from tacaf.evaluation.published import NOT_MEASURED, PUBLISHED, SYSU_QUERIES, TABLE_1_NOTE
 from tacaf.evaluation.ranking import MEASURES
 from tacaf.files import write_whole
+from tacaf.pages import render
 from tacaf.run_files import read_metrics, read_starts
 from tacaf.vocabulary import InputError
 
@@ -71,8 +70,8 @@ def write_report(run: Path, pictures: Pictures | None = None) -> Path:
     if not results:
         raise InputError(f"expected results in {run / 'results'}, found none; score the run first (launch/evaluate.py)")
     metrics, pictures = run / "metrics.jsonl", pictures or Pictures()
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    text = environment.from_string(TEMPLATE.read_text()).render(
+    text = render(
+        TEMPLATE,
         name=run.resolve().name,
         results=results,
         measures=MEASURES,

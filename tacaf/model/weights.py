@@ -4,7 +4,6 @@ Strict: a tensor that is missing, of another shape or unknown ends the load befo
 taken is reported. Nothing but tensors is unpickled.
 """
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from tacaf.files import sha256_of
 from tacaf.model.backbone import Backbone
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.vocabulary import InputError
@@ -125,7 +125,7 @@ def _copy(
     taken = tuple(dict.fromkeys(renamed.values()))
     return LoadReport(
         path=Path(path),
-        sha256=_sha256(path),
+        sha256=sha256_of(path),
         taken=taken,
         ignored=ignored,
         initialised=tuple(name for name in model.state_dict() if name not in renamed and not name.endswith(COUNTER)),
@@ -154,8 +154,3 @@ def _read(path: Path) -> State:
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()) or not found:
         raise InputError(f"{path}: expected a state dict (names to tensors), got {type(found).__name__}; save that")
     return {name.removeprefix("module."): tensor for name, tensor in found.items()}
-
-
-def _sha256(path: Path) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

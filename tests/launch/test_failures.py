@@ -17,6 +17,7 @@ from launch import engine as deepspeed_engine
 from launch.stop import EXIT_CODE
 from launch.watchdog import EXIT_CODE as LOST
 from launch.watchdog import PERIOD_S, Watchdog
+from tests.disks import fill
 from tests.launch.test_training import ROOT, command_of, records_of, refused, start, steps_of, train
 from tests.processes import LIMIT_S, free_port, wait_until
 
@@ -133,6 +134,43 @@ def test_a_full_disk_leaves_the_old_checkpoints_and_the_run_goes_on(sysu_shards,
             assert path.read_bytes() == data, path
     assert not newest.exists()
     assert not list((folder / "checkpoints").glob(".tmp-*"))
+
+
+def test_a_disk_that_is_full_during_the_steps_ends_the_run_in_one_line_and_it_goes_on(sysu_shards, small_disk):
+    folder = small_disk / "run"
+    values = ("train.epochs=500", "train.save_every_steps=3", "train.keep=1", "evaluation.every=0")
+    with start(*command_of(sysu_shards, folder, *values)) as process:
+        wait_until(lambda: (folder / "checkpoints" / "latest").exists(), process)
+        process.send_signal(signal.SIGSTOP)  # so that it does not take the room that a save leaves for a moment
+        room = fill(small_disk)
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 2, err[-2000:]
+    assert "Traceback" not in err
+    [error] = [line for line in err.splitlines() if line.startswith("error:")]
+    assert "no space left on device" in error
+    assert str(folder) in error
+    room.unlink()
+    with start(*command_of(sysu_shards, folder, *values, "--resume")) as process:
+        wait_until(lambda: len(whole_lines(folder)) > 6, process)
+        process.terminate()
+        process.communicate(timeout=LIMIT_S)
+    assert process.returncode == EXIT_CODE
+    assert [step["global_step"] for step in steps_of(folder)] == list(range(1, len(steps_of(folder)) + 1))
+
+
+def whole_lines(folder: Path) -> list[str]:
+    """Of the metrics; the last one may be cut."""
+    return [line for line in (folder / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+
+
+def test_a_sign_of_life_that_cannot_be_written_disturbs_nothing(small_disk, capsys):
+    with Watchdog(small_disk, 0, 1, limit_s=60) as dog:
+        fill(small_disk)
+        dog.at("place" * 2000)
+        dog._sign()
+        assert dog.thread.is_alive()
+    assert capsys.readouterr().err == ""
 
 
 def test_too_little_room_is_seen_before_anything_is_written(tmp_path, monkeypatch):

@@ -1,13 +1,17 @@
 """A training that was begun is gone on with only where every value that has a part in it is the same."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from launch import local_ranks
 from launch.config import dump_config, load_config
 from launch.state import BEFORE, must_match
 from launch.trainings import SCRIPT, Training
 from tacaf.checkpoint import refuse_other
+from tacaf.child_processes import child_environment
 from tacaf.data.index import ShardIndex
 from tacaf.vocabulary import InputError
 
@@ -75,3 +79,27 @@ def test_a_checkpoint_is_compared_by_the_same_rule_and_one_of_an_older_release_i
     refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=norm"), Path("step-1"))
     with pytest.raises(InputError, match="mask: the checkpoint has 'norm', this run 'deviation'"):
         refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=deviation"), Path("step-1"))
+
+
+FAILS = """
+import os, sys, time
+if os.environ["RANK"] == "0":
+    sys.exit("error: the only line") if sys.argv[1] == "text" else sys.exit(int(sys.argv[1]))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "said"), [("2", 2, ""), ("75", 75, ""), ("text", 1, "error: the only line\n")]
+)
+def test_ranks_of_this_machine_end_with_the_status_of_the_one_that_failed(tmp_path, word, status, said):
+    (tmp_path / "fails.py").write_text(FAILS)
+    command = [sys.executable, str(SCRIPT.with_name("local_ranks.py")), "2", str(tmp_path / "fails.py"), word]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
+def test_no_ranks_without_a_number(capsys):
+    for words in ([], ["2"], ["x", "y"], ["-1", "y"]):
+        assert local_ranks.main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1

@@ -19,6 +19,7 @@ from perf.fake_gpu import fake_gpu
 from perf.parts import timing
 from perf.parts.passes import WrongResultError, check, errors, exact_results, prepare
 from perf.parts.result_file import ResultFile
+from tests.disks import fill
 
 ROOT = Path(__file__).parent.parent.parent
 SMALL = [
@@ -315,18 +316,14 @@ def test_every_row_is_on_disk_before_the_next(tmp_path):
     assert json.loads(file.path.read_text())["complete"]
 
 
-def test_a_full_disk_is_said_once_and_keeps_the_older_rows(tmp_path, monkeypatch, capsys):
-    file = ResultFile(tmp_path / "rows.json", {})
+def test_a_full_disk_is_said_once_and_keeps_the_older_rows(small_disk, capsys):
+    file = ResultFile(small_disk / "rows.json", {})
     file.add({"op": 1})
-
-    def full(path: Path, text: str) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("perf.parts.result_file.write_whole", full)
+    fill(small_disk)
     file.add({"op": 2})
     file.add({"op": 3})
     assert file.failed
-    assert capsys.readouterr().err.count("No space left on device") == 1
+    assert capsys.readouterr().err.count("no space left on device") == 1
     assert json.loads(file.path.read_text())["rows"] == [{"op": 1}]
 
 

@@ -1,6 +1,5 @@
 """The GPU suite: no part loses another's results, every call ends in time, and a rehearsal runs every line of it."""
 
-import errno
 import json
 import os
 from pathlib import Path
@@ -12,6 +11,7 @@ from perf import gpu_suite
 from perf.calls import run, summary
 from perf.calls.plan import CALLS, Call, Part
 from perf.calls.run import Place, run_part, time_for
+from tests.disks import fill
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 
@@ -19,6 +19,7 @@ ROWS = """
 import json, sys, time
 from pathlib import Path
 from perf.calls.rows import RowsFile
+from tests.disks import fill
 file = RowsFile(Path(sys.argv[1]))
 file.add(row=1)
 file.add(row=2)
@@ -136,22 +137,18 @@ def test_what_measures_the_same_is_left_out_only_where_the_better_part_passed(mo
         assert rows[1]["state"].startswith(expected)
 
 
-def test_a_full_disk_costs_the_files_and_not_the_table(tmp_path, monkeypatch, capsys):
-    kept = summary.Summary(1, tmp_path, tmp_path, {"gpu": "none"})
+def test_a_full_disk_costs_the_files_and_not_the_table(small_disk, capsys):
+    kept = summary.Summary(1, small_disk, small_disk, {"gpu": "none"})
     kept.add({"part": "first", "state": "passed", "seconds": 1.0})
-    before = (tmp_path / "call_1.json").read_text()
-
-    def full(path, text):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(summary, "write_whole", full)
+    before = (small_disk / "call_1.json").read_text()
+    fill(small_disk)
     kept.add({"part": "second", "state": "passed", "seconds": 1.0})
     kept.end()
     shown = capsys.readouterr()
     assert shown.err.count("\n") == 1
-    assert "No space left" in shown.err
+    assert "no space left" in shown.err
     assert shown.out.splitlines()[-1].startswith("second")
-    assert (tmp_path / "call_1.json").read_text() == before
+    assert (small_disk / "call_1.json").read_text() == before
     assert not kept.right
 
 
