@@ -13,6 +13,7 @@ if __name__ == "__main__":
     start("perf.bench_index")
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig
 from tacaf.files import write_json
 from tacaf.logs import environment
+from tacaf.shard_columns import column_bytes, member_of, tally
 from tacaf.shard_set import ColumnFacts, IndexFile, ShardFacts
 from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE
 
@@ -45,27 +47,31 @@ def write_index(folder: Path, identities: int) -> None:
     shard = pid // IDENTITIES_OF_A_SHARD
     columns = {
         "shard": shard, "offset": (row - shard * IDENTITIES_OF_A_SHARD * each) * IMAGE_BYTES,
-        "size": np.full(len(row), IMAGE_BYTES), "pid": pid, "camid": 1 + inside % 3,
+        "size": np.full(len(row), IMAGE_BYTES), "pid": pid, "camid": 1 + inside % IMAGES_OF_A_MODALITY // 2,
         "modality": inside // IMAGES_OF_A_MODALITY, "split": np.zeros(len(row)), "number": 1 + inside,
     }  # fmt: skip
     (folder / COLUMN_FOLDER).mkdir(parents=True)
+    facts = {}
     for name, values in columns.items():
-        np.save(folder / COLUMN_FOLDER / f"{name}.npy", values.astype(COLUMNS[name]))
+        data = column_bytes(values.astype(COLUMNS[name]))
+        (folder / member_of(name)).write_bytes(data)
+        facts[name] = ColumnFacts(dtype=COLUMNS[name], sha256=hashlib.sha256(data).hexdigest())
     shards = []
     for number, images in enumerate(np.bincount(shard).tolist()):
         path = folder / f"paper-{number:06d}.tar"
         with path.open("wb") as file:
             file.truncate(images * IMAGE_BYTES)
         shards.append(ShardFacts(name=path.name, bytes=images * IMAGE_BYTES, sha256="0" * 64, images=images))
+    people = list(range(identities))
     index = IndexFile(
         name="paper",
         images=len(row),
-        counts={"train": {}},
-        splits={"train": list(range(identities))},
+        counts=tally(pid, columns["modality"], {"train": people}),
+        splits={"train": people},
         pid_names=None,
         locations=None,
         shards=shards,
-        columns={name: ColumnFacts(dtype=COLUMNS[name], sha256="0" * 64) for name in COLUMNS},
+        columns=facts,
         left_out=[],
         left_out_count=0,
         source="paper",

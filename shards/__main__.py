@@ -1,17 +1,18 @@
 """`python -m shards VERB`: make, pack, check and look at shard sets."""
 
+from tacaf.command import Parser, entry, start, to_path
+
+if __name__ == "__main__":
+    start("shards.__main__")
+
 import argparse
-import signal
-import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from types import FrameType
-from typing import NoReturn
 
 from shards import benchmarks, inspect, llcm, manifest, regdb, synth, sysu_mm01
 from shards.remove import remove
 from shards.verify import verify
 from shards.writer import Packed, PackOptions
+from tacaf.files import shown
 from tacaf.vocabulary import InputError, Modality
 
 # A data set with folders and lists of its own: what `--root` must hold, and its packer.
@@ -21,42 +22,13 @@ DATA_SETS: dict[str, tuple[str, Callable[..., Packed]]] = {
     llcm.NAME: ("vis, nir, test_vis, test_nir and idx/{train_vis,train_nir,test_id}.txt", llcm.pack),
 }
 SYNTH_OPTIONS = {"layout": sysu_mm01.NAME, "identities": 64, "seed": 0, "images_per_camera": 4, "height": 256}
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
-class _Terminated(BaseException):
-    """SIGTERM, so that a polite kill ends like an error and cleans up."""
-
-
-class _Parser(argparse.ArgumentParser):
-    """Reports a wrong command as every other input error: one line, exit 2."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see `{self.prog} --help`")
-
-
+@entry()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb: 0 when done, 1 when `verify` found problems, 2 after one line `error: ...` on stderr."""
-    try:
-        args = _parser().parse_args(argv)
-        return args.run(args)
-    except InputError as error:
-        return _failed(error, str(error), 2)
-    except OSError as error:  # disk full, no permission: the text names the file
-        return _failed(error, str(error), 2)
-    except KeyboardInterrupt as stop:
-        return _failed(stop, "interrupted", INTERRUPTED)
-    except _Terminated as stop:
-        return _failed(stop, "terminated", TERMINATED)
-
-
-def _failed(error: BaseException, text: str, status: int) -> int:
-    """One line that says what happened, and (the notes) what was kept of the work."""
-    notes = getattr(error, "__notes__", [])
-    if not notes and not isinstance(error, InputError):
-        notes = ["nothing was left half-written"]
-    print("error: " + "; ".join([text, *notes]), file=sys.stderr)
-    return status
+    args = _parser().parse_args(argv)
+    return args.run(args)
 
 
 def _synth(args: argparse.Namespace) -> int:
@@ -68,7 +40,7 @@ def _synth(args: argparse.Namespace) -> int:
                 " leave one out"
             )
         made = benchmarks.make(args.benchmark, args.out, args.workers)
-        print(f"{args.out}: benchmark {args.benchmark}, {', '.join(f'{name} {value}' for name, value in made.items())}")
+        print(f"{shown(args.out)}: benchmark {args.benchmark}, {_listed(made)}")
         return 0
     made = synth.synthesise(
         args.out,
@@ -79,8 +51,12 @@ def _synth(args: argparse.Namespace) -> int:
         height=args.height,
         workers=args.workers,
     )
-    print(f"{args.out}: {', '.join(f'{name} {value}' for name, value in made.items())}")
+    print(f"{shown(args.out)}: {_listed(made)}")
     return 0
+
+
+def _listed(made: dict) -> str:
+    return ", ".join(f"{name} {value}" for name, value in made.items())
 
 
 def _pack(args: argparse.Namespace) -> int:
@@ -112,9 +88,9 @@ def _verify(args: argparse.Namespace) -> int:
     problems = verify(args.shards, quick=args.quick, workers=args.workers)
     for problem in problems:
         print(problem)
-    checked = "structure, counts and sizes" if args.quick else "hashes, members, facts and images"
+    checked = "structure, columns, counts and sizes" if args.quick else "hashes, members, facts and images"
     result = f"{len(problems)} problems" if problems else "sound"
-    print(f"{args.shards}: {result} ({checked} checked)")
+    print(f"{shown(args.shards)}: {result} ({checked} checked)")
     return 1 if problems else 0
 
 
@@ -128,17 +104,17 @@ def _inspect(args: argparse.Namespace) -> int:
     print(inspect.summary_text(shard_set))
     if args.html is not None:
         inspect.write_contact_sheet(shard_set, args.html, identities=args.identities)
-        print(f"contact sheet: {args.html}")
+        print(f"contact sheet: {shown(args.html)}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="python -m shards",
         description="Raw image folders to WebDataset shards that plain WebDataset and DALI read.",
         epilog="Usual order: synth (or a real data set), pack, verify, inspect.",
     )
-    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=_Parser)
+    verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
     _synth_parser(verbs)
     pack = verbs.add_parser(
         "pack",
@@ -147,7 +123,7 @@ def _parser() -> argparse.ArgumentParser:
         "in --out before it is whole. The shards that an interrupted packing finished wait in a folder beside it, and "
         "the same command goes on from them.",
     )
-    data_sets = pack.add_subparsers(metavar="DATA_SET", dest="data_set", required=True, parser_class=_Parser)
+    data_sets = pack.add_subparsers(metavar="DATA_SET", dest="data_set", required=True, parser_class=Parser)
     for name, (holds, _) in DATA_SETS.items():
         _pack_parser(data_sets.add_parser(name, help=f"folder with {holds}"), holds)
     _manifest_parser(data_sets)
@@ -157,10 +133,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _synth_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+def _synth_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     text = "write a procedural visible-infrared set in a public set's folder layout"
     verb = verbs.add_parser("synth", help=text, description=text)
-    verb.add_argument("--out", type=Path, required=True, metavar="RAW", help="new or empty folder")
+    verb.add_argument("--out", type=to_path, required=True, metavar="RAW", help="new or empty folder")
     verb.add_argument("--layout", choices=tuple(DATA_SETS), help="folder layout (default %(default)s)")
     verb.add_argument("--identities", type=int, metavar="N", help="how many people (default 64)")
     verb.add_argument(
@@ -176,8 +152,8 @@ def _synth_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
 
 
 def _pack_parser(data_set: argparse.ArgumentParser, holds: str) -> None:
-    data_set.add_argument("--root", type=Path, required=True, metavar="RAW", help=f"folder with {holds}")
-    data_set.add_argument("--out", type=Path, required=True, metavar="SHARDS", help="new or empty folder")
+    data_set.add_argument("--root", type=to_path, required=True, metavar="RAW", help=f"folder with {holds}")
+    data_set.add_argument("--out", type=to_path, required=True, metavar="SHARDS", help="new or empty folder")
     data_set.add_argument(
         "--overwrite", action="store_true", help="replace the shard set in --out once the new is whole"
     )
@@ -187,7 +163,7 @@ def _pack_parser(data_set: argparse.ArgumentParser, holds: str) -> None:
     data_set.set_defaults(run=_pack)
 
 
-def _manifest_parser(data_sets: "argparse._SubParsersAction[_Parser]") -> None:
+def _manifest_parser(data_sets: "argparse._SubParsersAction[Parser]") -> None:
     also = {
         modality: ", ".join(
             word for word, meant in manifest.MODALITIES.items() if meant is modality and word != modality
@@ -203,8 +179,8 @@ def _manifest_parser(data_sets: "argparse._SubParsersAction[_Parser]") -> None:
         "or test. Other columns are ignored. Without splits the identities are drawn into train and test.",
     )
     listed = parser.add_mutually_exclusive_group(required=True)
-    listed.add_argument("--csv", type=Path, metavar="FILE", help="the list, UTF-8, with a header")
-    listed.add_argument("--jsonl", type=Path, metavar="FILE", help="the list, one JSON object a line")
+    listed.add_argument("--csv", type=to_path, metavar="FILE", help="the list, UTF-8, with a header")
+    listed.add_argument("--jsonl", type=to_path, metavar="FILE", help="the list, one JSON object a line")
     parser.add_argument("--name", help="beginning of the shards' names (default: the list's name)")
     share, seed = manifest.TEST_SHARE, manifest.SEED
     parser.add_argument("--test-share", type=float, metavar="P", help=f"part drawn for the test (default {share})")
@@ -213,25 +189,25 @@ def _manifest_parser(data_sets: "argparse._SubParsersAction[_Parser]") -> None:
     parser.set_defaults(run=_pack_manifest)
 
 
-def _verify_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+def _verify_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     text = "check a shard set: recount, re-hash, decode; exit 1 names shard and sample"
     verb = verbs.add_parser("verify", help=text, description=text)
-    verb.add_argument("shards", type=Path, metavar="SHARDS")
+    verb.add_argument("shards", type=to_path, metavar="SHARDS")
     verb.add_argument("--quick", action="store_true", help="structure, counts and sizes only; does not read the tars")
     verb.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     verb.set_defaults(run=_verify)
 
 
-def _inspect_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+def _inspect_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     text = "show what a shard set holds, as a table and as a contact sheet"
     verb = verbs.add_parser("inspect", help=text, description=text)
-    verb.add_argument("shards", type=Path, metavar="SHARDS")
-    verb.add_argument("--html", type=Path, metavar="FILE", help="write a contact sheet, one file, to FILE")
+    verb.add_argument("shards", type=to_path, metavar="SHARDS")
+    verb.add_argument("--html", type=to_path, metavar="FILE", help="write a contact sheet, one file, to FILE")
     verb.add_argument("--identities", type=int, default=12, metavar="N", help="identities on the sheet (default 12)")
     verb.set_defaults(run=_inspect)
 
 
-def _remove_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
+def _remove_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb = verbs.add_parser(
         "remove",
         help="take people out of a shard set",
@@ -239,7 +215,7 @@ def _remove_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         "are, the others are written anew, and old and new set change places in one step. Raw folders, other copies "
         "and trained models are yours to deal with.",
     )
-    verb.add_argument("shards", type=Path, metavar="SHARDS")
+    verb.add_argument("shards", type=to_path, metavar="SHARDS")
     verb.add_argument(
         "--pid",
         nargs="+",
@@ -248,12 +224,3 @@ def _remove_parser(verbs: "argparse._SubParsersAction[_Parser]") -> None:
         help="numbers or, in a set with names, names; pid=N or name=N where a word could be both",
     )
     verb.set_defaults(run=_remove)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main())

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from shards.scene import Difficulty
 from shards.synth import GENERATOR_VERSION, synthesise
+from tacaf.documents import MOST_BYTES, load_json
+from tacaf.files import read_bytes, shown
 from tacaf.vocabulary import InputError
 
 FACTS = "benchmark.json"  # beside the set's folders: which benchmark they are
@@ -100,13 +102,13 @@ def set_name(root: Path) -> str | None:
     if not path.is_file():
         return None
     try:
-        facts = json.loads(path.read_text())
+        facts = load_json(read_bytes(path, MOST_BYTES), shown(path))
         benchmark = BENCHMARKS[facts["name"]]
         if facts != json.loads(json.dumps(asdict(benchmark))):
             raise KeyError(facts["name"])
-    except (ValueError, KeyError, TypeError):
+    except (InputError, KeyError, TypeError):
         raise InputError(
-            f"{path}: expected the facts of a benchmark ({', '.join(BENCHMARKS)}), got others; make it again, or remove"
-            " that file and pack a set of its own"
+            f"{shown(path)}: expected the facts of a benchmark ({', '.join(BENCHMARKS)}), got others; make it again, or"
+            " remove that file and pack a set of its own"
         ) from None
     return benchmark.set_name

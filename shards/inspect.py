@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,10 @@ import numpy as np
 from PIL import Image
 
 from shards.verify import verify
-from tacaf.shard_set import IndexFile, read_column, read_index, row_key
+from tacaf.files import reason_of, shown, write_whole
+from tacaf.images import ImageError, open_image
+from tacaf.shard_columns import read_column, row_key
+from tacaf.shard_set import IndexFile, read_index
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 TEMPLATE = Path(__file__).with_name("contact_sheet.html")
@@ -69,7 +71,7 @@ def open_set(folder: Path) -> ShardSet:
             f"expected a sound shard set in {folder}, got {_count(problems, 'problem')}, first: {problems[0]}"
         )
     index = read_index(folder)
-    return ShardSet(folder, index, {name: read_column(folder, name, index.images) for name in COLUMNS})
+    return ShardSet(folder, index, {name: read_column(folder, name, index) for name in COLUMNS})
 
 
 def summary_text(shard_set: ShardSet) -> str:
@@ -99,7 +101,7 @@ def write_contact_sheet(shard_set: ShardSet, path: Path, identities: int = 12) -
         raise InputError(f"expected --identities of at least 1, got {identities}")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     people = [
-        {"pid": pid, "name": (shard_set.index.pid_names or {}).get(pid), "splits": _splits_of(shard_set, pid)}
+        {"pid": pid, "name": _name_of(shard_set, pid), "splits": _splits_of(shard_set, pid)}
         | {"rows": {str(modality): _pictures(shard_set, pid, modality) for modality in Modality}}
         for pid in _chosen(shard_set, identities)
     ]
@@ -110,13 +112,11 @@ def write_contact_sheet(shard_set: ShardSet, path: Path, identities: int = 12) -
         people=people,
         all_identities=len(np.unique(shard_set.columns["pid"])),
     )
-    temporary = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"expected a place to write {path}, got: {error.strerror}; choose another --html") from None
+        raise InputError(f"cannot write {shown(path)}: {reason_of(error)}; choose another --html") from None
+    write_whole(path, text)
 
 
 def _count(things: Sequence[object], name: str) -> str:
@@ -129,7 +129,7 @@ def _headline(shard_set: ShardSet) -> str:
     mib = sum(shard.bytes for shard in index.shards) / 2**20
     shards = f"{_count(index.shards, 'shard')}, {mib:.1f} MiB"
     text = f"{index.name}: {index.images} images of {identities} identities in {shards}"
-    text += f" ({index.source})"
+    text += f" ({shown(index.source)})"
     text += f"; {index.left_out_count} of its images left out" if index.left_out_count else ""
     removed = index.removed
     return text + (f"; {removed.images} images of {_count(removed.pids, 'person')} removed" if removed else "")
@@ -169,8 +169,8 @@ def _shard_rows(shard_set: ShardSet) -> Iterator[list[str]]:
 
 def _open(shard_set: ShardSet, row: int) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(shard_set.image(row)))
-    except OSError as error:
+        return open_image(shard_set.image(row))
+    except ImageError as error:
         raise InputError(f"{shard_set.key(row)}: expected an image, got: {error}; run verify on the set") from None
 
 
@@ -199,6 +199,11 @@ def _picture(shard_set: ShardSet, row: int) -> Picture:
     camid, number = (int(shard_set.columns[name][row]) for name in ("camid", "number"))
     caption = f"camera {camid}, {number}" if camid else str(number)
     return Picture(shard_set.key(row), base64.b64encode(encoded.getvalue()).decode(), *small.size, caption)
+
+
+def _name_of(shard_set: ShardSet, pid: int) -> str | None:
+    name = (shard_set.index.pid_names or {}).get(pid)
+    return None if name is None else shown(name)
 
 
 def _splits_of(shard_set: ShardSet, pid: int) -> str:

@@ -9,7 +9,16 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Unpack
 
-from shards.layout import check_disjoint, image_files, need_folder, not_images, pid_folders, read_ids, read_path_list
+from shards.layout import (
+    check_disjoint,
+    check_spelling,
+    image_files,
+    need_folder,
+    not_images,
+    pid_folders,
+    read_ids,
+    read_path_list,
+)
 from shards.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
@@ -25,6 +34,7 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
     """Pack the LLCM folders below `root` into the shard set `out`. Images of ids in no list are left out."""
     root = Path(root)
     need_folder(root, "the LLCM folders vis, nir, test_vis, test_nir and idx")
+    check_spelling(root, [*FOLDERS.values(), *(f"test_{name}" for name in FOLDERS.values()), "idx"])
     need_folder(root / "idx", "train_vis.txt, train_nir.txt and test_id.txt")
     training, warnings = read_training(root)
     splits = {"train": sorted({record.pid for record in training}), "test": read_ids(root / "idx" / "test_id.txt")}
@@ -57,7 +67,7 @@ def read_training(root: Path) -> tuple[list[Record], list[str]]:
         path = root / "idx" / f"train_{name}.txt"
         files: dict[tuple[int, int], set[str]] = defaultdict(set)
         for source, label in read_path_list(path):
-            found = re.fullmatch(rf"{name}/([0-9]+)/[^/]*_c([0-9]+)_[^/]*", source)
+            found = re.fullmatch(rf"{name}/([0-9]{{1,18}})/[^/]*_c([0-9]{{1,5}})_[^/]*", source)
             if not found:
                 raise InputError(
                     f"{path}: expected paths like {name}/0001/0001_c01_name.jpg, got {source[:80]!r}; restore it"
@@ -80,6 +90,9 @@ def read_test(root: Path, pids: set[int]) -> tuple[list[Record], list[Omission]]
     left_out: list[Omission] = []
     for modality, name in FOLDERS.items():
         top = need_folder(root / f"test_{name}", f"the {modality} test images, cam1 to cam9")
+        cameras = {f"cam{camid}" for camid in CAMERAS}
+        check_spelling(top, cameras)
+        left_out += not_images(sorted(path for path in top.iterdir() if path.name not in cameras), root)
         for camid in CAMERAS:
             if not (top / f"cam{camid}").is_dir():
                 continue

@@ -7,17 +7,20 @@ import csv
 import io
 import json
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Unpack
 
-from shards.layout import need_folder
-from shards.record import Record
+from shards.layout import MOST_LIST_BYTES, need_folder, number_of
+from shards.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
+from tacaf.documents import load_json
 from tacaf.draws import Stream, permutation
+from tacaf.files import read_bytes, shown
 from tacaf.images import SUFFIXES
 from tacaf.vocabulary import InputError, Modality, Split
 
@@ -31,6 +34,8 @@ MODALITIES = {
     "thermal": Modality.INFRARED,
 }
 TEST_SHARE, SEED = 0.3, 0
+MOST_LINE_BYTES = 2**16
+MOST_PID_LETTERS = 256
 _NUMBER = "[0-9]{1,18}"
 _CONTROL = "[\x00-\x1f\x7f\ud800-\udfff]"  # and what is no character
 
@@ -68,7 +73,7 @@ def pack(
     root, listed = Path(root), Path(listed)
     need_folder(root, "the images of the list")
     name = _set_name(name, listed)
-    rows = read(listed, root, jsonl)
+    rows, left_out = read(listed, root, jsonl)
     numbers, pid_names = number_pids(rows)
     has_splits = rows[0].split is not None
     if has_splits and (test_share is not None or seed is not None):
@@ -85,18 +90,26 @@ def pack(
         root=root,
         source="manifest" if has_splits else f"manifest; splits drawn with seed {seed}, test share {share:g}",
         pid_names=pid_names,
+        left_out=left_out,
         **options,
     )
 
 
-def read(listed: Path, root: Path, jsonl: bool) -> list[Row]:
-    """The rows of the list, checked one by one and among themselves. InputError names file and line."""
+def read(listed: Path, root: Path, jsonl: bool) -> tuple[list[Row], list[Omission]]:
+    """The rows of the list, checked one by one and among themselves, and the hidden files in it, which are no images.
+
+    InputError names file and line.
+    """
     rows: list[Row] = []
+    hidden: list[Omission] = []
     place_of: dict[str, str] = {}
     split_of: dict[str, Row] = {}
     top = root.resolve()
     for place, fields in _json_lines(listed) if jsonl else _csv_lines(listed):
         row = _row(place, fields)
+        if PurePosixPath(row.path).name.startswith("."):
+            hidden.append(Omission(row.path, "a hidden file", images=0))
+            continue
         _check_file(row, root, top)
         if row.path in place_of:
             raise InputError(
@@ -113,23 +126,31 @@ def read(listed: Path, root: Path, jsonl: bool) -> list[Row]:
         place_of[row.path] = place
         rows.append(row)
     if not rows:
-        raise InputError(f"{listed}: expected lines with {', '.join(NEEDED)}, got none; write one line an image")
-    return rows
+        raise InputError(f"{shown(listed)}: expected lines with {', '.join(NEEDED)}, got none; write one line an image")
+    return rows, hidden
 
 
 def number_pids(rows: list[Row]) -> tuple[dict[str, int], dict[int, str] | None]:
     """The number of every pid of the list, and the names by number, or None where the pids are numbers themselves."""
     pids = sorted({row.pid for row in rows})
+    _check_spelled_once(pids)
     if not all(re.fullmatch(_NUMBER, pid) for pid in pids):
         return {pid: number for number, pid in enumerate(pids, 1)}, dict(enumerate(pids, 1))
-    numbers = {pid: int(pid) for pid in pids}
-    if len(set(numbers.values())) < len(pids):
-        other = {numbers[pid]: pid for pid in pids}
-        twin = next(pid for pid in pids if other[numbers[pid]] != pid)
-        raise InputError(
-            f"expected one way to write a pid, got {twin} and {other[numbers[twin]]}, one number; mend the list"
-        )
-    return numbers, None
+    return {pid: int(pid) for pid in pids}, None
+
+
+def _check_spelled_once(pids: list[str]) -> None:
+    """InputError for two pids that a reader takes for one: `3` and `03` or `3.0`, or that only print alike."""
+    seen: dict[str, str] = {}
+    for pid in pids:
+        visible = "".join(letter for letter in unicodedata.normalize("NFKC", pid) if letter.isprintable())
+        number = number_of(visible)
+        twin = seen.setdefault(" ".join(visible.split()) if number is None else number, pid)
+        if twin != pid:
+            why = "which look alike" if number is None else "one number"
+            raise InputError(
+                f"expected one way to write a pid, got {shown(twin)} and {shown(pid)}, {why}; mend the list"
+            )
 
 
 def draw_splits(pids: list[int], test_share: float, seed: int) -> dict[str, list[int]]:
@@ -165,22 +186,26 @@ def _records(rows: list[Row], root: Path, numbers: dict[str, int], splits: dict[
 
 def _set_name(name: str | None, listed: Path) -> str:
     if name is None:
-        return re.sub("[^A-Za-z0-9_-]+", "_", listed.stem)
-    if not re.fullmatch("[A-Za-z0-9_-]+", name):
-        raise InputError(f"expected --name of letters, digits, _ and -, got {name!r}; it begins the shards' names")
+        return re.sub("[^A-Za-z0-9_-]+", "_", listed.stem)[:100]
+    if not re.fullmatch("[A-Za-z0-9_-]{1,100}", name):
+        raise InputError(
+            f"expected --name of up to 100 letters, digits, _ and -, got {name[:120]!r}; it begins the shards' names"
+        )
     return name
 
 
 def _text(listed: Path) -> str:
     try:
-        return listed.read_bytes().decode("utf-8-sig")  # some spreadsheets put a mark before the first column
+        data = read_bytes(listed, MOST_LIST_BYTES)
+    except InputError as error:
+        raise InputError(f"expected a list, but: {error}; check --csv or --jsonl") from None
+    try:
+        return data.decode("utf-8-sig")  # some spreadsheets put a mark before the first column
     except UnicodeDecodeError as error:
-        line = listed.read_bytes()[: error.start].count(b"\n") + 1
+        line = data[: error.start].count(b"\n") + 1
         raise InputError(
-            f"{listed}:{line}: expected UTF-8 text, got another encoding; save the list as UTF-8"
+            f"{shown(listed)}:{line}: expected UTF-8 text, got another encoding; save the list as UTF-8"
         ) from None
-    except OSError as error:
-        raise InputError(f"expected the list {listed}, got: {error.strerror}; check --csv or --jsonl") from None
 
 
 def _csv_lines(listed: Path) -> Iterator[tuple[str, Fields]]:
@@ -189,7 +214,7 @@ def _csv_lines(listed: Path) -> Iterator[tuple[str, Fields]]:
     header: list[str] = []
     try:
         for words in reader:
-            place = f"{listed}:{reader.line_num}"
+            place = f"{shown(listed)}:{reader.line_num}"
             if not words:
                 continue
             if not header:
@@ -200,7 +225,7 @@ def _csv_lines(listed: Path) -> Iterator[tuple[str, Fields]]:
             else:
                 yield place, {name: word.strip() for name, word in zip(header, words, strict=True)}
     except csv.Error as error:
-        raise InputError(f"{listed}:{reader.line_num}: expected CSV, got: {error}; mend the line") from None
+        raise InputError(f"{shown(listed)}:{reader.line_num}: expected CSV, got: {error}; mend the line") from None
 
 
 def _check_header(place: str, header: list[str]) -> None:
@@ -218,13 +243,10 @@ def _check_header(place: str, header: list[str]) -> None:
 def _json_lines(listed: Path) -> Iterator[tuple[str, Fields]]:
     """(file:line, fields) of every line that is not blank; numbers become text, as in CSV."""
     for number, line in enumerate(_text(listed).split("\n"), 1):
-        place = f"{listed}:{number}"
+        place = f"{shown(listed)}:{number}"
         if not line.strip():
             continue
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{place}: expected a JSON object, got no JSON ({error}); mend the line") from None
+        found = load_json(line.encode(), place, MOST_LINE_BYTES, "mend the line")
         if not isinstance(found, dict):
             raise InputError(f"{place}: expected a JSON object, got {line.strip()[:60]!r}; write one object a line")
         yield place, {name: _word(place, name, found[name]) for name in (*NEEDED, *OPTIONAL) if name in found}
@@ -233,9 +255,12 @@ def _json_lines(listed: Path) -> Iterator[tuple[str, Fields]]:
 def _word(place: str, name: str, value: Any) -> str:
     if value is None and name in OPTIONAL:
         return ""
-    if isinstance(value, str) or (isinstance(value, int) and not isinstance(value, bool)):
-        return str(value).strip()
-    raise InputError(f"{place}: expected {name} as text or a whole number, got {json.dumps(value)[:60]}; mend the line")
+    if isinstance(value, str):
+        return value.strip()
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**18:
+        return str(value)
+    got = "a huge number" if isinstance(value, int) and not isinstance(value, bool) else json.dumps(value)[:60]
+    raise InputError(f"{place}: expected {name} as text or a whole number, got {got}; mend the line")
 
 
 def _row(place: str, fields: Fields) -> Row:
@@ -245,6 +270,11 @@ def _row(place: str, fields: Fields) -> Row:
         if re.search(_CONTROL, fields[name]):
             raise InputError(f"{place}: expected a {name} in plain text, got {fields[name][:80]!r}; mend the line")
     pid, modality = fields["pid"], fields["modality"].lower()
+    if len(pid) > MOST_PID_LETTERS or re.fullmatch("[0-9]{19,}", pid):
+        raise InputError(
+            f"{place}: expected a pid of at most 18 digits or a name of at most {MOST_PID_LETTERS} letters, got"
+            f" {pid[:40]!r}; mend the line"
+        )
     if re.fullmatch("-[0-9]+", pid):
         raise InputError(f"{place}: expected a pid of at least 0 or a name, got {pid}; leave the line out")
     if modality not in MODALITIES:
@@ -275,7 +305,9 @@ def _check_file(row: Row, root: Path, top: Path) -> None:
     except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL byte, a name too long
         raise InputError(f"{row.place}: expected an image file, got {row.path[:200]!r} ({error}); mend it") from None
     if not inside:
-        raise InputError(f"{row.place}: expected a file below {root}, but {row.path} links elsewhere; copy it there")
+        raise InputError(
+            f"{row.place}: expected a file below {shown(root)}, but {shown(row.path)} links elsewhere; copy it there"
+        )
     if not found:
         hint = "write / between folders" if "\\" in row.path else "restore the file or leave the line out"
-        raise InputError(f"{row.place}: expected the image {root / row.path}, found none; {hint}")
+        raise InputError(f"{row.place}: expected the image {shown(root / row.path)}, found none; {hint}")

@@ -97,10 +97,10 @@ def link(source: Path, target: Path) -> bool:
     return True
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write and synchronise a small file."""
+def write_text(path: Path, content: str | bytes) -> None:
+    """Write and synchronise a small file of a set that is not yet in its place."""
     with path.open("wb") as file:
-        file.write(text.encode())
+        file.write(content.encode() if isinstance(content, str) else content)
         sync(file)
 
 

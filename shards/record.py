@@ -31,3 +31,7 @@ class Omission:
     path: str
     reason: str
     images: int = 1
+
+    def describe(self) -> str:
+        """For a message."""
+        return f"{self.path} ({self.reason})"

@@ -3,10 +3,19 @@
 Thermal becomes infrared here, once. There are no cameras (camid 0), and the ten splits are named pid lists.
 """
 
+import re
 from pathlib import Path
 from typing import Unpack
 
-from shards.layout import check_disjoint, image_files, need_folder, not_images, pid_folders, read_path_list
+from shards.layout import (
+    check_disjoint,
+    check_spelling,
+    image_files,
+    need_folder,
+    not_images,
+    pid_folders,
+    read_path_list,
+)
 from shards.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
@@ -22,6 +31,7 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
     """Pack the RegDB folders below `root` into the shard set `out`. Images in no list are left out."""
     root = Path(root)
     need_folder(root, "the RegDB folders Visible, Thermal and idx")
+    check_spelling(root, [*FOLDERS.values(), "idx"])
     need_folder(root / "idx", "the split lists")
     splits, listed = read_splits(root)
     records, left_out = read(root, listed)
@@ -101,7 +111,7 @@ def _pids(path: Path, listed: set[str]) -> set[int]:
     pids = set()
     for source, _ in read_path_list(path):
         parts = source.split("/")
-        if len(parts) != 3 or parts[0] not in FOLDERS.values() or not parts[1].isdecimal():
+        if len(parts) != 3 or parts[0] not in FOLDERS.values() or not re.fullmatch("[0-9]{1,18}", parts[1]):
             raise InputError(f"{path}: expected paths like Visible/285/name.bmp, got {source[:80]!r}; restore the file")
         pids.add(int(parts[1]))
         listed.add(source)

@@ -14,7 +14,8 @@ from shards.tar import Component, add_member, index_text
 from shards.verify import verify
 from shards.writer import write_column
 from tacaf.files import sha256_of
-from tacaf.shard_set import IndexFile, Removed, ShardFacts, Tally, read_column, read_index, row_key, tally
+from tacaf.shard_columns import read_column, row_key, tally
+from tacaf.shard_set import IndexFile, Removed, ShardFacts, Tally, read_index
 from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality
 
 Columns = dict[str, np.ndarray]
@@ -105,7 +106,7 @@ def _open(folder: Path) -> tuple[IndexFile, Columns]:
             f"expected a sound shard set in {folder}, got {len(problems)} problems, first: {problems[0]}; mend it first"
         )
     index = read_index(folder)
-    return index, {name: np.array(read_column(folder, name, index.images)) for name in COLUMNS}
+    return index, {name: np.array(read_column(folder, name, index)) for name in COLUMNS}
 
 
 def _check_enough(

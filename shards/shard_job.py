@@ -7,24 +7,27 @@ on from what fits, and what no longer fits is told apart by its name.
 import hashlib
 import json
 import os
+import stat
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field
 
 from shards.output import sync, write_text
 from shards.record import Record
 from shards.tar import BLOCK, Component, add_member, index_text, padded
 from shards.workers import Progress
-from tacaf.files import sha256_of, sync_folder
-from tacaf.images import header_problem
+from tacaf.documents import Document, read_document
+from tacaf.files import as_text, sha256_of, shown, write_whole
+from tacaf.images import MOST_BYTES, header_problem
 from tacaf.vocabulary import InputError
 
-RECIPE = 1  # changes whenever the same images give other bytes
+RECIPE = 2  # changes whenever the same images give other bytes
 _UNREAD = "cannot be read"  # says nothing about the image: it is tried again by the next packing
 _PARTIAL = ".partial"
+MOST_RECORD_BYTES = 2**28  # a shard of ten million images
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class ShardJob:
         return self.folder / (self.fingerprint + suffix)
 
 
-class FinishedShard(BaseModel, extra="forbid", frozen=True):
+class FinishedShard(Document):
     """What is known of a written shard: enough to make its rows without reading it again."""
 
     bytes: int = Field(0, description="of the tar; 0 where every image was bad and there is none")
@@ -53,6 +56,7 @@ class FinishedShard(BaseModel, extra="forbid", frozen=True):
 
 def plan(records: list[Record], root: Path, folder: Path, limit: int, skip_bad: bool) -> Iterator[ShardJob]:
     """Cut into shards: a new one begins with the first identity after `limit` bytes, so no identity is ever cut."""
+    inside = _Inside(root)
     group: list[Record] = []
     stamps: list[tuple[int, int]] = []
     filled = 0
@@ -61,7 +65,7 @@ def plan(records: list[Record], root: Path, folder: Path, limit: int, skip_bad: 
             yield ShardJob(group, root, folder, skip_bad, _fingerprint(group, stamps, root))
             group, stamps, filled = [], [], 0
         group.append(record)
-        stamps.append(_stamp(record.path))
+        stamps.append(_stamp(record.path, inside))
         filled += 3 * BLOCK + padded(max(0, stamps[-1][0]))  # image and facts, each with a header
     yield ShardJob(group, root, folder, skip_bad, _fingerprint(group, stamps, root))
 
@@ -69,10 +73,12 @@ def plan(records: list[Record], root: Path, folder: Path, limit: int, skip_bad: 
 def finished(job: ShardJob) -> FinishedShard | None:
     """The shard of an earlier, interrupted packing that is this job's result, or None."""
     try:
-        found = FinishedShard.model_validate_json(job.file(".json").read_bytes())
+        found = read_document(job.file(".json"), FinishedShard, MOST_RECORD_BYTES)
+        if not len(found.offset) == len(found.size) == len(job.records) - len(found.bad):
+            return None
         if found.offset and (job.file(".tar").stat().st_size != found.bytes or not job.file(".idx").is_file()):
             return None
-    except (OSError, ValidationError):
+    except (OSError, InputError):
         return None
     if any(not job.skip_bad or reason.startswith(_UNREAD) for reason in found.bad.values()):
         return None
@@ -117,10 +123,7 @@ def _finish(
     result = FinishedShard(
         bytes=size, sha256=sha256, offset=[i.offset for i in images], size=[i.size for i in images], bad=bad
     )
-    record = job.file(".json" + _PARTIAL)
-    write_text(record, result.model_dump_json())
-    os.replace(record, job.file(".json"))
-    sync_folder(job.folder)
+    write_whole(job.file(".json"), result.model_dump_json())
     return result
 
 
@@ -131,15 +134,46 @@ def relative(path: Path, root: Path) -> str:
     except ValueError:
         source = None
     if source is None or ".." in source.parts:
-        raise InputError(f"expected every image below {root}, got {path}; name it relative to --root, without ..")
+        raise InputError(
+            f"expected every image below {shown(root)}, got {shown(path)}; name it relative to --root, without .."
+        )
     return source.as_posix()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of the last change; (-1, -1) for a missing file, which is reported when its turn comes."""
+class _Inside:
+    """Refuses images that a link, of theirs or of a folder, leads out of the root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._top = os.path.realpath(root)
+        self._folders: set[str] = set()
+
+    def check(self, path: str) -> None:
+        real = os.path.realpath(path)
+        if os.path.commonpath([real, self._top]) != self._top:
+            raise InputError(
+                f"expected images below {shown(self.root)}, but {shown(path)} is linked from elsewhere; copy it there"
+            )
+
+    def check_folder(self, folder: str) -> None:
+        if folder not in self._folders:
+            self.check(folder)
+            self._folders.add(folder)
+
+
+def _stamp(path: Path, inside: _Inside) -> tuple[int, int]:
+    """Size in bytes and time of the last change; (-1, -1) for a missing file, which is reported when its turn comes.
+
+    InputError for a file outside the root.
+    """
+    name = os.fspath(path)
+    inside.check_folder(os.path.dirname(name))
     try:
-        facts = path.stat()
-    except OSError:
+        facts = os.lstat(name)
+        if stat.S_ISLNK(facts.st_mode):
+            inside.check(name)
+            facts = os.stat(name)
+    except (OSError, ValueError):
         return -1, -1
     return facts.st_size, facts.st_mtime_ns
 
@@ -155,9 +189,14 @@ def _fingerprint(group: list[Record], stamps: list[tuple[int, int]], root: Path)
 
 def _read(path: Path) -> tuple[bytes, str | None]:
     try:
+        facts = path.stat()
+        if not stat.S_ISREG(facts.st_mode):  # a pipe would keep us waiting
+            return b"", f"{_UNREAD} (not a file)"
+        if facts.st_size > MOST_BYTES:
+            return b"", f"{facts.st_size:,} bytes, more than {MOST_BYTES:,}"
         data = path.read_bytes()
-    except OSError as error:
-        return b"", f"{_UNREAD} ({error.strerror})"
+    except (OSError, ValueError) as error:
+        return b"", f"{_UNREAD} ({getattr(error, 'strerror', error)})"
     return data, header_problem(data)
 
 
@@ -172,6 +211,6 @@ def _allowed(problem: str, record: Record, job: ShardJob) -> str:
 
 def _add_sample(tar: tarfile.TarFile, record: Record, image: bytes, source: str) -> tuple[Component, Component]:
     facts = {"pid": record.pid, "camid": record.camid, "modality": record.modality.value}
-    text = json.dumps({**facts, "split": record.split and record.split.value, "source": source})
+    text = json.dumps({**facts, "split": record.split and record.split.value, "source": as_text(source)})
     extension = record.path.suffix[1:].lower()
     return add_member(tar, record.key, extension, image), add_member(tar, record.key, "json", text.encode())

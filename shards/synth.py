@@ -6,7 +6,6 @@ For demos and tests: it says nothing about results on the public sets. Source: o
 
 import io
 import os
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from PIL import Image
 from shards.scene import Difficulty, draw_camera, draw_view, render
 from shards.wardrobe import PRESENCE, SPLIT, dice, draw_person
 from tacaf.draws import Stream, permutation
+from tacaf.files import whole_folder
 from tacaf.vocabulary import InputError, Modality
 
 GENERATOR_VERSION = 1  # changes whenever the pictures of a seed change
@@ -209,18 +209,13 @@ def synthesise(
     out = Path(out)
     _check(out, layout, identities, seed, images_per_camera, height, workers)
     shots, lists = _LAYOUTS[layout](seed, identities, images_per_camera)
-    partial = out.resolve().with_name(f"{out.resolve().name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _write_all(_World(seed, height, difficulty, str(partial)), shots, workers)
+    out.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(out.resolve(), sync=False) as folder:
+        _write_all(_World(seed, height, difficulty, str(folder)), shots, workers)
         for name, text in {**lists, **(texts or {})}.items():
-            path = partial / name
+            path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        os.rename(partial, out.resolve())
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     visible = sum(shot.modality is Modality.VISIBLE for shot in shots)
     return {
         "layout": layout,

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Unpack
 
 from shards import benchmarks
-from shards.layout import check_disjoint, image_files, need_folder, not_images, pid_folders, read_ids
+from shards.layout import check_disjoint, check_spelling, image_files, need_folder, not_images, pid_folders, read_ids
 from shards.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
+from tacaf.files import shown
+from tacaf.mat_file import read_mat
 from tacaf.shard_set import Tally
 from tacaf.vocabulary import InputError, Modality, Split
 
@@ -37,6 +39,7 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
     """Pack the SYSU-MM01 folders below `root` into the shard set `out`. Images of ids in no list are left out."""
     root = Path(root)
     need_folder(root, "the SYSU-MM01 folders cam1 to cam6 and exp")
+    check_spelling(root, [*(f"cam{camid}" for camid in CAMERAS), "exp"])
     splits = {split.value: _id_list(need_folder(root / "exp", "the id lists"), split.value) for split in Split}
     check_disjoint(splits, "exp/*_id.txt")
     records, left_out = read(root, {pid: Split(name) for name, pids in splits.items() for pid in pids})
@@ -78,7 +81,8 @@ def read(root: Path, split_of: Mapping[int, Split]) -> tuple[list[Record], list[
                 place = folder.relative_to(root).as_posix()
                 left_out.append(Omission(place, f"identity {pid} is in no id list: {len(files)} images", len(files)))
         left_out += not_images(strangers, root)
-    return records, left_out
+    unknown = set(root.glob("cam*")) - {root / f"cam{camid}" for camid in CAMERAS}
+    return records, left_out + not_images(sorted(unknown), root)
 
 
 def count_warnings(counts: Mapping[str, Mapping[Modality, Tally]]) -> list[str]:
@@ -98,12 +102,8 @@ def _id_list(folder: Path, split: str) -> list[int]:
     path = folder / f"{split}_id.txt"
     if path.exists() or not path.with_suffix(".mat").exists():
         return read_ids(path)
-    from scipy.io import loadmat  # only this fallback needs it
-
-    path = path.with_suffix(".mat")
-    try:
-        return sorted({int(pid) for pid in loadmat(path)["id"].ravel()})
-    except Exception as error:  # scipy raises many kinds on damaged files
-        raise InputError(
-            f"{path}: expected ids under the name id, got: {error}; restore it or {split}_id.txt"
-        ) from None
+    found = read_mat(path.with_suffix(".mat"), "id").ravel()
+    if found.dtype == object or not ((found >= 0) & (found < 1e18) & (found % 1 == 0)).all():
+        where = shown(path.with_suffix(".mat"))
+        raise InputError(f"{where}: expected whole numbers under id, got others; restore it or {split}_id.txt")
+    return sorted({int(pid) for pid in found.tolist()})

@@ -37,3 +37,8 @@ def index_text(samples: Sequence[Sequence[Component]]) -> str:
     lines = [f"{INDEX_VERSION} {len(samples)}"]
     lines += [" ".join(f"{c.extension} {c.offset} {c.size} {c.name}" for c in sample) for sample in samples]
     return "\n".join(lines) + "\n"
+
+
+def idx_of(tar: str) -> str:
+    """The name of DALI's index of a tar."""
+    return tar.removesuffix(".tar") + ".idx"

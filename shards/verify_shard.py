@@ -1,6 +1,5 @@
 """Checks one shard: DALI's index, hash, members, facts and images against the columns; in any process."""
 
-import json
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,14 +10,17 @@ import numpy as np
 
 from shards.tar import BLOCK, INDEX_VERSION, Component, index_text, padded
 from shards.workers import Progress
-from tacaf.files import sha256_of
+from tacaf.documents import load_json
+from tacaf.files import read_bytes, reason_of, sha256_of
 from tacaf.images import decode_problem
-from tacaf.shard_set import NO_SPLIT, row_key
-from tacaf.vocabulary import Modality, Split
+from tacaf.shard_columns import NO_SPLIT, row_key
+from tacaf.shard_set import file_problem
+from tacaf.vocabulary import InputError, Modality, Split
 
 MODALITIES = {modality.code: modality for modality in Modality}
 SPLITS = {split.code: split.value for split in Split} | {NO_SPLIT: None}
-_FACTS_LIMIT = 65_536  # bytes; the facts of a sample take about a hundred
+_MOST_FACTS = 65_536  # bytes; the facts of a sample take about a hundred
+_MOST_LINE = 1024  # bytes, of a sample in an .idx; it takes about a hundred
 
 Columns = dict[str, np.ndarray]
 
@@ -37,9 +39,12 @@ def check_shard(check: ShardCheck, progress: Progress) -> tuple[list[str], bool]
     """The problems of the shard, one line each, and whether its hash is the stated one (or not looked at)."""
     path, columns = check.path, check.columns
     problems = [] if columns is None else list(_check_idx(path.with_suffix(".idx"), columns))
-    if check.quick or not path.is_file():
+    if check.quick or file_problem(path):
         return problems, True
-    is_same = sha256_of(path) == check.sha256
+    try:
+        is_same = sha256_of(path) == check.sha256
+    except OSError as error:
+        return [*problems, f"{path.name}: {reason_of(error)}"], True
     if columns is not None:
         problems += _check_tar(path, columns, progress)
     return problems, is_same
@@ -47,14 +52,19 @@ def check_shard(check: ShardCheck, progress: Progress) -> tuple[list[str], bool]
 
 def _check_idx(path: Path, columns: Columns) -> Iterator[str]:
     """The .idx against the columns: they state the place of every image, and where its facts must follow."""
-    if not path.is_file():
+    if file_problem(path):
         return  # reported with the files
-    lines, rows = path.read_text(errors="replace").splitlines(), len(columns["pid"])
-    if not lines or lines[0] != f"{INDEX_VERSION} {rows}" or len(lines) != rows + 1:
-        got = f"{lines[0][:40]!r} and {len(lines) - 1} lines" if lines else "an empty file"
+    rows = len(columns["pid"])
+    try:
+        lines = read_bytes(path, _MOST_LINE * (rows + 1)).decode("utf-8", "replace").split("\n")
+    except InputError as error:
+        yield f"{path.name}: {error}"
+        return
+    if lines[0] != f"{INDEX_VERSION} {rows}" or len(lines) != rows + 2 or lines[-1]:
+        got = f"{lines[0][:40]!r} and {len(lines) - 2} lines"
         yield f"{path.name}: expected '{INDEX_VERSION} {rows}' and {rows} lines, got {got}; copy it again"
         return
-    for row, line in enumerate(lines[1:]):
+    for row, line in enumerate(lines[1:-1]):
         key, offset, size = row_key(columns, row), int(columns["offset"][row]), int(columns["size"][row])
         words = line.split(" ")
         expected = [str(offset), str(size), f"{key}.{words[0]}", "json", str(offset + padded(size) + BLOCK)]
@@ -70,7 +80,7 @@ def _check_tar(path: Path, columns: Columns, progress: Progress) -> Iterator[str
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 members.extend(tar)
-        except (tarfile.TarError, OSError, ValueError) as error:
+        except Exception as error:  # tarfile raises many kinds on damaged headers
             yield f"{path.name}: cut or damaged after {len(members)} members ({error})"
         bad = [member.name for member in members if not _is_safe(member)]
         if bad:
@@ -91,7 +101,8 @@ def _check_tar(path: Path, columns: Columns, progress: Progress) -> Iterator[str
     if len(members) > 2 * rows:
         yield f"{path.name}: {members[2 * rows].name}: a member that the columns do not know"
     idx = path.with_suffix(".idx")
-    if idx.is_file() and idx.read_text(errors="replace") != index_text(samples):
+    text = index_text(samples).encode()
+    if not file_problem(idx) and (idx.stat().st_size != len(text) or read_bytes(idx, len(text)) != text):
         yield f"{idx.name}: does not agree with the members of {path.name}; remake it with wds2idx"
 
 
@@ -106,7 +117,7 @@ def _check_sample(file: BinaryIO, pair: list[tarfile.TarInfo], columns: Columns,
     if problem:
         yield f"does not decode: {problem}"
     file.seek(facts.offset_data)
-    problem = _facts_problem(file.read(facts.size) if facts.size <= _FACTS_LIMIT else b"", columns, row)
+    problem = _facts_problem(file.read(facts.size) if facts.size <= _MOST_FACTS else b"", columns, row)
     if problem:
         yield problem
 
@@ -114,9 +125,9 @@ def _check_sample(file: BinaryIO, pair: list[tarfile.TarInfo], columns: Columns,
 def _facts_problem(data: bytes, columns: Columns, row: int) -> str | None:
     """What is wrong with the .json of a sample: it repeats the columns and adds the source path."""
     try:
-        facts = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        return f"its facts are no JSON ({error})"
+        facts = load_json(data, "its facts", _MOST_FACTS)
+    except InputError as error:
+        return str(error)
     expected: dict[str, Any] = {name: int(columns[name][row]) for name in ("pid", "camid")}
     expected |= {
         "modality": MODALITIES[int(columns["modality"][row])].value,
@@ -125,7 +136,7 @@ def _facts_problem(data: bytes, columns: Columns, row: int) -> str | None:
     if not isinstance(facts, dict) or set(facts) != {*expected, "source"}:
         return f"its facts have other fields than {', '.join(expected)}, source"
     for name, value in expected.items():
-        if facts[name] != value:
+        if facts[name] != value or type(facts[name]) is not type(value):
             return f"its facts state {name} {facts[name]!r}, the columns {value!r}"
     source = facts["source"]
     if not isinstance(source, str) or PurePosixPath(source).is_absolute() or ".." in PurePosixPath(source).parts:

@@ -12,14 +12,18 @@ from typing import TypedDict
 import numpy as np
 from tqdm import tqdm
 
-from shards.output import Workplace, link, new_set, sync, write_text
+from shards.layout import is_image_name
+from shards.output import Workplace, link, new_set, write_text
 from shards.record import Omission, Record
 from shards.shard_job import FinishedShard, ShardJob, finished, plan, relative, write_shard
 from shards.workers import in_order, process_count
-from tacaf.files import sha256_of
+from tacaf.files import as_text, sha256_of, shown
 from tacaf.images import SUFFIXES
-from tacaf.shard_set import NO_SPLIT, ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index, tally
-from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, InputError, Modality, Split
+from tacaf.shard_columns import NO_SPLIT, column_bytes, member_of, tally
+from tacaf.shard_set import ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index
+from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality, Split
+
+MOST_REASON = 1000  # letters of why an image was left out
 
 
 class PackOptions(TypedDict, total=False):
@@ -51,7 +55,7 @@ class Packed:
             )
         more = f"; and {len(index.counts) - 4} more splits" if len(index.counts) > 4 else ""
         lines = [
-            f"{self.folder}: {index.images} images in {len(index.shards)} shard{'s' * (len(index.shards) != 1)}",
+            f"{shown(self.folder)}: {index.images} images in {len(index.shards)} shard{'s' * (len(index.shards) != 1)}",
             "; ".join(parts) + more,
         ]
         if index.left_out_count:
@@ -93,23 +97,26 @@ def pack(
         folder = place.set
         jobs = list(plan(ordered, root, place.shards, shard_mib * 2**20, skip_bad))
         content = _collect(zip(jobs, _write_shards(jobs, place, processes), strict=True), name)
+        if not content.shards:
+            raise InputError(f"none of the {len(ordered)} images can be used, the first: {content.bad[0].describe()}")
         columns = {column: np.array(values, dtype=COLUMNS[column]) for column, values in content.columns.items()}
         kept = {split: sorted(set(pids).intersection(content.columns["pid"])) for split, pids in splits.items()}
+        counts = tally(columns["pid"], columns["modality"], kept)
+        check_counts(kept, counts)
         omissions = sorted([*left_out, *content.bad], key=lambda omission: omission.path)
         index = IndexFile(
             name=name,
             images=len(columns["pid"]),
-            counts=tally(columns["pid"], columns["modality"], kept),
+            counts=counts,
             splits=kept,
             pid_names=None if pid_names is None else dict(sorted(pid_names.items())),
             locations=None if locations is None else dict(sorted(locations.items())),
             shards=content.shards,
             columns={column: write_column(folder, column, values) for column, values in columns.items()},
-            left_out=[LeftOut(path=omission.path, reason=omission.reason) for omission in omissions],
+            left_out=[LeftOut(path=as_text(o.path), reason=shown(o.reason)[:MOST_REASON]) for o in omissions],
             left_out_count=sum(omission.images for omission in omissions),
             source=source,
         )
-        check_counts(kept, index.counts)
         back = _back(out, kept_pids=set(content.columns["pid"]))
         for job, shard in zip(content.jobs, content.shards, strict=True):
             _place(job, folder / shard.name)
@@ -131,17 +138,20 @@ def _ordered(records: Iterable[Record]) -> list[Record]:
     if not ordered:
         raise InputError("expected images to pack, found none; check --root")
     for before, record in zip([None, *ordered], ordered, strict=False):
-        if record.pid < 0 or not 0 <= record.camid < 2**15 or record.number < 1:
+        if not (0 <= record.pid < 2**62 and 0 <= record.camid < 2**15 and 1 <= record.number < 2**31):
             raise InputError(
-                f"{record.path}: expected pid >= 0, camid from 0 to 32767 and number >= 1, "
+                f"{shown(record.path)}: expected pid >= 0, camid from 0 to 32767 and number >= 1, "
                 f"got {record.pid}, {record.camid}, {record.number}; mend the data set's list"
             )
         if before is not None and before.key == record.key:
             raise InputError(
-                f"expected one image for the key {record.key}, got {before.path} and {record.path}; remove one"
+                f"expected one image for the key {record.key}, got {shown(before.path)} and {shown(record.path)};"
+                " remove one"
             )
-        if record.path.suffix.lower() not in SUFFIXES:
-            raise InputError(f"{record.path}: expected an image ({', '.join(SUFFIXES)}); leave it out of the list")
+        if not is_image_name(record.path.name):
+            raise InputError(
+                f"{shown(record.path)}: expected an image ({', '.join(SUFFIXES)}); leave it out of the list"
+            )
     return ordered
 
 
@@ -151,7 +161,8 @@ def _check_membership(ordered: list[Record], splits: Mapping[str, Collection[int
     for record in ordered:
         if record.split is not None and record.pid not in members[record.split]:
             raise InputError(
-                f"{record.path}: expected the list of split {record.split} to name pid {record.pid}; mend the list"
+                f"{shown(record.path)}: expected the list of split {record.split} to name pid {record.pid}; mend"
+                " the list"
             )
     pids = np.array([record.pid for record in ordered])
     kept = {split: sorted(set(members).intersection(pids.tolist())) for split, members in splits.items()}
@@ -231,10 +242,8 @@ def _add_row(columns: dict[str, list[int]], record: Record, shard: int, offset: 
 
 def write_column(folder: Path, name: str, values: np.ndarray) -> ColumnFacts:
     """Write one column of the set in `folder`, and what its index states of it."""
-    path = folder / COLUMN_FOLDER / f"{name}.npy"
-    with path.open("wb") as file:
-        np.save(file, values, allow_pickle=False)
-        sync(file)
+    path = folder / member_of(name)
+    write_text(path, column_bytes(values))
     return ColumnFacts(dtype=COLUMNS[name], sha256=sha256_of(path))
 
 

@@ -85,11 +85,14 @@ def whole_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A new folder that becomes `path`, which must not exist or be empty, when the block ends well."""
+def whole_folder(path: Path, sync: bool = True) -> Iterator[Path]:
+    """A new folder that becomes `path`, which must not exist or be empty, when the block ends well.
+
+    Without `sync`, for thousands of files that can be made again, the system writes them to the disk when it likes.
+    """
     with _explained(path, path), _new_folder(path) as folder:
         yield folder
-        for made in folder.rglob("*"):
+        for made in folder.rglob("*") if sync else ():
             if made.is_file():
                 _sync_file(made)
         os.rename(folder, path)
@@ -178,6 +181,11 @@ def shown(name: object) -> str:
     """A name for a message or a page: control characters, direction marks and bytes outside UTF-8 are escaped."""
     text = os.fsdecode(name) if isinstance(name, bytes | os.PathLike) else str(name)
     return "".join(letter if letter.isprintable() else _escaped(letter) for letter in text)
+
+
+def as_text(name: str) -> str:
+    """A file name for a document: a byte that is not UTF-8 becomes `\\xNN`, and a backslash two; it can be undone."""
+    return name.replace("\\", "\\\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def path_of(text: str) -> Path:

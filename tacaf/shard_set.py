@@ -1,10 +1,8 @@
-"""A shard set's index.json and the columns beside it: their form, for whoever writes, verifies, trains on or shows one.
-
-Source: ours.
-"""
+"""A shard set's index.json: its form, for whoever writes, verifies, trains on or shows a set. Source: ours."""
 
 import json
-from collections.abc import Mapping
+import os
+import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,20 +10,12 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tacaf.documents import Count, Document, Sha256, check_seal, parse, seal
-from tacaf.files import read_bytes
+from tacaf.files import read_bytes, reason_of, shown
 from tacaf.images import GreyScale
-from tacaf.vocabulary import (
-    COLUMN_FOLDER,
-    COLUMNS,
-    INDEX_FILE,
-    SHARD_FORMAT_VERSION,
-    InputError,
-    Modality,
-    sample_key,
-)
+from tacaf.vocabulary import COLUMNS, INDEX_FILE, SHARD_FORMAT_VERSION, InputError, Modality
 
-NO_SPLIT = 255  # the split column of an image that belongs to no single split (RegDB has ten)
-MOST_INDEX_BYTES = 2**30  # millions of identities by name
+MOST_INDEX_BYTES = 2**28  # millions of identities by name
+MISSING = "is missing"
 CURE = "copy the set again, or pack it again"
 
 Pid = Annotated[int, Field(ge=0, lt=2**62)]
@@ -60,7 +50,9 @@ class ColumnFacts(Document):
 class LeftOut(Document):
     """A file or folder of the raw set that was not packed."""
 
-    path: Text = Field(description="relative to the raw root")
+    path: Annotated[str, Field(max_length=20_000)] = Field(
+        description="relative to the raw root; bytes that are not UTF-8 as \\xNN, a backslash as two"
+    )
     reason: Text
 
 
@@ -106,9 +98,15 @@ class IndexFile(Document):
             raise ValueError(f"images: is {self.images}, but the shards add up to {summed}")
         if {name: facts.dtype for name, facts in self.columns.items()} != COLUMNS:
             raise ValueError(f"columns: expected {COLUMNS}, got { ({n: f.dtype for n, f in self.columns.items()}) }")
-        for name, members in [*self.splits.items(), ("removed", self.removed.pids if self.removed else [])]:
+        removed = self.removed.pids if self.removed else []
+        for name, members in [
+            *((f"splits.{split}", pids) for split, pids in self.splits.items()),
+            ("removed", removed),
+        ]:
             if (np.diff(np.array(members, dtype=np.int64)) <= 0).any():
-                raise ValueError(f"splits.{name}: expected ascending pids, each once")
+                raise ValueError(f"{name}: expected ascending pids, each once")
+        if named := set(removed).intersection(self.pid_names or ()):
+            raise ValueError(f"pid_names: names pid {min(named)}, which is stated as removed")
         if self.counts.keys() != self.splits.keys():
             raise ValueError("counts: expected the same names as in splits")
         return self
@@ -124,53 +122,37 @@ class IndexFile(Document):
 def read_index(folder: Path) -> IndexFile:
     """The index of the set in `folder`. InputError where there is none, or one that does not have the form above."""
     path = folder / INDEX_FILE
-    if not path.exists():
-        raise InputError(f"expected a shard set in {folder}, found no {INDEX_FILE}; pack one there first")
-    return parse_index(read_bytes(path, MOST_INDEX_BYTES), str(path))
+    problem = file_problem(path)
+    if problem == MISSING:
+        raise InputError(f"expected a shard set in {shown(folder)}, found no {INDEX_FILE}; pack one there first")
+    if problem:
+        raise InputError(f"{shown(path)} {problem}")
+    return parse_index(read_bytes(path, MOST_INDEX_BYTES), shown(path))
 
 
 def parse_index(data: bytes, where: str) -> IndexFile:
     """The index in these bytes, its seal checked. `where` names it in the InputError for whatever is wrong."""
     index = parse(data, IndexFile, where, MOST_INDEX_BYTES, CURE)
-    if index.format_version > 1:
+    if index.format_version > 1 or "seal" in index.model_fields_set:
         check_seal(data, where, CURE)
     return index
 
 
-def read_column(folder: Path, name: str, images: int) -> np.ndarray:
-    """The memory-mapped column `name`, checked for dtype and length. InputError says what is wrong with it."""
-    path = folder / COLUMN_FOLDER / f"{name}.npy"
+def file_problem(path: Path, size: int | None = None) -> str | None:
+    """Why `path` is no plain file (of `size` bytes), as the end of a sentence, or None.
+
+    A link is none: it may lead out of the set, and a set that is copied without what it points to is none any more.
+    """
     try:
-        column = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise InputError(
-            f"{COLUMN_FOLDER}/{name}.npy: expected a column file, found none; copy the set again"
-        ) from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{COLUMN_FOLDER}/{name}.npy: expected a column file, got: {error}; copy the set again"
-        ) from None
-    if not isinstance(column, np.ndarray) or column.shape != (images,) or column.dtype != COLUMNS[name]:
-        got = f"{column.shape} of {column.dtype}" if isinstance(column, np.ndarray) else "an archive"
-        raise InputError(
-            f"{COLUMN_FOLDER}/{name}.npy: expected ({images},) of {COLUMNS[name]}, got {got}; copy the set again"
-        )
-    return column
-
-
-def row_key(columns: Mapping[str, np.ndarray], row: int) -> str:
-    """The key of the sample that a row stands for."""
-    modality = list(Modality)[int(columns["modality"][row])]
-    return sample_key(modality, *(int(columns[name][row]) for name in ("pid", "camid", "number")))
-
-
-def tally(pids: np.ndarray, modalities: np.ndarray, splits: dict[str, list[int]]) -> dict[str, dict[Modality, Tally]]:
-    """The `counts` of an index, from the columns pid and modality (one entry an image) and the named pid lists."""
-    counts: dict[str, dict[Modality, Tally]] = {}
-    for name, members in splits.items():
-        inside = np.isin(pids, np.asarray(members, dtype=np.int64))
-        counts[name] = {}
-        for modality in Modality:
-            chosen = pids[inside & (modalities == modality.code)]
-            counts[name][modality] = Tally(images=len(chosen), pids=len(np.unique(chosen)))
-    return counts
+        facts = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return MISSING
+    except (OSError, ValueError) as error:
+        return f"cannot be read: {reason_of(error)}"
+    if stat.S_ISLNK(facts.st_mode):
+        return "is a link, which may lead out of the set; put the file itself in its place"
+    if not stat.S_ISREG(facts.st_mode):
+        return "is not a file"
+    if size is not None and facts.st_size != size:
+        return f"is cut or another file: expected {size} bytes, got {facts.st_size}; copy it again"
+    return None

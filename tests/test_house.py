@@ -23,10 +23,12 @@ FLOOR_1 = tuple(
         "files",
         "images",
         "logs",
+        "mat_file",
         "optim",
         "pages",
         "run_files",
         "settings",
+        "shard_columns",
         "shard_set",
         "transfer",
         "trust",
@@ -44,10 +46,12 @@ MAY_IMPORT = {
     "tacaf.documents": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.command": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.images": ("tacaf.documents",),
+    "tacaf.shard_columns": ("tacaf.files", "tacaf.shard_set", "tacaf.vocabulary"),
     "tacaf.shard_set": ("tacaf.documents", "tacaf.files", "tacaf.images", "tacaf.vocabulary"),
     "tacaf.checkpoint": ("tacaf.documents", "tacaf.files", "tacaf.trust", "tacaf.vocabulary"),
     "tacaf.child_processes": (),
     "tacaf.logs": ("tacaf.files", "tacaf.vocabulary"),
+    "tacaf.mat_file": ("tacaf.files", "tacaf.vocabulary"),
     "tacaf.optim": ("tacaf.settings", "tacaf.vocabulary"),
     "tacaf.pages": ("tacaf.files",),
     "tacaf.run_files": ("tacaf.documents", "tacaf.files", "tacaf.vocabulary"),
@@ -61,7 +65,18 @@ MAY_IMPORT = {
     "tacaf.inference": ("kernels", "tacaf"),
     "tacaf.catalogue": ("kernels", "tacaf"),
     "shards": tuple(
-        f"tacaf.{name}" for name in ("vocabulary", "draws", "command", "documents", "files", "images", "shard_set")
+        f"tacaf.{name}"
+        for name in (
+            "vocabulary",
+            "draws",
+            "command",
+            "documents",
+            "files",
+            "images",
+            "mat_file",
+            "shard_columns",
+            "shard_set",
+        )
     ),
     "launch": ("tacaf",),
     "launch.reproduce": ("tacaf", "shards", "launch"),
@@ -88,6 +103,7 @@ HEAVY = {
         "tacaf/*.py",
         "launch/*.py",
         "perf/*.py",
+        "perf/attacks/*.py",
         "perf/calls/*.py",
         "perf/parts/*.py",
     ),
@@ -102,7 +118,9 @@ NO_TORCH = tuple(
         "documents",
         "files",
         "images",
+        "mat_file",
         "settings",
+        "shard_columns",
         "shard_set",
     )
 )

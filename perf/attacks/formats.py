@@ -227,7 +227,7 @@ def _configuration(folder: Path) -> Any:
 
 
 def _listed(folder: Path, jsonl: bool) -> Any:
-    rows = manifest.read(folder / ("list.jsonl" if jsonl else "list.csv"), folder, jsonl)
+    rows, _ = manifest.read(folder / ("list.jsonl" if jsonl else "list.csv"), folder, jsonl)
     return [(row.path, row.pid, row.modality, row.camid) for row in rows]
 
 

@@ -8,17 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from tacaf.data.storage import File, LocalStore, RemoteConfig, Store, open_store
-from tacaf.files import reason_of
+from tacaf.files import reason_of, shown
 from tacaf.images import GreyScale
-from tacaf.shard_set import IndexFile, parse_index
-from tacaf.vocabulary import (
-    COLUMN_FOLDER,
-    COLUMNS,
-    INDEX_FILE,
-    InputError,
-    Modality,
-    sample_key,
-)
+from tacaf.shard_columns import MOST_HEADER_BYTES, hash_problem, map_column, member_of, problems, row_key
+from tacaf.shard_set import CURE, MOST_INDEX_BYTES, IndexFile, file_problem, parse_index
+from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality
 
 
 @dataclass(frozen=True)
@@ -38,16 +32,16 @@ class ShardIndex:
     columns: dict[str, np.ndarray] = field(repr=False)
 
     @classmethod
-    def open(cls, location: str | Path, remote: RemoteConfig | None = None, check_hashes: bool = False) -> "ShardIndex":
-        """Open and check the set in a folder or at an address; `check_hashes` also re-hashes a folder's columns.
+    def open(cls, location: str | Path, remote: RemoteConfig | None = None) -> "ShardIndex":
+        """Open and check the set in a folder or at an address: everything but the content of the shards.
 
         InputError says what is missing or wrong.
         """
         store = open_store(location, remote)
         path = store.where(INDEX_FILE)
         try:
-            text = store.read(INDEX_FILE)
-        except (FileNotFoundError, NotADirectoryError):
+            text = store.read(INDEX_FILE, MOST_INDEX_BYTES)
+        except FileNotFoundError:
             raise InputError(
                 f"expected a shard set in {location}, found no {INDEX_FILE}; make one with python -m shards pack, or"
                 " correct data.shards"
@@ -55,10 +49,13 @@ class ShardIndex:
         except OSError as error:
             raise InputError(f"cannot read {path}: {reason_of(error)}") from None
         facts = parse_index(text, path)
-        columns = {name: _column(store, name, facts, check_hashes) for name in COLUMNS}
         shards = [File(shard.name, shard.bytes, shard.sha256) for shard in facts.shards]
         if isinstance(store, LocalStore):
             _check_shards(store.folder, shards)
+        columns = {name: _column(store, name, facts) for name in COLUMNS}
+        problem = next(problems(facts, columns), None)
+        if problem:
+            raise InputError(f"{store.where('')}{problem}; {CURE}")
         sha256 = hashlib.sha256(text).hexdigest()
         return cls(store, facts.name, sha256, facts.splits, facts.locations, facts.scales, shards, columns)
 
@@ -85,8 +82,7 @@ class ShardIndex:
 
     def key(self, row: int) -> str:
         """The sample's key in its tar, for messages."""
-        modality = Modality.VISIBLE if self.columns["modality"][row] == Modality.VISIBLE.code else Modality.INFRARED
-        return sample_key(modality, *(int(self.columns[name][row]) for name in ("pid", "camid", "number")))
+        return row_key(self.columns, row)
 
     def pids_of(self, split: str) -> np.ndarray:
         """The pids of a named list, ascending int64; `trainval` is train and, where there is one, val.
@@ -186,49 +182,45 @@ def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
 
 
 class _Mapped(NamedTuple):
-    """A column on its way to another process: the file it is mapped from, or the array itself."""
+    """A column on its way to another process: the file it is mapped from and where in it, or the array itself."""
 
     content: np.ndarray | str
+    dtype: str = ""
+    offset: int = 0
+    rows: int = 0
 
     @classmethod
     def of(cls, column: np.ndarray) -> "_Mapped":
-        return cls(str(column.filename) if isinstance(column, np.memmap) and column.filename else np.asarray(column))
+        if isinstance(column, np.memmap) and column.filename:
+            return cls(str(column.filename), column.dtype.str, column.offset, len(column))
+        return cls(np.asarray(column))
 
     def array(self) -> np.ndarray:
         if isinstance(self.content, str):
-            return np.load(self.content, mmap_mode="r", allow_pickle=False)
+            return np.memmap(self.content, self.dtype, "r", self.offset, (self.rows,))
         return self.content
 
 
-def _column(store: Store, name: str, facts: IndexFile, check_hash: bool) -> np.ndarray:
-    member = f"{COLUMN_FOLDER}/{name}.npy"
-    where, most = store.where(member), 4096 + facts.images * np.dtype(COLUMNS[name]).itemsize
+def _column(store: Store, name: str, facts: IndexFile) -> np.ndarray:
+    member = member_of(name)
+    most = MOST_HEADER_BYTES + facts.images * np.dtype(COLUMNS[name]).itemsize
+    file = store.open(File(member, most, facts.columns[name].sha256))
     try:
-        file = store.open(File(member, most, facts.columns[name].sha256))
-        try:
-            right = not check_hash or hashlib.sha256(file.read()).hexdigest() == facts.columns[name].sha256
-            column = np.load(file.name, mmap_mode="r", allow_pickle=False)
-        finally:
-            store.keep(file)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"expected the column {where}, got: {error}; the set is damaged, pack it again") from None
-    if not right:
-        raise InputError(f"{where}: its sha256 is not the one in {INDEX_FILE}; the set is damaged, pack it again")
-    if column.shape != (facts.images,) or column.dtype != COLUMNS[name]:
-        raise InputError(
-            f"{where}: expected {facts.images} entries of {COLUMNS[name]}, got shape {column.shape} of"
-            f" {column.dtype}; the set is damaged, pack it again"
-        )
+        column = map_column(file, name, facts, store.where(member))
+        problem = hash_problem(Path(file.name), name, facts)
+        if problem:
+            raise InputError(f"{store.where(member)}: {problem}")
+    except BaseException as error:
+        file.close()
+        if isinstance(error, OSError):
+            raise InputError(f"cannot read the column {store.where(member)}: {reason_of(error)}") from None
+        raise
+    store.keep(file)
     return column
 
 
 def _check_shards(folder: Path, shards: list[File]) -> None:
     for shard in shards:
-        path = folder / shard.name
-        if not path.is_file():
-            raise InputError(f"expected the shard {path}, found none; copy the set again or pack it again")
-        if path.stat().st_size != shard.size:
-            raise InputError(
-                f"{path}: expected {shard.size} bytes, got {path.stat().st_size}; the shard is cut or of another"
-                " set, copy it again"
-            )
+        problem = file_problem(folder / shard.name, shard.size)
+        if problem:
+            raise InputError(f"the shard {shown(folder / shard.name)} {problem}; {CURE}")

@@ -9,22 +9,27 @@ import fcntl
 import hashlib
 import mmap
 import os
+import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from pydantic import Field
 
+from tacaf.files import locked, path_of, read_bytes, reason_of, shown
 from tacaf.settings import Settings
+from tacaf.shard_set import MISSING, file_problem
 from tacaf.vocabulary import InputError
 
 GIB = 2**30
 CHUNK = 2**20
+MOST_ERROR = 500  # letters of another library's error
 FIRST_WAIT_S = 1.0  # before asking again; twice as long each time
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 class RemoteConfig(Settings):
@@ -34,10 +39,10 @@ class RemoteConfig(Settings):
         Path("~/.cache/tacaf"), description="Folder on this node that keeps fetched files; shared by its processes."
     )
     limit_gib: float = Field(
-        100.0, gt=0, le=1e9, description="The cache stays below this; the longest unused files go first."
+        100.0, gt=0, le=2**20, description="The cache stays below this; the longest unused files go first."
     )
-    timeout_s: float = Field(60.0, gt=0, le=1e6, description="A server silent for so long is asked again.")
-    attempts: int = Field(4, ge=1, le=100, description="How often a file is asked for before the run stops.")
+    timeout_s: float = Field(60.0, gt=0, le=86_400, description="A server silent for so long is asked again.")
+    attempts: int = Field(4, ge=1, le=16, description="How often a file is asked for before the run stops.")
     options: dict[str, Any] = Field(
         default_factory=dict, description="Passed to fsspec's file system, such as s3's endpoint_url or anon."
     )
@@ -58,13 +63,13 @@ class CacheFullError(InputError):
 class Store(Protocol):
     """The files of one set."""
 
-    def read(self, name: str) -> bytes:
-        """A small file, whole. FileNotFoundError where there is none."""
+    def read(self, name: str, most: int) -> bytes:
+        """A file of at most `most` bytes, whole. FileNotFoundError where there is none, InputError for a larger one."""
 
-    def open(self, file: File) -> BinaryIO:
+    def open(self, file: File) -> BufferedReader:
         """The file, to be mapped; it stays on this node until it is closed."""
 
-    def keep(self, file: BinaryIO) -> None:
+    def keep(self, file: BufferedReader) -> None:
         """Let an opened file stay on this node as long as this store lives, in this process."""
 
     def where(self, name: str) -> str:
@@ -75,27 +80,38 @@ def open_store(location: str | Path, config: RemoteConfig | None = None) -> Stor
     """The store of a folder or an address. InputError for an address whose kind no installed package reads."""
     location = str(location)
     if "://" not in location or location.startswith("file://"):
-        return LocalStore(Path(location.removeprefix("file://")))
+        return LocalStore(path_of(location.removeprefix("file://")))
     return CachedStore(location, config or RemoteConfig())
 
 
 class LocalStore:
-    """A folder. Its files are not hashed here: python -m shards verify does that."""
+    """A folder of plain files; links are refused. Shards are not hashed here: python -m shards verify does that."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def read(self, name: str) -> bytes:
-        return (self.folder / name).read_bytes()
+    def read(self, name: str, most: int) -> bytes:
+        problem = file_problem(self.folder / name)
+        if problem == MISSING:
+            raise FileNotFoundError(name)
+        if problem:
+            raise InputError(f"{self.where(name)} {problem}")
+        return read_bytes(self.folder / name, most)
 
-    def open(self, file: File) -> BinaryIO:
-        return (self.folder / file.name).open("rb")
+    def open(self, file: File) -> BufferedReader:
+        path = self.folder / file.name
+        if path.parent != self.folder and path.parent.is_symlink():
+            raise InputError(f"{shown(path.parent)} is a link, which may lead out of the set; put the folder there")
+        problem = file_problem(path)
+        if problem:
+            raise InputError(f"{self.where(file.name)} {problem}")
+        return path.open("rb")
 
-    def keep(self, file: BinaryIO) -> None:
+    def keep(self, file: BufferedReader) -> None:
         file.close()
 
     def where(self, name: str) -> str:
-        return str(self.folder / name)
+        return shown(self.folder / name)
 
 
 class CachedStore:
@@ -108,25 +124,25 @@ class CachedStore:
         self._kept: list[mmap.mmap] = []
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"expected to write the cache {self.cache}, got: {error.strerror}; set data.remote.cache"
+                f"cannot write the cache {shown(self.cache)}: {reason_of(error)}; set data.remote.cache"
             ) from None
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_files": None, "_kept": []}
 
-    def keep(self, file: BinaryIO) -> None:
+    def keep(self, file: BufferedReader) -> None:
         with file:
             self._kept.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # holds the file, and its lock
 
     def where(self, name: str) -> str:
-        return f"{self.address}/{name}"
+        return shown(f"{self.address}/{name}")
 
-    def read(self, name: str) -> bytes:
-        return self._asking(name, lambda files, path: files.cat_file(path))
+    def read(self, name: str, most: int) -> bytes:
+        return self._asking(name, lambda files, path: self._all_of(files, path, name, most))
 
-    def open(self, file: File) -> BinaryIO:
+    def open(self, file: File) -> BufferedReader:
         """The cached file under a shared lock, so that no process removes it while it is read."""
         while True:
             path = self._fetched(file)
@@ -142,10 +158,12 @@ class CachedStore:
 
     def _fetched(self, file: File) -> Path:
         """The path in the cache, after fetching where needed. One process of the node fetches, the others wait."""
+        if not _HASH.fullmatch(file.sha256):  # it becomes a file name
+            raise InputError(f"{self.where(file.name)}: expected a sha256, got {shown(file.sha256)[:80]!r}")
         path = self.cache / f"{file.sha256}.whole"
         if path.exists():
             return path
-        with _locked(self.cache / f"{file.sha256}.lock"):
+        with locked(self.cache / f"{file.sha256}.lock"):
             if not path.exists():
                 part = self.cache / f"{file.sha256}.part"
                 try:
@@ -162,7 +180,7 @@ class CachedStore:
 
     def _reserve(self, part: Path, file: File) -> None:
         """Make room, and take it before anybody else does: the empty file already has its size."""
-        with _locked(self.cache / "room.lock"):
+        with locked(self.cache / "room.lock"):
             part.unlink(missing_ok=True)
             self._make_room(file.size)
             try:
@@ -171,8 +189,8 @@ class CachedStore:
             except OSError as error:
                 part.unlink(missing_ok=True)
                 raise InputError(
-                    f"expected {file.size} bytes of room for {self.where(file.name)} in {self.cache}, got:"
-                    f" {error.strerror}; free some, or set data.remote.cache"
+                    f"expected {file.size} bytes of room for {self.where(file.name)} in {shown(self.cache)}, got:"
+                    f" {reason_of(error)}; free some, or set data.remote.cache"
                 ) from None
 
     def _make_room(self, size: int) -> None:
@@ -196,11 +214,25 @@ class CachedStore:
                 " cache must hold two windows"
             )
 
+    def _all_of(self, files: AbstractFileSystem, remote: str, name: str, most: int) -> bytes:
+        """The content of a remote file, read no further than `most` bytes whatever the server says of its size."""
+        parts, size = [], 0
+        with self._streamed(files, remote) as source:
+            while chunk := source.read(CHUNK):
+                size += len(chunk)
+                if size > most:
+                    raise InputError(f"{self.where(name)} has more than the {most:,} bytes that are read")
+                parts.append(chunk)
+        return b"".join(parts)
+
+    def _streamed(self, files: AbstractFileSystem, remote: str) -> Any:
+        once = {"block_size": 0} if self.address.startswith("http") else {}  # not every server knows ranges
+        return files.open(remote, "rb", **once)
+
     def _download(self, files: AbstractFileSystem, remote: str, file: File, part: Path) -> None:
         """Into the reserved file, hashed on the way."""
         found, size = hashlib.sha256(), 0
-        streamed = {"block_size": 0} if self.address.startswith("http") else {}  # not every server knows ranges
-        with files.open(remote, "rb", **streamed) as source, part.open("r+b") as target:
+        with self._streamed(files, remote) as source, part.open("r+b") as target:
             while chunk := source.read(CHUNK):
                 size += len(chunk)
                 if size > file.size:
@@ -224,7 +256,7 @@ class CachedStore:
             except Exception as error:
                 if isinstance(error, FileNotFoundError) and not _no_answer(error.__cause__):
                     raise
-                problem = f"{type(error).__name__} {error}".strip()
+                problem = shown(f"{type(error).__name__} {error}".strip())[:MOST_ERROR]
         raise InputError(
             f"expected {self.where(name)}, got {problem} ({self.config.attempts} attempts); check the server, the"
             " address data.shards, and data.remote"
@@ -261,14 +293,6 @@ def _options(address: str, config: RemoteConfig) -> dict[str, Any]:
     if kind == "s3":
         return {"config_kwargs": {"connect_timeout": timeout, "read_timeout": timeout}, **config.options}
     return dict(config.options)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Alone among the processes and threads of this node; a kill lets go."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _remove(path: Path, unless_held: Path) -> bool:

@@ -1,6 +1,7 @@
 """A web server for tests: a folder over HTTP, which can fail, stall, lie and vanish on request."""
 
 import threading
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,14 @@ class Handler(SimpleHTTPRequestHandler):
         trouble = waiting.pop(0) if waiting else None
         if trouble is None:
             return super().do_GET()
+        if trouble.startswith("to "):
+            self.send_response(302)
+            self.send_header("Location", trouble.removeprefix("to "))
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         data = (server.folder / self.path.lstrip("/")).read_bytes()
+        if trouble in ("endless", "bomb"):
+            return self._send_endless(packed=trouble == "bomb")
         if trouble == "fail":
             return self.send_error(500)
         if trouble == "stall":
@@ -51,6 +59,17 @@ class Handler(SimpleHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(sent)
         return None
+
+    def _send_endless(self, packed: bool) -> None:
+        """Spaces without an end, or as long as the client listens; `packed` a thousand times smaller on the way."""
+        self.send_response(200)
+        if packed:
+            self.send_header("Content-Encoding", "gzip")
+        self.end_headers()
+        packer = zlib.compressobj(wbits=31)
+        while not self.server.ending.is_set():
+            spaces = b" " * 2**20
+            self.wfile.write(packer.compress(spaces) + packer.flush(zlib.Z_FULL_FLUSH) if packed else spaces)
 
     def log_message(self, *args) -> None:
         """Silent."""

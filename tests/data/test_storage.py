@@ -2,6 +2,7 @@
 
 import dataclasses
 import fcntl
+import hashlib
 import multiprocessing
 import os
 import pickle
@@ -12,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 from tacaf.data import reader, storage
 from tacaf.data.index import ShardIndex
@@ -21,6 +23,7 @@ from tacaf.data.storage import GIB, CachedStore, CacheFullError, File, RemoteCon
 from tacaf.vocabulary import INDEX_FILE, InputError
 from tests.data.server import serving
 from tests.processes import LIMIT_S, free_port, wait_until
+from tests.shards.raw import edited, snapshot
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +206,7 @@ def test_a_download_under_way_keeps_its_room(local, server, config):
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="expected to write the cache"):
+    with pytest.raises(InputError, match="cannot write the cache"):
         CachedStore("http://127.0.0.1:9", RemoteConfig(cache=tmp_path / "file" / "cache"))
 
 
@@ -264,3 +267,113 @@ def test_shards_are_fetched_ahead(local, server, config):
     wanted = {f"{local.shards[shard].sha256}.whole" for shard in (0, 1)}
     wait_until(lambda: wanted <= whole_files(config))
     assert local.shards[2].name not in server.asked
+
+
+@pytest.fixture
+def hostile(sysu_shards_many, tmp_path):
+    """A copy of a set, on a server that its owner means harm with."""
+    folder = shutil.copytree(sysu_shards_many, tmp_path / "hostile")
+    (tmp_path / "victim").mkdir()
+    for suffix in ("lock", "part", "whole"):
+        (tmp_path / f"victim/project.{suffix}").write_text("years")
+    with serving(folder) as running:
+        yield running
+
+
+def refused(server, config, tmp_path) -> str:
+    """The one error of opening the set and reading from it; nothing but the cache has changed by then."""
+    before = {name: data for name, data in snapshot(tmp_path).items() if not name.startswith("cache")}
+    with pytest.raises(InputError) as raised:
+        ShardReader(ShardIndex.open(server.address, config)).read(0)
+    assert {name: data for name, data in snapshot(tmp_path).items() if not name.startswith("cache")} == before
+    assert not list(config.cache.glob("*.part"))
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["../victim/project", "/etc/passwd", "..", "", "0" * 63, "0" * 64 + "\n", "A" * 64])
+@pytest.mark.parametrize("where", ["shards", "columns"])
+def test_a_hash_of_a_hostile_server_names_no_file(hostile, config, tmp_path, name, where):
+    facts = {"shards": lambda v: v["shards"][0], "columns": lambda v: v["columns"]["shard"]}[where]
+    edited(hostile.folder, lambda values: facts(values).update(sha256=name))
+    assert "sha256" in refused(hostile, config, tmp_path)
+    assert not any(".npy" in asked or ".tar" in asked for asked in hostile.asked)
+    with pytest.raises(InputError, match="expected a sha256"):
+        open_store(hostile.address, config).open(File("x.tar", 10, name))
+
+
+@pytest.mark.parametrize("name", ["../victim/project.tar", "/etc/passwd", "x-000000.tar?a=b", "file:///x-000000.tar"])
+def test_a_shard_of_a_hostile_server_lies_in_its_set(hostile, config, tmp_path, name):
+    edited(hostile.folder, lambda values: values["shards"][0].update(name=name))
+    assert "shards.0.name" in refused(hostile, config, tmp_path)
+
+
+@pytest.mark.parametrize("trouble", ["endless", "bomb"])
+@pytest.mark.parametrize("name", [INDEX_FILE, "pid.npy"])
+def test_endless_answers_end(hostile, config, tmp_path, monkeypatch, trouble, name):
+    monkeypatch.setattr("tacaf.data.index.MOST_INDEX_BYTES", 2**22)
+    hostile.trouble[name] = [trouble] * 20
+    assert name in refused(hostile, config, tmp_path)
+    assert sum(path.stat().st_size for path in config.cache.iterdir()) < 2**22
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/hostname", "ftp://127.0.0.1/x", "/index.json", "//", "http://[", "data:,{}"]
+)
+@pytest.mark.parametrize("name", [INDEX_FILE, "pid.npy"])
+def test_a_redirection_leads_to_no_file_of_ours(hostile, config, tmp_path, target, name):
+    hostile.trouble[name] = [f"to {target}"] * 100
+    refused(hostile, config, tmp_path)
+
+
+@pytest.mark.parametrize("size", [2**53 - 1, 2**46, 1])
+def test_a_lie_about_a_shards_size(hostile, config, tmp_path, size, monkeypatch):
+    monkeypatch.setattr(reader, "WAIT_FOR_ROOM_S", 0.2)
+    edited(hostile.folder, lambda values: values["shards"][0].update(bytes=size))
+    refused(hostile, config.model_copy(update={"limit_gib": 2.0**19}), tmp_path)
+
+
+def test_a_column_of_another_form_with_the_right_hash(hostile, config, tmp_path):
+    data = (hostile.folder / "columns/pid.npy").read_bytes().replace(b"<i8", b"<f8")
+    (hostile.folder / "columns/pid.npy").write_bytes(data)
+    edited(hostile.folder, lambda v: v["columns"]["pid"].update(sha256=hashlib.sha256(data).hexdigest()))
+    assert "pid.npy" in refused(hostile, config, tmp_path)
+    (hostile.folder / "columns/pid.npy").write_bytes(b"")
+    edited(hostile.folder, lambda v: v["columns"]["pid"].update(sha256=hashlib.sha256(b"").hexdigest()))
+    assert "pid.npy" in refused(hostile, config, tmp_path)
+
+
+def test_columns_that_contradict_the_index(hostile, config, tmp_path):
+    values = np.load(hostile.folder / "columns/offset.npy")
+    values[-1] = 2**40
+    np.save(hostile.folder / "columns/offset.npy", values)
+    data = (hostile.folder / "columns/offset.npy").read_bytes()
+    edited(hostile.folder, lambda v: v["columns"]["offset"].update(sha256=hashlib.sha256(data).hexdigest()))
+    assert "not inside the shard" in refused(hostile, config, tmp_path)
+
+
+def test_a_lock_file_in_the_cache_is_not_emptied(local, server, config, tmp_path):
+    """It may be a link of somebody else's."""
+    config.cache.mkdir()
+    for name in ("room.lock", f"{local.shards[0].sha256}.lock"):
+        (tmp_path / name).write_text("years")
+        (config.cache / name).symlink_to(tmp_path / name)
+    open_store(server.address, config).open(local.shards[0]).close()
+    assert {path.read_text() for path in tmp_path.glob("*.lock")} == {"years"}
+
+
+@pytest.mark.parametrize("field", [{"limit_gib": float("inf")}, {"timeout_s": float("nan")}, {"attempts": 10**6}])
+def test_settings_without_a_bound_are_refused(field):
+    with pytest.raises(ValidationError):
+        RemoteConfig(**field)
+
+
+def test_a_home_folder_is_found(sysu_shards, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "set").symlink_to(sysu_shards)
+    assert len(ShardIndex.open("~/set")) == len(ShardIndex.open(f"file://{sysu_shards}"))
+
+
+@pytest.mark.parametrize("location", ["", "a\0b", "x" * 5000, "file://", "~nobody_of_that_name/x"])
+def test_a_place_that_is_none(location):
+    with pytest.raises(InputError):
+        ShardIndex.open(location)

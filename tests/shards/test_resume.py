@@ -71,7 +71,8 @@ def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
         out = tmp_path / f"set{workers}"
         packed = pack_raw(tmp_path / "raw", out, records, skip_bad=True, workers=workers)
         assert {entry.path for entry in packed.index.left_out} == expected
-        assert {entry.reason for entry in packed.index.left_out} == {"empty file", "not an image in a known format"}
+        reasons = sorted({entry.reason for entry in packed.index.left_out})
+        assert ["empty" in reasons[0], "format" in reasons[1]] == [True, True], reasons
         assert packed.index.left_out_count == 5
         assert "5 images left out, listed in index.json" in packed.summary()
     assert snapshot(tmp_path / "set1") == snapshot(tmp_path / "set3")
@@ -298,6 +299,17 @@ def llcm_command(root: Path, out: Path, workers: int) -> list[str]:
     return [str(word) for word in words]
 
 
+WAITING = """
+import pathlib, time
+real = pathlib.Path.read_bytes
+def read_bytes(path):
+    while str(path) == {slow!r}:
+        time.sleep(1)
+    return real(path)
+pathlib.Path.read_bytes = read_bytes
+"""
+
+
 def children_of(pid: int) -> set[int]:
     found = set()
     for path in Path("/proc").glob("[0-9]*/stat"):
@@ -312,7 +324,10 @@ def children_of(pid: int) -> set[int]:
 
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT", "a worker"])
 def test_a_killed_packing_goes_on(tmp_path, capsys, how):
-    """A real one, with two workers: one of them waits for an image that never comes, so the kill finds them at work."""
+    """A real one, with two workers: one of them waits for an image that never comes, so the kill finds them at work.
+
+    Reading it is made to wait by a module that Python imports first, in every process with this environment.
+    """
     root, out = write_llcm(tmp_path / "raw"), tmp_path / "sets" / "set"
     for pid in (5, 7):
         path = next((root / f"vis/{pid:04d}").iterdir())
@@ -321,14 +336,14 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
         path = next((root / f"test_vis/cam1/{pid:04d}").iterdir())
         path.write_bytes(path.read_bytes() + PADDING)
     slow = next((root / "nir/0007").iterdir())
-    good = slow.read_bytes()
-    slow.unlink()
-    os.mkfifo(slow)
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first/sitecustomize.py").write_text(WAITING.format(slow=str(slow)))
     process = subprocess.Popen(
         [sys.executable, "-m", "shards", *llcm_command(root, out, workers=2)],
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": f"{tmp_path / 'first'}:{ROOT}"},
         start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -362,8 +377,6 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
         assert last.startswith("error: ")
         assert word in last
         assert last.endswith(f"3 finished shards wait in {records}: the same command goes on from there")
-    slow.unlink()
-    slow.write_bytes(good)
     assert main(llcm_command(root, out, workers=1)) == 0
     assert "going on from 3 of 4 shards" in capsys.readouterr().err
     assert len(finished) == 3
@@ -405,7 +418,8 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: [Errno {errno.EFBIG}] File too large: '{tmp_path}/set.packing/shards/")
+    assert line.startswith(f"error: {tmp_path}/set.packing/shards/")
+    assert os.strerror(errno.EFBIG)[1:] in line
     assert "the same command goes on from there" in line
     assert not (tmp_path / "set").exists()
     assert not list(tmp_path.rglob("index.json"))

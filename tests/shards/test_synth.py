@@ -135,3 +135,11 @@ def test_a_folder_in_use_stays_as_it_is(tmp_path):
     with pytest.raises(InputError, match="expected a new or empty folder"):
         synthesise(tmp_path / "raw", identities=8)
     assert snapshot(tmp_path) == {"raw/mine.txt": b"kept"}
+
+
+def test_what_a_killed_run_left_is_removed(tmp_path):
+    left = tmp_path / ".raw.0123456789abcdef.partial"
+    left.mkdir()
+    (left / "0001.jpg").write_bytes(b"x")
+    synthesise(tmp_path / "raw", identities=8, images_per_camera=1, height=32, workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]

@@ -41,7 +41,7 @@ def test_the_contract(tmp_path):
     columns = {name: index["columns"].pop(name) for name in COLUMNS}
     assert index == {
         "format": "tacaf-shards",
-        "format_version": 1,
+        "format_version": 2,
         "name": "noise",
         "images": 16,
         "counts": {s: {m: {"images": 4, "pids": 2} for m in ("visible", "infrared")} for s in ("train", "test")},
@@ -55,6 +55,8 @@ def test_the_contract(tmp_path):
         "left_out": [{"path": "x/y", "reason": "odd: 5 images"}],
         "left_out_count": 5,
         "source": "noise",
+        "scales": {},
+        "seal": index["seal"],
     }
     for name, dtype in COLUMNS.items():
         data = (out / f"columns/{name}.npy").read_bytes()
@@ -304,7 +306,7 @@ def test_nothing_but_bad_images_is_no_set(tmp_path):
     records = noise_records(tmp_path / "raw")
     for record in records:
         record.path.write_bytes(b"")
-    with pytest.raises(InputError, match="expected identities with images"):
+    with pytest.raises(InputError, match="none of the 16 images"):
         _pack(tmp_path / "raw", tmp_path / "set", records, skip_bad=True)
     assert not (tmp_path / "set").exists()
 
