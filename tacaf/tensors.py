@@ -86,6 +86,11 @@ class TensorFile:
             )
         return parse(self.metadata[METADATA], model, where, MOST_HEADER_BYTES, cure)
 
+    @property
+    def sealed(self) -> bool:
+        """Whether it carries a hash, as ours do."""
+        return _seal_of(self.path)[1] is not None
+
     def check_seal(self, cure: str) -> None:
         """InputError if a byte of the file differs from when it was written, or if it carries no hash."""
         place, own = _seal_of(self.path)

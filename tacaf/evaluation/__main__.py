@@ -22,6 +22,7 @@ from tacaf.vocabulary import InputError
 
 LISTS = ("query_list", "gallery_list")
 MOST_STATE_BYTES = 2**16
+MOST_NUMBER = 2**62
 
 
 @entry()
@@ -119,7 +120,11 @@ def locations_of(pairs: Sequence[str]) -> dict[int, int]:
         try:
             camid, location = int(camera), int(place)
         except ValueError:
-            raise InputError(f"expected CAMID=LOCATION in --locations, got {pair!r}; 1=1 2=2 3=2 is right") from None
+            raise InputError(
+                f"expected CAMID=LOCATION in --locations, got {shown(pair)[:60]!r}; 1=1 2=2 3=2 is right"
+            ) from None
+        if max(abs(camid), abs(location)) >= MOST_NUMBER:
+            raise InputError(f"expected numbers below 2**62 in --locations, got {shown(pair)[:60]}; number them again")
         if found.setdefault(camid, location) != location:
             raise InputError(f"expected one location for camera {camid}, got {found[camid]} and {location}; leave one")
     return found

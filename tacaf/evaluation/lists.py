@@ -1,5 +1,6 @@
 """Lists of images that ask or answer: text files with one key a line, as the shards name their samples."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from tacaf.evaluation.features import FeatureSet
-from tacaf.files import sha256_of
+from tacaf.files import read_bytes, shown
 from tacaf.vocabulary import InputError, Modality, sample_key
 
-_KEY = re.compile(rf"({'|'.join(Modality)})_(-?\d+)_c(-?\d+)_(\d+)")
+MOST_BYTES = 2**30
+_KEY = re.compile(rf"({'|'.join(Modality)})_(-?[0-9]{{1,18}})_c(-?[0-9]{{1,18}})_([0-9]{{1,18}})")
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,9 +30,10 @@ class ImageList:
         InputError names the line that is no key, or a key a second time.
         """
         try:
-            lines = path.read_text().splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"expected a list of images at {path}, got: {error}; one key a line") from error
+            data = read_bytes(path, MOST_BYTES)
+            lines = data.decode().splitlines()
+        except (InputError, UnicodeDecodeError) as error:
+            raise InputError(f"expected a list of images at {shown(path)}, got: {error}; one key a line") from None
         found: dict[tuple[int, ...], int] = {}
         for number, line in enumerate(map(str.strip, lines), 1):
             if not line or line.startswith("#"):
@@ -38,16 +41,18 @@ class ImageList:
             fits = _KEY.fullmatch(line)
             if fits is None:
                 raise InputError(
-                    f"{path}, line {number}: expected a key such as {sample_key('visible', 12, 3, 4)}, got {line!r}; "
-                    "mend the line"
+                    f"{shown(path)}, line {number}: expected a key such as {sample_key('visible', 12, 3, 4)}, got"
+                    f" {shown(line)[:60]!r}; mend the line"
                 )
             facts = (Modality(fits[1]).code, *(int(word) for word in fits.groups()[1:]))
             first = found.setdefault(facts, number)
             if first != number:
-                raise InputError(f"{path}, line {number}: expected each image once, got {line} as in line {first}")
+                raise InputError(
+                    f"{shown(path)}, line {number}: expected each image once, got {line} as in line {first}"
+                )
         if not found:
-            raise InputError(f"{path}: expected at least one key, got none; write one a line")
-        return cls(path, sha256_of(path), np.array(list(found), np.int64))
+            raise InputError(f"{shown(path)}: expected at least one key, got none; write one a line")
+        return cls(path, hashlib.sha256(data).hexdigest(), np.array(list(found), np.int64))
 
     @property
     def facts_for_results(self) -> dict[str, str | int]:
@@ -65,12 +70,12 @@ class ImageList:
             own = next(one for one in Modality if one.code == code)
             if row < 0:
                 raise InputError(
-                    f"{self.path}: expected images that have features, got {sample_key(own, *numbers)} without; "
+                    f"{shown(self.path)}: expected images that have features, got {sample_key(own, *numbers)} without; "
                     "take it out, or extract it"
                 )
             if modality not in (None, own):
                 raise InputError(
-                    f"{self.path}: expected {modality} images for this direction, got {sample_key(own, *numbers)}; "
-                    "take it out, or leave the direction out and give both lists"
+                    f"{shown(self.path)}: expected {modality} images for this direction, got"
+                    f" {sample_key(own, *numbers)}; take it out, or leave the direction out and give both lists"
                 )
         return np.sort(np.array(found, np.int64))

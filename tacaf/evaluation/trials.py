@@ -16,6 +16,8 @@ from tacaf.evaluation.tables import LISTED, PROTOCOLS, Exclusion, Layout, Protoc
 from tacaf.files import shown
 from tacaf.vocabulary import InputError, Modality
 
+MOST_TRIALS = 10_000
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -164,6 +166,8 @@ def make_trials(features: FeatureSet | Sequence[FeatureSet], setting: Setting, t
         raise InputError(f"expected one feature file under {setting.protocol.name}, got {len(sets)}; give one")
     if trials < 1:
         raise InputError(f"expected at least 1 trial, got {trials}; raise trials")
+    if trials > MOST_TRIALS:
+        raise InputError(f"expected at most {MOST_TRIALS} trials, got {trials}; lower trials")
     draws = range(trials) if setting.gallery_draw else range(1)
     # zero_rows checks the sets, once: a large one is read for it
     warnings = [(*_about_zeros(one, one.zero_rows()), *_about_cameras(one, setting.protocol)) for one in sets]

@@ -167,6 +167,8 @@ def _read(path: Path) -> State:
     _refuse_unlikely(path)
     if path.suffix == ".safetensors":
         file = TensorFile.open(path)
+        if file.sealed:
+            file.check_seal("copy it again")
         state = file.read(file.tensors)
     else:
         state = _unwrapped(_unpickled(path), path)

@@ -1,13 +1,15 @@
 """The protocol for a set of one's own: lists, what is left out, search within one modality, and what is refused."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tacaf.evaluation.__main__ import main
+from tacaf.evaluation.__main__ import locations_of, main
 from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.lists import ImageList
 from tacaf.evaluation.protocols import score
 from tacaf.evaluation.trials import choose_setting, make_trials
 from tacaf.vocabulary import InputError, sample_key
@@ -137,3 +139,30 @@ def test_the_command(tmp_path, capsys):
     for wrong, says in ((["--locations", "1:1"], "CAMID=LOCATION"), (["--locations", "1=1", "1=2"], "got 1 and 2")):
         assert main([*base, *wrong]) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xff\xfe", b"visible_1_c1_" + b"9" * 5000, b"visible_" + b"9" * 30 + b"_c1_1", "visible_\u0661_c1_1".encode(),
+        b"visible_1_c1_1\0", b"\0" * 1000, None, "pipe",
+    ],
+    ids=["bytes", "endless", "beyond 64 bits", "other digits", "NUL", "zeros", "a folder", "a pipe"],
+)  # fmt: skip
+def test_a_list_of_another_form_is_one_error(tmp_path, content):
+    path = tmp_path / "list.txt"
+    if content is None:
+        path.mkdir()
+    elif content == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=r"list\.txt") as raised:
+        ImageList.read(path)
+    assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize("pair", ["1", "a=b", "1=" + "9" * 5000, f"1={10**30}", f"{-(10**30)}=1", "1=1.5"])
+def test_locations_that_are_none_are_refused(pair):
+    with pytest.raises(InputError, match="--locations"):
+        locations_of([pair])

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from tacaf.documents import parse
 from tacaf.model.file import ModelCard, load_model, write_model
 from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.model.weights import load_tacafnet
 from tacaf.tensors import METADATA, TensorFile, save_sealed
 from tacaf.vocabulary import InputError
 from tests.mutations import damaged, retyped
@@ -79,6 +80,15 @@ def test_a_damaged_file_is_noticed(path):
     for _, data in damaged(whole, 300):
         path.write_bytes(data)
         refused(path)
+
+
+def test_a_model_is_not_started_from_a_damaged_file(path):
+    data = bytearray(path.read_bytes())
+    load_tacafnet(TacafNet(CONFIG, 5), path)
+    data[-3000] ^= 16
+    path.write_bytes(data)
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        load_tacafnet(TacafNet(CONFIG, 5), path)
 
 
 @pytest.mark.long
