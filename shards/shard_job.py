@@ -163,6 +163,9 @@ def _finish(job: ShardJob, partial: Path, written: _Written) -> FinishedShard:
 
 def relative(path: Path, root: Path) -> str:
     """The image's place below `root`, as the facts name it. InputError if it is elsewhere."""
+    name, top = os.fspath(path), os.fspath(root) + "/"
+    if name.startswith(top) and "/../" not in name[len(top) - 1 :]:  # as pathlib does below, many times faster
+        return name[len(top) :]
     try:
         source = path.relative_to(root)
     except ValueError:
