@@ -68,17 +68,16 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._sign()
         except OSError as error:
             raise InputError(f"cannot write {shown(self.folder)}: {reason_of(error)}") from None
+        self._sign()
         self.thread.start()
         return self
 
     def __exit__(self, error: Any, *_: Any) -> None:
         self.leaving.set()
         self.thread.join()
-        with suppress(OSError):  # the others then take it for dead, and are told so after an error alone
-            self._sign(ended=True)
+        self._sign(ended=True)
 
     def at(self, where: str) -> None:
         """The main thread has come to `where`, in words for a message. Cheap; called several times a step."""
@@ -106,8 +105,7 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self.leaving.wait(PERIOD_S):
-            with suppress(OSError):  # a full disk, for instance: the next one may succeed
-                self._sign()
+            self._sign()
             if time.time() - self.moved > self.limit_s:
                 time.sleep(PERIOD_S)  # the others' last signs
                 print(

@@ -179,7 +179,9 @@ def scaled(values: np.ndarray, scale: GreyScale | None) -> np.ndarray:
     flat = values.ravel()
     levels = np.empty(flat.shape, np.uint8)
     for start in range(0, flat.size, _BLOCK):  # a large image takes no multiple of its memory
-        part = np.nan_to_num(flat[start : start + _BLOCK].astype(np.float64), nan=low, posinf=high, neginf=low)
+        with np.errstate(invalid="ignore"):  # NumPy warns of converting some kinds of NaN
+            part = flat[start : start + _BLOCK].astype(np.float64)
+        part = np.nan_to_num(part, nan=low, posinf=high, neginf=low)
         levels[start : start + _BLOCK] = np.rint(np.clip((part - low) / (high - low), 0, 1) * 255)
     return levels.reshape(values.shape)
 
@@ -284,6 +286,8 @@ def decode_problem(data: bytes, scale: GreyScale | None = None) -> str | None:
 
 def _loaded(image: Image.Image) -> Image.Image:
     try:
-        return ImageOps.exif_transpose(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's of damaged EXIF data, without which the image is whole
+            return ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow raises many kinds on damaged data
         raise ImageError(f"unreadable or truncated ({error})") from None

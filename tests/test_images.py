@@ -76,6 +76,19 @@ def test_what_is_no_number_is_black_and_infinities_are_the_bounds():
     assert scaled(values, SCALE).tolist() == [[0, 255, 0, 0, 255, 0, 255]]
 
 
+def test_a_signalling_nan_is_no_warning():
+    values = np.array([[0x7F800001, 0x45DAC000, 0x45FA0000]], dtype=np.uint32).view(np.float32)
+    assert scaled(values, SCALE).tolist() == [[0, 0, 250]]
+
+
+def test_damaged_exif_data_are_no_warning_and_keep_no_image_out():
+    image = Image.fromarray(np.full((20, 10, 3), 77, np.uint8))
+    for kind in ("JPEG", "PNG", "WEBP"):
+        data = encoded(image, kind, exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01")
+        assert abs(int(decode(data).mean()) - 77) <= 1
+        assert look(data).sample is None
+
+
 @pytest.mark.parametrize("scale", [None, SCALE, PER_IMAGE])
 def test_an_image_without_a_finite_value_is_none(scale):
     empty = np.full((4, 4), np.nan, dtype=np.float32)

@@ -2,9 +2,13 @@
 
 import pytest
 
-from launch.config import Config
+from launch import dry_run
+from launch.config import Config, load_config
 from launch.dry_run import States, parameters_of, saved_by_one_group, states_of
+from launch.engine import check_settings
 from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.vocabulary import InputError
+from tests.launch.finished import DEMO
 
 TINY = {"backbone": {"width": 8, "blocks": [1, 1, 1, 1]}, "ipcam": {"node_width": 16, "attention_width": 8}}
 
@@ -43,3 +47,35 @@ def test_in_pieces_the_logits_of_one_piece_are_counted():
     assert saved(9999, 4000) - one_piece >= 4 * rows * 2000
     assert one_of_many == saved(100, 2000) < one_piece
     assert saved(200, 4000) - one_of_many == 3 * 4 * rows * 100
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "model.backbone={width: 4096, blocks: [30, 30, 30, 30]}",
+        "model.ipcam={node_width: 65536, attention_width: 65536, pair_width: 65536}",
+        "data.augment={height: 4032, width: 4096}",
+    ],
+)
+def test_what_no_machine_has_the_memory_for_is_refused_before_it_is_tried(sysu_shards, monkeypatch, values):
+    monkeypatch.setattr(dry_run.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**23)  # 32 GiB
+    monkeypatch.setattr(dry_run.torch.cuda, "is_available", lambda: False)
+    plan = "data.plan={identities_per_batch: 4, images_per_identity: 2}"
+    config = load_config(DEMO, [f"data.shards={sysu_shards}", plan, values])
+    with pytest.raises(InputError, match=r"at most 32\.0 GiB"):
+        dry_run.describe(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ("{zero_optimization: {stage: 1, stag: 2}}", "stag"),
+        ("{zero_optimization: {reduce_bucket_size: many}}", "reduce_bucket_size"),
+        ("{flops_profiler: 3}", "deepspeed"),
+        ("{csv_monitor: {enabled: perhaps}}", "csv_monitor.enabled"),
+    ],
+)
+def test_what_deepspeed_refuses_is_one_line(section, named):
+    with pytest.raises(InputError, match=named) as found:
+        check_settings(load_config(DEMO, [f"deepspeed={section}"]))
+    assert "\n" not in str(found.value)

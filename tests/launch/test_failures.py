@@ -83,6 +83,16 @@ def test_a_rank_that_never_signed_is_the_one_waited_for(tmp_path):
         assert "before its first sign" in dog.behind()
 
 
+@pytest.mark.parametrize(
+    "text", [b"", b"{", b"[]", b"\xff", b'{"rank": 1}', b'{"rank": 1, "moves": "9"}', b"[" * 9999, b"x" * 2**20]
+)
+def test_a_sign_that_is_none_counts_as_not_there(tmp_path, text):
+    with Watchdog(tmp_path, 0, 2, limit_s=60) as dog:
+        dog.at("epoch 0, step 0, forward")
+        (tmp_path / "ranks" / "rank-1.json").write_bytes(text)
+        assert dog.behind().startswith("rank 1")
+
+
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_loss_that_is_no_number_stops_naming_step_terms_and_samples(sysu_shards, tmp_path, ranks):
     folder = tmp_path / "run"
