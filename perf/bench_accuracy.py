@@ -65,9 +65,12 @@ def curve(run: Path) -> dict[str, Any]:
     """What a finished run's metrics say: scores after so many seconds of training, speed, memory."""
     lines = list(read_metrics(run / "metrics.jsonl"))
     steps = {line["global_step"]: line for line in lines if line["kind"] == "step"}
-    if sorted(steps) != list(range(1, len(steps) + 1)):
-        raise InputError(f"{run}: expected every step in metrics.jsonl, got {len(steps)} with gaps; remove the run")
     scored = [line for line in lines if line["kind"] == "eval"]
+    if not scored or sorted(steps) != list(range(1, len(steps) + 1)):
+        raise InputError(
+            f"{run}: expected every step and a score in metrics.jsonl, got {len(steps)} steps and {len(scored)} scores;"
+            " remove the run"
+        )
     evaluations = {line["global_step"]: line for line in scored if line["split"] == scored[-1]["split"]}
     seconds = {0: 0.0}
     for step, line in sorted(steps.items()):

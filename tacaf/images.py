@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from pydantic import Field, ValidationError, model_validator
 
 from tacaf.documents import Document
@@ -288,6 +288,9 @@ def _loaded(image: Image.Image) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's of damaged EXIF data, without which the image is whole
+            image.load()
+            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+                return image  # the next line would copy it
             return ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow raises many kinds on damaged data
         raise ImageError(f"unreadable or truncated ({error})") from None

@@ -34,6 +34,8 @@ class StepRecord(Document, extra="ignore"):
     lr: dict[str, float]
     images_per_s: float
     data_wait_share: float
+    step_ms: Number = None
+    peak_memory_mib: Number = None
 
 
 class EvaluationRecord(Document, extra="ignore"):

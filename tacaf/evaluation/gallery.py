@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tacaf.evaluation.matlab import read_cells
-from tacaf.files import read_bytes, shown
+from tacaf.files import shown
+from tacaf.mat_file import read_mat
 from tacaf.vocabulary import InputError
 
 PERMUTATIONS_FILE = "rand_perm_cam.mat"
-MOST_BYTES = 2**28
 MULTI_SHOT_NOTE = (
     "the literature defines its seeded draw for one shot only; here random.sample of the same generator takes "
     "min(shots, images) of each folder (ours)"
@@ -94,11 +93,10 @@ def find_permutations(splits: Path | None) -> Path | None:
 
 def load_permutations(path: Path) -> np.ndarray:
     """`rand_perm_cam` of the MATLAB file: [cameras, 1] cells of [pids, 1] cells of [trials, images], all 1-based."""
-    data = read_bytes(path, MOST_BYTES)
     try:
-        cameras = read_cells(data, "rand_perm_cam")
+        cameras = read_mat(path, "rand_perm_cam")
         _check_cells(cameras)
-    except (ValueError, TypeError) as error:
+    except (InputError, ValueError, TypeError) as error:
         reason = shown(" ".join(str(error).split()))[:200]
         raise InputError(
             f"expected the data set authors' {PERMUTATIONS_FILE} with rand_perm_cam, got {shown(path)}: {reason}; "
@@ -110,7 +108,7 @@ def load_permutations(path: Path) -> np.ndarray:
 def _check_cells(cameras: np.ndarray) -> None:
     """ValueError unless every cell of every cell holds rows of numbers, each a permutation of 1, 2, ..."""
     for camera in cameras.ravel():
-        if camera.dtype != object:
+        if cameras.dtype != object or camera.dtype != object:
             raise ValueError("rand_perm_cam is not a cell array of cell arrays")
         for table in camera.ravel():
             if table.dtype == object or table.ndim != 2:

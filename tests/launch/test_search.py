@@ -52,7 +52,7 @@ def test_two_folders_as_a_command(run, folders):
     assert done.returncode == 0, done.stderr
     found = json.loads((folders / "lists.json").read_text())
     assert len(found["queries"]) == found["gallery_images"] == 12
-    assert [text.split()[0] for text in found["left_out"]] == ["gallery/bad.jpg", "query/cut.jpg"]
+    assert [text.split(":")[0] for text in found["left_out"]] == ["gallery/bad.jpg", "query/cut.jpg"]
     assert "2 files left out" in done.stderr
     assert_ranked_as_by_hand(found, Embedder.load(run), folders)
     page = (folders / "page.html").read_text()

@@ -100,7 +100,12 @@ def test_scores_of_other_identities_make_no_curve(sysu_shards, tmp_path, capsys)
 
 
 def test_a_log_that_lacks_a_step_is_refused(tmp_path):
-    lines = [{"kind": "step", "global_step": 2, "step_ms": 1}, {"kind": "eval", "global_step": 2}]
+    figures = {"loss": 1.0, "terms": {}, "lr": {}, "images_per_s": 1.0, "data_wait_share": 0.0, "step_ms": 1}
+    scores = {"split": "test", "rank1": 0.5, "mAP": 0.5, "mINP": 0.5}
+    lines = [
+        {"kind": "step", "epoch": 0, "step": 1, "global_step": 2, **figures},
+        {"kind": "eval", "epoch": 0, "global_step": 2, **scores},
+    ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(InputError, match="expected every step"):
         bench_accuracy.curve(tmp_path)
