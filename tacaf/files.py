@@ -347,10 +347,11 @@ def _open_locked(path: Path, wait: bool, busy: str) -> int:
 
 
 def _lock(handle: int) -> None:
+    """Lock a new file. Whoever takes it for a leftover holds it for a moment, and then it is gone: wait for that."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
-        if not isinstance(error, BlockingIOError) and error.errno not in _NO_LOCKS:
+        if error.errno not in _NO_LOCKS:
             raise
 
 
