@@ -14,14 +14,16 @@ from pydantic import ValidationError
 
 from launch.config import Config
 from launch.trainings import SCRIPT, Training, refuse_other_values
+from tacaf.documents import load_json
 from tacaf.evaluation.ablation import People, score_people
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import on_own_set, read_result
-from tacaf.files import write_whole
+from tacaf.files import read_bytes, shown, write_whole
 from tacaf.logs import published
 from tacaf.run_files import read_starts
 from tacaf.vocabulary import InputError
 
+MOST_BYTES = 2**26  # of a file with the scores of a training
 Scored = Literal["val", "test"]
 _WHERE = ("run", "data.shards")  # of a configuration: where things lie, which is another place for every user
 
@@ -131,15 +133,10 @@ class Cell(NamedTuple):
         )
 
     def _stored(self) -> dict[str, Any]:
-        try:
-            content = json.loads(self.file.read_text())
-            if not isinstance(content["scores"], dict):
-                raise TypeError
-        except (ValueError, KeyError, TypeError):
-            raise InputError(
-                f"{self.file}: expected the scores of a training, got something else; remove it, and the training's"
-                " scores are written again"
-            ) from None
+        cure = "remove it, and the training's scores are written again"
+        content = load_json(read_bytes(self.file, MOST_BYTES), shown(self.file), MOST_BYTES, cure)
+        if not isinstance(content, dict) or not isinstance(content.get("scores"), dict):
+            raise InputError(f"{shown(self.file)}: expected the scores of a training, got something else; {cure}")
         return content
 
     def _stored_config(self, content: dict[str, Any]) -> Config:

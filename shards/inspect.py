@@ -6,13 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from PIL import Image
 
 from shards.verify import verify
 from tacaf.files import reason_of, shown, write_whole
 from tacaf.images import ImageError, decode, is_wide, open_image
+from tacaf.pages import render
 from tacaf.shard_columns import read_column, row_key
 from tacaf.shard_set import IndexFile, read_index
 from tacaf.vocabulary import COLUMNS, InputError, Modality
@@ -100,13 +100,13 @@ def write_contact_sheet(shard_set: ShardSet, path: Path, identities: int = 12) -
     """Write an HTML file with the tables and, for up to `identities` people, visible beside infrared images."""
     if identities < 1:
         raise InputError(f"expected --identities of at least 1, got {identities}")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     people = [
         {"pid": pid, "name": _name_of(shard_set, pid), "splits": _splits_of(shard_set, pid)}
         | {"rows": {str(modality): _pictures(shard_set, pid, modality) for modality in Modality}}
         for pid in _chosen(shard_set, identities)
     ]
-    text = environment.from_string(TEMPLATE.read_text()).render(
+    text = render(
+        TEMPLATE,
         name=shard_set.index.name,
         headline=_headline(shard_set),
         tables=tables(shard_set),

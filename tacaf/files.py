@@ -282,23 +282,23 @@ def _new_file(target: Path) -> tuple[Path, int]:
     """A new, locked file beside `target`, with the mode that `target` has or would get."""
     mode = _mode_of(target)
     while True:
-        temporary = _temporary(target)
-        handle = os.open(
-            temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else mode | 0o600
-        )
-        try:
+        temporary, handle = _temporary(target), -1
+        try:  # a signal that comes while the file is made is answered just after it
+            handle = os.open(
+                temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else mode | 0o600
+            )
             _lock(handle)
-            if not _is(handle, temporary):  # taken for a leftover between its making and its locking
-                os.close(handle)
-                continue
-            if mode is not None:
-                os.fchmod(handle, mode)
-        except BaseException:
+            if _is(handle, temporary):  # else taken for a leftover between its making and its locking
+                if mode is not None:
+                    os.fchmod(handle, mode)
+                return temporary, handle
             os.close(handle)
+        except BaseException:
+            if handle >= 0:
+                os.close(handle)
             with suppress(OSError):
                 temporary.unlink()
             raise
-        return temporary, handle
 
 
 @contextmanager
@@ -306,20 +306,21 @@ def _new_folder(target: Path) -> Iterator[Path]:
     """A new, locked folder beside `target`; it is gone after the block unless it was renamed."""
     remove_leftovers(target)
     while True:
-        folder = _temporary(target)
-        folder.mkdir()
-        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        folder, handle = _temporary(target), -1
         try:
+            folder.mkdir()
+            handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
             _lock(handle)
-            if not _is(handle, folder):
-                continue
-            try:
+            if _is(handle, folder):  # else as above
                 yield folder
-            finally:
-                shutil.rmtree(folder, ignore_errors=True)
-            return
+                return
+        except FileNotFoundError:
+            if handle >= 0 or not folder.parent.is_dir():  # else it was taken for a leftover before it was opened
+                raise
         finally:
-            os.close(handle)
+            shutil.rmtree(folder, ignore_errors=True)
+            if handle >= 0:
+                os.close(handle)
 
 
 def _open_locked(path: Path, wait: bool, busy: str) -> int:
@@ -347,10 +348,11 @@ def _open_locked(path: Path, wait: bool, busy: str) -> int:
 
 
 def _lock(handle: int) -> None:
+    """Lock a new file. Whoever takes it for a leftover holds it for a moment, and then it is gone: wait for that."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
-        if not isinstance(error, BlockingIOError) and error.errno not in _NO_LOCKS:
+        if error.errno not in _NO_LOCKS:
             raise
 
 

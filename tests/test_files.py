@@ -290,6 +290,31 @@ def test_two_writers_at_once_leave_one_whole_file(tmp_path):
     assert not left_in(tmp_path)
 
 
+@pytest.mark.parametrize("write", [*WRITERS, write_in_folder])
+def test_a_new_file_that_is_taken_for_a_leftover_is_made_again(tmp_path, monkeypatch, write):
+    """Another writer has locked it between its making and its locking, and removes it while we wait."""
+    real, removing = files.fcntl.flock, []
+
+    def flock(handle: int, how: int) -> None:
+        new = [path for path in tmp_path.glob("*.partial") if os.path.samestat(path.stat(), os.fstat(handle))]
+        if new and not removing:
+            other = os.open(new[0], os.O_RDONLY)
+            real(other, files.fcntl.LOCK_EX)
+
+            def remove() -> None:
+                new[0].rmdir() if new[0].is_dir() else new[0].unlink()
+                os.close(other)
+
+            removing.append(threading.Timer(0.05, remove))
+            removing[0].start()
+        real(handle, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    write(tmp_path / "out")
+    removing[0].join()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_file_system_without_locks_and_without_synchronised_folders(tmp_path, monkeypatch):
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOLCK, "no locks")

@@ -80,6 +80,7 @@ MAY_IMPORT = {
             "mat_file",
             "shard_columns",
             "shard_set",
+            "pages",
             "start",
         )
     ),

@@ -86,9 +86,13 @@ def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, cap
 def test_a_damaged_result_file_is_refused_and_a_wanted_one_is_not_made(small, tmp_path, capsys):
     path = tmp_path / "results" / "ablation" / "plain_1-full-seed0.json"
     path.parent.mkdir(parents=True)
-    path.write_text('{"scores": {"val": ')
-    assert ablate.main(words(tmp_path, "--seeds", "0")) == 2
-    assert f"{path}: expected the scores of a training, got something else; remove it" in capsys.readouterr().err
+    for damaged in ('{"scores": {"val": ', "[" * 5000, '{"scores": 1}', "[]", '{"scores": {}, "scores": {}}', "\xff"):
+        path.write_bytes(damaged.encode("latin-1"))
+        assert ablate.main(words(tmp_path, "--seeds", "0")) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"error: {path}: ")
+        assert "remove it" in error
+        assert error.count("\n") == 1
     path.unlink()
     assert ablate.main(words(tmp_path, "--seeds", "0", "--only-tables")) == 0
     assert not (tmp_path / "runs").exists()
