@@ -23,7 +23,7 @@ LONG = "x" * 5000
 # In place of a file or folder that is read.
 UNREADABLE = (
     "", "/nowhere/at/all", "a\0b", LONG, f"/tmp/{'d/' * 3000}f", "/proc/self/mem", "/dev/null", "/etc/passwd",
-    "~nobody-here/x", "\u202etxt.exe", "\udcff.bin", "-", "/", "file:///etc/passwd", "{FOLDER}", "{EMPTY}",
+    "~nobody-here/x", "\u202etxt.exe", "\udcff.bin", "-", "file:///etc/passwd", "{FOLDER}", "{EMPTY}",
     "{GARBAGE}", "{FIFO}",
 )  # fmt: skip
 # In place of a file that is written.

@@ -63,6 +63,8 @@ def command_ended(
     lines = [line for line in errors.splitlines() if line.startswith("error:")]
     if status not in allowed:
         return Try(group, name, "silent", f"status {status}: {errors[-200:]}")
+    if status == 1 and not errors and out:  # `verify` says what is wrong with a set on standard output
+        return Try(group, name, "refused", out[:300])
     if status and len(lines) != 1:
         return Try(group, name, "said badly", errors[-300:])
     return Try(group, name, "refused" if status else "accepted", lines[0][:300] if lines else "")
