@@ -44,8 +44,8 @@ from tacaf.files import write_json
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes a block may ask for (CUDA programming guide)
 # Bytes that a kernel may spill. The tiles were chosen with Triton 3.6 and 3.9, which spill nothing. The CUDA build of
-# PyTorch 2.13 needs Triton 3.7.1, which spills up to 72 bytes in 4 of the alignment's 144 kernels (found by this script;
-# what it costs on a GPU was not measured).
+# PyTorch 2.13 needs Triton 3.7.1, which spills up to 72 bytes in 4 of the alignment's 144 kernels (by this script; what
+# that costs on a GPU was not measured).
 SPILL_LIMIT = 72 if triton.__version__.startswith("3.7.") else 0
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int32: "i32", torch.int64: "i64"}
 Launch = tuple[JITFunction, tuple[Any, ...], dict[str, Any]]
