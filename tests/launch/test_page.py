@@ -183,7 +183,7 @@ def test_hostile_images_are_refused(client):
     icon = io.BytesIO()
     Image.new("RGB", (32, 32)).save(icon, "GIF")
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
-    refused(client.upload(progressive(64, 200)), 400)
+    refused(client.upload(progressive(4096, 200)), 400)
     refused(client.upload(run_length_bmp(2**24)), 400)
     for data in (bomb.getvalue(), icon.getvalue(), postscript, picture()[:-30], b"BM" + bytes(100)):
         refused(client.upload(data), 400)
