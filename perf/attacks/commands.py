@@ -6,6 +6,7 @@ import io
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ UNWRITABLE = (
     "a\0b", LONG, "/proc/nothing/here", "/dev/full", "{FOLDER}", "{EMPTY}/below", "/sys/x", "", "~nobody-here/x",
     "{FIFO}",
 )  # fmt: skip
-NUMBERS = ("-1", "0", "1e9", "9" * 400, "nan", "inf", "", "x", "0x10", "1_000", "٣", "true")
+NUMBERS = ("-1", "0", "1e9", "9" * 400, "nan", "inf", "", "x", "0x10", "1_0", "٣", "true")
 WORDS = ("", "x", "../x", "a\0b", LONG, "\u202e", "None", "meta", "cuda:99")
 MOST_SECONDS = 40
 FILE_LIMIT = 2048  # bytes that a process may write to a file, as on a full disk
@@ -156,7 +157,7 @@ def commands(workshop: Path) -> list[Command]:
         ),
         Command(
             "shards.__main__",
-            ("synth", "--out", f"{out}/drawn", "--identities", "2"),
+            ("synth", "--out", f"{out}/drawn", "--identities", "8"),
             writes=("--out",),
             numbers=("--identities", "--seed", "--height", "--images-per-camera"),
             choices=("--layout", "--benchmark"),
@@ -206,6 +207,8 @@ def signals(workshop: Path, tries: int, seed: int) -> Iterator[Try]:
     for number in range(tries):
         command, kind = chosen[number % len(chosen)], (signal.SIGINT, signal.SIGTERM)[number // len(chosen) % 2]
         after_s = draw.uniform(0.15, 6)
+        shutil.rmtree(workshop / "out", ignore_errors=True)  # of the tries before
+        (workshop / "out").mkdir()
         status, out, errors = _in_child(command, stop=(kind, after_s))
         name = f"{command.module} {command.words[0]}, {kind.name} after {after_s:.2f} s"
         found = command_ended("signals", name, status, out, errors, allowed=(0, 128 + kind))
@@ -276,13 +279,15 @@ def _in_process(module: str, words: Sequence[str]) -> tuple[int | None, str, str
 def _in_child(
     command: Command, full: bool = False, stop: tuple[signal.Signals, float] | None = None
 ) -> tuple[int | None, str, str]:
-    def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
+    def prepare() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where this runs in the background of a shell
+        if full:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
 
     process = subprocess.Popen(
         [sys.executable, "-m", command.module.removesuffix(".__main__"), *command.words], cwd=ROOT, text=True,
         env=child_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        preexec_fn=small_files if full else None,
+        preexec_fn=prepare,
     )  # fmt: skip
     with process:
         if stop:

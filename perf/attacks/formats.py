@@ -14,7 +14,9 @@ import scipy.io
 import torch
 from PIL import Image
 
-from launch.config import dump_config, load_config
+from launch.config import Config, dump_config, load_config
+from launch.engine import Place
+from launch.evaluate import circumstances_of, embed_identities, score_all, write_results
 from launch.export import main as export
 from launch.model_file import build_model, save_model
 from shards import manifest, sysu_mm01
@@ -27,10 +29,12 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.gallery import load_permutations
+from tacaf.files import write_json
 from tacaf.images import PER_IMAGE, decode
 from tacaf.inference import Embedder, weights_sha256
+from tacaf.logs import environment
 from tacaf.model.file import load_model
-from tacaf.run_files import read_metrics
+from tacaf.run_files import read_metrics, read_starts
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 CONFIG = Path(__file__).parents[2] / "launch" / "configs" / "demo.yaml"
@@ -95,6 +99,7 @@ def formats(workshop: Path) -> list[Format]:
         Format("checkpoint, manifest", "step-00000001/manifest.json", _checkpoint, True, "checkpoints"),
         Format("checkpoint, content", "step-00000001/weights.bin", _checkpoint, True, "checkpoints"),
         Format("metrics.jsonl", "metrics.jsonl", _metrics, False, "run"),
+        Format("environment.json", "environment.json", _starts, False, "run"),
         Format("configuration", "config.yaml", _configuration, False, "run"),
         Format("manifest, JSON lines", "list.jsonl", lambda folder: _listed(folder, True), False, "lists"),
         Format("manifest, CSV", "list.csv", lambda folder: _listed(folder, False), False, "lists"),
@@ -116,6 +121,19 @@ def _make_run(run: Path, packed: Path) -> None:
     figures = {"loss": 2.0, "terms": {}, "lr": {"new": 0.1}, "images_per_s": 9.0, "data_wait_share": 0.1}
     steps = [{"kind": "step", "epoch": 0, "step": n, "global_step": n + 1, **figures} for n in range(8)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    write_json(run / "environment.json", [environment(1)])
+    _score(run, config, index)
+
+
+def _score(run: Path, config: Config, index: ShardIndex) -> None:
+    """Features and results of the test identities."""
+    model, card = load_model(run / "model.safetensors")
+    asked, place = config.evaluation.asked(), Place(0, 1, torch.device("cpu"))
+    pids = index.pids_of("test")
+    features, _ = embed_identities(model, index, pids, card.height, card.width, config.evaluation, place)
+    facts = circumstances_of(config.evaluation, card, "test")
+    write_results(score_all(features, config.evaluation, asked, facts), run / "results")
+    features.save(run / "results" / "features.npz")
 
 
 def _make_features(folder: Path) -> None:
@@ -220,6 +238,10 @@ def _checkpoint(folder: Path) -> Any:
 
 def _metrics(folder: Path) -> Any:
     return list(read_metrics(folder / "metrics.jsonl"))
+
+
+def _starts(folder: Path) -> Any:
+    return read_starts(folder / "environment.json")
 
 
 def _configuration(folder: Path) -> Any:

@@ -44,6 +44,7 @@ def running_page(workshop: Path) -> Iterator[tuple["subprocess.Popen[str]", int]
         [sys.executable, "launch/demo_app.py", "--run", str(workshop / "run"), "--gallery", str(workshop / "set"),
          "--most", "8", "--port", "0"],
         cwd=ROOT, env=child_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
     )  # fmt: skip
     with process:
         assert process.stdout is not None
