@@ -33,6 +33,7 @@ from shards.synth import synthesise
 from shards.verify import verify
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
+from tacaf.vocabulary import InputError
 
 HEIGHT = 380
 IMAGES_PER_CAMERA = 8
@@ -107,7 +108,7 @@ def measure(raw: Path, folder: Path, shard_mib: int, repeats: int) -> tuple[dict
 
 def sound(problems: list[str]) -> None:
     if problems:
-        raise SystemExit(f"error: expected a sound set, got {problems[0]}; no figure on a wrong result")
+        raise InputError(f"expected a sound set, got {problems[0]}; no figure on a wrong result")
 
 
 def run(*command: str) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 import zipfile
 from importlib import metadata
@@ -75,7 +76,10 @@ def test_what_is_installed_is_locked():
         pytest.skip("this environment was not made by make, so it may hold other packages")
     build = "cpu" if metadata.version("torch").endswith("+cpu") else "cuda"
     versions = locked(build, {})
-    for found in metadata.distributions():
+    folders = sorted(
+        {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    )  # not what libraries add to the path
+    for found in metadata.distributions(path=folders):
         name = canonicalize_name(found.metadata["Name"])
         if name != "tacaf":
             assert versions.get(name) == found.version, f"{name} {found.version} is not locked; make installs it anew"

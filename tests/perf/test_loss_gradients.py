@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from launch.config import load_config
 from launch.forward import forward, noise_batch
@@ -13,6 +13,7 @@ from launch.model_file import build_model
 from perf import loss_gradients
 from tacaf.data.index import ShardIndex
 from tacaf.losses.total import TacafLoss
+from tacaf.tensors import save_sealed
 from tests.launch.finished import DEMO, TINY, write_model
 
 
@@ -54,9 +55,9 @@ def test_a_run_is_measured_before_and_after(sysu_shards, tmp_path, capsys):
     assert "dense_triplet" in capsys.readouterr().out
     state = load_file(run / "model.safetensors")
     with safe_open(run / "model.safetensors", "pt") as file:
-        card = file.metadata()
+        facts = json.loads(file.metadata()["tacaf"])
     state["head.classifier.0.weight"] *= 30
-    save_file(state, run / "model.safetensors", card)
+    save_sealed(run / "model.safetensors", state, facts)
     other = measured()
     assert other["before"] == same["before"]
     assert other["after"]["identity"]["norm"] > 2 * other["before"]["identity"]["norm"]
