@@ -5,6 +5,7 @@ what is too long or too deep before it builds anything. A document that is hashe
 hash of its own bytes, so that no changed byte goes unnoticed.
 """
 
+import functools
 import hashlib
 import json
 import math
@@ -65,7 +66,7 @@ def load_json(data: bytes, where: str, most: int = MOST_BYTES, cure: str = "") -
     if len(data) > most:
         raise InputError(f"{where} has {len(data):,} bytes; at most {most:,} are read")
     try:
-        value = json.loads(data.decode(), object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
+        value = _decoder().decode(data.decode())
     except RecursionError:
         raise InputError(f"{where}: nested too deeply{_cure(cure)}") from None
     except ValueError as error:
@@ -73,6 +74,12 @@ def load_json(data: bytes, where: str, most: int = MOST_BYTES, cure: str = "") -
     if _too_deep(value):
         raise InputError(f"{where}: nested more than {MOST_DEPTH} levels deep{_cure(cure)}")
     return value
+
+
+@functools.cache
+def _decoder() -> json.JSONDecoder:
+    """Made once, because that takes longer than to read a small document."""
+    return json.JSONDecoder(object_pairs_hook=_once, parse_constant=_refuse_constant, parse_float=_finite)
 
 
 def what_is_wrong(error: ValidationError) -> str:
