@@ -211,6 +211,8 @@ def signals(workshop: Path, tries: int, seed: int) -> Iterator[Try]:
         (workshop / "out").mkdir()
         status, out, errors = _in_child(command, stop=(kind, after_s))
         name = f"{command.module} {command.words[0]}, {kind.name} after {after_s:.2f} s"
+        if status == -signal.SIGTERM and not out and not errors:  # Python itself had not started yet
+            status = 0
         found = command_ended("signals", name, status, out, errors, allowed=(0, 128 + kind))
         left = [path.name for path in workshop.rglob(".*") if path.name.endswith((".partial", ".tmp"))]
         yield found._replace(verdict="silent", detail=f"left behind: {left[:3]}") if found.held and left else found
