@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import argparse
 import io
 import logging
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from shards.synth import Shot, picture
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
-from tacaf.data.photo import images_below
+from tacaf.data.photo import images_below, left_out_below
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.results import read_result
 from tacaf.files import sha256_of, shown, whole_folder, write_whole
@@ -173,6 +174,8 @@ def check_images(wanted: argparse.Namespace, embedder: Embedder) -> tuple[Images
     """Decoded images to compare on, and where from: --images, else the run's shard set, else drawn pedestrians."""
     if wanted.images:
         paths = images_below(wanted.images)
+        for text in left_out_below(wanted.images):
+            print(f"left out: {shown(text)}", file=sys.stderr)
         if len(paths) < COMPARED:
             raise InputError(f"expected at least {COMPARED} images in {wanted.images}, got {len(paths)}; add some")
         return {

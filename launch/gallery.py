@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tacaf.data.index import ShardIndex
-from tacaf.data.photo import images_below
+from tacaf.data.photo import images_below, left_out_below
 from tacaf.data.reader import ShardReader
 from tacaf.draws import Stream, permutation
 from tacaf.files import shown
@@ -73,13 +73,20 @@ def of_shards(index: ShardIndex, split: str) -> dict[Modality, list[Held]]:
 
 
 def of_folder(folder: Path, embedder: Embedder) -> dict[Modality, list[Held]]:
-    """The images below FOLDER/visible and FOLDER/infrared, one of which may be missing; nobody knows who they show."""
+    """The images below FOLDER/visible and FOLDER/infrared, one of which may be missing; nobody knows who they show.
+
+    What is passed over (links, other kinds of files) is named.
+    """
     parts = {modality: folder / modality for modality in Modality if (folder / modality).is_dir()}
     if not parts:
         raise InputError(
             f"expected a shard set ({INDEX_FILE}) or a folder with visible/ and infrared/ in it, got {folder}; sort the"
             " images into two such folders"
         )
+
+    for part in parts.values():
+        for text in left_out_below(part):
+            print(f"left out: {shown(text)}", file=sys.stderr, flush=True)
 
     def held(path: Path, modality: Modality) -> Held:
         return Held(str(path.relative_to(folder)), None, lambda: embedder.pixels(path, modality))

@@ -32,6 +32,7 @@ from launch.trainings import SCRIPT, Training, run_all
 from perf.bench_train import plain_definitions
 from perf.plot import STYLE
 from tacaf.command import Parser, entry, to_location, to_path
+from tacaf.evaluation.results import read_results
 from tacaf.files import write_whole
 from tacaf.logs import environment, published
 from tacaf.run_files import read_metrics, read_starts
@@ -79,7 +80,7 @@ def curve(run: Path) -> dict[str, Any]:
         {"step": step, "training_s": round(seconds[step], 1), **{name: line[name] for name in SCORES}}
         for step, line in sorted(evaluations.items())
     ]
-    results = [json.loads(path.read_text()) for path in sorted((run / "results").glob("*.json"))]
+    results = read_results(run / "results")
     return {
         "split": scored[-1]["split"],
         "points": points,

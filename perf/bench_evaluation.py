@@ -16,7 +16,6 @@ if __name__ == "__main__":
     start("perf.bench_evaluation")
 
 import argparse
-import json
 import os
 import platform
 import subprocess
@@ -31,9 +30,11 @@ import numpy as np
 from perf.streamed_gallery import StreamedCase, measure_streamed
 from perf.usual_scoring import usual_loop, usual_rerank
 from tacaf.command import Parser, entry, to_path
+from tacaf.documents import MOST_BYTES, load_json
 from tacaf.evaluation.ranking import Ranks, distances, measures, normalise, rank_distances
 from tacaf.evaluation.rerank import Distances, Rerank, reranked
-from tacaf.files import write_json
+from tacaf.files import read_bytes, shown, write_json
+from tacaf.vocabulary import InputError
 
 QUERIES = 3803
 FEATURE_WIDTH = 2048
@@ -191,11 +192,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{name}", type=kind, default=value, help="with --streamed")
     args = parser.parse_args(argv)
     case = StreamedCase(**{name: getattr(args, name) for name, _, _ in StreamedCase.arguments()})
+    older = _older(args.json) if args.json is not None and args.json.exists() else {}
     sections = streamed(case) if args.streamed else loops(args.repeats)
     if args.json is not None:
-        older = json.loads(args.json.read_text()) if args.json.exists() else {}
         write_json(args.json, {**older, **sections})
     return 0
+
+
+def _older(path: Path) -> dict[str, Any]:
+    """The sections that are in the file already; read before anything is measured. InputError for another file."""
+    found = load_json(read_bytes(path, MOST_BYTES), shown(path), MOST_BYTES)
+    if not isinstance(found, dict):
+        raise InputError(f"{shown(path)}: expected sections of this benchmark, got something else; give another --json")
+    return found
 
 
 def _best(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:

@@ -13,7 +13,6 @@ if __name__ == "__main__":
     start("perf.demo_difficulty")
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import score
+from tacaf.evaluation.results import read_result
 from tacaf.files import write_json
 from tacaf.logs import environment
 
@@ -62,7 +62,7 @@ def trained_result(shards: Path, overrides: tuple[str, ...]) -> dict:
         settings = [part for value in values for part in ("--set", value)]
         command = [sys.executable, "launch/train.py", "--config", "launch/configs/demo.yaml", *settings]
         subprocess.run(command, cwd=ROOT, check=True)
-        return json.loads((run / RESULT).read_text())
+        return read_result(run / RESULT)
 
 
 @entry()
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = {
         "colour histogram": histogram_result(ShardIndex.open(wanted.shards)),
         "baseline": trained_result(wanted.shards, BASELINE),
-        "TACAFNet": json.loads((wanted.run / RESULT).read_text()) if wanted.run else trained_result(wanted.shards, ()),
+        "TACAFNet": read_result(wanted.run / RESULT) if wanted.run else trained_result(wanted.shards, ()),
     }
     if wanted.json:
         write_json(wanted.json, {"environment": environment(1), "results": results})

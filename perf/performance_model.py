@@ -20,7 +20,6 @@ if __name__ == "__main__":
     start("perf.performance_model")
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +28,8 @@ from perf.cases import Case, both_case, cases
 from perf.parts.launches import COMPILED, EAGER, ELEMENT, LAUNCHES, Launch, Rival, Shape, shape_of
 from perf.parts.step_model import STEPS, step_ms
 from tacaf.command import Parser, entry, to_path
-from tacaf.files import write_whole
+from tacaf.documents import MOST_BYTES, load_json
+from tacaf.files import read_bytes, shown, write_whole
 from tacaf.vocabulary import InputError
 
 OUT = Path(__file__).resolve().parent / "results" / "kernels_gpu.md"
@@ -113,9 +113,9 @@ class Measured:
             self._read(path)
 
     def _read(self, path: Path) -> None:
-        found = json.loads(path.read_text())
+        found = load_json(read_bytes(path, MOST_BYTES), shown(path), MOST_BYTES)
         if not isinstance(found, dict) or "rows" not in found or "environment" not in found:
-            raise ValueError(f"{path}: expected a result of bench_kernels.py or bench_train.py; make one with --json")
+            raise InputError(f"{path}: expected a result of bench_kernels.py or bench_train.py; make one with --json")
         gpu = next((gpu.name for gpu in GPUS for name in found["environment"]["gpus"] if gpu.name in name), None)
         if found.get("rehearsal") or gpu is None:
             raise ValueError(f"{path}: expected a result from an H100 or H200, got {_device(found)}; leave it out")

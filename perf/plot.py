@@ -12,7 +12,6 @@ if __name__ == "__main__":
     start("perf.plot")
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from tacaf.command import Parser, entry, to_path
-from tacaf.files import write_whole
+from tacaf.documents import MOST_BYTES, load_json
+from tacaf.files import read_bytes, shown, write_whole
 from tacaf.vocabulary import InputError
 
 PASSES = ("forward", "backward", "both")
@@ -31,10 +31,10 @@ STYLE = {"svg.fonttype": "none", "svg.hashsalt": "tacaf", "font.size": 9, "axes.
 
 
 def read(path: Path) -> dict:
-    """The result file; ValueError where it is none."""
-    found = json.loads(path.read_text())
+    """The result file. InputError for any other."""
+    found = load_json(read_bytes(path, MOST_BYTES), shown(path), MOST_BYTES)
     if not isinstance(found, dict) or not any("p50_ms" in row for row in found.get("rows") or ()):
-        raise ValueError(
+        raise InputError(
             f"expected a result of perf/bench_kernels.py with rows, got {path}; make one with --json {path}"
         )
     return found

@@ -97,9 +97,12 @@ def test_a_folder_of_unlabelled_images_with_one_that_is_none(embedder, tmp_path,
     (tmp_path / "visible" / "deep").mkdir(parents=True)
     (tmp_path / "visible" / "deep" / "a.png").write_bytes(picture())
     (tmp_path / "visible" / "b.jpg").write_text("no image")
+    (tmp_path / "visible" / "c.heic").write_text("another kind")
     viewer = Viewer(embedder, Gallery.open(embedder, str(tmp_path), "test", 9, 0))
     assert [held.name for held in viewer.gallery.images[Modality.VISIBLE]] == ["visible/deep/a.png"]
-    assert "left out: visible/b.jpg: " in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "left out: visible/b.jpg: " in errors
+    assert "c.heic" in errors
     query = viewer.ask(picture(), Modality.INFRARED, Modality.VISIBLE)
     assert viewer.caption(query, 0).startswith("visible/deep/a.png · ")
     with pytest.raises(InputError, match="expected infrared images in the gallery"):

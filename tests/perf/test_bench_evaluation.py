@@ -39,3 +39,12 @@ def test_the_usual_reranking_is_ours():
     original = Distances.of(features, "cosine")
     found = np.concatenate([part for _, part in reranked(original, 20, Rerank(7, 3, 0.3))])
     assert np.abs(usual_rerank(original.matrix_NN, 20, Rerank(7, 3, 0.3)) - found).max() < 1e-6
+
+
+def test_a_damaged_file_is_refused_before_anything_is_measured(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_evaluation, "loops", lambda repeats: pytest.fail("measured before the file was read"))
+    for content in ("{", "[1]"):
+        (tmp_path / "found.json").write_text(content)
+        assert bench_evaluation.main(["--json", str(tmp_path / "found.json")]) == 2
+        assert "found.json" in capsys.readouterr().err
+        assert (tmp_path / "found.json").read_text() == content
