@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from perf import bench_evaluation
 from perf.bench_evaluation import main
 from perf.streamed_gallery import StreamedCase, _refuse_wrong_places, _write
 from perf.usual_scoring import usual_rerank
@@ -45,6 +46,6 @@ def test_a_damaged_file_is_refused_before_anything_is_measured(tmp_path, capsys,
     monkeypatch.setattr(bench_evaluation, "loops", lambda repeats: pytest.fail("measured before the file was read"))
     for content in ("{", "[1]"):
         (tmp_path / "found.json").write_text(content)
-        assert bench_evaluation.main(["--json", str(tmp_path / "found.json")]) == 2
+        assert main(["--json", str(tmp_path / "found.json")]) == 2
         assert "found.json" in capsys.readouterr().err
         assert (tmp_path / "found.json").read_text() == content
