@@ -28,7 +28,6 @@ from perf.cases import Case, both_case, cases
 from perf.parts.launches import COMPILED, EAGER, ELEMENT, LAUNCHES, Launch, Rival, Shape, shape_of
 from perf.parts.step_model import STEPS, step_ms
 from tacaf.command import Parser, entry, to_path
-from tacaf.documents import MOST_BYTES, load_json
 from tacaf.files import read_bytes, shown, write_whole
 from tacaf.vocabulary import InputError
 
@@ -113,12 +112,15 @@ class Measured:
             self._read(path)
 
     def _read(self, path: Path) -> None:
+        # Imported here, because the prediction alone needs PyTorch and nothing else.
+        from tacaf.documents import MOST_BYTES, load_json
+
         found = load_json(read_bytes(path, MOST_BYTES), shown(path), MOST_BYTES)
         if not isinstance(found, dict) or "rows" not in found or "environment" not in found:
             raise InputError(f"{path}: expected a result of bench_kernels.py or bench_train.py; make one with --json")
         gpu = next((gpu.name for gpu in GPUS for name in found["environment"]["gpus"] if gpu.name in name), None)
         if found.get("rehearsal") or gpu is None:
-            raise ValueError(f"{path}: expected a result from an H100 or H200, got {_device(found)}; leave it out")
+            raise InputError(f"{path}: expected a result from an H100 or H200, got {_device(found)}; leave it out")
         facts = found["environment"]
         self.sources.append(f"{path.name}: {facts['gpus'][0]}, commit {facts['commit']}, {facts['started']}")
         for row in found["rows"]:
