@@ -46,7 +46,7 @@ $(VENV)/ready: pyproject.toml $(VENV)/pyvenv.cfg
 	$(BIN)/python requirements/install.py dev
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m pip check
-	$(BIN)/python -m launch.engine
+	$(BIN)/python -m tacaf.train.engine
 	touch $@
 
 # A virtual environment with nothing in it, so that no package of an earlier lock stays behind.
@@ -80,7 +80,7 @@ $(GPU_HOST_VENV)/ready: requirements/gpu-host.txt requirements/tools.txt
 	$(GPU_HOST_PYTHON) -m venv --clear $(GPU_HOST_VENV)
 	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --require-hashes --requirement requirements/tools.txt
 	$(GPU_HOST_VENV)/bin/python -m pip install --quiet --no-build-isolation --require-hashes --requirement $<
-	$(GPU_HOST) -m launch.engine
+	$(GPU_HOST) -m tacaf.train.engine
 	touch $@
 
 clean:

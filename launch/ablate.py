@@ -22,15 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.ablation_results import Cell, result_file
-from launch.stop import EXIT_CODE
-from launch.trainings import SCRIPT, Training, run_all
-from shards import benchmarks, sysu_mm01
+from launch.study import table as study_table
+from launch.study.forest import draw_forest
+from launch.study.results import Cell, result_file
+from launch.study.trainings import SCRIPT, Training, run_all
+from shards.pedestrians import benchmarks
+from shards.sources import sysu_mm01
 from tacaf.command import Parser, entry, to_path
-from tacaf.evaluation import ablation
-from tacaf.evaluation.forest import draw_forest
 from tacaf.files import write_whole
-from tacaf.logs import command, git_commit, published, versions
+from tacaf.provenance import command, git_commit, published, versions
+from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 CONFIG = SCRIPT.parent / "configs" / "ablation.yaml"
@@ -149,18 +150,20 @@ def write_tables(wanted: argparse.Namespace, table: Sequence[Cell], failures: di
     for benchmark in wanted.benchmarks:
         own = [cell for cell in table if cell.benchmark == benchmark]
         rows = [table_row(wanted, row, [cell for cell in own if cell.row == row], failures) for row in wanted.rows]
-        content = ablation.record(rows, wanted.resamplings, facts_of(wanted, benchmark, own))
+        content = study_table.record(rows, wanted.resamplings, facts_of(wanted, benchmark, own))
         parts = ("ablation", benchmark, wanted.split, wanted.name)
         name = "_".join(part for part in parts if part)
         wanted.results.mkdir(parents=True, exist_ok=True)
         pages.append(wanted.results / f"{name}.md")
         write_whole(wanted.results / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         write_whole(wanted.results / f"{name}.svg", draw_forest(content))
-        write_whole(pages[-1], ablation.markdown(content))
+        write_whole(pages[-1], study_table.markdown(content))
     return pages
 
 
-def table_row(wanted: argparse.Namespace, key: str, own: Sequence[Cell], failures: dict[Training, str]) -> ablation.Row:
+def table_row(
+    wanted: argparse.Namespace, key: str, own: Sequence[Cell], failures: dict[Training, str]
+) -> study_table.Row:
     """A row as far as it is measured; what is missing is said in its place."""
     found = {cell.seed: cell.people(wanted.split) for cell in own}
     seeds = {seed: people for seed, people in found.items() if people is not None}
@@ -168,7 +171,7 @@ def table_row(wanted: argparse.Namespace, key: str, own: Sequence[Cell], failure
     waiting = len(own) - len(seeds) - len(lacks)
     lacks += [f"{waiting} of {len(own)} seeds not finished"] if waiting else []
     row = wanted.rows[key]
-    return ablation.Row(key, row.text, row.against, seeds, lacks)
+    return study_table.Row(key, row.text, row.against, seeds, lacks)
 
 
 def facts_of(wanted: argparse.Namespace, benchmark: str, own: Sequence[Cell]) -> dict[str, Any]:

@@ -18,12 +18,12 @@ from importlib.util import find_spec
 
 import torch
 
-from launch.gallery import Gallery
-from launch.look import Viewer
+from launch.page.gallery import Gallery
+from launch.page.viewer import Viewer
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import path_of, reason_of, shown
 from tacaf.images import given_scale
-from tacaf.inference import Embedder
+from tacaf.search.embedder import Embedder
 from tacaf.vocabulary import InputError
 
 

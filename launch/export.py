@@ -25,8 +25,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from launch.config import load_config
-from shards.synth import Shot, picture
+from shards.pedestrians.synth import Shot, picture
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
@@ -34,12 +33,13 @@ from tacaf.data.photo import images_below, left_out_below
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.results import read_result
 from tacaf.files import sha256_of, shown, whole_folder, write_whole
-from tacaf.inference import MODEL, ONNX_FILES, Embedder
-from tacaf.logs import versions
 from tacaf.model.card import CARD, write_card
 from tacaf.model.file import open_model, write_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER
+from tacaf.provenance import versions
+from tacaf.search.embedder import MODEL, ONNX_FILES, Embedder
+from tacaf.train.config import load_config
 from tacaf.vocabulary import InputError, Modality
 
 TOLERANCE = 1e-4  # largest difference of a descriptor's number from the run's

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from launch.config import load_config
-from launch.pictures import make_pictures
 from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet, load_features
-from tacaf.evaluation.report import write_report
 from tacaf.files import shown
 from tacaf.model.file import load_model
+from tacaf.report.pictures import make_pictures
+from tacaf.report.report import write_report
+from tacaf.train.config import load_config
 from tacaf.vocabulary import InputError
 
 FACTS = ("pid", "camid", "modality", "number")
@@ -44,7 +44,8 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
             f"expected features {model.embedding_width(config.evaluation.embedding)} wide, as the run's model makes"
             f" them, got {features.width}; give the features of this run"
         )
-    return write_report(run, make_pictures(features, rows, index, config, model.eval(), (card.height, card.width)))
+    size = (card.height, card.width)
+    return write_report(run, make_pictures(features, rows, index, config.evaluation, config.seed, model.eval(), size))
 
 
 def rows_of(index: ShardIndex, features: FeatureSet) -> np.ndarray:

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from launch.evaluate import joined
-from launch.stop import EXIT_CODE
-from launch.trainings import Training, run_all
+from launch.study.comparison import Measured, write_comparison
+from launch.study.trainings import Training, run_all
 from shards.__main__ import DATA_SETS
 from shards.verify import verify
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex
-from tacaf.evaluation.comparison import Measured, write_comparison
 from tacaf.evaluation.features import load_features
-from tacaf.evaluation.protocols import score
 from tacaf.evaluation.results import on_own_set, read_result
+from tacaf.evaluation.score import score
 from tacaf.files import shown
-from tacaf.logs import git_commit, versions
+from tacaf.provenance import git_commit, versions
+from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -17,16 +17,15 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, get_args
 
-from launch.search_page import page
-from tacaf.catalogue import Catalogue, Embedded, embed_files, locked
+from launch.page.search_page import page
 from tacaf.command import Parser, entry, to_device, to_path
 from tacaf.data.photo import images_below, left_out_below
-from tacaf.evaluation.nearest import FAISS_FROM, choose_engine, nearest
 from tacaf.files import shown, write_json, write_whole
 from tacaf.images import given_scale
-from tacaf.inference import Embedder, modality_of
-from tacaf.model.tacafnet import Embedding
-from tacaf.vocabulary import InputError, Modality
+from tacaf.search.catalogue import Catalogue, Embedded, embed_files, locked
+from tacaf.search.embedder import Embedder, modality_of
+from tacaf.search.nearest import FAISS_FROM, choose_engine, nearest
+from tacaf.vocabulary import Embedding, InputError, Modality
 
 
 def search(wanted: argparse.Namespace) -> None:

@@ -5,9 +5,9 @@ Everything random is a function of (seed, epoch, step, position), so a resumed r
 SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
 """
 
-from launch.stop import EXIT_CODE, STOP, StoppedError, StopRequest
 from tacaf.command import INPUT, Parser, entry, say, to_path
 from tacaf.start import start
+from tacaf.train.stop import EXIT_CODE, STOP, StoppedError, StopRequest
 
 if __name__ == "__main__":
     STOP.listen()  # before the slow imports: a signal during them counts too
@@ -18,27 +18,27 @@ import functools
 import os
 from collections.abc import Sequence
 
-from launch import engine as deepspeed_engine
-from launch.config import Config, load_config
-from launch.dry_run import describe, describe_steps
-from launch.figures import StepReader, lag_of, launched
-from launch.finish import check_scoring, evaluate_epoch, finish
-from launch.flops import share_at_one_second
-from launch.forward import draw
-from launch.graphed import build_compute
-from launch.model_file import build_model
-from launch.run_folder import open_run, record_start
-from launch.state import TrainState, circumstances, extension, must_match
-from launch.update import optimize
-from launch.watch import Watcher
-from launch.watchdog import EXIT_CODE as LOST
-from launch.watchdog import LostRankError, Watchdog, naming_lost_ranks
 from tacaf import distributed
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
+from tacaf.train import engine as deepspeed_engine
+from tacaf.train.config import Config, load_config
+from tacaf.train.cost import describe, describe_steps
+from tacaf.train.finish import check_scoring, evaluate_epoch, finish
+from tacaf.train.flops import share_at_one_second
+from tacaf.train.forward import draw
+from tacaf.train.graphed import build_compute
+from tacaf.train.new_model import build_model
+from tacaf.train.run_folder import open_run, record_start
+from tacaf.train.run_log import Watcher
+from tacaf.train.state import TrainState, circumstances, extension, must_match
+from tacaf.train.step_figures import StepReader, lag_of, launched
+from tacaf.train.update import optimize
+from tacaf.train.watchdog import EXIT_CODE as LOST
+from tacaf.train.watchdog import LostRankError, Watchdog, naming_lost_ranks
 from tacaf.vocabulary import InputError
 
 

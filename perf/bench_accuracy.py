@@ -27,15 +27,15 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from launch import train
-from launch.stop import EXIT_CODE
-from launch.trainings import SCRIPT, Training, run_all
+from launch.study.trainings import SCRIPT, Training, run_all
 from perf.bench_train import plain_definitions
 from perf.plot import STYLE
 from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.evaluation.results import read_results
 from tacaf.files import write_whole
-from tacaf.logs import environment, published
+from tacaf.provenance import environment, published
 from tacaf.run_files import read_metrics, read_starts
+from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}

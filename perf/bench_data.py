@@ -40,7 +40,7 @@ from tacaf.data.plan import Plan, PlanConfig, PlannedBatch
 from tacaf.data.reader import ShardReader
 from tacaf.files import write_json
 from tacaf.images import open_image
-from tacaf.logs import environment
+from tacaf.provenance import environment
 from tacaf.vocabulary import Branch
 
 PROVIDERS = ("tacaf", "pil", "webdataset")

@@ -6,7 +6,8 @@
 Without --streamed the structure is SYSU-MM01's (96 pids, 3803 queries of cameras 3 and 6, gallery cameras 1, 2, 4, 5,
 location rule, each pid once); the features are noise for the ranking, since only sizes matter to its speed, and noise
 around a centre of each pid for the re-ranking. Both sides get the same distances and must give the same figures, or
-nothing is printed. They take turns; the shortest of each one's repeats counts. --streamed: perf/streamed_gallery.py.
+nothing is printed. They take turns; the shortest of each one's repeats counts. --streamed:
+perf/parts/streamed_gallery.py.
 With --json only the sections that were measured are written anew.
 """
 
@@ -27,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from perf.streamed_gallery import StreamedCase, measure_streamed
-from perf.usual_scoring import usual_loop, usual_rerank
+from perf.parts.streamed_gallery import StreamedCase, measure_streamed
+from perf.parts.usual_scoring import usual_loop, usual_rerank
 from tacaf.command import Parser, entry, to_path
 from tacaf.documents import MOST_BYTES, load_json
 from tacaf.evaluation.ranking import Ranks, distances, measures, normalise, rank_distances

@@ -2,9 +2,9 @@
 
     python perf/bench_identities.py [--identities 200000] [--table] [--json FILE]
 
-The table is arithmetic (`launch.dry_run.states_of`) for the full model with shared node classifiers. The measured rows
-are steps of the demo's model on noise under DeepSpeed on CPU, each in fresh processes: resident memory of the larger
-rank once the engine stands, and its peak in a step, above what the same process held before the model was built.
+The table is arithmetic (`tacaf.train.cost.states_of`) for the full model with shared node classifiers. The measured
+rows are steps of the demo's model on noise under DeepSpeed on CPU, each in fresh processes: resident memory of the
+larger rank once the engine stands, and its peak in a step, above what the same process held before the model was built.
 """
 
 from tacaf.start import start
@@ -25,19 +25,19 @@ from typing import Any
 
 import torch
 
-from launch import engine as deepspeed_engine
-from launch.config import Config
-from launch.dry_run import MIB, parameters_of, states_of
-from launch.forward import forward, noise_batch
-from launch.update import update
 from tacaf import distributed
 from tacaf.child_processes import ROOT, child_environment
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
-from tacaf.logs import environment
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.optim import build_optimizer
+from tacaf.provenance import environment
+from tacaf.train import engine as deepspeed_engine
+from tacaf.train.config import Config
+from tacaf.train.cost import MIB, parameters_of, states_of
+from tacaf.train.forward import forward, noise_batch
+from tacaf.train.update import update
 
 STEPS = 3
 SMALL = {

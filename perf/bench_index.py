@@ -28,7 +28,7 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig
 from tacaf.files import write_json
-from tacaf.logs import environment
+from tacaf.provenance import environment
 from tacaf.shard_columns import column_bytes, member_of, tally
 from tacaf.shard_set import ColumnFacts, IndexFile, ShardFacts
 from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE

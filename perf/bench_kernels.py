@@ -33,15 +33,15 @@ from typing import Any
 import torch
 import torch._functorch.config
 
-from perf.cases import Case, both_case, cases, small_cases
-from perf.fake_gpu import fake_gpu, rehearsing
 from perf.parts import timing
+from perf.parts.cases import Case, both_case, cases, small_cases
+from perf.parts.fake_gpu import fake_gpu, rehearsing
 from perf.parts.kernel_times import kernel_times
 from perf.parts.passes import PASSES, Work, WrongResultError, check, passes, prepare
 from perf.parts.providers import PROVIDERS, provider, provider_names
 from perf.parts.result_file import ResultFile
 from tacaf.command import Parser, entry, to_path
-from tacaf.logs import environment
+from tacaf.provenance import environment
 from tacaf.vocabulary import InputError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

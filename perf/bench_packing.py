@@ -28,8 +28,8 @@ from typing import Any
 
 import numpy as np
 
-from shards import sysu_mm01
-from shards.synth import synthesise
+from shards.pedestrians.synth import synthesise
+from shards.sources import sysu_mm01
 from shards.verify import verify
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json

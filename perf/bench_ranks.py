@@ -29,12 +29,6 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
-from launch import engine as deepspeed_engine
-from launch.config import Config, load_config
-from launch.engine import Place
-from launch.forward import forward
-from launch.model_file import build_model
-from launch.watch import peak_memory_mib
 from tacaf import distributed
 from tacaf.child_processes import child_environment
 from tacaf.command import Parser, entry, to_path
@@ -42,15 +36,21 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
 from tacaf.files import write_json
-from tacaf.logs import environment
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
+from tacaf.provenance import environment
+from tacaf.train import engine as deepspeed_engine
+from tacaf.train.config import Config, load_config
+from tacaf.train.engine import Place
+from tacaf.train.forward import forward
+from tacaf.train.new_model import build_model
+from tacaf.train.run_log import peak_memory_mib
 
 ROOT = Path(__file__).parent.parent
 WAYS = ("ddp", 0, 1, 2, 3)
 PHASES = ("data", "forward", "backward", "optimizer")
 PROFILED = 2  # steps
-TOLERANCE = 0.01  # of the loss: AdamW's first steps make much of rounding, `tests/launch/test_ranks.py` is exact
+TOLERANCE = 0.01  # of the loss: AdamW's first steps make much of rounding, `tests/train/test_ranks.py` is exact
 
 
 class Way:
@@ -188,8 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wanted.shards:
         child(wanted)
         return 0
-    from shards import sysu_mm01
-    from shards.synth import synthesise
+    from shards.pedestrians.synth import synthesise
+    from shards.sources import sysu_mm01
 
     with tempfile.TemporaryDirectory() as folder:
         raw, packed = Path(folder) / "raw", Path(folder) / "shards"

@@ -34,16 +34,16 @@ from torch.utils.flop_counter import FlopCounterMode
 import tacaf.model.cmaam as cmaam
 import tacaf.model.ipcam as ipcam
 import tacaf.model.pooling as pooling
-from launch.capture import captured, reason_of
 from perf.bench_kernels import MIB
 from tacaf.child_processes import child_environment
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
 from tacaf.interfaces import Pairs
-from tacaf.logs import environment
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.pairs import draw_pairs
 from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.provenance import environment
+from tacaf.train.capture import captured, reason_of
 from tacaf.vocabulary import Branch, InputError
 
 # where the model calls each op

@@ -31,7 +31,7 @@ from perf.attacks.outcome import HELD, Try, read_damaged
 from perf.attacks.requests import requests
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
-from tacaf.logs import environment
+from tacaf.provenance import environment
 
 GROUPS = ("files", "arguments", "disk", "requests", "signals")
 SHOWN = 40  # findings that are printed

@@ -29,7 +29,7 @@ from safetensors.numpy import load_file
 
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
-from tacaf.logs import environment
+from tacaf.provenance import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS, EPOCHS = 12, 5

@@ -24,7 +24,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from perf.cases import Case, both_case, cases
+from perf.parts.cases import Case, both_case, cases
 from perf.parts.launches import COMPILED, EAGER, ELEMENT, LAUNCHES, Launch, Rival, Shape, shape_of
 from perf.parts.step_model import STEPS, step_ms
 from tacaf.command import Parser, entry, to_path

@@ -20,8 +20,8 @@ import torch
 from kernels.alignment import kernel
 from kernels.alignment.tile_kernel import Choice, Tile
 from perf.calls.rows import RowsFile
-from perf.cases import BETA, both_case
-from perf.fake_gpu import rehearsing
+from perf.parts.cases import BETA, both_case
+from perf.parts.fake_gpu import rehearsing
 from perf.parts.kernel_times import kernel_times
 from perf.parts.passes import ERROR_FLOOR, Work, exact_results, prepare
 from perf.parts.timing import reason

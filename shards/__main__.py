@@ -8,8 +8,10 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Callable, Sequence
 
-from shards import benchmarks, inspect, llcm, manifest, regdb, synth, sysu_mm01
+from shards import inspect
+from shards.pedestrians import benchmarks, synth
 from shards.remove import remove
+from shards.sources import llcm, manifest, regdb, sysu_mm01
 from shards.verify import verify
 from shards.writer import Packed, PackOptions
 from tacaf.command import Parser, entry, to_path

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from shards.record import Record
 from shards.shard_job import FinishedShard, ShardJob, relative
+from shards.sources.record import Record
 from tacaf.files import shown
 from tacaf.images import LITTLE_USED, GreyScale, measured, share_used
 from tacaf.vocabulary import Modality, Split

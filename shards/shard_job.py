@@ -18,7 +18,7 @@ from typing import Annotated
 from pydantic import Field
 
 from shards.output import sync, write_text
-from shards.record import Record
+from shards.sources.record import Record
 from shards.tar import BLOCK, Component, add_member, index_text, padded
 from shards.workers import Progress
 from tacaf.documents import Document, read_document

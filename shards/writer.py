@@ -13,10 +13,10 @@ import numpy as np
 from tqdm import tqdm
 
 from shards.grey_range import scales_of
-from shards.layout import is_image_name
 from shards.output import Workplace, link, new_set, write_text
-from shards.record import Omission, Record
 from shards.shard_job import FinishedShard, ShardJob, finished, plan, relative, write_shard
+from shards.sources.layout import is_image_name
+from shards.sources.record import Omission, Record
 from shards.workers import in_order, process_count
 from tacaf.files import as_text, sha256_of, shown
 from tacaf.images import SUFFIXES, GreyScale

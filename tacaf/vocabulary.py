@@ -1,6 +1,7 @@
 """The words every floor shares: modalities, splits, branches, the names of a shard set's parts, the user's error."""
 
 from enum import IntEnum, StrEnum
+from typing import Literal
 
 SHARD_FORMAT = "tacaf-shards"
 SHARD_FORMAT_VERSION = 2
@@ -18,6 +19,9 @@ COLUMNS = {
     "split": "uint8",
     "number": "int32",
 }
+
+# What a trained model gives for an image: the global feature and every node, all but the global node, the first alone.
+Embedding = Literal["full", "global_and_parts", "global_only"]
 
 
 class InputError(Exception):

@@ -12,8 +12,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from shards import sysu_mm01
-from shards.synth import synthesise
+from shards.pedestrians.synth import synthesise
+from shards.sources import sysu_mm01
 from tests.processes import LIMIT_S
 
 ROOT = Path(__file__).parent.parent

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.state import SavedFacts
 from perf.attacks.mutations import mutate
 from tacaf import checkpoint, trust
+from tacaf.train.state import SavedFacts
 from tacaf.vocabulary import InputError
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from launch import trainings
+from launch.study import trainings
 from tacaf.child_processes import ROOT, child_environment
 
 

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import load_config
-from launch.run_folder import open_run, record_start
 from perf.attacks.mutations import mutate
-from tacaf.evaluation.curves import draw_curves
 from tacaf.files import locked
+from tacaf.report.plots import draw_curves
 from tacaf.run_files import MOST_LINE_BYTES, MetricsWriter, add_start, read_metrics, read_starts
+from tacaf.train.config import load_config
+from tacaf.train.run_folder import open_run, record_start
 from tacaf.vocabulary import InputError
-from tests.launch.finished import DEMO
+from tests.train.finished import DEMO
 
 START = {"versions": {"python": "3.11", "triton": None}, "commit": None, "command": "train.py", "world_size": 1}
 ODD = [

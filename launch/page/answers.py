@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from launch.gallery import Held
-from launch.look import Pair, Query, Viewer, landing, masks, position_at, thumbnail
+from launch.page.gallery import Held
 from launch.page.incoming import MOST_UPLOAD, Wanted
 from launch.page.memory import Kept
+from launch.page.viewer import Pair, Query, Viewer, landing, masks, position_at, thumbnail
 from tacaf.data.photo import Source, read_file
-from tacaf.evaluation.overlay import webp
 from tacaf.files import shown
+from tacaf.report.overlay import webp
 from tacaf.vocabulary import InputError, Modality
 
 

@@ -17,7 +17,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from launch.look import Viewer
 from launch.page.answers import Answers
 from launch.page.check_image import problem_of
 from launch.page.guard import SESSION
@@ -33,6 +32,7 @@ from launch.page.incoming import (
     from_body,
 )
 from launch.page.memory import Kept, Memory
+from launch.page.viewer import Viewer
 from tacaf.files import shown
 from tacaf.vocabulary import InputError
 

@@ -8,7 +8,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from launch.look import SHOWN, UPLOAD
+from launch.page.viewer import SHOWN, UPLOAD
 from tacaf.documents import Document, parse
 from tacaf.vocabulary import InputError, Modality
 

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from launch.look import Pair, Query
+from launch.page.viewer import Pair, Query
 
 MOST_OF_SESSION = 4
 MOST = 64  # about 1 MB each

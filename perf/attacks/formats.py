@@ -14,27 +14,27 @@ import scipy.io
 import torch
 from PIL import Image
 
-from launch.config import Config, dump_config, load_config
-from launch.engine import Place
 from launch.evaluate import circumstances_of, embed_identities, score_all, write_results
 from launch.export import main as export
-from launch.model_file import build_model, save_model
-from shards import manifest, sysu_mm01
-from shards.layout import read_ids
-from shards.synth import synthesise
+from shards.pedestrians.synth import synthesise
+from shards.sources import manifest, sysu_mm01
+from shards.sources.layout import read_ids
 from shards.verify import verify
 from tacaf import checkpoint
-from tacaf.catalogue import Catalogue
 from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.features import FeatureSet, load_features
-from tacaf.evaluation.gallery import load_permutations
+from tacaf.evaluation.gallery_draws import load_permutations
 from tacaf.files import write_json
 from tacaf.images import PER_IMAGE, decode
-from tacaf.inference import Embedder, weights_sha256
-from tacaf.logs import environment
 from tacaf.model.file import load_model
+from tacaf.provenance import environment
 from tacaf.run_files import read_metrics, read_starts
+from tacaf.search.catalogue import Catalogue
+from tacaf.search.embedder import Embedder, weights_sha256
+from tacaf.train.config import Config, dump_config, load_config
+from tacaf.train.engine import Place
+from tacaf.train.new_model import build_model, save_model
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 CONFIG = Path(__file__).parents[2] / "launch" / "configs" / "demo.yaml"

@@ -1,6 +1,6 @@
 """Runs one command of a part: python -m perf.calls.child [--fake-gpu] MODULE [ARGUMENTS]
 
-With --fake-gpu the module runs inside `perf.fake_gpu.fake_gpu`, as in a rehearsal.
+With --fake-gpu the module runs inside `perf.parts.fake_gpu.fake_gpu`, as in a rehearsal.
 """
 
 import runpy
@@ -14,7 +14,7 @@ def surroundings(fake: bool) -> AbstractContextManager[None]:
     """The fake GPU, or nothing."""
     if not fake:
         return nullcontext()
-    from perf.fake_gpu import fake_gpu
+    from perf.parts.fake_gpu import fake_gpu
 
     return fake_gpu()
 

@@ -14,10 +14,6 @@ from typing import Any
 
 import torch
 
-from launch import engine as deepspeed_engine
-from launch.config import Config, load_config
-from launch.forward import draw, forward, noise_batch
-from launch.update import update
 from perf.calls.rows import RowsFile
 from tacaf.child_processes import ROOT
 from tacaf.command import Parser, entry, to_path
@@ -25,6 +21,10 @@ from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
 from tacaf.optim import build_optimizer
+from tacaf.train import engine as deepspeed_engine
+from tacaf.train.config import Config, load_config
+from tacaf.train.forward import draw, forward, noise_batch
+from tacaf.train.update import update
 
 CONFIGS = ROOT / "launch" / "configs"
 STEPS, CLASSES = 3, 395

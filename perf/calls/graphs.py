@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from perf import cases
 from perf.calls.rows import RowsFile
+from perf.parts import cases
 from perf.parts.passes import PASSES, Work, passes, prepare
 from perf.parts.timing import abandon, reason
 from tacaf.command import Parser, entry, to_path

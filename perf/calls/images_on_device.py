@@ -12,8 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from launch.config import Config
-from launch.forward import draw
 from tacaf.data.augment import MEAN, STD, Parameters, draw_parameters
 from tacaf.data.index import ShardIndex
 from tacaf.data.pixels import finish_whole
@@ -21,6 +19,8 @@ from tacaf.data.plan import Plan
 from tacaf.data.reader import ShardReader
 from tacaf.images import decode
 from tacaf.interfaces import Batch
+from tacaf.train.config import Config
+from tacaf.train.forward import draw
 from tacaf.vocabulary import Branch
 
 

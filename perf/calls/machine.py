@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from tacaf.child_processes import ROOT
-from tacaf.logs import git_commit, versions
+from tacaf.provenance import git_commit, versions
 
 
 def machine() -> dict[str, Any]:

@@ -10,8 +10,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards import benchmarks, sysu_mm01
-from shards.synth import synthesise
+from shards.pedestrians import benchmarks
+from shards.pedestrians.synth import synthesise
+from shards.sources import sysu_mm01
 from tacaf.command import Parser, entry, to_path
 
 BENCHMARK, SMALL_IDENTITIES = "plain_1", 40

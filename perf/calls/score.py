@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from launch.config import Config, load_config
-from launch.forward import forward
 from perf.bench_train import plain_definitions
 from perf.calls.images_on_device import ImagesOnDevice
 from perf.calls.plan import SCORE_SETTINGS
@@ -27,10 +25,12 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.evaluation.extract import extract
-from tacaf.evaluation.protocols import score
+from tacaf.evaluation.score import score
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
 from tacaf.optim import build_optimizer, rate_factor, set_rates
+from tacaf.train.config import Config, load_config
+from tacaf.train.forward import forward
 from tacaf.vocabulary import Modality
 
 WAYS = ("kernels", "definitions")

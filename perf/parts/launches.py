@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from perf.cases import Case
+from perf.parts.cases import Case
 
 ELEMENT = 2  # bytes of bf16 and fp16
 SINGLE = 4  # bytes of float32

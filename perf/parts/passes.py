@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from perf.cases import Case, Tensors
+from perf.parts.cases import Case, Tensors
 
 PASSES = ("forward", "backward", "both")
 # Of the largest number. In float32 a GPU's exp2, division, logarithm and root are approximate: 3.7e-6 where exact

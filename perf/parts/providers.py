@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from perf.cases import Case
+from perf.parts.cases import Case
 
 # In the order in which they are timed: what compiles for minutes comes last, so that a stop loses the least.
 PROVIDERS = ("eager", "ours", "cublas", "sdpa", "compiled", "autotuned")

@@ -10,7 +10,10 @@ BACKBONE_BYTES = 42e9
 SECOND_PASS_BYTES = 7e9  # layer 4 once more, over CMAAM's reconstructions
 COMPILED_BYTES = 30e9  # batch norm, ReLU and sum fused; estimated
 ELEMENTWISE_EFFICIENCY = 0.77  # of a copy's rate, for PyTorch's own channels-last batch norm; assumed
-WHOLE_FLOPS, BASELINE_FLOPS = 4.343e12, 2.937e12  # counted by launch/flops.py; the baseline is without both modules
+WHOLE_FLOPS, BASELINE_FLOPS = (
+    4.343e12,
+    2.937e12,
+)  # counted by tacaf/train/flops.py; the baseline is without both modules
 CONVOLUTION_FLOPS_PER_S = 370e12  # what ResNet's convolutions reach, 7x7 stems and narrow layers included; assumed
 MODULES_MS = 2.0  # about 600 launches of IPCAM, the heads and the losses; assumed
 OPTIMIZER_MS = 0.15  # fused SGD; assumed

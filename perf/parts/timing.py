@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from perf.cases import Tensors
+from perf.parts.cases import Tensors
 from perf.parts.passes import Work, passes
 
 MIB = 2**20

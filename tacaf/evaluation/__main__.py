@@ -13,10 +13,10 @@ from typing import Any
 from tacaf.command import Parser, entry, to_device, to_path
 from tacaf.documents import load_json
 from tacaf.evaluation.features import load_features
-from tacaf.evaluation.protocols import CIRCUMSTANCES, score
+from tacaf.evaluation.protocols import PROTOCOLS, Exclusion
 from tacaf.evaluation.ranking import MEASURES, METRICS
 from tacaf.evaluation.rerank import Rerank
-from tacaf.evaluation.tables import PROTOCOLS, Exclusion
+from tacaf.evaluation.score import CIRCUMSTANCES, score
 from tacaf.files import shown, write_json
 from tacaf.vocabulary import InputError
 

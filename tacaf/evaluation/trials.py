@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tacaf.evaluation import gallery as gallery_draws
+from tacaf.evaluation import gallery_draws as gallery_draws
 from tacaf.evaluation.features import LARGE_BYTES, FeatureSet, read_rows, same_features
-from tacaf.evaluation.lists import ImageList
+from tacaf.evaluation.image_lists import ImageList
+from tacaf.evaluation.protocols import LISTED, PROTOCOLS, Exclusion, Layout, Protocol, Search
+from tacaf.evaluation.rank_streamed import rank_streamed
 from tacaf.evaluation.ranking import Ranks, rank_features
 from tacaf.evaluation.rerank import Rerank, rank_reranked
-from tacaf.evaluation.streaming import rank_streamed
-from tacaf.evaluation.tables import LISTED, PROTOCOLS, Exclusion, Layout, Protocol, Search
 from tacaf.files import shown
 from tacaf.vocabulary import InputError, Modality
 

@@ -12,10 +12,10 @@ from tacaf.documents import Count, Document, Sha256
 from tacaf.files import shown
 from tacaf.images import GreyScale
 from tacaf.model.library import LibraryConfig
-from tacaf.model.tacafnet import Embedding, ModelConfig, TacafNet
+from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.model.weights import CLASSIFIER, embedder, fits
 from tacaf.tensors import TensorFile, save_sealed
-from tacaf.vocabulary import InputError, Modality
+from tacaf.vocabulary import Embedding, InputError, Modality
 
 FORMAT = "tacaf-model"
 FORMAT_VERSION = 3  # 2: classifiers in pieces; 3: with a seal

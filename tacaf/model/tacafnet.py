@@ -22,9 +22,7 @@ from tacaf.model.library import STAGED, TOKENS, LibraryConfig, portable
 from tacaf.model.norm import NormMode, own_statistics
 from tacaf.model.pooling import gem
 from tacaf.settings import Settings
-from tacaf.vocabulary import InputError, Modality
-
-Embedding = Literal["full", "global_and_parts", "global_only"]
+from tacaf.vocabulary import Embedding, InputError, Modality
 
 
 class ModelConfig(Settings):

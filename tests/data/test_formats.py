@@ -5,7 +5,7 @@ import pytest
 from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
-from shards import manifest
+from shards.sources import manifest
 from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex
 from tacaf.data.pipeline import EvaluationPipeline

@@ -9,8 +9,8 @@ import pytest
 
 from tacaf.evaluation.__main__ import locations_of, main
 from tacaf.evaluation.features import FeatureSet
-from tacaf.evaluation.lists import ImageList
-from tacaf.evaluation.protocols import score
+from tacaf.evaluation.image_lists import ImageList
+from tacaf.evaluation.score import score
 from tacaf.evaluation.trials import choose_setting, make_trials
 from tacaf.vocabulary import InputError, sample_key
 from tests.evaluation.test_score import arrays, features_of

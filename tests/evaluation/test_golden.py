@@ -9,7 +9,7 @@ import pytest
 
 from tacaf.evaluation.__main__ import main
 from tacaf.evaluation.features import FeatureSet, load_features
-from tacaf.evaluation.protocols import score
+from tacaf.evaluation.score import score
 from tacaf.evaluation.trials import choose_setting, make_trials
 from tacaf.vocabulary import InputError, Modality
 

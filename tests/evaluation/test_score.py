@@ -12,8 +12,8 @@ import scipy.io
 
 from tacaf.evaluation.__main__ import main, result_table
 from tacaf.evaluation.features import FeatureSet, load_features
-from tacaf.evaluation.gallery import load_permutations
-from tacaf.evaluation.protocols import score
+from tacaf.evaluation.gallery_draws import load_permutations
+from tacaf.evaluation.score import score
 from tacaf.evaluation.trials import choose_setting, make_trials
 from tacaf.vocabulary import InputError, Modality
 from tests.mutations import damaged

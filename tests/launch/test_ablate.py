@@ -7,9 +7,9 @@ import pytest
 
 from launch import ablate
 from launch.ablate import _NO_IPCAM
-from launch.trainings import Training
-from shards import benchmarks
-from tests.launch.test_training import TINY
+from launch.study.trainings import Training
+from shards.pedestrians import benchmarks
+from tests.train.test_training import TINY
 
 SETTINGS = [part for value in (*TINY, "train.epochs=1", "evaluation.every=0") for part in ("--set", value)]
 

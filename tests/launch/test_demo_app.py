@@ -11,9 +11,9 @@ from urllib.parse import urlparse
 
 import pytest
 
-from tests.launch.finished import write_model
 from tests.launch.page_server import Client
 from tests.processes import LIMIT_S
+from tests.train.finished import write_model
 
 ROOT = Path(__file__).parent.parent.parent
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

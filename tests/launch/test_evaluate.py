@@ -12,17 +12,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from launch import export
-from launch.config import dump_config, load_config
 from launch.evaluate import main
-from launch.leak import own_split, refuse_leak
-from launch.model_file import build_model, save_model
-from shards import manifest, regdb
-from shards.synth import synthesise
+from shards.pedestrians.synth import synthesise
+from shards.sources import manifest, regdb
 from tacaf.child_processes import child_environment
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import load_features
-from tacaf.evaluation.report import write_report
 from tacaf.evaluation.results import read_result
+from tacaf.report.report import write_report
+from tacaf.train.config import dump_config, load_config
+from tacaf.train.leak import own_split, refuse_leak
+from tacaf.train.new_model import build_model, save_model
 from tacaf.vocabulary import InputError
 from tests.processes import LIMIT_S, free_port
 

@@ -15,13 +15,12 @@ from safetensors.torch import load_file
 from launch import export
 from tacaf.documents import parse
 from tacaf.files import sha256_of
-from tacaf.inference import Embedder
 from tacaf.model.card import ExportCard, write_card
-from tacaf.model.tacafnet import Embedding
+from tacaf.search.embedder import Embedder
 from tacaf.tensors import TensorFile, save_sealed
-from tacaf.vocabulary import InputError, Modality
-from tests.launch.finished import write_model, write_scores
+from tacaf.vocabulary import Embedding, InputError, Modality
 from tests.mutations import damaged, retyped
+from tests.train.finished import write_model, write_scores
 
 
 @pytest.fixture(scope="module")

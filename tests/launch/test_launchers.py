@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.test_training import BIN, ROOT, command_of, run, steps_of
 from tests.processes import LIMIT_S, free_port, wait_until
+from tests.train.test_training import BIN, ROOT, command_of, run, steps_of
 
 EPOCHS, STEPS = 8, 3  # long enough to be stopped on the way, also on a busy machine
 MANY = (f"train.epochs={EPOCHS}", f"train.steps_per_epoch={STEPS}", "train.save_every_steps=6")
@@ -110,7 +110,7 @@ def test_a_slurm_job_is_asked_to_stop_queued_again_and_goes_on(sysu_shards, by_t
     folder = tmp_path / "run"
     # The script sets the run's folder itself, and --resume where there is something to resume.
     words = command_of(sysu_shards, folder, *MANY)[1:]
-    job = ["bash", "launch/slurm.sbatch", folder, *words]
+    job = ["bash", "launch/cluster/slurm.sbatch", folder, *words]
     with begin(job, **slurm) as first:
         wait_until(lambda: steps_of(folder), first)
         os.kill(int((slurm["FAKE"] / "tasks").read_text().split()[1]), signal.SIGUSR1)
@@ -122,7 +122,9 @@ def test_a_slurm_job_is_asked_to_stop_queued_again_and_goes_on(sysu_shards, by_t
 
 
 def test_the_slurm_script_wants_the_run_first(slurm):
-    assert "expected the run's folder first" in end(begin(["bash", "launch/slurm.sbatch", "--config", "x"], **slurm), 2)
+    assert "expected the run's folder first" in end(
+        begin(["bash", "launch/cluster/slurm.sbatch", "--config", "x"], **slurm), 2
+    )
 
 
 def alone(*words: str, status: int = 2, **extra: object) -> str:
@@ -193,6 +195,6 @@ def test_what_one_rank_refuses_all_refuse_and_one_says(sysu_shards, tmp_path, ca
 def test_the_example_hostfile_is_one(tmp_path):
     """DeepSpeed's own reader takes it."""
     code = "import sys; from deepspeed.launcher.runner import fetch_hostfile; print(dict(fetch_hostfile(sys.argv[1])))"
-    words = [sys.executable, "-W", "ignore", "-c", code, "launch/hostfile.example"]
+    words = [sys.executable, "-W", "ignore", "-c", code, "launch/cluster/hostfile.example"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "{'node1.example.org': 8, 'node2.example.org': 8}", done.stderr[-1000:]

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.gallery import Gallery
-from launch.look import Viewer
+from launch.page.gallery import Gallery
+from launch.page.viewer import Viewer
 from tacaf.child_processes import child_environment
-from tacaf.inference import Embedder
-from tests.launch.finished import write_model
+from tacaf.search.embedder import Embedder
 from tests.launch.page_server import read_all, served
 from tests.processes import LIMIT_S, wait_until
 from tests.test_image_bombs import progressive, run_length_bmp
+from tests.train.finished import write_model
 
 pytest.importorskip("starlette", reason="pip install 'tacaf[app]'", exc_type=ImportError)
 pytest.importorskip("uvicorn", reason="pip install 'tacaf[app]'", exc_type=ImportError)

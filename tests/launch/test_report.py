@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from launch.pictures import shrink
 from launch.report import main
 from tacaf.evaluation.features import load_features
-from tests.launch.finished import write_model, write_scores
+from tacaf.report.pictures import shrink
+from tests.train.finished import write_model, write_scores
 
 
 @pytest.fixture(scope="module")

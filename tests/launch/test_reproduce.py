@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from launch import reproduce
-from launch.stop import EXIT_CODE
-from launch.trainings import Training
-from shards.synth import synthesise
-from tests.launch.test_training import TINY, refused, run, start, steps_of
+from launch.study.trainings import Training
+from shards.pedestrians.synth import synthesise
+from tacaf.train.stop import EXIT_CODE
 from tests.processes import LIMIT_S, wait_until
+from tests.train.test_training import TINY, refused, run, start, steps_of
 
 SETTINGS = [part for value in (*TINY, "train.epochs=1", "evaluation.every=0") for part in ("--set", value)]
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch import search, search_page
+from launch import search
+from launch.page import search_page
 from tacaf.child_processes import child_environment
-from tacaf.inference import Embedder
-from tests.launch.finished import write_model
+from tacaf.search.embedder import Embedder
+from tests.train.finished import write_model
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -10,26 +10,26 @@ import torch
 from PIL import Image
 
 from launch import export, search
-from launch.config import load_config
 from launch.demo_app import main as demo_app
 from launch.evaluate import main as evaluate
 from launch.evaluate import scale_warnings
-from launch.gallery import Gallery, of_folder
-from launch.pictures import shrink
-from shards import sysu_mm01
+from launch.page.gallery import Gallery, of_folder
+from shards.sources import sysu_mm01
 from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.pipeline import EvaluationPipeline, TrainingPipeline
 from tacaf.data.plan import Plan
 from tacaf.data.reader import ShardReader
 from tacaf.images import PER_IMAGE, GreyScale
-from tacaf.inference import Embedder
 from tacaf.model.file import load_model
+from tacaf.report.pictures import shrink
+from tacaf.search.embedder import Embedder
+from tacaf.train.config import load_config
 from tacaf.vocabulary import Branch, InputError, Modality
-from tests.launch.finished import DEMO, write_model, write_scores
-from tests.launch.test_training import command_of
-from tests.launch.test_training import run as run_command
 from tests.thermal import HIGH, LOW, encoded
+from tests.train.finished import DEMO, write_model, write_scores
+from tests.train.test_training import command_of
+from tests.train.test_training import run as run_command
 
 SIZE = (96, 48)  # of the model: nothing is resized
 IR = Modality.INFRARED

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tacaf.model.tacafnet import Embedding, ModelConfig, TacafNet
-from tacaf.vocabulary import Modality
+from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.vocabulary import Embedding, Modality
 from tests.model.cases import randomise_norms, tiny_model
 
 OFF = {"enabled": False}

@@ -8,7 +8,7 @@ import pytest
 from perf import bench_accuracy
 from perf.bench_train import CALLS
 from tacaf.vocabulary import InputError
-from tests.launch.finished import DEMO, TINY
+from tests.train.finished import DEMO, TINY
 
 SETTINGS = ["train.epochs=2", "train.steps_per_epoch=2", "evaluation.every=1", "evaluation.modes=[all_search]"]
 

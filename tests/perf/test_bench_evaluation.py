@@ -7,8 +7,8 @@ import pytest
 
 from perf import bench_evaluation
 from perf.bench_evaluation import main
-from perf.streamed_gallery import StreamedCase, _refuse_wrong_places, _write
-from perf.usual_scoring import usual_rerank
+from perf.parts.streamed_gallery import StreamedCase, _refuse_wrong_places, _write
+from perf.parts.usual_scoring import usual_rerank
 from tacaf.evaluation.rerank import Distances, Rerank, reranked
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import torch
 
-from perf import bench_kernels, cases
-from perf.fake_gpu import fake_gpu
-from perf.parts import timing
+from perf import bench_kernels
+from perf.parts import cases, timing
+from perf.parts.fake_gpu import fake_gpu
 from perf.parts.passes import WrongResultError, check, errors, exact_results, prepare
 from perf.parts.result_file import ResultFile
 from tests.disks import fill
@@ -138,7 +138,9 @@ def test_on_a_gpu_every_provider_is_timed_at_two_shapes(rehearse):
 def test_a_rival_is_compiled_for_each_shape_alone(rehearse, monkeypatch):
     asked, forgotten = [], []
     monkeypatch.setattr(torch._dynamo, "reset", lambda: forgotten.append(True))
-    monkeypatch.setattr("perf.fake_gpu._compile", lambda _: lambda function, **words: asked.append(words) or function)
+    monkeypatch.setattr(
+        "perf.parts.fake_gpu._compile", lambda _: lambda function, **words: asked.append(words) or function
+    )
     rehearse(SMALL[:2], "--providers", "eager", "compiled", "--autotuned-compile")
     assert [(words["dynamic"], words["mode"]) for words in asked] == 2 * [
         (False, None), (False, "max-autotune-no-cudagraphs")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from perf import bench_train
-from perf.fake_gpu import FakeGraph, fake_gpu
+from perf.parts.fake_gpu import FakeGraph, fake_gpu
 
 WANTED = argparse.Namespace(device="cpu", small=True, fp32=True, groups=1, rounds=1, compile=False, variants=["*"])
 

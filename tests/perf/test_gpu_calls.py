@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from kernels.gem_pyramid import kernel as gem_pyramid
-from launch.config import load_config
 from perf import bench_train
 from perf.calls import cache, slim_dali, tables, wheels
 from perf.calls.child import surroundings
@@ -34,6 +33,7 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.photo import decode
 from tacaf.data.plan import Plan
 from tacaf.data.reader import ShardReader
+from tacaf.train.config import load_config
 
 
 def test_images_decoded_beforehand_make_the_batch_of_the_definition(sysu_shards):

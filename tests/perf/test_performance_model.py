@@ -5,8 +5,8 @@ import json
 import pytest
 
 from perf import performance_model as model
-from perf.cases import both_case, cases, gem_pyramid_case
 from perf.parts import launches
+from perf.parts.cases import both_case, cases, gem_pyramid_case
 from perf.parts.launches import LAUNCHES, Launch, Shape
 from perf.parts.step_model import STEPS
 

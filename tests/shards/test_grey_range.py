@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards import manifest, shard_job, sysu_mm01
+from shards import shard_job
 from shards.__main__ import main
 from shards.inspect import open_set, summary_text, write_contact_sheet
-from shards.record import Record
 from shards.remove import remove
+from shards.sources import manifest, sysu_mm01
+from shards.sources.record import Record
 from shards.verify import verify
 from tacaf.images import PER_IMAGE, GreyScale, decode, measured, sample_of
 from tacaf.shard_set import read_index

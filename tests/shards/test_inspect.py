@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from shards import sysu_mm01
 from shards.inspect import open_set, summary_text, tables, write_contact_sheet
+from shards.sources import sysu_mm01
 from tacaf.vocabulary import InputError
 from tests.shards.raw import column, write_sysu
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from shards import regdb
+from shards.sources import regdb
 from tests.shards.raw import column, samples, write_regdb
 
 KINDS = [("sysu_shards", "jpg"), ("regdb_shards", "bmp")]

@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from tqdm import tqdm
 
-from shards import llcm, output, shard_job, writer
+from shards import output, shard_job, writer
 from shards.__main__ import main
 from shards.output import new_set
-from shards.record import Record
 from shards.shard_job import FinishedShard, plan, write_shard
+from shards.sources import llcm
+from shards.sources.record import Record
 from shards.verify import verify
 from shards.workers import in_order
 from shards.writer import Packed, pack

@@ -9,8 +9,8 @@ import tarfile
 import numpy as np
 import pytest
 
-from shards import sysu_mm01
-from shards.synth import synthesise
+from shards.pedestrians.synth import synthesise
+from shards.sources import sysu_mm01
 from shards.tar import add_member, index_text
 from shards.verify import verify
 from shards.writer import pack

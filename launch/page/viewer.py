@@ -1,0 +1,147 @@
+"""What the page shows of a query: its matches, where a place of it lands on a match, and the person on both.
+
+Nothing here knows of the web: pixels and words in, pixels and words out. L = H*W positions of the layer-4 map.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from launch.page.gallery import Found, Gallery, Held
+from tacaf.data.photo import Limits, Source, decode, prepare
+from tacaf.model.correspondence import Layer, correspondences
+from tacaf.report.overlay import HEAT, MASK, overlay
+from tacaf.search.embedder import Embedder
+from tacaf.vocabulary import InputError, Modality
+
+SHOWN = 12  # matches
+EXAMPLES = 12
+PANEL = 384  # pixels high: the pictures to look at
+THUMBNAIL = 192
+LAYER: Layer = 4
+UPLOAD = Limits(mib=10, megapixels=25)
+_MARK = (255, 210, 0)
+
+
+class Query(NamedTuple):
+    """A query and what was found for it."""
+
+    panel_HWC: np.ndarray  # uint8, stretched to the model's shape
+    image_CHW: torch.Tensor  # the model's input
+    modality: Modality
+    searched: Modality
+    pid: int | None
+    matches: list[Found]
+
+
+class Pair(NamedTuple):
+    """A query beside one match."""
+
+    matching_LL: np.ndarray
+    query_mask_L: np.ndarray
+    match_mask_L: np.ndarray
+    comask_L: np.ndarray
+    map_height: int
+    match_panel_HWC: np.ndarray
+
+
+class Viewer:
+    """A model and a gallery, ready to be asked."""
+
+    def __init__(self, embedder: Embedder, gallery: Gallery) -> None:
+        assert embedder.model is not None, "an ONNX export has no maps to look at"
+        self.embedder, self.gallery, self.model = embedder, gallery, embedder.model
+        self.limits = UPLOAD
+
+    def examples(self, modality: Modality) -> list[int]:
+        """Places of a few images of a modality to begin with, of different identities where these are known."""
+        held = self.gallery.images.get(modality, [])
+        seen: dict[int, int] = {}
+        for place, one in enumerate(held):
+            seen.setdefault(place if one.pid is None else one.pid, place)
+        places = list(seen.values())
+        return places[:: max(1, len(places) // EXAMPLES)][:EXAMPLES]
+
+    def ask(self, source: Source, modality: Modality, searched: Modality, example: int | None = None) -> Query:
+        """Search for an image. `example`: its place in the gallery, if it is from there, so that it finds not itself.
+
+        InputError for what is no image or too large, and for a modality the gallery lacks.
+        """
+        if not self.gallery.images.get(searched):
+            raise InputError(f"expected {searched} images in the gallery, got none; search the other modality")
+        pixels_HWC = self.embedder.pixels(source, modality, self.limits)
+        image_CHW = prepare(pixels_HWC, self.embedder.height, self.embedder.width)
+        feature_D = self.embedder.embed_prepared(image_CHW[None], modality)[0]
+        pid = None if example is None else self.gallery.images[modality][example].pid
+        found = self.gallery.search(feature_D, searched, SHOWN, example if modality is searched else None)
+        if not found:
+            raise InputError(f"expected other {searched} images than the query, got none; add some to the gallery")
+        return Query(self._panel(pixels_HWC), image_CHW, modality, searched, pid, found)
+
+    def compare(self, query: Query, rank: int) -> Pair:
+        """The query beside its match at this rank, from 0."""
+        held = self.held(query, rank)
+        pixels_HWC = decode(held.read())
+        other_CHW = prepare(pixels_HWC, self.embedder.height, self.embedder.width)
+        device = self.embedder.device
+        found = correspondences(
+            self.model,
+            *(query.image_CHW[None].to(device), query.modality),
+            *(other_CHW[None].to(device), query.searched),
+        )[LAYER]
+        matching_LL, query_mask_L, match_mask_L, comask_L = (tensor[0].cpu().numpy() for tensor in found[:4])
+        return Pair(matching_LL, query_mask_L, match_mask_L, comask_L, found.height, self._panel(pixels_HWC))
+
+    def held(self, query: Query, rank: int) -> Held:
+        """The image at this rank."""
+        return self.gallery.images[query.searched][query.matches[rank].place]
+
+    def caption(self, query: Query, rank: int) -> str:
+        """Who it is, if known, right or wrong, and how far."""
+        held = self.held(query, rank)
+        known = "" if held.pid is None or query.pid is None else ("✓ " if held.pid == query.pid else "✗ ")
+        who = held.name if held.pid is None else str(held.pid)
+        return f"{known}{who} · {query.matches[rank].distance:.3f}"
+
+    def _panel(self, pixels_HWC: np.ndarray) -> np.ndarray:
+        width = round(PANEL * self.embedder.width / self.embedder.height)
+        return np.asarray(Image.fromarray(pixels_HWC).resize((width, PANEL), Image.Resampling.BILINEAR))
+
+
+def thumbnail(source: Source) -> np.ndarray:
+    """A small picture, its shape kept."""
+    image = Image.fromarray(decode(source))
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return np.asarray(image)
+
+
+def position_at(pair: Pair, x: float, y: float) -> int:
+    """The position of the map below a place of a panel, both as fractions in [0, 1]."""
+    width = len(pair.comask_L) // pair.map_height
+    row = min(int(y * pair.map_height), pair.map_height - 1)
+    return row * width + min(int(x * width), width - 1)
+
+
+def landing(query: Query, pair: Pair, position: int) -> tuple[np.ndarray, np.ndarray]:
+    """The query with that position framed, and the match with the place it lands on; the largest share is brightest."""
+    share_L = pair.matching_LL[position]
+    framed_HWC = query.panel_HWC.copy()
+    height, width = framed_HWC.shape[:2]
+    columns = len(share_L) // pair.map_height
+    row, column = divmod(position, columns)
+    top, bottom = (round(height * at / pair.map_height) for at in (row, row + 1))
+    left, right = (round(width * at / columns) for at in (column, column + 1))
+    inside_HWC = framed_HWC[top + 3 : bottom - 3, left + 3 : right - 3].copy()
+    framed_HWC[top:bottom, left:right] = _MARK
+    framed_HWC[top + 3 : bottom - 3, left + 3 : right - 3] = inside_HWC
+    return framed_HWC, overlay(pair.match_panel_HWC, share_L / share_L.max(), pair.map_height, HEAT)
+
+
+def masks(query: Query, pair: Pair) -> tuple[np.ndarray, np.ndarray]:
+    """Query and match with their person masks on them."""
+    return (
+        overlay(query.panel_HWC, pair.query_mask_L, pair.map_height, MASK),
+        overlay(pair.match_panel_HWC, pair.match_mask_L, pair.map_height, MASK),
+    )

@@ -1,0 +1,193 @@
+"""A data set's table: an ablation's rows beside the paper's and other published figures, as Markdown, HTML and JSON."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tacaf.files import shown, write_whole
+from tacaf.pages import render
+from tacaf.report.published import (
+    LLCM_NOTE,
+    NOT_MEASURED,
+    PAPER_TABLE_1,
+    PUBLISHED,
+    TABLE_1_NOTE,
+    TRAINING_IDENTITIES,
+)
+
+TEMPLATE = Path(__file__).with_name("comparison.html")
+TABLE = "table"
+SHOWN = ("rank1", "mAP", "mINP")
+
+Column = tuple[str, int | None]  # mode or direction, shots
+
+
+class Measured(NamedTuple):
+    """A row of ours: for every seed that is there the score JSONs of its model, and what it still lacks."""
+
+    key: str
+    text: str
+    seeds: list[list[dict]]
+    lacks: list[str]
+
+
+class Cell(NamedTuple):
+    """One figure in per cent and its spread: over seeds where there are several, else over the trials."""
+
+    mean: float
+    spread: float | None
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
+
+
+def cells(row: Measured) -> dict[Column, dict[str, Cell]]:
+    """What a row has measured, by column and measure. A column that one of its seeds lacks is left out."""
+    found: dict[Column, list[dict]] = {}
+    for results in row.seeds:
+        for result in results:
+            found.setdefault(column_of(result), []).append(result)
+    whole = {column: results for column, results in found.items() if len(results) == len(row.seeds)}
+    return {column: {name: _cell(results, name) for name in SHOWN} for column, results in whole.items()}
+
+
+def column_of(result: dict) -> Column:
+    return result["mode"] or result["direction"], result["shots"]
+
+
+def write_comparison(folder: Path, data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> list[Path]:
+    """Write table.md, table.html and table.json into `folder`, each whole or not at all; their paths.
+
+    facts: `set`, `identities` (of the training), `seeds`, and whatever else was the same for all rows; all of it stands
+    in the JSON and under the table.
+    """
+    content = _content(data_set, rows, facts)
+    texts = {
+        "md": _markdown(content),
+        "html": render(TEMPLATE, **content),
+        "json": json.dumps(_record(data_set, rows, facts), indent=1, allow_nan=False),
+    }
+    paths = []
+    for suffix, text in texts.items():
+        paths.append(folder / f"{TABLE}.{suffix}")
+        write_whole(paths[-1], text)
+    return paths
+
+
+def _cell(results: Sequence[dict], name: str) -> Cell:
+    means = [100 * result["mean"][name] for result in results]
+    if len(means) > 1:
+        return Cell(float(np.mean(means)), float(np.std(means, ddof=1)))
+    spread = results[0]["std"][name]
+    return Cell(means[0], None if spread is None else 100 * spread)
+
+
+def _content(data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> dict[str, Any]:
+    """What both renderings show, as text: columns, our rows, published rows, notes."""
+    measured = [cells(row) for row in rows]
+    columns = list(dict.fromkeys(column for found in measured for column in found))
+    seeds = len(facts["seeds"])
+    spread = f"over {seeds} seeds" if seeds > 1 else "over the splits" if data_set == "regdb" else "over the trials"
+    notes = [
+        f"Per cent; mean ± sample standard deviation {spread}. The last epoch's models; nothing chosen on the test."
+    ]
+    notes += _other_set(data_set, facts)
+    return {
+        "title": f"{facts['set']}: TACAFNet, row by row",
+        "columns": [_column_text(column) for column in columns],
+        "measures": [name.replace("rank1", "rank-1") for name in SHOWN],
+        "ours": [
+            {
+                "text": row.text,
+                "cells": [
+                    [str(found[column][name]) for name in SHOWN] if column in found else None for column in columns
+                ],
+                "lacks": "; ".join(row.lacks),
+            }
+            for row, found in zip(rows, measured, strict=True)
+        ],
+        "published": _published(data_set, columns),
+        "published_note": LLCM_NOTE if data_set == "llcm" else "",
+        "table_1": PAPER_TABLE_1 if data_set == "sysu_mm01" else (),
+        "table_1_note": TABLE_1_NOTE,
+        "notes": [*notes, *dict.fromkeys(_result_note(row) for row in rows if row.seeds)],
+        "facts": {name: shown(value) if isinstance(value, str) else json.dumps(value) for name, value in facts.items()},
+    }
+
+
+def _column_text(column: Column) -> str:
+    name, shots = column
+    return name.replace("_", " ") + (f", {shots} shot{'s' * (shots != 1)}" if shots else "")
+
+
+def _published(data_set: str, columns: Sequence[Column]) -> list[dict]:
+    """Published rank-1/mAP under the columns they belong to; rows that would be empty are left out."""
+    fields = [_published_field(data_set, *column) for column in columns]
+    found = []
+    for row in PUBLISHED:
+        values = [getattr(row, field) or "" if field else "" for field in fields]
+        if any(values):
+            found.append({"text": f"{row.method} (published)", "cells": values})
+    return found
+
+
+def _published_field(data_set: str, name: str, shots: int | None) -> str | None:
+    if data_set == "sysu_mm01":
+        return {"all_search": "sysu_all", "indoor_search": "sysu_indoor"}[name] if shots == 1 else None
+    return f"{data_set}_{name}"
+
+
+def _other_set(data_set: str, facts: dict[str, Any]) -> list[str]:
+    """A set of the layout but not of the size is another set, and the published figures say nothing about it."""
+    expected = TRAINING_IDENTITIES[data_set]
+    if facts["identities"] in expected:
+        return []
+    words = " or ".join(map(str, expected))
+    return [
+        f"This is not {data_set}: {facts['identities']} training identities instead of {words}. The published figures"
+        f" below are of the real data set and cannot be compared. {NOT_MEASURED}"
+    ]
+
+
+def _result_note(row: Measured) -> str:
+    """What all results of a row have in common."""
+    first = row.seeds[0][0]
+    parts = [first["protocol"], f"{len(first['trials'])} trials", first["metric"], f"excluded: {first['exclusion']}"]
+    parts += [f"{first['gallery_draw']} draw"] if first["gallery_draw"] else []
+    parts += [f"{first['embedding']} embedding", "flip" if first["flip"] else "no flip"]
+    parts += ["re-ranked" if first["rerank"] else "no re-ranking"]
+    return ", ".join(parts) + "."
+
+
+def _markdown(content: dict[str, Any]) -> str:
+    names = [f"{column}: {' / '.join(content['measures'])}" for column in content["columns"]]
+    lines = [f"# {content['title']}", "", *(f"{note}\n" for note in content["notes"])]
+    lines += [_line(["", *names, "missing"]), _line(["---"] * (len(names) + 2))]
+    for row in content["ours"]:
+        texts = [" / ".join(cell) if cell else "not measured" for cell in row["cells"]]
+        lines.append(_line([row["text"], *texts, row["lacks"]]))
+    lines += ["", "Published, rank-1/mAP, not measured here:", ""]
+    lines += [_line(["", *content["columns"]]), _line(["---"] * (len(names) + 1))]
+    lines += [_line([row["text"], *row["cells"]]) for row in content["published"]]
+    lines += ["", content["published_note"]] if content["published_note"] else []
+    if content["table_1"]:
+        lines += ["", f"The paper's Table 1 as printed. {content['table_1_note']}", ""]
+        lines += [_line(["", "rank-1/mAP"]), _line(["---"] * 2), *map(_line, content["table_1"])]
+    return "\n".join([*lines, "", *(f"- {name}: {value}" for name, value in content["facts"].items()), ""])
+
+
+def _line(parts: Sequence[str]) -> str:
+    return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
+
+
+def _record(data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> dict[str, Any]:
+    """The table for programs, in fractions, with every result that went into it."""
+    return {
+        "data_set": data_set,
+        **facts,
+        "complete": not any(row.lacks for row in rows),
+        "rows": [{"row": row.key, "text": row.text, "lacks": row.lacks, "results_of_seeds": row.seeds} for row in rows],
+    }

@@ -1,0 +1,88 @@
+"""How hard the procedural set is: colour histogram, baseline network and TACAFNet on the demo's set, one run each.
+
+    python perf/checks/demo_difficulty.py --shards demo/shards [--run demo/run] [--json FILE]
+
+The baseline is the same backbone, schedule and seed without channel augmentation, CMAAM and IPCAM. All are scored by
+SYSU-MM01's all_search, single shot, literature draw, on the set's test identities. One seed: it shows that the set is
+neither solved by colour nor saturated, not which method is better. `--run` takes TACAFNet's result from a finished run.
+"""
+
+from tacaf.start import start
+
+if __name__ == "__main__":
+    start("perf.checks.demo_difficulty")
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tacaf.command import Parser, entry, to_path
+from tacaf.data.index import ShardIndex
+from tacaf.data.reader import ShardReader
+from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.results import read_result
+from tacaf.evaluation.score import score
+from tacaf.files import write_json
+from tacaf.provenance import environment
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+RESULT = "results/sysu_mm01-all_search-1shot-literature.json"
+BASELINE = ("model.cmaam.enabled=false", "model.ipcam.enabled=false", "data.plan.channel_augment=false")
+STRIPES, BINS = 6, 6
+
+
+def histogram(pixels: np.ndarray) -> np.ndarray:
+    """The joint histogram of red, green and blue in six stripes; square roots make cosine the Hellinger distance."""
+    parts = []
+    for stripe in np.array_split(pixels, STRIPES):
+        counts, _ = np.histogramdd(stripe.reshape(-1, 3), bins=BINS, range=[(0, 256)] * 3)
+        parts.append(np.sqrt(counts.ravel() / counts.sum()))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def histogram_result(index: ShardIndex) -> dict:
+    """The score JSON of the histogram as the embedding."""
+    rows, reader = index.rows_of(index.pids_of("test")), ShardReader(index)
+    features = np.stack([histogram(reader.pixels(int(row))) for row in rows])
+    columns = {name: np.asarray(index.columns[name][rows]) for name in ("pid", "camid", "modality", "number")}
+    known = {"split": "test", "embedding": "colour histogram", "trained_on": "nothing"}
+    return score(FeatureSet(features, **columns), "sysu_mm01", circumstances=known)
+
+
+def trained_result(shards: Path, overrides: tuple[str, ...]) -> dict:
+    """Train by the demo's configuration with these overrides; its score JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        values = (f"run={run}", f"data.shards={shards.resolve()}", "evaluation.every=0", *overrides)
+        settings = [part for value in values for part in ("--set", value)]
+        command = [sys.executable, "launch/train.py", "--config", "launch/configs/demo.yaml", *settings]
+        subprocess.run(command, cwd=ROOT, check=True)
+        return read_result(run / RESULT)
+
+
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shards", type=to_path, required=True)
+    parser.add_argument("--run", type=to_path, help="a finished run of the demo's configuration on these shards")
+    parser.add_argument("--json", type=to_path)
+    wanted = parser.parse_args(argv)
+    results = {
+        "colour histogram": histogram_result(ShardIndex.open(wanted.shards)),
+        "baseline": trained_result(wanted.shards, BASELINE),
+        "TACAFNet": read_result(wanted.run / RESULT) if wanted.run else trained_result(wanted.shards, ()),
+    }
+    if wanted.json:
+        write_json(wanted.json, {"environment": environment(1), "results": results})
+    for name, result in results.items():
+        mean = result["mean"]
+        print(
+            f"{name:17} rank-1 {100 * mean['rank1']:5.2f} %  mAP {100 * mean['mAP']:5.2f} %  "
+            f"chance rank-1 {100 * result['chance_rank1']:.2f} %"
+        )
+    return 0

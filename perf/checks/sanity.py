@@ -1,0 +1,388 @@
+"""Four checks of the method that do not hang on how hard the benchmark is; each says what it expects and what came.
+
+    python perf/checks/sanity.py --run RUN [RUN ...] --shards SHARDS --raw RAW --out WORK [--checks ...] [--json FILE]
+
+RUN: finished runs of launch/train.py on the benchmark packed in SHARDS, whose raw folders are RAW. Two checks train
+anew, with the first run's configuration; what is finished in WORK is kept. Exit status 1 if a check does not hold.
+
+correspondence  pairs with a known answer (known_people.py): the share of a person's positions whose best match
+                under CMAAM's similarity lies within one cell of the truth; before and after training, against chance
+                and against the answer "where it was"; on features and on their deviations (model.cmaam.matching)
+modality        a linear probe tells the modality from the embedding of unseen identities, before and after training
+shuffled        a training whose labels were shuffled must not beat the untrained network; with the queries' identities
+                permuted, a trained one must be at chance
+overfit         trained on 8 identities, the 8 are found without a mistake
+"""
+
+from tacaf.start import start
+
+if __name__ == "__main__":
+    start("perf.checks.sanity")
+
+import argparse
+import csv
+import io
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from launch.evaluate import embed_identities
+from launch.study.trainings import Training
+from perf.checks.known_people import CAMERAS, Picture, moved_pair, pictures
+from shards.pedestrians.benchmarks import BENCHMARKS, Benchmark
+from shards.sources import manifest
+from tacaf.command import Parser, entry, to_path
+from tacaf.data.index import ShardIndex, select_training
+from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.score import score
+from tacaf.files import write_json, write_whole
+from tacaf.model.cmaam import Matched
+from tacaf.model.correspondence import LAYERS, Correspondence, correspondences
+from tacaf.model.file import load_model
+from tacaf.model.norm import BatchNorm1d, BatchNorm2d
+from tacaf.model.pooling import gem
+from tacaf.model.tacafnet import TacafNet
+from tacaf.provenance import environment, git_commit
+from tacaf.search.embedder import MODEL, Embedder
+from tacaf.train.config import Config, dump_config, load_config
+from tacaf.train.engine import Place
+from tacaf.train.leak import refuse_other_set
+from tacaf.train.new_model import build_model
+from tacaf.vocabulary import InputError, Modality
+
+SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that "where it was" is wrong by two
+HALVES, PERMUTATIONS, IDENTITIES, OVERFIT_STEPS = 10, 100, 8, 300
+CHECKS = ("correspondence", "modality", "shuffled", "overfit")
+
+
+class Subject(NamedTuple):
+    """A finished run, with its model before and after the training, both in evaluation mode."""
+
+    run: Path
+    config: Config
+    before: TacafNet
+    after: TacafNet
+
+
+def load_subject(run: Path, index: ShardIndex, benchmark: Benchmark, people: int) -> Subject:
+    """InputError unless `run` is finished."""
+    if not (run / MODEL).exists():
+        raise InputError(f"expected a finished run at {run}, found no {MODEL} in it; train it to its end")
+    config = load_config(run / "config.yaml", [])
+    refuse_other_set(run, load_model(run / MODEL)[1], index)
+    embedder = Embedder.load(run)
+    assert embedder.model is not None
+    before, _ = build_model(config, select_training(index, config.data.split).identities)
+    settle(before, *(read(embedder, pictures(benchmark, modality, people), modality) for modality in CAMERAS))
+    return Subject(run, config, before, embedder.model)
+
+
+def read(embedder: Embedder, known: list[tuple[np.ndarray, np.ndarray]], modality: Modality) -> torch.Tensor:
+    return torch.stack([embedder.read(pixels_HWC, modality) for pixels_HWC, _ in known])
+
+
+@torch.no_grad()
+def settle(model: TacafNet, visible_BCHW: torch.Tensor, infrared_BCHW: torch.Tensor) -> None:
+    """Give a new model the running statistics of these images: without any, nothing of it could be compared."""
+    for part in model.modules():
+        if isinstance(part, BatchNorm1d | BatchNorm2d):
+            part.momentum = 1.0
+    model.train()
+    _, layer4_BCHW = model.backbone(torch.cat([visible_BCHW, infrared_BCHW]), len(visible_BCHW))
+    pooled_BNC = gem(layer4_BCHW, model.config.ipcam.levels if model.ipcam else (1,))
+    model.head.neck(pooled_BNC[:, 0])
+    if model.ipcam:
+        model.ipcam(pooled_BNC)
+    model.eval()
+
+
+def matches(matching_LL: torch.Tensor, person_HW: torch.Tensor, other_HW: torch.Tensor, down: int) -> dict[str, float]:
+    """Shares of the positions that are mostly person, here and `down` rows lower in the other picture.
+
+    within, exact: whose best match lies within one cell of the truth, or on it; the same for a target drawn at random
+    (chance) and for the position itself (still). Empty where there is no such position.
+    """
+    height, width = person_HW.shape
+    found: dict[str, list[float]] = {name: [] for name in ("within", "exact", "chance", "chance_exact", "still")}
+    for row in range(max(0, -down), min(height, height - down)):
+        for column in range(width):
+            if person_HW[row, column] <= 0.5 or other_HW[row + down, column] <= 0.5:
+                continue
+            best = divmod(int(matching_LL[row * width + column].argmax()), width)
+            off = max(abs(best[0] - row - down), abs(best[1] - column))
+            near = sum(abs(y - row - down) <= 1 for y in range(height)) * sum(
+                abs(x - column) <= 1 for x in range(width)
+            )
+            found["within"].append(off <= 1)
+            found["exact"].append(off == 0)
+            found["chance"].append(near / (height * width))
+            found["chance_exact"].append(1 / (height * width))
+            found["still"].append(abs(down) <= 1)
+    return {name: float(np.mean(values)) for name, values in found.items() if values}
+
+
+def correspondence(subjects: list[Subject], benchmark: Benchmark, people: int) -> dict[str, Any]:
+    """Matched as the model was trained to, and in the other way; the verdict is on its own."""
+    pairs = [moved_pair(benchmark, number, SHIFT) for number in range(people)]
+    found: dict[str, Any] = {"pairs": people, "shift": SHIFT, "runs": {}}
+    verdicts = []
+    for subject in subjects:
+        embedder, config = Embedder.load(subject.run), subject.config.model.cmaam
+        visible, infrared = (
+            read(embedder, [pair[side] for pair in pairs], modality) for side, modality in enumerate(Modality)
+        )
+        own = found["runs"][subject.run.name] = {"beta": config.beta, "matching": config.matching}
+        for way in get_args(Matched):
+            looked = config.model_copy(update={"matching": way})
+            for time, model in (("before", subject.before), ("after", subject.after)):
+                seen = correspondences(model, visible, Modality.VISIBLE, infrared, Modality.INFRARED, looked)
+                for layer in LAYERS:
+                    own[f"{way}, layer {layer}, {time}"] = spread(_shares(seen[layer], pairs))
+        ways = [[own[f"{config.matching}, layer {layer}, {time}"] for time in ("before", "after")] for layer in LAYERS]
+        verdicts += [finds_more(before, after) for before, after in ways]
+    found["rule"] = "after training: within one cell more often than before, than chance and than where it was"
+    found["holds"] = all(verdicts)
+    return found
+
+
+def finds_more(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> bool:
+    return after["within"][0] > max(before["within"][0], after["chance"][0], after["still"][0])
+
+
+def _shares(seen: Correspondence, pairs: list[tuple[Picture, Picture]]) -> list[dict[str, float]]:
+    """`matches` of every pair that has a person's position in both pictures."""
+    size = (seen.height, seen.width)
+    cells = [[F.adaptive_avg_pool2d(torch.from_numpy(cut)[None], size)[0] for _, cut in pair] for pair in pairs]
+    down = round(SHIFT * seen.height)
+    shares = [matches(matching_LL, *cell, down) for matching_LL, cell in zip(seen.matching_NLL, cells, strict=True)]
+    return [share for share in shares if share]
+
+
+def spread(shares: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Name to mean over the pairs and its standard error."""
+    if len(shares) < 2:
+        raise InputError(
+            f"expected at least 2 pairs with the person in both pictures, got {len(shares)}; raise --people"
+        )
+    return {
+        name: (
+            float(np.mean([share[name] for share in shares])),
+            float(np.std([share[name] for share in shares], ddof=1) / len(shares) ** 0.5),
+        )
+        for name in shares[0]
+    }
+
+
+def embedded(model: TacafNet, index: ShardIndex, split: str, config: Config) -> FeatureSet:
+    size = config.data.augment
+    place = Place(0, 1, torch.device("cpu"))
+    return embed_identities(model, index, index.pids_of(split), size.height, size.width, config.evaluation, place)[0]
+
+
+def probe(features: FeatureSet, generator: np.random.Generator) -> float:
+    """Balanced accuracy of a ridge regression on the modality, fitted on half of the identities, on the other half."""
+    pids = np.unique(features.pid)
+    own = np.isin(features.pid, generator.permutation(pids)[: len(pids) // 2])
+    values = np.asarray(features.features, np.float64)
+    values = (values - values[own].mean(0)) / (values[own].std(0) + 1e-6)
+    answer = np.where(features.modality == Modality.VISIBLE.code, 1.0, -1.0)
+    fitted, penalty = values[own], 0.01 * own.sum()
+    weight = np.linalg.solve(fitted.T @ fitted + penalty * np.eye(values.shape[1]), fitted.T @ answer[own])
+    said = values @ weight
+    middle = (said[own & (answer > 0)].mean() + said[own & (answer < 0)].mean()) / 2
+    right = (said > middle) == (answer > 0)
+    return float(np.mean([right[~own & (answer == kind)].mean() for kind in (1, -1)]))
+
+
+def modality(subjects: list[Subject], index: ShardIndex) -> dict[str, Any]:
+    found: dict[str, Any] = {"chance": 0.5, "halves": HALVES, "runs": {}}
+    for subject in subjects:
+        own = found["runs"][subject.run.name] = {}
+        for time, model in (("before", subject.before), ("after", subject.after)):
+            features = embedded(model, index, "val", subject.config)
+            values = [probe(features, np.random.default_rng(seed)) for seed in range(HALVES)]
+            own[time] = (float(np.mean(values)), float(np.std(values, ddof=1)))
+    found["rule"] = "after training: a lower balanced accuracy than before"
+    found["holds"] = all(own["after"][0] < own["before"][0] for own in found["runs"].values())
+    return found
+
+
+def shuffled(subject: Subject, index: ShardIndex, raw: Path, out: Path) -> dict[str, Any]:
+    """Trained on labels that say nothing; and a trained model asked for identities that are not the query's."""
+    rows = listed(raw)
+    generator = np.random.default_rng(0)
+    for modality in Modality:
+        own = [row for row in rows if row["split"] == "train" and row["modality"] == modality]
+        pids = generator.permutation([row["pid"] for row in own])
+        for row, pid in zip(own, pids, strict=True):
+            row["pid"] = int(pid)
+    run = train(subject, pack(rows, raw, out / "shuffled"), out / "shuffled-run", "evaluation.every=0")
+    scores = {}
+    for name, model in (
+        ("untrained", subject.before), ("shuffled labels", Embedder.load(run).model), ("trained", subject.after)
+    ):  # fmt: skip
+        assert model is not None
+        scores[name] = rank1(embedded(model, index, "val", subject.config))
+    whole = embedded(subject.after, index, "val", subject.config)
+    permuted = [rank1(permuted_queries(whole, np.random.default_rng(seed)))[0] for seed in range(PERMUTATIONS)]
+    chance = score(whole, "sysu_mm01")["chance_rank1"]
+    error = float(np.std(permuted, ddof=1) / len(permuted) ** 0.5)
+    found = {
+        "chance": chance,
+        "rank1": scores,
+        "rank1 with permuted queries": (float(np.mean(permuted)), error),
+        "rule": "shuffled labels: no better than untrained; permuted queries: chance within 3 standard errors",
+        "holds": learned_nothing(scores["shuffled labels"][0], scores["untrained"][0]) and at_chance(permuted, chance),
+    }
+    return found
+
+
+def learned_nothing(shuffled_rank1: float, untrained_rank1: float) -> bool:
+    return shuffled_rank1 <= untrained_rank1
+
+
+def at_chance(values: list[float], chance: float) -> bool:
+    error = np.std(values, ddof=1) / len(values) ** 0.5
+    return bool(abs(np.mean(values) - chance) <= 3 * error)
+
+
+def permuted_queries(features: FeatureSet, generator: np.random.Generator) -> FeatureSet:
+    """Every infrared image under the name of an identity drawn anew, the images of one identity under one name."""
+    pids = np.unique(features.pid)
+    named = generator.permutation(pids)
+    other = named[np.searchsorted(pids, features.pid)]
+    return replace(features, pid=np.where(features.modality == Modality.INFRARED.code, other, features.pid))
+
+
+def rank1(features: FeatureSet) -> tuple[float, float]:
+    """Mean and standard deviation over the trials of all_search, single shot."""
+    result = score(features, "sysu_mm01")
+    return result["mean"]["rank1"], result["std"]["rank1"]
+
+
+def overfit(subject: Subject, raw: Path, out: Path) -> dict[str, Any]:
+    rows = listed(raw)
+    kept = sorted({row["pid"] for row in rows if row["split"] == "train"})[:IDENTITIES]
+    rows = [row for row in rows if row["pid"] in kept or row["split"] == "val"]
+    shards = pack(rows, raw, out / "overfit")
+    length = ("train.epochs=1", f"train.steps_per_epoch={OVERFIT_STEPS}", "evaluation.every=0")
+    run = train(subject, shards, out / "overfit-run", *length)
+    model = Embedder.load(run).model
+    assert model is not None
+    features = embedded(model, ShardIndex.open(shards), "train", subject.config)
+    value = score(features, "generic", direction="infrared_to_visible")["mean"]["rank1"]
+    return {
+        "identities": IDENTITIES,
+        "steps": OVERFIT_STEPS,
+        "rank1": value,
+        "rule": "every infrared image of the 8 finds its person first",
+        "holds": value == 1,
+    }
+
+
+def listed(raw: Path) -> list[dict[str, Any]]:
+    """The images of a raw set in SYSU-MM01's layout that train and validate, as lines of a manifest."""
+    kinds = {camid: kind for kind, cameras in CAMERAS.items() for camid in cameras}
+    return [
+        {"path": str(path.relative_to(raw)), "pid": pid, "modality": kinds[camid], "camid": camid, "split": split}
+        for split in ("train", "val")
+        for pid in map(int, (raw / "exp" / f"{split}_id.txt").read_text().split(","))
+        for camid in sorted(kinds)
+        for path in sorted((raw / f"cam{camid}" / f"{pid:04d}").glob("*.jpg"))
+    ]
+
+
+def pack(rows: list[dict[str, Any]], raw: Path, out: Path) -> Path:
+    """A shard set of these lines, unless it is there. InputError where a set of other lines is."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    lines = out.with_name(f"{out.name}.csv")
+    if (out / "index.json").exists():
+        if not lines.exists() or lines.read_text() != text.getvalue():
+            raise InputError(f"{out}: expected the set of this run and raw folder, got another's; give another --out")
+        return out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(lines, text.getvalue())
+    manifest.pack(raw, out, lines)
+    return out
+
+
+def train(subject: Subject, shards: Path, run: Path, *settings: str) -> Path:
+    """The subject's recipe on another set; the run, finished. InputError where a run of another recipe is."""
+    file = run.with_name(f"{run.name}.yaml")
+    write_whole(file, dump_config(subject.config))
+    values = [f"data.shards={shards}", "data.split=train", "train.start_from=null", *settings]
+    values += ["evaluation.protocol=generic", "evaluation.split=val", "evaluation.directions=[infrared_to_visible]"]
+    values += ["evaluation.gallery_draw=null"]
+    training = Training(run, file, tuple(values))
+    training.refuse_other_settings()
+    if not training.finished():
+        status = subprocess.run(training.command(1), check=False).returncode
+        if status != 0:
+            raise InputError(f"expected the training {run} to end, got status {status}; its words are above")
+    return run
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=to_path, nargs="+", required=True)
+    parser.add_argument("--shards", type=to_path, required=True)
+    parser.add_argument("--raw", type=to_path, required=True)
+    parser.add_argument("--out", type=to_path, required=True, help="sets and runs of the checks that train go there")
+    parser.add_argument("--checks", nargs="+", choices=CHECKS, default=CHECKS)
+    parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), default="plain_1")
+    parser.add_argument(
+        "--people", type=int, default=200, help="for the correspondence and the statistics before training"
+    )
+    parser.add_argument("--json", type=to_path)
+    return parser.parse_args(argv)
+
+
+def check(wanted: argparse.Namespace) -> dict[str, Any]:
+    """Every check asked for, by name."""
+    benchmark, index = BENCHMARKS[wanted.benchmark], ShardIndex.open(wanted.shards)
+    if wanted.people < 2:
+        raise InputError(f"expected at least 2 in --people, for a spread, got {wanted.people}; raise it")
+    others = {one.set_name for one in BENCHMARKS.values()} - {benchmark.set_name}
+    if index.name in others:
+        raise InputError(f"expected shards of {benchmark.set_name}, got {index.name}; name it with --benchmark")
+    if not (wanted.raw / "exp" / "val_id.txt").is_file():
+        raise InputError(
+            f"expected a benchmark's raw folders at {wanted.raw}, found no exp/val_id.txt; synth makes them"
+        )
+    subjects = [load_subject(run, index, benchmark, wanted.people) for run in wanted.run]
+    out = wanted.out.resolve()
+    todo = {
+        "correspondence": lambda: correspondence(subjects, benchmark, wanted.people),
+        "modality": lambda: modality(subjects, index),
+        "shuffled": lambda: shuffled(subjects[0], index, wanted.raw, out),
+        "overfit": lambda: overfit(subjects[0], wanted.raw, out),
+    }
+    return {name: todo[name]() for name in wanted.checks}
+
+
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    wanted = parse(argv)
+    found = check(wanted)
+    if wanted.json:
+        facts = {
+            "benchmark": wanted.benchmark,
+            "set": ShardIndex.open(wanted.shards).name,
+            "runs": [run.name for run in wanted.run],
+        }
+        content = {**facts, "commit": git_commit(), "environment": environment(1), "checks": found}
+        write_json(wanted.json, content)
+    for name, one in found.items():
+        print(f"{name}: {'holds' if one['holds'] else 'DOES NOT HOLD'} ({one['rule']})")
+        print(json.dumps({key: value for key, value in one.items() if key not in ("rule", "holds")}, indent=1))
+    return 0 if all(one["holds"] for one in found.values()) else 1

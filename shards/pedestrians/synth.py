@@ -1,0 +1,241 @@
+"""A procedural visible-infrared pedestrian set, written in the exact folder layout of a public set.
+
+Every picture is a pure function of (seed, pid, camera, number), so the files are the same for any number of workers.
+For demos and tests: it says nothing about results on the public sets. Source: ours; layouts: SYSU-MM01, RegDB, LLCM.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from shards.pedestrians.scene import Difficulty, draw_camera, draw_view, render
+from shards.pedestrians.wardrobe import PRESENCE, SPLIT, dice, draw_person
+from tacaf.draws import Stream, permutation
+from tacaf.files import whole_folder
+from tacaf.vocabulary import InputError, Modality
+
+GENERATOR_VERSION = 1  # changes whenever the pictures of a seed change
+BENCHMARK = Difficulty()
+LEAST_IDENTITIES = 8
+REGDB_IMAGES = 10  # of each modality, as in the real set
+REGDB_SPLITS = 10
+_SYSU_INFRARED = (3, 6)
+_SYSU_LOCATIONS = {1: 1, 2: 2, 3: 2, 4: 4, 5: 5, 6: 6}  # cameras 2 and 3 look at one room
+_POOL_FROM = 200  # fewer pictures are drawn faster in this process than by starting others
+_CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One picture to make: what it shows, and its path inside the set. `number` is 1-based."""
+
+    pid: int
+    camid: int
+    modality: Modality
+    number: int
+    location: int = 0  # cameras of one location look at the same place
+    path: str = ""
+
+
+@dataclass(frozen=True)
+class _World:
+    seed: int
+    height: int
+    difficulty: Difficulty
+    root: str
+
+
+def camera_key(camid: int, modality: Modality) -> int:
+    """The number a camera's draws are made for; a camera that sees both modalities counts as two."""
+    return camid + 1000 * modality.code
+
+
+def picture(seed: int, shot: Shot, height: int = 256, difficulty: Difficulty = BENCHMARK) -> tuple[np.ndarray, int]:
+    """The pixels of a shot (uint8 [H, W, 3]) and the JPEG quality of its camera: a pure function of the arguments."""
+    key = camera_key(shot.camid, shot.modality)
+    camera = draw_camera(seed, key, shot.location, shot.modality, difficulty)
+    view = draw_view(seed, shot.pid, key, shot.number, camera, difficulty)
+    return render(_person(seed, shot.pid), view, camera, shot.modality, height), view.quality
+
+
+_person = lru_cache(maxsize=64)(draw_person)
+
+
+def _write(world: _World, shots: list[Shot]) -> int:
+    for shot in shots:
+        pixels, quality = picture(world.seed, shot, world.height, world.difficulty)
+        path = Path(world.root, shot.path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        encoded = io.BytesIO()
+        if path.suffix == ".bmp":
+            Image.fromarray(pixels).save(encoded, "BMP")
+        else:
+            Image.fromarray(pixels).save(encoded, "JPEG", quality=quality)
+        path.write_bytes(encoded.getvalue())
+    return len(shots)
+
+
+def _present(seed: int, pid: int, visible: Iterable[int], infrared: Iterable[int]) -> set[int]:
+    """The camera keys that saw `pid`: most of them, always at least one of each modality."""
+    d = dice(PRESENCE, seed, 0, pid)
+    keys = set()
+    for modality, cameras in ((Modality.VISIBLE, tuple(visible)), (Modality.INFRARED, tuple(infrared))):
+        sure = d.choice(cameras)
+        for camid in cameras:
+            if d.chance(0.88) or camid == sure:
+                keys.add(camera_key(camid, modality))
+    return keys
+
+
+def _shares(seed: int, identities: int) -> dict[str, list[int]]:
+    """Sorted pids (1-based) of the train, val and test parts, about 60/20/20 of them."""
+    order = permutation(identities, Stream.SYNTH, seed, SPLIT, 0) + 1
+    part = max(2, round(identities * 0.2))
+    shares = {"test": order[:part], "val": order[part : 2 * part], "train": order[2 * part :]}
+    return {name: sorted(pids.tolist()) for name, pids in shares.items()}
+
+
+def _sysu_mm01(seed: int, identities: int, images: int) -> tuple[list[Shot], dict[str, str]]:
+    infrared = _SYSU_INFRARED
+    visible = tuple(camid for camid in range(1, 7) if camid not in infrared)
+    shots = []
+    for pid in range(1, identities + 1):
+        seen = _present(seed, pid, visible, infrared)
+        for camid in range(1, 7):
+            modality = Modality.INFRARED if camid in infrared else Modality.VISIBLE
+            if camera_key(camid, modality) in seen:
+                for number in range(1, images + 1):
+                    path = f"cam{camid}/{pid:04d}/{number:04d}.jpg"
+                    shots.append(Shot(pid, camid, modality, number, _SYSU_LOCATIONS[camid], path))
+    lists = {**_shares(seed, identities), "available": list(range(1, identities + 1))}
+    return shots, {f"exp/{name}_id.txt": ",".join(map(str, pids)) + "\n" for name, pids in lists.items()}
+
+
+def _regdb(seed: int, identities: int, images: int) -> tuple[list[Shot], dict[str, str]]:
+    """Ten images of each modality whatever `images` is, as in the real set; the ten splits are random halves."""
+    folders = {Modality.VISIBLE: ("Visible", "v"), Modality.INFRARED: ("Thermal", "t")}
+    shots = [
+        Shot(pid, 0, modality, number, 0, f"{folder}/{pid}/person_{letter}_{number:05d}_{pid}.bmp")
+        for modality, (folder, letter) in folders.items()
+        for pid in range(1, identities + 1)
+        for number in range(1, REGDB_IMAGES + 1)
+    ]
+    texts = {}
+    for split in range(1, REGDB_SPLITS + 1):
+        order = permutation(identities, Stream.SYNTH, seed, SPLIT, split) + 1
+        half = identities // 2
+        for part, pids in (("train", order[:half]), ("test", order[half:])):
+            label = {pid: number for number, pid in enumerate(sorted(pids.tolist()))}
+            for modality, (folder, _) in folders.items():
+                lines = [f"{s.path} {label[s.pid]}\n" for s in shots if s.modality is modality and s.pid in label]
+                texts[f"idx/{part}_{folder.lower()}_{split}.txt"] = "".join(lines)
+    return shots, texts
+
+
+def _llcm(seed: int, identities: int, images: int) -> tuple[list[Shot], dict[str, str]]:
+    """Two thirds of the identities train (vis/, nir/ with lists), the others test (test_vis/camN/, test_nir/camN/)."""
+    order = permutation(identities, Stream.SYNTH, seed, SPLIT, 0) + 1
+    test = sorted(order[: identities // 3].tolist())
+    train = sorted(order[identities // 3 :].tolist())
+    label = {pid: number for number, pid in enumerate(train)}
+    cameras = {Modality.VISIBLE: range(1, 10), Modality.INFRARED: (1, 2, 4, 5, 6, 7, 8, 9)}
+    shots, lines = [], {"vis": "", "nir": ""}
+    for pid in range(1, identities + 1):
+        seen = _present(seed, pid, cameras[Modality.VISIBLE], cameras[Modality.INFRARED])
+        for modality, name in ((Modality.VISIBLE, "vis"), (Modality.INFRARED, "nir")):
+            for camid in cameras[modality]:
+                if camera_key(camid, modality) not in seen:
+                    continue
+                for number in range(1, images + 1):
+                    file = f"{pid:04d}_c{camid:02d}_f{number:04d}_{name}.jpg"
+                    folder = f"{name}/{pid:04d}" if pid in label else f"test_{name}/cam{camid}/{pid:04d}"
+                    shots.append(Shot(pid, camid, modality, number, camid, f"{folder}/{file}"))
+                    if pid in label:
+                        lines[name] += f"{folder}/{file} {label[pid]}\n"
+    texts = {f"idx/train_{name}.txt": text for name, text in lines.items()}
+    return shots, {**texts, "idx/test_id.txt": ",".join(map(str, test)) + "\n"}
+
+
+_LAYOUTS: dict[str, Callable[[int, int, int], tuple[list[Shot], dict[str, str]]]] = {
+    "sysu_mm01": _sysu_mm01,
+    "regdb": _regdb,
+    "llcm": _llcm,
+}
+
+
+def _check(out: Path, layout: str, identities: int, seed: int, images: int, height: int, workers: int | None) -> None:
+    if layout not in _LAYOUTS:
+        raise InputError(f"expected a layout of {', '.join(_LAYOUTS)}, got {layout!r}; choose one of them")
+    ranges = {
+        "identities": (identities, LEAST_IDENTITIES, 9999),
+        "seed": (seed, 0, 2**32 - 1),
+        "images_per_camera": (images, 1, 9999),
+        "height": (height, 32, 2048),
+        "workers": (1 if workers is None else workers, 1, 1024),
+    }
+    for name, (value, low, high) in ranges.items():
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise InputError(f"expected {name} to be a whole number from {low} to {high}, got {value!r}; change {name}")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"expected a new or empty folder, got {out}, which is not; remove it or name another")
+
+
+def synthesise(
+    out: Path,
+    layout: str = "sysu_mm01",
+    identities: int = 64,
+    seed: int = 0,
+    images_per_camera: int = 4,
+    height: int = 256,
+    workers: int | None = None,
+    difficulty: Difficulty = BENCHMARK,
+    texts: Mapping[str, str] | None = None,
+) -> dict:
+    """Write a procedural set to the folder `out`, which must be new or empty, and return what was written.
+
+    `height` is in pixels and varies by 10 % between pictures; `workers` is the number of processes (None: one per core
+    this process may use). The files do not depend on it. `regdb` always has ten images of each modality. `texts` are
+    more files to write, by name.
+    Raises InputError. Everything is written beside `out` and renamed at the end: after a failure `out` does not exist.
+    """
+    out = Path(out)
+    _check(out, layout, identities, seed, images_per_camera, height, workers)
+    shots, lists = _LAYOUTS[layout](seed, identities, images_per_camera)
+    out.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with whole_folder(out.resolve(), sync=False) as folder:
+        _write_all(_World(seed, height, difficulty, str(folder)), shots, workers)
+        for name, text in {**lists, **(texts or {})}.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+    visible = sum(shot.modality is Modality.VISIBLE for shot in shots)
+    return {
+        "layout": layout,
+        "identities": identities,
+        "images": len(shots),
+        "visible": visible,
+        "infrared": len(shots) - visible,
+        "cameras": len({(shot.camid, shot.modality) for shot in shots}),
+        "seed": seed,
+        "generator_version": GENERATOR_VERSION,
+    }
+
+
+def _write_all(world: _World, shots: list[Shot], workers: int | None) -> None:
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers == 1 or len(shots) < _POOL_FROM:
+        _write(world, shots)
+        return
+    chunks = [shots[start : start + _CHUNK] for start in range(0, len(shots), _CHUNK)]
+    # spawn, because forking a process that may already run threads (torch) can hang
+    with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
+        for _ in pool.map(_write, [world] * len(chunks), chunks):
+            pass

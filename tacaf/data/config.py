@@ -1,0 +1,55 @@
+"""The settings of the training images: which set, which batches, how they are read and augmented."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from tacaf.data.augment import AugmentConfig
+from tacaf.data.plan import PlanConfig
+from tacaf.data.storage import RemoteConfig
+from tacaf.files import path_of
+from tacaf.settings import Settings
+from tacaf.vocabulary import InputError
+
+
+def _folder_or_address(text: str) -> str:
+    """The folder with `~` expanded; an address as it is."""
+    try:
+        return text if "://" in text else str(path_of(text))
+    except InputError as error:
+        raise ValueError(str(error)) from None
+
+
+class DataConfig(Settings):
+    """Which images, in which batches."""
+
+    shards: Annotated[str, AfterValidator(_folder_or_address)] = Field(
+        ...,
+        max_length=4096,
+        description="Folder of a shard set (python -m shards pack), or its address: http://, https://, s3:// ...",
+    )
+    remote: RemoteConfig = Field(default_factory=RemoteConfig, description="How a set at an address is read.")
+    split: str = Field(
+        "trainval",
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description=(
+            "Training identities: trainval (the literature's), train (val chooses), or a named split such as train_1."
+        ),
+    )
+    plan: PlanConfig = Field(default_factory=PlanConfig, description="How a global batch is put together.")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Input size and augmentation.")
+    threads: int = Field(2, ge=1, le=1024, description="DALI threads per rank.")
+    prefetch: int = Field(2, ge=1, le=1024, description="Batches prepared ahead.")
+    workers: int = Field(
+        0, ge=0, le=1024, description="Processes per rank that read images, for slow storage; 0: the rank itself reads."
+    )
+    on_bad_sample: Literal["stop", "replace"] = Field(
+        "stop",
+        description=(
+            "An image that cannot be read or decoded: stop naming it, or show the next sound one of the same identity"
+            " and modality instead. Evaluation always stops."
+        ),
+    )
+    bad_sample_share: float = Field(
+        0.001, ge=0, lt=1, description="With replace: stop when more than this share of the images was unusable."
+    )

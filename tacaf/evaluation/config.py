@@ -1,0 +1,132 @@
+"""The settings of an evaluation: what is scored at the end of a training, and how often before."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any, Literal, NamedTuple
+
+from pydantic import Field, model_validator
+
+from tacaf.evaluation.protocols import LISTED, PROTOCOLS
+from tacaf.evaluation.rerank import Rerank
+from tacaf.evaluation.trials import Setting, choose_setting
+from tacaf.settings import Settings, UserPath
+from tacaf.shard_set import Camid
+from tacaf.vocabulary import Embedding, InputError
+
+MOST_EPOCHS = 10**6
+
+
+class Asked(NamedTuple):
+    """One thing to score under a protocol."""
+
+    mode: str | None
+    direction: str | None
+    shots: int
+
+
+def _no_word(word: str, what: str, words: Iterable[str]) -> str:
+    """Not one of these words, and which is near."""
+    *most, last = words
+    near = difflib.get_close_matches(word, [*most, last], n=1)
+    return f"expected {what} {', '.join(most)} or {last}, got {word!r}; " + (
+        f"did you mean {near[0]!r}?" if near else "choose one of them"
+    )
+
+
+class EvaluationConfig(Settings):
+    """What is scored, and how often."""
+
+    every: int = Field(
+        10, ge=0, le=MOST_EPOCHS, description="Epochs between evaluations while training; 0: only at the end."
+    )
+    protocol: str = Field("sysu_mm01", description="sysu_mm01, regdb, llcm or generic.")
+    split: Literal["test", "val"] = Field(
+        "test",
+        description=(
+            "Identities scored at the end: test, or val while settings are being chosen (needs data.split: train)."
+        ),
+    )
+    modes: tuple[str, ...] = Field(
+        ("all_search", "indoor_search"), description="SYSU-MM01: modes scored at the end; the first one while training."
+    )
+    directions: tuple[str, ...] = Field(
+        (), description="Other protocols: directions scored at the end; empty: every one the protocol has."
+    )
+    shots: tuple[int, ...] = Field(
+        (1, 10), description="Gallery images per identity and camera scored at the end; the first one while training."
+    )
+    gallery_draw: Literal["official", "literature"] | None = Field(
+        None, description="null: official where the authors' permutations are given, else literature."
+    )
+    splits: UserPath | None = Field(None, description="Folder with rand_perm_cam.mat, for the official draw.")
+    metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance between embeddings.")
+    embedding: Embedding = Field(
+        "full",
+        description=(
+            "full: global feature, global node and part nodes; global_and_parts: without the global node; global_only:"
+            " the global feature."
+        ),
+    )
+    rerank: tuple[float, float, float] | None = Field(
+        None, description="k1, k2, lambda of k-reciprocal re-ranking, usually 20, 6, 0.3; null: none."
+    )
+    exclude: str | None = Field(
+        None, description="generic: none, camera, location or pid_and_camera; what is left out of a query's list."
+    )
+    locations: dict[Camid, Camid] = Field(
+        default_factory=dict, description="generic with exclude: location: where every camera stands, camid: location."
+    )
+    query_list: UserPath | None = Field(
+        None, description="generic: file with the keys of the images that ask, one a line."
+    )
+    gallery_list: UserPath | None = Field(None, description="generic: file with the keys of the images that answer.")
+    batch_size: int = Field(64, ge=1, le=2**16, description="Images per forward of the extraction.")
+    ranked_lists: int = Field(
+        6,
+        ge=0,
+        le=40,
+        description="Ranked lists in the report drawn by the seed; half as many of the best and of the worst.",
+    )
+
+    @model_validator(mode="after")
+    def _defined(self) -> "EvaluationConfig":
+        table = PROTOCOLS.get(self.protocol)
+        if table is None:
+            raise ValueError(f"protocol: {_no_word(self.protocol, 'protocol', PROTOCOLS)}")
+        chosen = "modes" if table.selector == "mode" else "directions"
+        for at, word in enumerate(getattr(self, chosen)):
+            if word not in table.searches:
+                raise ValueError(f"{chosen}[{at}]: {_no_word(word, table.selector, table.searches)}")
+        if not self.asked():
+            name = "shots" if self.modes else "modes"
+            raise ValueError(f"{name}: expected at least one, got an empty list; name what is scored at the end")
+        try:
+            for asked in self.asked():
+                self.setting(asked)
+            self.reranking  # noqa: B018 - for its error
+        except InputError as error:
+            raise ValueError(str(error)) from None
+        return self
+
+    def asked(self) -> list[Asked]:
+        """What is scored at the end, in this order; the first of it while training."""
+        table = PROTOCOLS.get(self.protocol)
+        if table is None or table.selector == "mode":
+            return [Asked(mode, None, shots) for mode in self.modes for shots in self.shots]
+        if self.query_list and self.gallery_list and not self.directions:
+            return [Asked(None, LISTED, 1)]
+        return [Asked(None, direction, 1) for direction in self.directions or table.default_searches]
+
+    def setting(self, asked: Asked) -> Setting:
+        """The protocol with every choice made. InputError for what it does not define."""
+        return choose_setting(self.protocol, *asked, self.gallery_draw, self.splits, **self.choices)
+
+    @property
+    def reranking(self) -> Rerank | None:
+        """The three numbers, checked."""
+        return None if self.rerank is None else Rerank.of(self.rerank)
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """What `score` and `choose_setting` take by these names."""
+        return {name: getattr(self, name) for name in ("exclude", "locations", "query_list", "gallery_list")}

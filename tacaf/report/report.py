@@ -1,0 +1,134 @@
+"""report.html of a run: results beside the published numbers, curves, pictures, circumstances; one file."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from tacaf.evaluation.ranking import MEASURES
+from tacaf.evaluation.results import on_own_set, read_results
+from tacaf.files import write_whole
+from tacaf.pages import render
+from tacaf.report.overlay import Line
+from tacaf.report.plots import draw_curves
+from tacaf.report.published import NOT_MEASURED, PUBLISHED, SYSU_QUERIES, TABLE_1_NOTE
+from tacaf.run_files import read_metrics, read_starts
+from tacaf.vocabulary import InputError
+
+TEMPLATE = Path(__file__).with_name("report.html")
+REPORT = "report.html"
+_MEDIA = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"BM": "bmp", b"RI": "webp"}  # by the first two bytes
+
+
+class Match(NamedTuple):
+    """A gallery image in a ranked list. `image` is the file's bytes."""
+
+    image: bytes
+    pid: int
+    distance: float
+    right: bool  # the query's identity
+
+
+class RankedList(NamedTuple):
+    """A query and the nearest gallery images, nearest first."""
+
+    query_image: bytes
+    query_pid: int
+    average_precision: float  # of the whole list, 0..1
+    matches: list[Match]
+
+
+class PairPicture(NamedTuple):
+    """A query beside a gallery image: where places of the one lie on the other, and the person on both."""
+
+    query_image: bytes
+    query_mask: bytes  # the image with its person mask on it
+    query_pid: int
+    match: Match
+    match_mask: bytes
+    lines: list[Line]
+
+
+class Pictures(NamedTuple):
+    """What a report shows beside its figures; what is empty is left out."""
+
+    ranked_lists: Mapping[str, Sequence[RankedList]] = {}  # by how the queries were chosen
+    figures: Mapping[str, str] = {}  # title to SVG: CMC, distances, map
+    pairs: Sequence[PairPicture] = ()
+    aspect: float = 0.5  # width by height of the model's images
+
+
+def write_report(run: Path, pictures: Pictures | None = None) -> Path:
+    """Write report.html into the run folder from its config, environment, metrics and results; the path of the file.
+
+    Whole or not at all. InputError if the folder has no results.
+    """
+    results = read_results(run / "results")
+    results.sort(
+        key=lambda result: (
+            not on_own_set(result), result["protocol"], result["mode"] or result["direction"], result["shots"] or 0
+        )
+    )  # fmt: skip
+    if not results:
+        raise InputError(f"expected results in {run / 'results'}, found none; score the run first (launch/evaluate.py)")
+    metrics, pictures = run / "metrics.jsonl", pictures or Pictures()
+    text = render(
+        TEMPLATE,
+        name=run.resolve().name,
+        results=results,
+        measures=MEASURES,
+        cell=_cell,
+        on_own_set=on_own_set,
+        published=PUBLISHED,
+        ours=_ours(results),
+        is_sysu=_is_sysu_mm01(results),
+        sysu_queries=SYSU_QUERIES,
+        not_measured=NOT_MEASURED,
+        table_1_note=TABLE_1_NOTE,
+        curves=draw_curves(read_metrics(metrics)) if metrics.is_file() else {},
+        pictures=pictures,
+        image=_data_uri,
+        config=_text(run / "config.yaml"),
+        starts=read_starts(run / "environment.json"),
+    )
+    write_whole(run / REPORT, text)
+    return run / REPORT
+
+
+def _cell(result: dict, name: str) -> str:
+    """Mean and sample standard deviation in per cent."""
+    spread = result["std"][name]
+    return f"{100 * result['mean'][name]:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
+
+
+def _ours(results: Sequence[dict]) -> dict[str, str]:
+    """This run's single-shot rank-1/mAP under the columns of the published table: the first result of each."""
+    columns = {
+        ("sysu_mm01", "all_search"): "sysu_all",
+        ("sysu_mm01", "indoor_search"): "sysu_indoor",
+        ("regdb", "visible_to_infrared"): "regdb_visible_to_infrared",
+        ("regdb", "infrared_to_visible"): "regdb_infrared_to_visible",
+    }
+    found: dict[str, str] = {}
+    for result in results:
+        column = columns.get((result["protocol"], result["mode"] or result["direction"]))
+        if column and result["shots"] in (1, None) and on_own_set(result):
+            text = f"{100 * result['mean']['rank1']:.1f}/{100 * result['mean']['mAP']:.1f}"
+            found.setdefault(column, text)
+    return found
+
+
+def _is_sysu_mm01(results: Sequence[dict]) -> bool:
+    """Whether the queries are as many as SYSU-MM01's: a synthetic or cut set in its layout has another number."""
+    return any(
+        result["protocol"] == "sysu_mm01" and result["queries"] == SYSU_QUERIES and on_own_set(result)
+        for result in results
+    )
+
+
+def _data_uri(image: bytes) -> str:
+    return f"data:image/{_MEDIA.get(image[:2], 'jpeg')};base64,{base64.b64encode(image).decode()}"
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""

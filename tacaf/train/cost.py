@@ -1,0 +1,178 @@
+"""What a run would do, without doing it: resolved config, steps, parameters, memory and disk."""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tacaf.data.index import ShardIndex, select_training
+from tacaf.data.plan import Plan
+from tacaf.interfaces import Pairs
+from tacaf.losses.total import TacafLoss
+from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.train.config import Config, TrainConfig, dump_config
+from tacaf.train.engine import check_settings
+from tacaf.train.finish import check_scoring
+from tacaf.train.flops import BF16_RATES, step_flops
+from tacaf.train.forward import forward, noise_batch, pairs_of
+from tacaf.vocabulary import InputError
+
+OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # fp32 numbers an optimiser keeps per parameter
+MIB = 2**20
+
+
+class Estimate(NamedTuple):
+    """By counting tensors, not by measuring."""
+
+    parameters: int
+    states: "States"  # of one rank
+    saved_mib: float  # what autograd keeps for one rank's backward, and the logits of one piece of identities
+    checkpoint_mib: float
+
+
+class States(NamedTuple):
+    """Bytes of one rank for what training keeps per parameter, all fp32."""
+
+    weights: float  # with ZeRO's own copy of what the rank updates
+    gradients: float
+    optimizer: float
+
+
+def describe(config: Config, ranks: int = 1) -> str:
+    """The text of --dry-run. Opens the shard set, so that every combination is checked against it."""
+    check_settings(config)
+    index = ShardIndex.open(config.data.shards, config.data.remote)
+    check_scoring(config, index)
+    training_set = select_training(index, config.data.split)
+    plan = Plan(training_set, config.data.plan, config.seed)
+    plan.check_ranks(ranks)
+    steps = config.train.steps_of_epoch(plan.steps_per_epoch)
+    cost = estimate(config, plan, ranks)
+    at_most = cost.checkpoint_mib * (config.train.keep + 1)
+    lines = {
+        "training set": training_set.describe(),
+        "steps": (
+            f"{describe_steps(config.train, plan)}; {steps * config.train.epochs} in all, {plan.images} images each"
+        ),
+        "parameters": f"{cost.parameters:,}",
+        "operations": describe_operations(step_flops(config, plan), steps * config.train.epochs),
+        "memory a rank": (
+            "weights {:,.0f} MiB, gradients {:,.0f} MiB, optimiser {:,.0f} MiB, kept for backward {:,.0f} MiB; by"
+            " counting, what the allocator adds comes on top"
+        ).format(*(part / MIB for part in cost.states), cost.saved_mib),
+        "disk": (
+            f"a checkpoint {cost.checkpoint_mib:,.0f} MiB, checkpoints at most {at_most:,.0f} MiB, model file"
+            f" {4 * cost.parameters / MIB:,.0f} MiB"
+        ),
+    }
+    return dump_config(config) + "\n" + "\n".join(f"{name:14} {text}" for name, text in lines.items())
+
+
+def describe_operations(flops: float, steps: int) -> str:
+    """Of a step and of the run, and how long the run would take at the full rate of a GPU: no run is quicker."""
+    hours = {name: flops * steps / rate / 3600 for name, rate in BF16_RATES.items()}
+    bounds = ", ".join(f"{hours[name]:.2g} h on one {name}" for name in ("H200", "A100"))
+    return (
+        f"{flops / 1e12:.3g} TFLOP a step, {flops * steps / 1e15:,.3g} PFLOP in all: at the full bf16 matrix rate"
+        f" {bounds}, a bound that no run reaches"
+    )
+
+
+def describe_steps(config: TrainConfig, plan: Plan) -> str:
+    """How many steps an epoch has; with accumulation, how many make an update and which batches are left out."""
+    steps, planned = config.steps_of_epoch(plan.steps_per_epoch), plan.steps_per_epoch
+    text = f"{steps} steps an epoch"
+    if config.accumulate > 1:
+        text += f", an update after every {config.accumulate}"
+        if config.steps_per_epoch is None and steps < planned:
+            text += f" (the last {planned - steps} of the plan's {planned} are left out)"
+    return text
+
+
+def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
+    """Memory and disk of one rank. Saved tensors are counted in a forward of one pair group and scaled.
+
+    InputError for a run that this machine has not the memory for.
+    """
+    numbers = parameters_of(config.model, plan.training_set.identities)
+    kept = OPTIMIZER_STATES[config.optim.kind]
+    states = states_of(numbers, ranks, config.zero_stage, kept)
+    refuse_beyond_memory(sum(states), "weights, gradients and optimiser", ranks)
+    groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // ranks
+    saved = groups * saved_by_one_group(config, plan.training_set.identities)
+    refuse_beyond_memory(sum(states) + saved, "weights, gradients, optimiser and what is kept for backward", ranks)
+    master = 1 if config.zero_stage >= 1 else 0  # ZeRO saves its own copy of the weights too
+    return Estimate(
+        parameters=numbers,
+        states=states,
+        saved_mib=saved / MIB,
+        checkpoint_mib=numbers * 4 * (1 + master + kept) / MIB,
+    )
+
+
+def parameters_of(config: ModelConfig, identities: int) -> int:
+    """How many numbers such a model learns; nothing is allocated."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in TacafNet(config, identities).parameters())
+
+
+def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int) -> States:
+    """One rank's share under a ZeRO stage. From stage 1 on DeepSpeed updates a copy of the rank's part of the weights;
+    stage 1 cuts the optimiser, 2 the gradients, 3 the weights. What ZeRO-3 gathers for use comes on top.
+    """
+    whole = 4.0 * parameters
+    part = whole / ranks if stage >= 1 else 0.0
+    return States(
+        weights=(whole if stage < 3 else part) + part,
+        gradients=whole if stage < 2 else part,
+        optimizer=optimizer_states * (part or whole),
+    )
+
+
+def saved_by_one_group(config: Config, identities: int) -> float:
+    """Bytes one pair group's images keep for backward, parameters not counted: each storage once. Shapes alone are
+    followed; nothing is computed or allocated.
+
+    Logits in pieces are not kept: there are those of one piece at a time, for as many rows and nodes as there are, with
+    their exponentials and their gradient.
+    """
+    pieces, chunk = identities > config.model.chunk, config.model.chunk
+    small = config.model.model_copy(update={"chunk": 2}) if pieces else config.model
+    shapes = FakeTensorMode()
+    batch = noise_batch(config, 1, shapes)
+    pairs: dict[str, Any] = {
+        name: Pairs(*map(shapes.from_tensor, drawn)) for name, drawn in pairs_of(batch, config).items()
+    }
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage  # which holds it, so that no other one gets its number
+        return tensor
+
+    with shapes, torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"):
+        model = TacafNet(small, 2 * 2 if pieces else identities)
+        own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+        shaped = batch._replace(label_B=shapes.from_tensor(batch.label_B), **pairs)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            TacafLoss(config.loss)(forward(model, shaped, config), shaped.label_B)
+    saved = sum(storage.nbytes() for number, storage in kept.items() if number not in own)
+    ipcam = config.model.ipcam
+    rows = len(batch.label_B) * (ipcam.classified_nodes if ipcam.enabled else 1)
+    return float(saved + (3 * 4 * rows * chunk if pieces else 0))
+
+
+def refuse_beyond_memory(need: float, what: str, ranks: int) -> None:
+    """InputError if `need` bytes a rank are more than this machine has for one: of its GPU, or of its memory."""
+    if torch.cuda.is_available():
+        has, where = float(torch.cuda.get_device_properties(0).total_memory), torch.cuda.get_device_name(0)
+    else:
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+        has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / here
+        where = "this machine" if here == 1 else f"each of {here} ranks on this machine"
+    if need > has:
+        raise InputError(
+            f"expected {what} of at most {has / 2**30:,.1f} GiB a rank, which {where} has, got {need / 2**30:,.1f} GiB;"
+            " make the model, the images or the batch smaller, or ask again on the machine that is to train it"
+        )

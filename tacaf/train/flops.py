@@ -1,0 +1,44 @@
+"""How many operations a training step takes, counted without doing them, and how many a GPU could do."""
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from tacaf.data.plan import Plan
+from tacaf.interfaces import Pairs
+from tacaf.losses.total import TacafLoss
+from tacaf.model.tacafnet import TacafNet
+from tacaf.train.config import Config
+from tacaf.train.engine import Place
+from tacaf.train.forward import noise_batch, pairs_of
+
+# Dense matrix products in bf16 a second, by the makers' data sheets.
+BF16_RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
+
+
+def step_flops(config: Config, plan: Plan) -> float:
+    """Operations of one global batch, forward and backward: two for every multiplication with an addition.
+
+    Convolutions and matrix products, which are nearly all; the attention kernels of `kernels/` are not counted. Shapes
+    alone are followed, one pair group's, and scaled.
+    """
+    shapes = FakeTensorMode()
+    batch = noise_batch(config, 1, shapes)
+    pairs = pairs_of(batch, config)
+    with shapes:
+        model = TacafNet(config.model, plan.training_set.identities)
+        label_B = shapes.from_tensor(batch.label_B)
+        shaped = {name: Pairs(*map(shapes.from_tensor, drawn)) for name, drawn in pairs.items()}
+        with FlopCounterMode(display=False) as counter:
+            output = model(batch.images_BCHW, label_B, batch.visible, **shaped)
+            TacafLoss(config.loss)(output, label_B)[0].backward()
+    return float(counter.get_total_flops()) * plan.images / len(batch.label_B)
+
+
+def share_at_one_second(config: Config, plan: Plan, place: Place) -> float | None:
+    """The share of all ranks' matrix rate that a step of one second would reach; None where the rate is not known."""
+    if place.device.type != "cuda" or config.train.precision != "bf16":
+        return None
+    name = torch.cuda.get_device_name(place.device)
+    rate = next((rate for part, rate in BF16_RATES.items() if part in name), None)
+    return None if rate is None else step_flops(config, plan) / (rate * place.world_size)

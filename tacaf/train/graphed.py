@@ -1,0 +1,163 @@
+"""Forward, losses and backward of a training step, captured once in a CUDA graph and then replayed.
+
+A step launches more than a thousand kernels, and the host may need longer to launch them one by one than the GPU to run
+them; a graph launches them all at once. It works on fixed memory: every batch is copied into the buffers of the
+captured one, and the gradients are always in the same tensors. The optimiser's step is not part of the graph, because
+the learning rates change.
+
+A capture executes nothing, and the steps before it are ordinary steps of the run, so the graph does not change results.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+
+from tacaf import distributed
+from tacaf.interfaces import Batch, Pairs
+from tacaf.losses.total import TacafLoss
+from tacaf.model.classifier import Classifier
+from tacaf.train.capture import captured, reason_of
+from tacaf.train.config import Config
+from tacaf.train.forward import forward
+from tacaf.train.step_figures import stacked
+from tacaf.train.update import backward, poisoned
+
+WARM_UP = 3  # steps before the capture: they compile kernels, and cuDNN and the allocator find their choices
+
+
+class Computed(NamedTuple):
+    """What a step has computed when the gradients are there. The next step may write over it."""
+
+    terms: dict[str, torch.Tensor]
+    figures_F: torch.Tensor  # the loss and its terms, float32
+
+
+Compute = Callable[[Batch], Computed]
+
+
+def build_compute(
+    config: Config, engine: Any, criterion: TacafLoss, warn: Callable[[str], None]
+) -> Callable[[Batch, bool], Computed]:
+    """The function that takes a batch to its losses and leaves the gradients in the parameters.
+
+    Its second argument says whether the batch is the last one of an update. With `train.cuda_graph` it replays a graph;
+    `warn` is told why where it cannot.
+    """
+
+    def compute(batch: Batch, last: bool) -> Computed:
+        loss, terms = criterion(forward(engine, batch, config), batch.label_B)
+        figures_F = stacked(loss, terms)
+        backward(engine, poisoned(loss, figures_F), last=last)
+        return Computed(terms, figures_F)
+
+    if not config.train.cuda_graph:
+        return compute
+    if reason := obstacle(engine.module):
+        warn(f"train.cuda_graph: {reason}; training continues without a CUDA graph")
+        return compute
+    learning = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+
+    def compute_alone(batch: Batch) -> Computed:
+        with engine.no_sync():  # there is no other rank whose gradients the engine would have to add
+            computed = compute(batch, True)
+        for parameter in learning:
+            if parameter.grad is None:  # the engine's reduction would do the same
+                parameter.grad = torch.zeros_like(parameter)
+        return computed
+
+    graphed = GraphedStep(compute_alone, learning, warn)
+    return lambda batch, last: graphed(batch)
+
+
+def obstacle(model: torch.nn.Module) -> str | None:
+    """Why the steps of this run cannot be captured, beyond what its configuration says; None if nothing is known."""
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    if distributed.world_size() > 1:
+        return f"gradients of {distributed.world_size()} ranks are added up by the host's calls during backward"
+    if any(isinstance(module, Classifier) and len(module) > 1 for module in model.modules()):
+        return "classifiers in pieces are computed again in backward, which was never tried in a graph"
+    return None
+
+
+class GraphedStep:
+    """A step that is launched as usual a few times, then captured, and from then on replayed.
+
+    A batch of another shape is launched as usual, and so are all batches if the capture fails.
+    """
+
+    def __init__(self, compute: Compute, parameters: Iterable[torch.nn.Parameter], warn: Callable[[str], None]) -> None:
+        """`compute` leaves gradients in `parameters`, which have none before; `warn` is told why a capture failed."""
+        self._compute, self._parameters, self._warn = compute, list(parameters), warn
+        self._warm_up = WARM_UP
+        self._stream = torch.cuda.Stream()
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._failed = False
+
+    def __call__(self, batch: Batch) -> Computed:
+        if self._warm_up > 0:
+            self._warm_up -= 1
+            return self._beside(batch)
+        if self._graph is None and not self._failed:
+            self._capture(batch)
+        if self._graph is None or _layout(batch) != _layout(self._batch):
+            return self._compute(batch)
+        for buffer, tensor in zip(_tensors(self._batch), _tensors(batch), strict=True):
+            buffer.copy_(tensor, non_blocking=True)
+        self._graph.replay()
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient  # the engine has taken it away after the last step
+        return self._computed
+
+    def _beside(self, batch: Batch) -> Computed:
+        """Launch the step on the stream of the capture, because autograd remembers where it first used a parameter."""
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            computed = self._compute(batch)
+        torch.cuda.current_stream().wait_stream(self._stream)
+        return computed
+
+    def _capture(self, batch: Batch) -> None:
+        batch = _copied(batch)
+        self._clear_gradients()
+        try:
+            graph, self._computed = captured(lambda: self._compute(batch), self._stream)
+        except Exception as error:
+            self._failed = True
+            self._clear_gradients()
+            self._warn(
+                f"train.cuda_graph: the step could not be captured: {reason_of(error)}; training continues without a"
+                " CUDA graph"
+            )
+            return
+        self._graph, self._batch = graph, batch
+        self._gradients = [parameter.grad for parameter in self._parameters]
+
+    def _clear_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.grad = None
+
+
+def _tensors(batch: Batch) -> list[torch.Tensor]:
+    """What a step reads on the device."""
+    pairs = [columns for columns in (batch.pairs3, batch.pairs4) if columns is not None]
+    return [batch.images_BCHW, batch.label_B, *(column for columns in pairs for column in columns)]
+
+
+def _layout(batch: Batch) -> tuple:
+    """What a graph fixes of a batch: everything but the values."""
+    shapes = [(tensor.shape, tensor.dtype) for tensor in _tensors(batch)]
+    return batch.visible, batch.pairs3 is None, batch.pairs4 is None, shapes
+
+
+def _copied(batch: Batch) -> Batch:
+    """The batch with copies of its tensors."""
+
+    def copied(pairs: Pairs | None) -> Pairs | None:
+        return None if pairs is None else Pairs(*(column.clone() for column in pairs))
+
+    return batch._replace(
+        images_BCHW=batch.images_BCHW.clone(), label_B=batch.label_B.clone(),
+        pairs3=copied(batch.pairs3), pairs4=copied(batch.pairs4),
+    )  # fmt: skip

@@ -1,0 +1,190 @@
+"""What a run says of itself while it runs: metrics.jsonl, DeepSpeed's monitors, the progress line; and bad losses."""
+
+import json
+import math
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tacaf import distributed
+from tacaf.files import write_whole
+from tacaf.progress import Progress
+from tacaf.run_files import MetricsWriter
+from tacaf.train.config import Config
+from tacaf.train.engine import Place
+from tacaf.train.state import TrainState
+from tacaf.train.stop import StopRequest
+from tacaf.transfer import HostCopy
+from tacaf.vocabulary import InputError
+
+MIB = 2**20
+NORM = "gradient_norm"
+
+
+class Launched(NamedTuple):
+    """A step of which everything is launched; on a GPU it may still be running."""
+
+    number: int  # steps of the run before it
+    epoch: int
+    step: int
+    row_B: np.ndarray  # of the batch's images in the shard index
+    rates: dict[str, float]
+    wait_s: float
+    names: tuple[str, ...]  # of the values: "loss", every term, and after an update NORM
+    values: HostCopy
+
+
+class StepFigures(NamedTuple):
+    """One step on all ranks."""
+
+    ranks: list[dict[str, float]]  # "loss" and every term, of each rank
+    wait_s: float  # the longest wait for a batch
+    peak_memory_mib: float  # the largest of a rank: resident on a CPU, allocated on a GPU
+
+    @property
+    def finite(self) -> bool:
+        return all(math.isfinite(value) for losses in self.ranks for value in losses.values())
+
+    @property
+    def mean(self) -> dict[str, float]:
+        """Over ranks: what one process with the global batch would have, for ranks have equal shares."""
+        return {name: sum(losses[name] for losses in self.ranks) / len(self.ranks) for name in self.ranks[0]}
+
+
+class Watcher:
+    """Writes what a step was; silent on every rank but the first."""
+
+    def __init__(
+        self, config: Config, run: Path, place: Place, state: TrainState, total: int, images: int, stop: StopRequest
+    ) -> None:
+        """`total` steps in the run, `images` in a global batch."""
+        first = place.rank == 0
+        self.config, self.run, self.place, self.images, self.stop = config, run, place, images, stop
+        self.global_step = state.global_step
+        self.monitor: Any = None  # DeepSpeed's, once the engine stands
+        self.share_at_1s: float | None = None  # of the GPUs' matrix rate, see flops.py
+        self.metrics = MetricsWriter(run / "metrics.jsonl" if first else None, state.global_step)
+        self.progress = Progress(total, state.global_step, active=first)
+        self.began = time.perf_counter()
+        if self.metrics.said is not None:
+            self.warn(self.metrics.said)
+
+    def gather(self, own: dict[str, float], wait_s: float) -> StepFigures:
+        """Every rank's losses of a step, "loss" and every term; the ranks meet here."""
+        rows = distributed.numbers_of_ranks([*own.values(), wait_s, peak_memory_mib(self.place.device)])
+        ranks = [dict(zip(own, row, strict=False)) for row in rows]
+        return StepFigures(ranks, max(row[-2] for row in rows), max(row[-1] for row in rows))
+
+    def step(self, step: Launched, figures: StepFigures, norm: float | None) -> None:
+        """Log one finished step; its time is without evaluation and saves. `norm`: of the gradient, if there is one."""
+        now = time.perf_counter()
+        step_s, self.began = now - self.began, now
+        self.global_step += 1
+        mean = figures.mean
+        loss = mean.pop("loss")
+        speed = {
+            "images_per_s": round(self.images / step_s, 1),
+            "data_wait_share": round(figures.wait_s / step_s, 4),
+            "step_ms": round(1000 * step_s, 1),
+            "peak_memory_mib": round(figures.peak_memory_mib, 1),
+        }
+        if self.share_at_1s is not None:
+            speed["matrix_rate_share"] = round(self.share_at_1s / step_s, 4)
+        if self.global_step % self.config.train.log_every == 0:
+            self.metrics.write(
+                kind="step", epoch=step.epoch, step=step.step, global_step=self.global_step, loss=_plain(loss),
+                terms={name: _plain(value) for name, value in mean.items()}, gradient_norm=_plain(norm), lr=step.rates,
+                **speed,
+            )  # fmt: skip
+            self._tell_monitors({"loss": loss, **mean, "gradient_norm": norm, **speed}, step.rates)
+        self.progress.step(
+            f"epoch {step.epoch} | loss {loss:.3f} | {speed['images_per_s']:.0f} images/s | waits"
+            f" {100 * speed['data_wait_share']:.1f} %"
+        )
+
+    def evaluated(self, state: TrainState, split: str, result: dict) -> None:
+        """Log the scores of an epoch, and leave the evaluation's time out of the next step's."""
+        mean = result["mean"]
+        figures = {name: mean[name] for name in ("rank1", "mAP", "mINP")}
+        self.metrics.write(kind="eval", epoch=state.epoch, global_step=state.global_step, split=split, **figures)
+        self._tell_monitors({f"{split} {name}": value for name, value in figures.items()}, {})
+        self.say(
+            f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean['rank1']:.1f} % | mAP"
+            f" {100 * mean['mAP']:.1f} %"
+        )
+        self.next_step()
+
+    def next_step(self) -> None:
+        """What was done until now is not part of it."""
+        self.began = time.perf_counter()
+
+    def nonfinite(
+        self, figures: StepFigures, norm: float | None, step: Launched, keys: list[str], skipped: int
+    ) -> None:
+        """A loss or the gradient was no finite number; nothing was updated. Stop all ranks, or by config go on.
+
+        Every rank concerned writes its samples, `keys`, into a file, for a replay. `skipped`: such steps before.
+        """
+        bad = [rank for rank, losses in enumerate(figures.ranks) if not all(map(math.isfinite, losses.values()))]
+        ranks = bad or list(range(len(figures.ranks)))
+        where = f"epoch {step.epoch}, step {step.step}"
+        path = self.run / f"nonfinite-step-{step.number}-rank-{self.place.rank}.json"
+        if self.place.rank in ranks:
+            terms = {name: _plain(value) for name, value in figures.ranks[self.place.rank].items()}
+            facts = {"epoch": step.epoch, "step": step.step, "terms": terms, "gradient_norm": _plain(norm)}
+            write_whole(path, json.dumps({**facts, "samples": keys}, indent=1))
+        got = (
+            f"losses {figures.ranks[ranks[0]]} on rank {ranks[0]}" if bad else f"finite losses and a gradient of {norm}"
+        )
+        files = path.with_name(f"nonfinite-step-{step.number}-rank-*.json")
+        train = self.config.train
+        if train.on_nonfinite == "skip" and skipped < train.nonfinite_limit:
+            self.warn_once(f"step {step.number} skipped: {got} at {where}; the samples are in {files}")
+            return
+        more = f"; {skipped} steps were skipped before, the limit" if train.on_nonfinite == "skip" else ""
+        raise InputError(
+            f"expected a finite loss and gradient, got {got} at {where}{more}; the samples are in {files}; lower the"
+            " learning rate or the loss weights and resume from the last checkpoint",
+            shared=True,
+        )
+
+    def say(self, text: str) -> None:
+        self.progress.say(text)
+
+    def warn(self, text: str) -> None:
+        """In the first rank's metrics, and on every rank that says it."""
+        self.metrics.write(kind="warning", global_step=self.global_step, text=text)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    def warn_once(self, text: str) -> None:
+        """What every rank knows, said by the first."""
+        if self.place.rank == 0:
+            self.warn(text)
+
+    def close(self) -> None:
+        self.progress.close()
+
+    def _tell_monitors(self, figures: dict[str, float | None], rates: dict[str, float]) -> None:
+        if self.monitor is None or not self.monitor.enabled:
+            return
+        figures = {**figures, **{f"lr {name}": rate for name, rate in rates.items()}}
+        self.monitor.write_events(
+            [(f"tacaf/{name}", value, self.global_step) for name, value in figures.items() if value is not None]
+        )
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory this process has held: resident on a CPU, allocated by PyTorch on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / MIB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+
+
+def _plain(value: float | None) -> float | None:
+    """For JSON, which knows no NaN: six digits behind the point, or null."""
+    return None if value is None or not math.isfinite(value) else round(value, 6)

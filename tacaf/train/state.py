@@ -1,0 +1,140 @@
+"""Where a run stands, and what a resumed run must have in common with it."""
+
+import hashlib
+import json
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import Field
+
+from tacaf.data.index import ShardIndex
+from tacaf.documents import Count, Document
+from tacaf.provenance import git_commit, versions
+from tacaf.train.config import Config, TrainConfig
+
+# Settings a resumed run may change: where things lie, how often something is written, what is scored, which of cuDNN's
+# algorithms run, whether a CUDA graph does.
+FREE = {
+    "data": ("shards", "remote", "threads", "prefetch", "workers", "bad_sample_share"),
+    "train": (
+        "save_every",
+        "save_every_steps",
+        "keep",
+        "log_every",
+        "weights",
+        "start_from",
+        "watch",
+        "deterministic",
+        "cuda_graph",
+        "on_nonfinite",
+        "nonfinite_limit",
+        "start_limit_s",
+        "stall_limit_s",
+    ),
+}
+
+
+# Settings that are younger than the checkpoint's format: what a checkpoint that has none was trained with.
+BEFORE = {"model.cmaam.mask": "norm", "model.cmaam.matching": "features"}
+
+
+class TrainState(NamedTuple):
+    """The next step to do, and the best validation so far: all there is to save beside the engine."""
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    best: float = -1.0  # train.best_by on validation identities
+    best_epoch: int = -1
+    evaluated: int = 0  # epochs whose evaluation is done
+    skipped: int = 0  # steps without an update, because a loss or the gradient was no finite number
+
+    @property
+    def awaits_evaluation(self) -> bool:
+        """An epoch has ended and its evaluation has not; so it is after a stop in the middle of one."""
+        return self.step == 0 and self.epoch > self.evaluated
+
+    @property
+    def is_best(self) -> bool:
+        """Whether the weights are those of the best epoch so far."""
+        return self.step == 0 and self.best_epoch == self.epoch
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> "TrainState":
+        """The state in a checkpoint's facts, which have the form of `SavedFacts`."""
+        return cls(**SavedFacts.model_validate(facts).state.model_dump())
+
+    def after_step(self, steps_per_epoch: int) -> "TrainState":
+        epoch, step = divmod(self.epoch * steps_per_epoch + self.step + 1, steps_per_epoch)
+        return self._replace(epoch=epoch, step=step, global_step=self.global_step + 1)
+
+    def must_save(self, config: TrainConfig) -> bool:
+        at_epoch = self.step == 0 and (self.epoch % config.save_every == 0 or self.epoch == config.epochs)
+        return (
+            at_epoch
+            or self.is_best
+            or bool(config.save_every_steps and self.global_step % config.save_every_steps == 0)
+        )
+
+
+class SavedState(Document):
+    """A `TrainState` as a checkpoint's manifest holds it; older ones have less."""
+
+    epoch: Count
+    step: Count
+    global_step: Count
+    best: float = -1.0
+    best_epoch: Annotated[int, Field(ge=-1, lt=2**53)] = -1
+    evaluated: Count = 0
+    skipped: Count = 0
+
+
+class SavedFacts(Document, extra="ignore"):
+    """What a resuming run reads of a checkpoint's facts; it compares the others with its own (`must_match`)."""
+
+    ranks: Annotated[int, Field(ge=1, le=10**6)]
+    state: SavedState
+
+
+EPOCHS = "train.epochs"
+
+
+def extension(saved: dict[str, Any], config: Config) -> str | None:
+    """What more epochs than the checkpoint was to have mean for the learning rate; None where there are no more."""
+    before, now = saved.get(EPOCHS), config.train.epochs
+    if isinstance(before, bool) or not isinstance(before, int) or now <= before:
+        return None
+    done = TrainState.of(saved).epoch
+    if config.optim.schedule == "one_cycle":
+        then = (
+            f"the cosine of optim.schedule one_cycle is stretched to the new end, so the rate from epoch {done} on is"
+            " another than the first plan's, and the run is not the one that was planned so long from the start"
+        )
+    else:
+        then = "optim.schedule milestones goes by epoch: the epochs done are those of the longer run too"
+    return f"train.epochs is {now} instead of {before}; {then}"
+
+
+def must_match(config: Config, index: ShardIndex) -> dict:
+    """Flat facts that a checkpoint and the run resuming from it must share, so that a difference can be named."""
+    free = tuple(f"{section}.{key}" for section, keys in FREE.items() for key in keys)
+    values = {
+        name: value
+        for name, value in config.effective().items()
+        if name != "run" and not name.startswith("evaluation.") and not _below(name, free)
+    }
+    return {"shard set sha256": index.sha256, **values}
+
+
+def _below(name: str, keys: tuple[str, ...]) -> bool:
+    return any(name == key or name.startswith(f"{key}.") for key in keys)
+
+
+def circumstances(config: Config, ranks: int) -> dict:
+    """What a checkpoint records beside, and a resuming run may have otherwise: ranks, code, versions."""
+    text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    return {
+        "ranks": ranks,
+        "config sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "commit": git_commit(),
+        "versions": versions(),
+    }

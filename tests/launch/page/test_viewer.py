@@ -1,0 +1,144 @@
+"""The page without a browser: galleries of sets and folders, matches, where a click lands, and refused commands."""
+
+import io
+import socket
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from launch.demo_app import main
+from launch.page.gallery import Gallery
+from launch.page.viewer import PANEL, Pair, Query, Viewer, landing, position_at
+from tacaf.search.embedder import Embedder
+from tacaf.vocabulary import InputError, Modality
+from tests.train.finished import write_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, sysu_shards):
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    write_model(folder, sysu_shards)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def embedder(run):
+    return Embedder.load(run)
+
+
+@pytest.fixture(scope="module")
+def viewer(embedder, sysu_shards):
+    return Viewer(embedder, Gallery.open(embedder, str(sysu_shards), "test", most=16, seed=0))
+
+
+def picture(colour: int = 90) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((64, 32, 3), colour, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def test_matches_are_the_nearest_of_the_searched_modality(viewer, embedder):
+    held = viewer.gallery.images[Modality.VISIBLE]
+    assert len(held) == 16, "as many as asked"
+    query = viewer.ask(picture(), Modality.INFRARED, Modality.VISIBLE)
+    own_D = embedder.embed([picture()], "infrared")[0].astype(np.float64)
+    others_GD = embedder.embed([one.read() for one in held], "visible").astype(np.float64)
+    distance_G = [1 - float(row @ own_D) for row in others_GD]
+    assert [found.distance for found in query.matches] == pytest.approx(sorted(distance_G)[:12], abs=1e-5)
+    for found in query.matches:
+        assert found.distance == pytest.approx(distance_G[found.place], abs=1e-5)
+    assert query.pid is None
+    assert not viewer.caption(query, 0).startswith(("✓", "✗")), "nobody knows who an upload shows"
+
+
+def test_an_example_does_not_find_itself(viewer):
+    place = viewer.examples(Modality.VISIBLE)[1]
+    held = viewer.gallery.images[Modality.VISIBLE][place]
+    within = viewer.ask(held.read(), Modality.VISIBLE, Modality.VISIBLE, place)
+    assert place not in [found.place for found in within.matches]
+    stranger = viewer.ask(held.read(), Modality.VISIBLE, Modality.VISIBLE)
+    assert stranger.matches[0].place == place, "as an upload it does"
+    for rank, found in enumerate(within.matches):
+        same = viewer.gallery.images[Modality.VISIBLE][found.place].pid == held.pid
+        assert viewer.caption(within, rank).startswith("✓" if same else "✗")
+
+
+def test_an_image_compared_with_itself_lands_on_itself(viewer):
+    place = viewer.examples(Modality.VISIBLE)[0]
+    held = viewer.gallery.images[Modality.VISIBLE][place]
+    query = viewer.ask(held.read(), Modality.VISIBLE, Modality.VISIBLE)
+    pair = viewer.compare(query, 0)
+    np.testing.assert_allclose(pair.query_mask_L, pair.match_mask_L, atol=1e-4)
+    strong = pair.query_mask_L > 0.05  # where there are features at all
+    own = np.diagonal(pair.matching_LL)
+    assert (own[strong] >= pair.matching_LL.max(axis=1)[strong] - 1e-4).all()
+    assert pair.match_panel_HWC.shape == (PANEL, PANEL // 2, 3)
+
+
+def test_a_click_frames_its_position_and_lights_where_it_lands():
+    matching_LL = np.zeros((6, 6))
+    matching_LL[4, 1] = 1.0
+    grey = np.full((90, 60, 3), 50, np.uint8)
+    pair = Pair(matching_LL, *[np.ones(6)] * 3, 3, grey)
+    assert position_at(pair, 0.1, 0.7) == 4
+    assert position_at(pair, 1.0, 1.0) == 5
+    framed, heat = landing(Query(grey, None, None, None, None, []), pair, 4)
+    changed = np.argwhere((framed != 50).any(axis=2))
+    assert changed.min(axis=0).tolist() == [60, 0]
+    assert changed.max(axis=0).tolist() == [89, 29]
+    brightest = np.unravel_index(heat[..., 0].argmax(), (90, 60))
+    assert brightest[0] < 30
+    assert brightest[1] >= 30
+    assert (grey == 50).all(), "the query's own picture stays"
+
+
+def test_a_folder_of_unlabelled_images_with_one_that_is_none(embedder, tmp_path, capsys):
+    (tmp_path / "visible" / "deep").mkdir(parents=True)
+    (tmp_path / "visible" / "deep" / "a.png").write_bytes(picture())
+    (tmp_path / "visible" / "b.jpg").write_text("no image")
+    (tmp_path / "visible" / "c.heic").write_text("another kind")
+    viewer = Viewer(embedder, Gallery.open(embedder, str(tmp_path), "test", 9, 0))
+    assert [held.name for held in viewer.gallery.images[Modality.VISIBLE]] == ["visible/deep/a.png"]
+    errors = capsys.readouterr().err
+    assert "left out: visible/b.jpg: " in errors
+    assert "c.heic" in errors
+    query = viewer.ask(picture(), Modality.INFRARED, Modality.VISIBLE)
+    assert viewer.caption(query, 0).startswith("visible/deep/a.png · ")
+    with pytest.raises(InputError, match="expected infrared images in the gallery"):
+        viewer.ask(picture(), Modality.VISIBLE, Modality.INFRARED)
+    with pytest.raises(InputError, match="expected other visible images"):
+        viewer.ask(picture(), Modality.VISIBLE, Modality.VISIBLE, example=0)
+    (tmp_path / "visible" / "deep" / "a.png").unlink()
+    with pytest.raises(InputError, match="expected images that can be read"):
+        Gallery.open(embedder, str(tmp_path), "test", 9, 0)
+
+
+def test_what_cannot_be_started_says_why_in_one_line(run, sysu_shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        cases = [
+            ([str(run), str(sysu_shards), "--port", port], "expected a free port"),
+            (
+                [str(run), str(sysu_shards), "--port", "0", "--host", "example.com"],
+                "expected a free port at an address",
+            ),
+            ([str(tmp_path), str(sysu_shards), "--port", "0"], "expected a model file"),
+            ([str(run), str(tmp_path), "--port", "0"], "expected a shard set (index.json) or a folder with visible/"),
+            ([str(run), str(sysu_shards), "--port", "0", "--split", "tset"], "expected a split among"),
+            ([str(run), str(sysu_shards), "--port", "0", "--most", "0"], "expected --most of at least 1"),
+            ([str(run), str(sysu_shards), "--port", "0", "--seed", "-1"], "--seed"),
+            ([str(run), str(sysu_shards), "--port", "0", "--device", "cuda"], "expected a GPU"),
+            ([str(run), str(sysu_shards), "--port", "0", "--device", "meta"], "--device"),
+            ([str(run), str(sysu_shards), "--port", "-1"], "--port"),
+            ([str(run), str(sysu_shards), "--port", "0", "--host", "a\nb"], "--port"),
+            ([str(run), "", "--port", "0"], "expected a path"),
+            ([str(run), "a\0b", "--port", "0"], "expected a path"),
+            ([str(run), "a" * 5000, "--port", "0"], "aaa"),
+        ]
+        for (model, gallery, *more), says in cases:
+            assert main(["--run", model, "--gallery", gallery, *more]) == 2
+            error = capsys.readouterr().err
+            assert says in error
+            assert error.count("\n") == 1

@@ -1,0 +1,138 @@
+"""A training that was begun is gone on with only where every value that has a part in it is the same."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from launch import local_ranks
+from launch.study.trainings import SCRIPT, Training, run_all
+from tacaf.checkpoint import refuse_other
+from tacaf.child_processes import child_environment
+from tacaf.data.index import ShardIndex
+from tacaf.train.config import dump_config, load_config
+from tacaf.train.state import BEFORE, must_match
+from tacaf.vocabulary import InputError
+from tests.processes import wait_until
+
+DEMO = SCRIPT.parent / "configs" / "demo.yaml"
+NO_CMAAM, NO_IPCAM = "model.cmaam.enabled=false", "model.ipcam.enabled=false"
+
+
+def begin(folder, *settings) -> None:
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump_config(Training(folder, DEMO, settings).config()))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "name"),
+    [
+        ((), ("loss.dt=7",), "loss.dt"),
+        ((), ("seed=3",), "seed"),
+        ((), (NO_CMAAM,), "model.cmaam.enabled"),
+        ((NO_CMAAM,), (NO_CMAAM, "loss.margin=0.5"), "loss.margin"),
+        # IPCAM's pair stage takes its pairs by it
+        ((NO_CMAAM,), (NO_CMAAM, "model.cmaam.direction=visible_to_infrared"), "model.cmaam.direction"),
+        ((NO_IPCAM,), (NO_IPCAM, "loss.dt=7"), "loss.dt"),
+    ],
+)
+def test_another_value_is_refused_by_name(tmp_path, before, now, name):
+    begin(tmp_path / "run", *before)
+    with pytest.raises(InputError, match=f"expected {name} = .*, with which this training was made, got"):
+        Training(tmp_path / "run", DEMO, now).refuse_other_settings()
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        (NO_CMAAM, "loss.dt=7", "loss.ic=0.1", "loss.dense_margin=1", "model.cmaam.beta=3"),
+        (NO_IPCAM, "loss.part=2", "loss.pair=3", "model.ipcam.node_width=16", "model.ipcam.ring=false"),
+    ],
+)  # fmt: skip
+def test_values_of_a_module_that_is_off_are_no_difference(tmp_path, idle):
+    begin(tmp_path / "run", idle[0])
+    Training(tmp_path / "run", DEMO, idle).refuse_other_settings()
+
+
+def test_what_leaves_weights_and_scores_as_they_are_is_no_difference(tmp_path):
+    begin(tmp_path / "run")
+    Training(tmp_path / "run", DEMO, ("data.threads=7", "train.keep=5", "train.save_every=9")).refuse_other_settings()
+    with pytest.raises(InputError, match=r"expected train.start_from = None"):
+        Training(tmp_path / "run", DEMO, ("train.start_from=a.safetensors",)).refuse_other_settings()
+
+
+def test_a_new_folder_takes_any_values(tmp_path):
+    Training(tmp_path / "run", DEMO, ("seed=9",)).refuse_other_settings()
+
+
+def test_a_checkpoint_is_compared_by_the_same_rule_and_one_of_an_older_release_is_taken(sysu_shards):
+    index = ShardIndex.open(sysu_shards)
+
+    def facts(*settings) -> dict:
+        return must_match(load_config(DEMO, ["run=r", f"data.shards={sysu_shards}", *settings]), index)
+
+    assert facts(NO_CMAAM) == facts(NO_CMAAM, "loss.dt=7")
+    assert facts() != facts("loss.dt=7")
+    assert facts() == facts("evaluation.every=7", "train.keep=9", "data.threads=1")
+    older = {name: value for name, value in facts("model.cmaam.mask=norm").items() if name not in BEFORE}
+    assert len(older) == len(facts()) - 2
+    refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=norm"), Path("step-1"))
+    with pytest.raises(InputError, match="mask: the checkpoint has 'norm', this run 'deviation'"):
+        refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=deviation"), Path("step-1"))
+
+
+FAILS = """
+import os, sys, time
+if os.environ["RANK"] == "0":
+    sys.exit("error: the only line") if sys.argv[1] == "text" else sys.exit(int(sys.argv[1]))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(
+    ("word", "status", "said"), [("2", 2, ""), ("75", 75, ""), ("text", 1, "error: the only line\n")]
+)
+def test_ranks_of_this_machine_end_with_the_status_of_the_one_that_failed(tmp_path, word, status, said):
+    (tmp_path / "fails.py").write_text(FAILS)
+    command = [sys.executable, str(SCRIPT.with_name("local_ranks.py")), "2", str(tmp_path / "fails.py"), word]
+    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
+
+
+def test_no_ranks_without_a_number(capsys):
+    for words in ([], ["2"], ["x", "y"], ["-1", "y"]):
+        assert local_ranks.main(words) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+SAVES = """
+import os, pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path("saved").touch()
+    sys.exit(75)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("session").write_text(str(os.getsid(0)))
+pathlib.Path("ready").touch()
+time.sleep(600)
+"""
+
+
+def test_ctrl_c_reaches_us_alone_and_the_trainings_are_asked_to_save(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Training, "command", lambda one, ranks: [sys.executable, "-c", SAVES])
+
+    def press() -> None:
+        wait_until((tmp_path / "ready").exists)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    pressing = threading.Thread(target=press)
+    pressing.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_all([Training(tmp_path / "run", DEMO, ())], lambda one, status: None)
+    pressing.join()
+    assert (tmp_path / "saved").exists()
+    assert int((tmp_path / "session").read_text()) != os.getsid(0)

@@ -1,0 +1,47 @@
+"""A run folder as a training leaves it, without the training: a tiny model of random weights, scored."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from launch.evaluate import circumstances_of, embed_identities, score_all, write_results
+from tacaf.data.index import ShardIndex
+from tacaf.model.file import load_model
+from tacaf.train.config import Config, dump_config, load_config
+from tacaf.train.engine import Place
+from tacaf.train.new_model import build_model, save_model
+
+DEMO = Path(__file__).parent.parent.parent / "launch" / "configs" / "demo.yaml"
+TINY = [
+    "model.backbone={width: 4, blocks: [1, 1, 1, 1]}",
+    "model.ipcam={node_width: 8, attention_width: 4, pair_width: 4}",
+    "evaluation.ranked_lists=2",
+    "evaluation.batch_size=16",
+]
+
+
+def write_model(run: Path, shards: Path, identities: int = 3, *settings: str) -> Config:
+    """`run` with config.yaml and model.safetensors."""
+    config = load_config(DEMO, [f"run={run}", f"data.shards={shards}", *TINY, *settings])
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(dump_config(config))
+    model, _ = build_model(config, identities)
+    index = ShardIndex.open(shards)
+    save_model(run / "model.safetensors", model.state_dict(), config, identities, index, "last epoch (0)")
+    return config
+
+
+def write_scores(run: Path, config: Config) -> None:
+    """Adds features and results of the test identities, and the log of one step."""
+    model, card = load_model(run / "model.safetensors")
+    index = ShardIndex.open(config.data.shards)
+    place = Place(0, 1, torch.device("cpu"))
+    pids = index.pids_of("test")
+    features, _ = embed_identities(model, index, pids, card.height, card.width, config.evaluation, place)
+    facts = circumstances_of(config.evaluation, card, "test")
+    write_results(score_all(features, config.evaluation, config.evaluation.asked(), facts), run / "results")
+    features.save(run / "results" / "features.npz")
+    step = {"kind": "step", "epoch": 0, "step": 0, "global_step": 1, "loss": 2.0, "terms": {"identity": 2.0}}
+    step |= {"lr": {"new": 0.1}, "images_per_s": 9.0, "data_wait_share": 0.1}
+    (run / "metrics.jsonl").write_text(json.dumps(step) + "\n")

@@ -1,0 +1,41 @@
+"""launch/train.py on the fake GPU's graphs: python -m tests.train.graphed_training ARGUMENTS...
+
+The engine and the model are on the CPU; streams and graphs are the fake GPU's. Says how many graphs were replayed.
+"""
+
+import contextlib
+import sys
+from typing import Any
+
+import torch
+
+import launch.train
+from perf.parts.fake_gpu import FakeGraph, fake_gpu
+
+
+class CountedGraph(FakeGraph):
+    replays = 0
+
+    def replay(self) -> None:
+        super().replay()
+        CountedGraph.replays += 1
+
+
+def main(argv: list[str]) -> int:
+    start = launch.train.deepspeed_engine.start_distributed
+    with contextlib.ExitStack() as stack:
+
+        def start_and_fake(*arguments: Any) -> Any:
+            place = start(*arguments)  # DeepSpeed finds a CPU
+            stack.enter_context(fake_gpu())
+            torch.cuda.CUDAGraph = CountedGraph  # type: ignore[misc]
+            return place
+
+        launch.train.deepspeed_engine.start_distributed = start_and_fake
+        status = launch.train.main(argv)
+    print(f"replays: {CountedGraph.replays}")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,93 @@
+"""Configuration files: inheritance, overrides, and one clear error for each thing that can be wrong."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tacaf.train.config import dump_config, load_config
+from tacaf.train.state import extension
+from tacaf.vocabulary import InputError
+
+CONFIGS = sorted((Path(__file__).parent.parent.parent / "launch" / "configs").glob("*.yaml"))
+DEMO = next(path for path in CONFIGS if path.name == "demo.yaml")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_every_shipped_config_is_valid(path):
+    load_config(path, [])
+
+
+def test_base_then_file_then_overrides():
+    config = load_config(DEMO, ["train.epochs=3", "loss.ic=0", "run=elsewhere"])
+    assert config.data.augment.height == 96, "the file's own value"
+    assert config.data.plan.identities_per_batch == 8, "the base's value"
+    assert (config.train.epochs, config.loss.ic, config.run) == (3, 0, Path("elsewhere"))
+
+
+def test_the_resolved_config_gives_the_same_run(tmp_path):
+    config = load_config(DEMO, ["train.epochs=3"])
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml", []) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("train.epoch=3", r"train\.epoch: no such key; did you mean 'epochs'\?"),
+        ("model.cmaam.bta=3", r"model\.cmaam\.bta: no such key; did you mean 'beta'\?"),
+        ("model.backbone.wdth=3", r"model\.backbone\.wdth: no such key; did you mean 'width'\?"),
+        ("model.backbone.width=wide", r"^\S+: model\.backbone\.width: .*got 'wide'"),
+        ("model.backbone.kind=timm", r"model\.backbone: expected kind: resnet or transformers"),
+        ("model.backbone={kind: transformers, name: dinov2, option: 1}", r"model\.backbone\.option: .*'options'\?"),
+        ("model.backbone={kind: transformers, name: convnext}", r"height 96 with a map of 3 rows; take height 192"),
+        ("nonsense=3", "nonsense: no such key"),
+        ("train.epochs=many", r"train\.epochs: .*got 'many'"),
+        ("train.epochs", "expected key=value"),
+        ("seed.a=1", "'seed' is a value, not a section"),
+        ("data.plan.identities_per_batch=7", "multiple of pair_group"),
+        ("data.plan.identities_per_batch=1", "greater than or equal to 2"),
+        ("data.augment.height=112", "divides into the part levels"),
+        ("train.choose=validation", r"expected data\.split 'train'"),
+        ("evaluation.protocol=sysu", "expected protocol sysu_mm01, regdb"),
+        ("evaluation.modes=[outdoor]", "expected mode all_search or indoor_search"),
+        ("evaluation.shots=[5]", "expected shots 1 or 10"),
+        ("evaluation.gallery_draw=official", "expected rand_perm_cam.mat"),
+        ("deepspeed.bf16={enabled: true}", r"deepspeed\.bf16: expected to be left out"),
+    ],
+)
+def test_wrong_values_are_named(override, says):
+    with pytest.raises(InputError, match=says):
+        load_config(DEMO, [override])
+
+
+def test_more_epochs_are_told_by_what_they_do_to_the_schedule():
+    saved = {"train.epochs": 3, "ranks": 1, "state": {"epoch": 2, "step": 1, "global_step": 9}}
+    longer = load_config(DEMO, ["train.epochs=5"])
+    assert "stretched" in str(extension(saved, longer))
+    assert "epoch 2" in str(extension(saved, longer))
+    assert "milestones" in str(extension(saved, load_config(DEMO, ["train.epochs=5", "optim.schedule=milestones"])))
+    for epochs in (2, 3):
+        assert extension(saved, load_config(DEMO, [f"train.epochs={epochs}"])) is None
+    assert extension({}, longer) is None
+
+
+def test_a_missing_value_is_named(tmp_path):
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"run": "x"}))
+    with pytest.raises(InputError, match="data: expected a value, got none"):
+        load_config(tmp_path / "config.yaml", [])
+
+
+def test_files_that_are_no_config(tmp_path):
+    with pytest.raises(InputError, match="found none at"):
+        load_config(tmp_path / "absent.yaml", [])
+    path = tmp_path / "config.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(InputError, match="expected YAML"):
+        load_config(path, [])
+    path.write_text("just words")
+    with pytest.raises(InputError, match="expected a mapping"):
+        load_config(path, [])
+    path.write_text("base: config.yaml")
+    with pytest.raises(InputError, match="goes round in a circle"):
+        load_config(path, [])

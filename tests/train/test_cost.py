@@ -1,0 +1,81 @@
+"""What --dry-run counts: parameters without building them, each ZeRO stage's share, logits whole and in pieces."""
+
+import pytest
+
+from tacaf.model.tacafnet import ModelConfig, TacafNet
+from tacaf.train import cost
+from tacaf.train.config import Config, load_config
+from tacaf.train.cost import States, parameters_of, saved_by_one_group, states_of
+from tacaf.train.engine import check_settings
+from tacaf.vocabulary import InputError
+from tests.train.finished import DEMO
+
+TINY = {"backbone": {"width": 8, "blocks": [1, 1, 1, 1]}, "ipcam": {"node_width": 16, "attention_width": 8}}
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "expected"),
+    [
+        (4, 0, States(4000, 4000, 8000)),
+        (4, 1, States(4000 + 1000, 4000, 2000)),
+        (4, 2, States(4000 + 1000, 1000, 2000)),
+        (4, 3, States(1000 + 1000, 1000, 2000)),
+        (1, 3, States(4000 + 4000, 4000, 8000)),
+    ],
+)
+def test_the_share_of_a_rank(ranks, stage, expected):
+    """A thousand fp32 parameters and AdamW's two numbers for each."""
+    assert states_of(1000, ranks, stage, 2) == expected
+
+
+def test_parameters_are_counted_as_they_are_built_in_pieces_or_not():
+    config = ModelConfig.model_validate({**TINY, "chunk": 7})
+    built = sum(parameter.numel() for parameter in TacafNet(config, 20).parameters())
+    assert parameters_of(config, 20) == parameters_of(config.model_copy(update={"chunk": 99}), 20) == built
+    assert parameters_of(ModelConfig(), 1_000_000) > 1_000_000 * (2048 + 10 * 512 + 256), "nothing is allocated"
+
+
+def test_in_pieces_the_logits_of_one_piece_are_counted():
+    def saved(chunk, identities):
+        values = {"run": "r", "data": {"shards": "s", "augment": {"height": 96, "width": 48}}, "model": TINY}
+        config = Config.model_validate({**values, "train": {"precision": "fp32"}})
+        model = config.model.model_copy(update={"chunk": chunk})
+        return saved_by_one_group(config.model_copy(update={"model": model}), identities)
+
+    rows = 10 * 24  # nodes, and images of a pair group
+    one_piece, one_of_many = saved(9999, 2000), saved(100, 4000)
+    assert saved(9999, 4000) - one_piece >= 4 * rows * 2000
+    assert one_of_many == saved(100, 2000) < one_piece
+    assert saved(200, 4000) - one_of_many == 3 * 4 * rows * 100
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        "model.backbone={width: 4096, blocks: [30, 30, 30, 30]}",
+        "model.ipcam={node_width: 65536, attention_width: 65536, pair_width: 65536}",
+        "data.augment={height: 4032, width: 4096}",
+    ],
+)
+def test_what_no_machine_has_the_memory_for_is_refused_before_it_is_tried(sysu_shards, monkeypatch, values):
+    monkeypatch.setattr(cost.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**23)  # 32 GiB
+    monkeypatch.setattr(cost.torch.cuda, "is_available", lambda: False)
+    plan = "data.plan={identities_per_batch: 4, images_per_identity: 2}"
+    config = load_config(DEMO, [f"data.shards={sysu_shards}", plan, values])
+    with pytest.raises(InputError, match=r"at most 32\.0 GiB"):
+        cost.describe(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "named"),
+    [
+        ("{zero_optimization: {stage: 1, stag: 2}}", "stag"),
+        ("{zero_optimization: {reduce_bucket_size: many}}", "reduce_bucket_size"),
+        ("{flops_profiler: 3}", "deepspeed"),
+        ("{csv_monitor: {enabled: perhaps}}", "csv_monitor.enabled"),
+    ],
+)
+def test_what_deepspeed_refuses_is_one_line(section, named):
+    with pytest.raises(InputError, match=named) as found:
+        check_settings(load_config(DEMO, [f"deepspeed={section}"]))
+    assert "\n" not in str(found.value)

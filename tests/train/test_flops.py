@@ -1,0 +1,46 @@
+"""The count of a step's operations against the operations of a network one can count by hand."""
+
+import pytest
+
+from tacaf.data.index import ShardIndex, select_training
+from tacaf.data.plan import Plan
+from tacaf.train.config import load_config
+from tacaf.train.flops import step_flops
+from tests.train.test_training import ROOT
+
+
+def flops_of(shards, *values: str) -> tuple[float, int, int]:
+    settings = [f"data.shards={shards}", "run=unused", "data.plan={identities_per_batch: 4, images_per_identity: 2}"]
+    config = load_config(ROOT / "launch/configs/demo.yaml", [*settings, *values])
+    index = ShardIndex.open(config.data.shards)
+    plan = Plan(select_training(index, "trainval"), config.data.plan, 0)
+    return step_flops(config, plan), plan.images, plan.training_set.identities
+
+
+def test_a_network_counted_by_hand(sysu_shards):
+    """Blocks of 3x3 convolutions, one a stage, no IPCAM, no CMAAM, 32 x 32 pixels, last stride 2."""
+    backbone = "model.backbone={width: 4, blocks: [1, 1, 1, 1], block: basic, last_stride: 2}"
+    found, images, identities = flops_of(
+        sysu_shards, backbone, "model.cmaam.enabled=false", "model.ipcam.enabled=false",
+        "data.augment={height: 32, width: 32, pad: 2}",
+    )  # fmt: skip
+    forward = 2 * 49 * 3 * 4 * 16 * 16  # the stem
+    inputs, side = 4, 8
+    for stage in range(4):
+        outputs = 4 * 2**stage
+        side = side if stage == 0 else side // 2
+        forward += 2 * side * side * (9 * inputs * outputs + 9 * outputs * outputs)
+        forward += 2 * side * side * inputs * outputs if stage else 0  # the projected shortcut
+        inputs = outputs
+    stem = 2 * 49 * 3 * 4 * 16 * 16
+    forward += 2 * 32 * identities  # the classifier
+    forward += 2 * 12 * 32  # the triplet's distances, of each image to the 12 of a pair group
+    # Backward twice as much, but the stem needs no gradient of its images.
+    assert found == pytest.approx(images * (3 * forward - stem), rel=1e-9)
+
+
+def test_the_attention_modules_add_to_it(sysu_shards):
+    plain = flops_of(sysu_shards, "model.cmaam.enabled=false", "model.ipcam.enabled=false")[0]
+    without = flops_of(sysu_shards)[0]
+    assert without > 1.01 * plain
+    assert flops_of(sysu_shards, "model.cmaam.consistency=true")[0] > 1.05 * without  # one more pass of layer 4

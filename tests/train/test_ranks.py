@@ -1,0 +1,92 @@
+"""The same mathematics on any number of ranks and under every ZeRO stage, and a checkpoint for another number."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tacaf.child_processes import child_environment
+from tests.processes import LIMIT_S
+from tests.tolerances import assert_same_losses, assert_same_training
+
+ROOT = Path(__file__).parent.parent.parent
+JOB = "tests/train/ranks_job.py"
+STAGES = (0, 1, 2, 3)
+
+
+def run_ranks(ranks: int, what: str, shards: Path, out: Path) -> str:
+    """The job on so many ranks, one thread each; what rank 0 printed."""
+    environment = child_environment(OMP_NUM_THREADS="1")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    done = subprocess.run(
+        [*launcher, JOB, what, str(shards), str(out)], cwd=ROOT, env=environment, capture_output=True, text=True,
+        timeout=LIMIT_S,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def one(sysu_shards, out) -> dict:
+    run_ranks(1, "train", sysu_shards, out)
+    return torch.load(out / "ranks-1.pt")
+
+
+@pytest.fixture(scope="module")
+def two(sysu_shards, out) -> dict:
+    run_ranks(2, "train", sysu_shards, out)
+    return torch.load(out / "ranks-2.pt")
+
+
+@pytest.fixture(scope="module")
+def four(sysu_shards, out) -> dict:
+    run_ranks(4, "train", sysu_shards, out)
+    return torch.load(out / "ranks-4.pt")
+
+
+def same_training(one: dict, found: dict) -> None:
+    """Losses, gradients and parameters after five steps are those of one process without ZeRO."""
+    assert_same_losses(one[0, "sgd"]["steps"], found["steps"])
+    assert_same_training(one["start"], one[0, "sgd"]["state"], found["state"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_zero_changes_nothing(one, stage):
+    same_training(one, one[stage, "sgd"])
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_ranks_are_one_process_with_the_whole_batch(one, two, stage):
+    same_training(one, two[stage, "sgd"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", STAGES)
+def test_four_ranks_too(one, four, stage):
+    same_training(one, four[stage, "sgd"])
+
+
+def test_a_checkpoint_is_the_same_after_a_way_through_another_number_of_ranks(two, sysu_shards, out):
+    """Two ranks' checkpoints into one process and out again: every tensor of every stage bit for bit."""
+    lines = re.findall(r"stage \d \w+: (\d+) tensors, (\d+) differ: (.*)", run_ranks(1, "regroup", sysu_shards, out))
+    assert len(lines) == 3
+    for tensors, differing, names in lines:
+        assert int(tensors) > 100
+        assert int(differing) == 0, names
+
+
+def test_an_infinite_gradient_moves_nothing(sysu_shards, out):
+    """Under every stage, on both of two ranks; the next update works."""
+    printed = run_ranks(2, "nonfinite", sysu_shards, out)
+    for stage in STAGES:
+        assert printed.count(f"stage {stage}: loss times inf, norm finite: False") == 2
+        assert printed.count(f"stage {stage}: loss times 1.0, norm finite: True") == 2
+        assert printed.count(f"stage {stage}: moved by the infinite: False, by the finite: True") == 2
