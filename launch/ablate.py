@@ -77,9 +77,12 @@ def cells(wanted: argparse.Namespace) -> list[Cell]:
     """All trainings: seeds outermost, so that every row stands once before any is repeated."""
     return [
         Cell(
-            benchmark, key, seed,
+            benchmark,
+            key,
+            seed,
             Training(
-                wanted.out / "runs" / f"{benchmark}-{key}-seed{seed}", wanted.config,
+                wanted.out / "runs" / f"{benchmark}-{key}-seed{seed}",
+                wanted.config,
                 (*wanted.set, f"data.shards={set_folder(wanted, benchmark)}", f"seed={seed}", *row.settings),
             ),
             result_file(wanted.results, benchmark, key, seed),
@@ -87,7 +90,7 @@ def cells(wanted: argparse.Namespace) -> list[Cell]:
         for seed in wanted.seeds
         for benchmark in wanted.benchmarks
         for key, row in wanted.rows.items()
-    ]  # fmt: skip
+    ]
 
 
 def ablate(wanted: argparse.Namespace) -> int:
@@ -223,9 +226,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--benchmarks", nargs="+", choices=names, default=names[:1], help="default: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=(*ROWS, "core", "all"), default=["core"], help="default: core")
     parser.add_argument(
-        "--try", action="append", nargs="+", default=[], dest="tries", metavar=("ROW", "a.b=c"),
+        "--try",
+        action="append",
+        nargs="+",
+        default=[],
+        dest="tries",
+        metavar=("ROW", "a.b=c"),
         help="one more row: ROW with these settings; repeat for several",
-    )  # fmt: skip
+    )
     parser.add_argument("--name", default="", help="added to the names of the tables' files; needed with --try")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--config", type=to_path, default=CONFIG)

@@ -143,13 +143,27 @@ def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
             warnings.simplefilter("ignore")  # the exporter's own
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.onnx.export(
-                graph, (images[modality][:2],), dynamo=True, opset_version=OPSET, verbose=False, optimize=True,
-                input_names=["images"], output_names=["embedding"], dynamic_shapes=({0: torch.export.Dim("batch")},),
-            )  # fmt: skip
+                graph,
+                (images[modality][:2],),
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                optimize=True,
+                input_names=["images"],
+                output_names=["embedding"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
         assert program is not None
         proto = program.model_proto
-        for part in (proto, proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input,
-                     *proto.graph.output, *proto.graph.initializer):  # fmt: skip
+        for part in (
+            proto,
+            proto.graph,
+            *proto.graph.node,
+            *proto.graph.value_info,
+            *proto.graph.input,
+            *proto.graph.output,
+            *proto.graph.initializer,
+        ):
             del part.metadata_props[:]
             part.doc_string = ""
         write_whole(folder / name, proto.SerializeToString(deterministic=True))

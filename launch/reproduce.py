@@ -152,11 +152,14 @@ def results_of(wanted: argparse.Namespace, done: Sequence[Cell]) -> list[dict]:
     told = ("split", "embedding", "flip", "trained_on", "scored_on", "seed")
     return [
         score(
-            features, "regdb", direction=same[0]["direction"], metric=same[0]["metric"],
+            features,
+            "regdb",
+            direction=same[0]["direction"],
+            metric=same[0]["metric"],
             circumstances=joined([{name: result[name] for name in told} for result in same]),
         )
         for same in zip(*stored, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _of_training(result: dict, cell: Cell) -> bool:

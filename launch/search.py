@@ -116,12 +116,20 @@ def ranked_lists(
         ]
         lists.append({"query": name, "sha256": content, "matches": matches})
     return {
-        "format": "tacaf-search", "version": 1, "model_sha256": catalogue.model_sha256,
-        "trained_on": embedder.card["trained_on"], "embedding": catalogue.embedding, "flip": catalogue.flip,
-        "query_modality": str(wanted.query_modality), "gallery_modality": str(catalogue.modality),
-        "gallery_images": len(catalogue.names), "engine": choose_engine(wanted.engine, len(catalogue.names)),
-        "top": wanted.top, "queries": lists, "left_out": left_out + queries.unreadable,
-    }  # fmt: skip
+        "format": "tacaf-search",
+        "version": 1,
+        "model_sha256": catalogue.model_sha256,
+        "trained_on": embedder.card["trained_on"],
+        "embedding": catalogue.embedding,
+        "flip": catalogue.flip,
+        "query_modality": str(wanted.query_modality),
+        "gallery_modality": str(catalogue.modality),
+        "gallery_images": len(catalogue.names),
+        "engine": choose_engine(wanted.engine, len(catalogue.names)),
+        "top": wanted.top,
+        "queries": lists,
+        "left_out": left_out + queries.unreadable,
+    }
 
 
 def embed_queries(
@@ -166,11 +174,19 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--top", type=int, default=10, help="matches per query; default: %(default)s")
     add("--embedding", choices=get_args(Embedding), help="default: the index's, else the one the run was scored with")
     add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
-    add("--engine", choices=("auto", "exact", "faiss"), default="auto",
-        help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed")  # fmt: skip
-    add("--thermal-range", nargs="+", metavar=("LOW", "HIGH"),
+    add(
+        "--engine",
+        choices=("auto", "exact", "faiss"),
+        default="auto",
+        help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed",
+    )
+    add(
+        "--thermal-range",
+        nargs="+",
+        metavar=("LOW", "HIGH"),
         help="grey values that become black and white in infrared images of more than 8 bits, or the word per-image;"
-        " default: those of the model's training set")  # fmt: skip
+        " default: those of the model's training set",
+    )
     add("--device", type=to_device, default="cpu", help="cpu or cuda")
     add("--json", type=to_path, help="write the lists there")
     add("--html", type=to_path, help="write a page with pictures there")
@@ -186,10 +202,12 @@ def check(wanted: argparse.Namespace) -> None:
         ((wanted.json or wanted.html) and not wanted.query, "expected --query, what to search for, got none"),
         ((wanted.query or wanted.gallery) and not wanted.run, "expected --run, the trained model, got none"),
         (not (wanted.query or wanted.index), "expected --query or --index, got neither"),
-        (not (wanted.query or wanted.gallery or wanted.remove or wanted.list), "expected something to do with --index:"
-            " --query, --gallery, --remove or --list, got none"),
+        (
+            not (wanted.query or wanted.gallery or wanted.remove or wanted.list),
+            "expected something to do with --index: --query, --gallery, --remove or --list, got none",
+        ),
         (wanted.top < 1, f"--top: expected at least 1, got {wanted.top}"),
-    ]  # fmt: skip
+    ]
     for wrong, text in problems:
         if wrong:
             raise InputError(f"{text}; see --help")

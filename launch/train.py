@@ -68,9 +68,11 @@ def train(config: Config, resume: bool, stop: StopRequest, trusted: bool = False
         model, loaded = build_model(config, identities)
         model.to(place.device)
         optimizer = build_optimizer(
-            config.optim, model.backbone_parameters(), model.new_parameters(),
+            config.optim,
+            model.backbone_parameters(),
+            model.new_parameters(),
             config.data.plan.images_per_modality * config.train.accumulate,
-        )  # fmt: skip
+        )
         engine = deepspeed_engine.build_engine(config, model, optimizer, plan.images // place.world_size, found)
         saved_facts = deepspeed_engine.resume(engine, found) if found else {}
         state = TrainState.of(saved_facts) if found else TrainState()
@@ -85,12 +87,22 @@ def train(config: Config, resume: bool, stop: StopRequest, trusted: bool = False
         if longer := extension(saved_facts, config):
             watcher.say(longer)
         batches = TrainingPipeline(
-            index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
-            start=(state.epoch, state.step), steps_per_epoch=steps,
-            threads=config.data.threads, prefetch=config.data.prefetch, workers=config.data.workers,
-            on_bad_sample=config.data.on_bad_sample, bad_sample_share=config.data.bad_sample_share,
-            report=watcher.warn, draw_pairs=functools.partial(draw, config),
-        )  # fmt: skip
+            index,
+            plan,
+            config.data.augment,
+            rank=place.rank,
+            ranks=place.world_size,
+            device_id=place.device_id,
+            start=(state.epoch, state.step),
+            steps_per_epoch=steps,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            workers=config.data.workers,
+            on_bad_sample=config.data.on_bad_sample,
+            bad_sample_share=config.data.bad_sample_share,
+            report=watcher.warn,
+            draw_pairs=functools.partial(draw, config),
+        )
         compute = build_compute(config, engine, criterion, watcher.warn_once)
         reader = StepReader(watcher, index, state.skipped, lag_of(place.device))
         model.train()

@@ -121,9 +121,13 @@ def picture(ways: dict[str, dict[str, Any]]) -> Figure:
         axes = figure.subplots()
         for name, way in ways.items():
             axes.plot(
-                [point["training_s"] for point in way["points"]], [100 * point["mAP"] for point in way["points"]],
-                marker="o", markersize=3, color=COLOURS[name], label=WAYS[name],
-            )  # fmt: skip
+                [point["training_s"] for point in way["points"]],
+                [100 * point["mAP"] for point in way["points"]],
+                marker="o",
+                markersize=3,
+                color=COLOURS[name],
+                label=WAYS[name],
+            )
         axes.set_xlabel("seconds of training, evaluations left out")
         axes.set_ylabel("mAP, per cent")
         axes.set_xlim(0)

@@ -193,8 +193,20 @@ def child(provider: str, shards: Path, cores: int, device: str, count: int, step
 
 
 def run_child(provider: str, shards: Path, cores: int, wanted: argparse.Namespace) -> dict:
-    words = ["--child", provider, "--shards", str(shards), "--cores", str(cores), "--device", wanted.device,
-             "--batches", str(wanted.batches), "--step-ms", str(wanted.step_ms)]  # fmt: skip
+    words = [
+        "--child",
+        provider,
+        "--shards",
+        str(shards),
+        "--cores",
+        str(cores),
+        "--device",
+        wanted.device,
+        "--batches",
+        str(wanted.batches),
+        "--step-ms",
+        str(wanted.step_ms),
+    ]
     done = subprocess.run(
         [sys.executable, __file__, *words], env=child_environment(), capture_output=True, text=True, check=False
     )
@@ -256,8 +268,12 @@ def facts_of(shards: Path) -> dict:
             sizes.append(image.size)
     width, height = np.mean(sizes, axis=0)
     mean_bytes = float(np.mean(index.columns["size"]))
-    return {"name": index.name, "images": len(index), "mean_size": [round(float(height)), round(float(width))],
-            "mean_bytes": round(mean_bytes)}  # fmt: skip
+    return {
+        "name": index.name,
+        "images": len(index),
+        "mean_size": [round(float(height)), round(float(width))],
+        "mean_bytes": round(mean_bytes),
+    }
 
 
 @entry()
@@ -273,8 +289,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--child", choices=PROVIDERS, help=argparse.SUPPRESS)
     wanted = parser.parse_args(argv)
     if wanted.child:
-        print(json.dumps(child(wanted.child, wanted.shards, wanted.cores[0], wanted.device, wanted.batches,
-                               wanted.step_ms)))  # fmt: skip
+        print(
+            json.dumps(
+                child(wanted.child, wanted.shards, wanted.cores[0], wanted.device, wanted.batches, wanted.step_ms)
+            )
+        )
         return 0
     with tempfile.TemporaryDirectory() as folder:
         shards = wanted.shards or make_set(Path(folder))

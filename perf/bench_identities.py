@@ -46,23 +46,34 @@ SMALL = {
 }
 # ranks, ZeRO stage, identities a piece (0: all in one)
 RUNS = ((1, 0, 0), (1, 0, 8192), (2, 1, 8192), (2, 2, 8192), (2, 3, 8192))
-TABLE = [(identities, stage, ranks) for identities in (395, 10_000, 100_000, 1_000_000) for stage in (1, 2, 3)
-         for ranks in (1, 8, 64)]  # fmt: skip
+TABLE = [
+    (identities, stage, ranks)
+    for identities in (395, 10_000, 100_000, 1_000_000)
+    for stage in (1, 2, 3)
+    for ranks in (1, 8, 64)
+]
 # ZeRO-3 lets go of a piece as soon as it is used, where by default it keeps a billion numbers for their next use; and
 # its bucket for gradients holds ten million numbers, where by default it takes 2 GB of each rank.
-ZERO_3 = {"stage": 3, "stage3_max_live_parameters": 10_000_000, "stage3_max_reuse_distance": 0,
-          "stage3_prefetch_bucket_size": 0, "reduce_bucket_size": 10_000_000}  # fmt: skip
+ZERO_3 = {
+    "stage": 3,
+    "stage3_max_live_parameters": 10_000_000,
+    "stage3_max_reuse_distance": 0,
+    "stage3_prefetch_bucket_size": 0,
+    "reduce_bucket_size": 10_000_000,
+}
 
 
 def config_of(stage: int, chunk: int) -> Config:
     zero = ZERO_3 if stage == 3 else {"stage": stage}
     return Config.model_validate(
         {
-            "run": tempfile.gettempdir(), "data": {"shards": "none", "augment": {"height": 96, "width": 48}},
-            "model": {**SMALL, "chunk": chunk}, "train": {"precision": "fp32"},
+            "run": tempfile.gettempdir(),
+            "data": {"shards": "none", "augment": {"height": 96, "width": 48}},
+            "model": {**SMALL, "chunk": chunk},
+            "train": {"precision": "fp32"},
             "deepspeed": {"zero_optimization": zero},
         }
-    )  # fmt: skip
+    )
 
 
 def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
@@ -88,8 +99,14 @@ def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
         peaks.append(_memory_mib("VmHWM") - before)
     rows = distributed.numbers_of_ranks([built, _memory_mib("VmRSS") - before, max(peaks)])
     most = [max(column) for column in zip(*rows, strict=True)]
-    return {"parameters": numbers, "build_peak_mib": most[0], "between_steps_mib": most[1], "step_peak_mib": most[2],
-            "estimate_mib": sum(states_of(numbers, place.world_size, stage, 1)) / MIB, "loss": float(loss)}  # fmt: skip
+    return {
+        "parameters": numbers,
+        "build_peak_mib": most[0],
+        "between_steps_mib": most[1],
+        "step_peak_mib": most[2],
+        "estimate_mib": sum(states_of(numbers, place.world_size, stage, 1)) / MIB,
+        "loss": float(loss),
+    }
 
 
 def _memory_mib(name: str) -> float:
@@ -105,11 +122,14 @@ def table(config: ModelConfig, images: int) -> list[dict[str, Any]]:
         logits = 4 * config.ipcam.classified_nodes * images * identities / MIB
         rows.append(
             {
-                "identities": identities, "stage": stage, "ranks": ranks,
+                "identities": identities,
+                "stage": stage,
+                "ranks": ranks,
                 **{f"{name}_mib": value / MIB for name, value in states._asdict().items()},
-                "logits_whole_mib": logits, "logits_piece_mib": logits * min(1, config.chunk / identities),
+                "logits_whole_mib": logits,
+                "logits_piece_mib": logits * min(1, config.chunk / identities),
             }
-        )  # fmt: skip
+        )
     return rows
 
 
@@ -120,8 +140,13 @@ def run(identities: int, ranks: int, stage: int, chunk: int) -> dict[str, Any]:
         port = listener.getsockname()[1]
     launcher = [sys.executable]
     if ranks > 1:
-        launcher = [str(Path(sys.executable).parent / "deepspeed"), "--num_accelerators", str(ranks),
-                    "--master_port", str(port)]  # fmt: skip
+        launcher = [
+            str(Path(sys.executable).parent / "deepspeed"),
+            "--num_accelerators",
+            str(ranks),
+            "--master_port",
+            str(port),
+        ]
     with tempfile.NamedTemporaryFile() as found:
         child = [__file__, "--child", found.name, *map(str, (identities, stage, chunk))]
         # freed tensors of a megabyte and more go back to the system at once, so that resident memory is what is held

@@ -46,10 +46,15 @@ def write_index(folder: Path, identities: int) -> None:
     pid, inside = row // each, row % each
     shard = pid // IDENTITIES_OF_A_SHARD
     columns = {
-        "shard": shard, "offset": (row - shard * IDENTITIES_OF_A_SHARD * each) * IMAGE_BYTES,
-        "size": np.full(len(row), IMAGE_BYTES), "pid": pid, "camid": 1 + inside % IMAGES_OF_A_MODALITY // 2,
-        "modality": inside // IMAGES_OF_A_MODALITY, "split": np.zeros(len(row)), "number": 1 + inside,
-    }  # fmt: skip
+        "shard": shard,
+        "offset": (row - shard * IDENTITIES_OF_A_SHARD * each) * IMAGE_BYTES,
+        "size": np.full(len(row), IMAGE_BYTES),
+        "pid": pid,
+        "camid": 1 + inside % IMAGES_OF_A_MODALITY // 2,
+        "modality": inside // IMAGES_OF_A_MODALITY,
+        "split": np.zeros(len(row)),
+        "number": 1 + inside,
+    }
     (folder / COLUMN_FOLDER).mkdir(parents=True)
     facts = {}
     for name, values in columns.items():
@@ -87,8 +92,12 @@ def measure(folder: Path) -> dict:
     opened = time.perf_counter()
     training_set = select_training(index, "train")
     selected = time.perf_counter()
-    found = {"images": len(index), "identities": training_set.identities, "open_s": opened - began,
-             "select_s": selected - opened}  # fmt: skip
+    found = {
+        "images": len(index),
+        "identities": training_set.identities,
+        "open_s": opened - began,
+        "select_s": selected - opened,
+    }
     draw = np.random.default_rng(0)
     for name, config in {"": {}, "_windows": {"window_shards": 64}, "_cameras": {"sampler": "camera"}}.items():
         times = []

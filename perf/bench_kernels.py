@@ -46,9 +46,26 @@ from tacaf.vocabulary import InputError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 OPS = ("alignment", "soft_align", "align_distance", "gem_pyramid", "ring_aggregate")
-COLUMNS = ("op", "provider", "pass", "dtype", "shape", "p20_ms", "p50_ms", "p80_ms", "graph_ms", "ratio_to_eager",
-           "peak_mib", "saved_mib", "bytes", "flops", "share_of_ceiling", "graph_error", "graph_ratio_to_eager",
-           "graph_share_of_ceiling")  # fmt: skip
+COLUMNS = (
+    "op",
+    "provider",
+    "pass",
+    "dtype",
+    "shape",
+    "p20_ms",
+    "p50_ms",
+    "p80_ms",
+    "graph_ms",
+    "ratio_to_eager",
+    "peak_mib",
+    "saved_mib",
+    "bytes",
+    "flops",
+    "share_of_ceiling",
+    "graph_error",
+    "graph_ratio_to_eager",
+    "graph_share_of_ceiling",
+)
 MIB = timing.MIB
 COMPILING_S = {"compiled": 30.0, "autotuned": 120.0}  # a guess, until the first one was timed
 NO_TIME = "not measured: no time left"
@@ -118,9 +135,7 @@ def _no_time(bench: Bench, case: Case, names: list[str]) -> None:
         bench.add(bench.failed_row(case, shown(name, bench.device), NO_TIME))
 
 
-def run_provider(
-    bench: Bench, case: Case, place: int, work: Work, name: str, eager: dict[str, dict[str, Any]]
-) -> None:  # fmt: skip
+def run_provider(bench: Bench, case: Case, place: int, work: Work, name: str, eager: dict[str, dict[str, Any]]) -> None:
     """Its rows, or what came before it failed and a row with the reason."""
     try:
         # compiled code would otherwise free what a second backward of the same forward needs
@@ -157,12 +172,22 @@ def measure(
         if device == "cpu" and which == "both" and name in ("eager", "ours"):
             peak = cpu_peak_mib(case.op, place, bench.dtype, name)
         row = {
-            "op": case.op, "provider": shown(name, device), "pass": which, "dtype": bench.dtype, "shape": case.shape,
-            "p20_ms": p20, "p50_ms": p50, "p80_ms": p80, "graph_ms": graph, "ratio_to_eager": None,
-            "peak_mib": peak, "saved_mib": kept,
+            "op": case.op,
+            "provider": shown(name, device),
+            "pass": which,
+            "dtype": bench.dtype,
+            "shape": case.shape,
+            "p20_ms": p20,
+            "p50_ms": p50,
+            "p80_ms": p80,
+            "graph_ms": graph,
+            "ratio_to_eager": None,
+            "peak_mib": peak,
+            "saved_mib": kept,
             **least(case, which, work.leaves[0].element_size(), bench.ceiling, p50, graph),
-            "graph_error": graph_error, "graph_ratio_to_eager": None,
-        }  # fmt: skip
+            "graph_error": graph_error,
+            "graph_ratio_to_eager": None,
+        }
         if name == "eager":
             eager[which] = row
         if which in eager:
@@ -179,9 +204,11 @@ def least(
     moved, flops = sum(case.moved[one](element) for one in parts), sum(case.flops[one] for one in parts)
     least_ms = 1000 * max(moved / ceiling["copy_bytes_per_s"], flops / ceiling["matrix_flops_per_s"])
     return {
-        "bytes": moved, "flops": flops, "share_of_ceiling": least_ms / p50_ms,
+        "bytes": moved,
+        "flops": flops,
+        "share_of_ceiling": least_ms / p50_ms,
         "graph_share_of_ceiling": least_ms / graph if graph else None,
-    }  # fmt: skip
+    }
 
 
 def profile_rows(
@@ -312,9 +339,12 @@ def run(args: argparse.Namespace) -> int:
     size = "rehearsal" if args.rehearse else args.device
     ceiling = {} if args.check or args.profile else timing.ceilings(size, DTYPES[args.dtype])
     facts = {
-        "environment": environment(1), "device": args.device, "rehearsal": args.rehearse, "ceilings": ceiling,
+        "environment": environment(1),
+        "device": args.device,
+        "rehearsal": args.rehearse,
+        "ceilings": ceiling,
         "columns": COLUMNS,
-    }  # fmt: skip
+    }
     bench = Bench(args, ceiling, ResultFile(args.profile or args.json, facts))
     if args.check:
         run_check(bench, todo, [single] if single else list(DTYPES))

@@ -71,10 +71,21 @@ class Way:
             self.model = deepspeed_engine.build_engine(self.config, model, self.optimizer, share)
         self.criterion = TacafLoss(config.loss)
         self.batches = TrainingPipeline(
-            index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=place.device_id,
-            start=(0, 0), steps_per_epoch=10**6, threads=config.data.threads, prefetch=config.data.prefetch, workers=0,
-            on_bad_sample="stop", bad_sample_share=0, report=print,
-        )  # fmt: skip
+            index,
+            plan,
+            config.data.augment,
+            rank=place.rank,
+            ranks=place.world_size,
+            device_id=place.device_id,
+            start=(0, 0),
+            steps_per_epoch=10**6,
+            threads=config.data.threads,
+            prefetch=config.data.prefetch,
+            workers=0,
+            on_bad_sample="stop",
+            bad_sample_share=0,
+            report=print,
+        )
         self.times: dict[str, list[float]] = {phase: [] for phase in PHASES}
         self.loss = 0.0
 
@@ -133,11 +144,15 @@ def child(wanted: argparse.Namespace) -> None:
         losses = distributed.numbers_of_ranks([way.loss])
         rows.append(
             {
-                "way": f"ZeRO {way.way}" if way.way != "ddp" else "DDP", "ranks": place.world_size,
-                "images": plan.images, **medians, "step_ms": sum(medians.values()),
-                "communication_ms": way.communication_ms(), "loss": statistics.mean(row[0] for row in losses),
+                "way": f"ZeRO {way.way}" if way.way != "ddp" else "DDP",
+                "ranks": place.world_size,
+                "images": plan.images,
+                **medians,
+                "step_ms": sum(medians.values()),
+                "communication_ms": way.communication_ms(),
+                "loss": statistics.mean(row[0] for row in losses),
             }
-        )  # fmt: skip
+        )
     if place.rank == 0:
         print(json.dumps({"rows": rows, "peak_memory_mib_of_all_ways": peak_memory_mib(place.device)}))
     deepspeed_engine.stop_distributed()
@@ -150,8 +165,9 @@ def run_ranks(ranks: int, shards: Path, wanted: argparse.Namespace) -> list[dict
     done = subprocess.run(
         [*launcher, "--nproc-per-node", str(ranks), *map(str, words), *settings],
         env=child_environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")),
-        capture_output=True, text=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+    )
     if done.returncode != 0:
         sys.exit(f"error: {ranks} ranks ended with {done.returncode}:\n{done.stderr[-3000:]}")
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"rows"')))["rows"]

@@ -83,13 +83,19 @@ VARIANTS = (
     Variant("whole, kernels, channels-last", channels_last=True),
     Variant("whole, kernels, fused optimizer", fused=True),
     Variant("whole, kernels, channels-last, fused", channels_last=True, fused=True),
-    Variant("whole, kernels, channels-last, fused, cudnn.benchmark", channels_last=True, fused=True,
-            cudnn_benchmark=True),
+    Variant(
+        "whole, kernels, channels-last, fused, cudnn.benchmark", channels_last=True, fused=True, cudnn_benchmark=True
+    ),
     Variant("whole, kernels, channels-last, fused, recompute", channels_last=True, fused=True, recompute=True),
-    Variant("whole, kernels, channels-last, fused, cudnn.benchmark, graph", channels_last=True, fused=True,
-            cudnn_benchmark=True, graph=True),
+    Variant(
+        "whole, kernels, channels-last, fused, cudnn.benchmark, graph",
+        channels_last=True,
+        fused=True,
+        cudnn_benchmark=True,
+        graph=True,
+    ),
     Variant("whole, all with compile", channels_last=True, fused=True, compile=True, cudnn_benchmark=True),
-)  # fmt: skip
+)
 PLAIN = "whole, definitions"
 WARM_UP = 3  # steps on the stream of a capture before it
 SAME_LOSS = 1e-2  # of a replayed step and of the same step as it is, relative
@@ -264,9 +270,12 @@ def cpu_peak_mib(wanted: argparse.Namespace, variant: Variant) -> float:
     """A variant's peak on a CPU, from a process of its own."""
     words = ["--device", "cpu", "--groups", wanted.groups, "--peak-of", variant.name, *["--small"] * wanted.small]
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, *map(str, words)], capture_output=True, text=True, check=True,
+        [sys.executable, "-W", "ignore", __file__, *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=True,
         env=child_environment(),
-    )  # fmt: skip
+    )
     return float(done.stdout)
 
 
@@ -302,11 +311,21 @@ class Timed:
         }
         seconds = medians["step_ms"] / 1000
         return {
-            **self.step.variant._asdict(), "images": images, "height": height, "width": width,
-            "small": self.wanted.small, "bf16": self.bf16, "first_loss": self.first_loss, "peak_mib": self.peak_mib,
-            **medians, "steps_ms": self.step.times["step"], "images_per_s": images / seconds, "flops": self.flops,
-            "matrix_rate_share": self.flops / seconds / MEASURED_RATE if self.flops else None, "error": None,
-        }  # fmt: skip
+            **self.step.variant._asdict(),
+            "images": images,
+            "height": height,
+            "width": width,
+            "small": self.wanted.small,
+            "bf16": self.bf16,
+            "first_loss": self.first_loss,
+            "peak_mib": self.peak_mib,
+            **medians,
+            "steps_ms": self.step.times["step"],
+            "images_per_s": images / seconds,
+            "flops": self.flops,
+            "matrix_rate_share": self.flops / seconds / MEASURED_RATE if self.flops else None,
+            "error": None,
+        }
 
 
 def chosen(patterns: list[str], device: str) -> list[Variant]:
@@ -425,7 +444,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows = measure(wanted, write=write)
     print(table(rows))
     if more := added(rows):
-        print(f"CMAAM + IPCAM add {more['added_step_ms_kernels']:.0f} ms and {more['added_peak_mib_kernels']:.0f} MiB"
-              f" with kernels, {more['added_step_ms_definitions']:.0f} ms and"
-              f" {more['added_peak_mib_definitions']:.0f} MiB by their definitions")  # fmt: skip
+        print(
+            f"CMAAM + IPCAM add {more['added_step_ms_kernels']:.0f} ms and {more['added_peak_mib_kernels']:.0f} MiB"
+            f" with kernels, {more['added_step_ms_definitions']:.0f} ms and"
+            f" {more['added_peak_mib_definitions']:.0f} MiB by their definitions"
+        )
     return 1 if any(row["error"] for row in rows) else 0

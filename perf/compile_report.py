@@ -140,11 +140,18 @@ def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[st
             compiled, log = compiled_with_log(source(kernel, args), arch, options)
             registers, spill = usage(log)
             yield {
-                "op": op, "kernel": kernel.__name__, "dtype": dtype, "arch": arch, "choice": list(choice),
-                "registers": registers, "shared_bytes": compiled.metadata.shared, "spill_bytes": spill,
-                "warps": compiled.metadata.num_warps, "tensor_cores": tensor_cores(compiled.asm["ptx"]),
+                "op": op,
+                "kernel": kernel.__name__,
+                "dtype": dtype,
+                "arch": arch,
+                "choice": list(choice),
+                "registers": registers,
+                "shared_bytes": compiled.metadata.shared,
+                "spill_bytes": spill,
+                "warps": compiled.metadata.num_warps,
+                "tensor_cores": tensor_cores(compiled.asm["ptx"]),
                 "triton": triton.__version__,
-            }  # fmt: skip
+            }
 
 
 def tensor_cores(ptx: str) -> str:

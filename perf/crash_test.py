@@ -66,8 +66,12 @@ def start(shards: Path, run: Path) -> subprocess.Popen:
     outside = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
         [sys.executable, "launch/train.py", "--config", "launch/configs/demo.yaml", *words, *flags],
-        cwd=ROOT, env={**outside, "OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**outside, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def run_to_end(shards: Path, run: Path) -> float:
@@ -120,9 +124,11 @@ def steps_of(run: Path) -> list[tuple]:
 def differences(expected: Path, found: Path) -> list[str]:
     """What is not the same in two finished runs; empty when nothing."""
     weights = [load_file(run / "model.safetensors") for run in (expected, found)]
-    problems = [name for name in weights[0].keys() | weights[1].keys()
-                if name not in weights[0] or name not in weights[1]
-                or not np.array_equal(weights[0][name], weights[1][name])]  # fmt: skip
+    problems = [
+        name
+        for name in weights[0].keys() | weights[1].keys()
+        if name not in weights[0] or name not in weights[1] or not np.array_equal(weights[0][name], weights[1][name])
+    ]
     steps = steps_of(found)
     if [step[0] for step in steps] != list(range(1, STEPS * EPOCHS + 1)):
         problems.append(f"steps in metrics.jsonl: {[step[0] for step in steps]}")

@@ -156,9 +156,16 @@ def op_rows(gpu: Gpu, measured: Measured) -> Iterator[tuple[str, ...]]:
             compiled, least = rival_ms(COMPILED, case, pass_, gpu, True), least_ms(case, pass_, gpu)
             found = [measured.ms(gpu, case, pass_, name) for name in ("triton", "eager", "compiled")]
             yield (
-                case.op, shape, pass_, number(least), number(ours), number(eager), number(compiled),
-                f"{100 * least / ours:.0f} %", *(number(one, ".3f", NOT_MEASURED) for one in found),
-            )  # fmt: skip
+                case.op,
+                shape,
+                pass_,
+                number(least),
+                number(ours),
+                number(eager),
+                number(compiled),
+                f"{100 * least / ours:.0f} %",
+                *(number(one, ".3f", NOT_MEASURED) for one in found),
+            )
 
 
 def launch_rows(shape: Shape) -> Iterator[tuple[str, ...]]:
@@ -167,9 +174,13 @@ def launch_rows(shape: Shape) -> Iterator[tuple[str, ...]]:
         for make in LAUNCHES["alignment", pass_]:
             launch = make(shape)
             yield (
-                pass_, launch.name, f"{launch.memory_bytes / 1e6:.0f}", f"{launch.cache_bytes / 1e6:.0f}",
-                f"{launch.flops / 1e9:.1f}", *(f"{launch_us(launch, gpu, shape.maps):.0f}" for gpu in GPUS),
-            )  # fmt: skip
+                pass_,
+                launch.name,
+                f"{launch.memory_bytes / 1e6:.0f}",
+                f"{launch.cache_bytes / 1e6:.0f}",
+                f"{launch.flops / 1e9:.1f}",
+                *(f"{launch_us(launch, gpu, shape.maps):.0f}" for gpu in GPUS),
+            )
 
 
 def alignment_ms(gpu: Gpu, images: int) -> float:
@@ -222,13 +233,25 @@ def document(measured: Measured) -> str:
     else:
         lines += ["No result file was given, so nothing is in the measured columns."]
     lines += ["", "## The whole step", "", "ResNet-50, 96 images of 288x144, bf16, milliseconds.", ""]
-    lines += table(("step", *(f"{gpu.name} {kind}" for gpu in GPUS for kind in ("predicted", "measured"))),
-                   step_rows(measured))  # fmt: skip
+    lines += table(
+        ("step", *(f"{gpu.name} {kind}" for gpu in GPUS for kind in ("predicted", "measured"))), step_rows(measured)
+    )
     lines += ["## The launches of one alignment", "", "64 images, L = 162, C = 2048; microseconds, predicted.", ""]
     head = ("pass", "launch", "MB of memory", "MB of L2", "GFLOP", *(f"{gpu.name} predicted" for gpu in GPUS))
     lines += table(head, launch_rows(shape_of(both_case(64, 162, 2048))))
-    head = ("op", "shape", "pass", "least", "predicted", "eager predicted", "compiled predicted", "of the ceiling",
-            "measured", "eager measured", "compiled measured")  # fmt: skip
+    head = (
+        "op",
+        "shape",
+        "pass",
+        "least",
+        "predicted",
+        "eager predicted",
+        "compiled predicted",
+        "of the ceiling",
+        "measured",
+        "eager measured",
+        "compiled measured",
+    )
     for gpu in GPUS:
         lines += [f"## Every op on an {gpu.name}", "", *table(head, op_rows(gpu, measured))]
     return "\n".join(lines).rstrip() + "\n"

@@ -26,8 +26,14 @@ from tacaf.vocabulary import InputError
 
 PASSES = ("forward", "backward", "both")
 COLOURS = {"eager": "#9aa4ad", "compiled": "#b58a00", "sdpa": "#8b4fa3", "triton": "#2563a8", "cpu path": "#2563a8"}
-STYLE = {"svg.fonttype": "none", "svg.hashsalt": "tacaf", "font.size": 9, "axes.spines.top": False,
-         "axes.spines.right": False, "axes.axisbelow": True}  # fmt: skip
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tacaf",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+}
 
 
 def read(path: Path) -> dict:
@@ -63,18 +69,47 @@ def circumstances(found: dict) -> list[str]:
 
 def table(found: dict) -> str:
     """Every row of the file."""
-    lines = ["# Kernels", "", *circumstances(found), "", "Times in ms (p20 / p50 / p80 of single calls); to eager: how "
-             "many times as fast; memory in MiB; -: not measured.", ""]  # fmt: skip
-    head = ("op", "shape", "dtype", "provider", "pass", "p20 / p50 / p80", "graph", "to eager", "peak", "saved",
-            "MiB counted", "GFLOP counted", "of ceiling")  # fmt: skip
+    lines = [
+        "# Kernels",
+        "",
+        *circumstances(found),
+        "",
+        "Times in ms (p20 / p50 / p80 of single calls); to eager: how "
+        "many times as fast; memory in MiB; -: not measured.",
+        "",
+    ]
+    head = (
+        "op",
+        "shape",
+        "dtype",
+        "provider",
+        "pass",
+        "p20 / p50 / p80",
+        "graph",
+        "to eager",
+        "peak",
+        "saved",
+        "MiB counted",
+        "GFLOP counted",
+        "of ceiling",
+    )
     lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for row in measured(found):
         cells = (
-            row["op"], shape_of(row), row["dtype"], row["provider"], row["pass"],
-            f"{row['p20_ms']:.3f} / {row['p50_ms']:.3f} / {row['p80_ms']:.3f}", _or_dash(row["graph_ms"], ".3f"),
-            _or_dash(row["ratio_to_eager"], ".2f"), _or_dash(row["peak_mib"], ".0f"), f"{row['saved_mib']:.1f}",
-            f"{row['bytes'] / 2**20:.1f}", f"{row['flops'] / 1e9:.1f}", f"{100 * row['share_of_ceiling']:.0f} %",
-        )  # fmt: skip
+            row["op"],
+            shape_of(row),
+            row["dtype"],
+            row["provider"],
+            row["pass"],
+            f"{row['p20_ms']:.3f} / {row['p50_ms']:.3f} / {row['p80_ms']:.3f}",
+            _or_dash(row["graph_ms"], ".3f"),
+            _or_dash(row["ratio_to_eager"], ".2f"),
+            _or_dash(row["peak_mib"], ".0f"),
+            f"{row['saved_mib']:.1f}",
+            f"{row['bytes'] / 2**20:.1f}",
+            f"{row['flops'] / 1e9:.1f}",
+            f"{100 * row['share_of_ceiling']:.0f} %",
+        )
         lines.append(f"| {' | '.join(cells)} |")
     failed = [row for row in found["rows"] if "error" in row]
     if failed:
@@ -120,8 +155,11 @@ def _panel(axes: Axes, rows: list[dict], name: str, names: list[tuple], provider
     axes.scatter(
         [row["share_of_ceiling"] / row["ratio_to_eager"] for row in best],
         [names.index((row["op"], shape_of(row), row["dtype"])) for row in best],
-        marker="|", s=90, color="#c23b5e", label="least the ceilings allow",
-    )  # fmt: skip
+        marker="|",
+        s=90,
+        color="#c23b5e",
+        label="least the ceilings allow",
+    )
     axes.axvline(1, color="#9aa4ad", linewidth=0.8)
     axes.set_title(name, fontsize=10)
     axes.set_xlim(0, min(2.5, 1.05 * max(1 / row["ratio_to_eager"] for row in own)))

@@ -52,7 +52,7 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[Tile, ...]]] = {
         ("gradient_kernel",),
         (Tile(128, 64, 8, 3), Tile(256, 64, 8, 3), Tile(64, 64, 4, 4), Tile(128, 32, 8, 4)),
     ),
-}  # fmt: skip
+}
 
 
 def tuned(choice: Choice, work: Work) -> Callable[[], tuple[torch.Tensor, ...]]:

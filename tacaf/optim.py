@@ -84,9 +84,12 @@ def build_optimizer(
     ]
     if config.kind == "sgd":
         return torch.optim.SGD(
-            groups, momentum=config.momentum, nesterov=config.momentum > 0, weight_decay=config.weight_decay,
+            groups,
+            momentum=config.momentum,
+            nesterov=config.momentum > 0,
+            weight_decay=config.weight_decay,
             fused=config.fused,
-        )  # fmt: skip
+        )
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay, fused=config.fused)
 
 

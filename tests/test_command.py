@@ -240,13 +240,19 @@ def test_what_all_ranks_refuse_one_says(begin):
         ("open('x' * 5000)", INPUT, "x" * 5000 + ": file name too long"),
         ("raise MemoryError", INPUT, "out of memory; give it less at once, or use a machine with more"),
         ("bytes(10 ** 18)", INPUT, "out of memory; give it less at once, or use a machine with more"),
-        ("raise RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: 1')", INPUT,
-         "out of memory; give it less at once, or use a machine with more"),
-        ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')", INPUT,
-         "out of memory; give it less at once, or use a machine with more"),
+        (
+            "raise RuntimeError('DefaultCPUAllocator: can\\'t allocate memory: 1')",
+            INPUT,
+            "out of memory; give it less at once, or use a machine with more",
+        ),
+        (
+            "raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')",
+            INPUT,
+            "out of memory; give it less at once, or use a machine with more",
+        ),
         ("raise SystemExit('error: no figure')", UNEXPECTED, "no figure"),
     ],
-)  # fmt: skip
+)
 def test_errors_that_are_expected(begin, statement, status, says):
     assert ended(begin(statement)) == (status, "", f"error: {says}\n")
 

@@ -54,13 +54,15 @@ def test_a_good_one():
         (with_value(parts=[{"name": "a", "share": "0.5"}]), "parts.0.share"),
         (with_value(parts=[{"name": "a", "share": True}]), "parts.0.share"),
         (with_value(parts=[{"name": "a"}]), "parts.0.share"),
-        *((with_value(parts=[{"name": name, "share": 1}]), "parts.0.name")
-          for name in ("", ".", "..", "a/b", "a\\b", "/a", "a\n", "a\0", "ä", "a" * 201, "-a", 5)),
+        *(
+            (with_value(parts=[{"name": name, "share": 1}]), "parts.0.name")
+            for name in ("", ".", "..", "a/b", "a\\b", "/a", "a\n", "a\0", "ä", "a" * 201, "-a", 5)
+        ),
         *((with_value(sha256=text), "sha256") for text in ("", "A" * 64, "0" * 63, "0" * 65, "0" * 64 + "\n", 0)),
         (with_value(other=1), "other"),
         (with_value(**{"ot\u202eher\n": 1}), "ot\\u202eher\\n"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_field_is_named(text, field):
     with pytest.raises(InputError) as caught:
         parse(text, Whole, "x.json", cure="make it again")
@@ -74,14 +76,37 @@ def test_a_wrong_field_is_named(text, field):
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b" ", b"{", b"null", b"[]", b"3", b'"text"', b"{}", b"\xff", b"\xef\xbb\xbf{}", b"{}{}", b"\x00",
-        json.dumps(GOOD).encode("utf-16"), json.dumps(GOOD).encode() + b"\0",
-        b'{"free": NaN}', b'{"free": Infinity}', b'{"free": -Infinity}', b'{"free": 1e999}', b'{"free": -1e999}',
-        b'{"free": ' + b"9" * 5000 + b"}", b'{"free": "\\ud800"}', b'{"\\ud800": 1}',
-        b'{"count": 1, "count": 1}', b'{"count": 1, "c\\u006funt": 1}', b'{"free": [{"a": 1, "a": 2}]}',
-        b"[" * 100_000, b'{"a":' * 100_000, b"[" * 40 + b"]" * 40, b'{"free": ' + b"[" * 31 + b"]" * 31 + b"}",
+        b"",
+        b" ",
+        b"{",
+        b"null",
+        b"[]",
+        b"3",
+        b'"text"',
+        b"{}",
+        b"\xff",
+        b"\xef\xbb\xbf{}",
+        b"{}{}",
+        b"\x00",
+        json.dumps(GOOD).encode("utf-16"),
+        json.dumps(GOOD).encode() + b"\0",
+        b'{"free": NaN}',
+        b'{"free": Infinity}',
+        b'{"free": -Infinity}',
+        b'{"free": 1e999}',
+        b'{"free": -1e999}',
+        b'{"free": ' + b"9" * 5000 + b"}",
+        b'{"free": "\\ud800"}',
+        b'{"\\ud800": 1}',
+        b'{"count": 1, "count": 1}',
+        b'{"count": 1, "c\\u006funt": 1}',
+        b'{"free": [{"a": 1, "a": 2}]}',
+        b"[" * 100_000,
+        b'{"a":' * 100_000,
+        b"[" * 40 + b"]" * 40,
+        b'{"free": ' + b"[" * 31 + b"]" * 31 + b"}",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_document(data):
     with pytest.raises(InputError, match=r"^x\.json") as caught:
         parse(data, Whole, "x.json")

@@ -235,8 +235,14 @@ def test_writing_locking_and_speaking_have_one_home():
 
 
 def test_old_ways_are_seen():
-    for text in ("path.rename(other)", "os.rename(a, b)", "hashlib.file_digest(f, 'sha256')", "print(f'error: {x}')",
-                 "argparse.ArgumentParser()", "Path(x).chmod(1)"):  # fmt: skip
+    for text in (
+        "path.rename(other)",
+        "os.rename(a, b)",
+        "hashlib.file_digest(f, 'sha256')",
+        "print(f'error: {x}')",
+        "argparse.ArgumentParser()",
+        "Path(x).chmod(1)",
+    ):
         assert old_ways(text)
     for text in ("text.replace('a', 'b')", "dataclasses.replace(a)", "print('warning: x')", "hashlib.sha256(b'')"):
         assert not old_ways(text)
@@ -245,8 +251,12 @@ def test_old_ways_are_seen():
 def test_every_command_has_the_one_entry():
     """A file that can be run starts through `tacaf.command`, before its slow imports, or is a part of a command."""
     without = []
-    for path in [*(ROOT / "launch").glob("*.py"), *(ROOT / "perf").glob("*.py"), *ROOT.glob("*/__main__.py"),
-                 *ROOT.glob("*/*/__main__.py")]:  # fmt: skip
+    for path in [
+        *(ROOT / "launch").glob("*.py"),
+        *(ROOT / "perf").glob("*.py"),
+        *ROOT.glob("*/__main__.py"),
+        *ROOT.glob("*/*/__main__.py"),
+    ]:
         text = path.read_text()
         if "def main(" in text and not ("@entry(" in text and "start(" in text):
             without.append(str(path.relative_to(ROOT)))

@@ -168,9 +168,26 @@ def test_a_user_gives_two_numbers_or_a_word(value, scale):
 
 @pytest.mark.parametrize(
     "value",
-    ["per image", "", "78", 7, [], ["7000"], [7000, 7000], [8020, 7000], [1, 2, 3], ["nan", 1], [0, "inf"], [0, 1e301],
-     ["a", "b"], [None, 3], ["per-image", "7000"], [0, "9" * 400], {"low": 1}],
-)  # fmt: skip
+    [
+        "per image",
+        "",
+        "78",
+        7,
+        [],
+        ["7000"],
+        [7000, 7000],
+        [8020, 7000],
+        [1, 2, 3],
+        ["nan", 1],
+        [0, "inf"],
+        [0, 1e301],
+        ["a", "b"],
+        [None, 3],
+        ["per-image", "7000"],
+        [0, "9" * 400],
+        {"low": 1},
+    ],
+)
 def test_any_other_range_is_refused(value):
     with pytest.raises(InputError, match="--thermal-range: expected two numbers"):
         given_scale(value, "--thermal-range")
@@ -178,11 +195,19 @@ def test_any_other_range_is_refused(value):
 
 @pytest.mark.parametrize(
     "text",
-    ["[]", "{}", '{"kind": "measured", "low": 2, "high": 1}', '{"kind": "per_image", "low": 1, "high": 2}',
-     '{"kind": "given", "low": true, "high": 2}', '{"kind": "given", "low": 0, "high": Infinity}',
-     '{"kind": "given", "low": 0, "high": 1e301}', '{"kind": "given", "low": 1}', '{"kind": "other"}',
-     '{"kind": "per_image", "more": 1}'],
-)  # fmt: skip
+    [
+        "[]",
+        "{}",
+        '{"kind": "measured", "low": 2, "high": 1}',
+        '{"kind": "per_image", "low": 1, "high": 2}',
+        '{"kind": "given", "low": true, "high": 2}',
+        '{"kind": "given", "low": 0, "high": Infinity}',
+        '{"kind": "given", "low": 0, "high": 1e301}',
+        '{"kind": "given", "low": 1}',
+        '{"kind": "other"}',
+        '{"kind": "per_image", "more": 1}',
+    ],
+)
 def test_scales_that_are_read_are_checked(text):
     with pytest.raises(InputError, match="the card"):
         parse(text, GreyScale, "the card")
@@ -224,8 +249,17 @@ def colour_16(values: np.ndarray) -> bytes:
     height, width = values.shape
     pixels = np.repeat(values[..., None], 3, axis=2).astype("<u2").tobytes()
     bits = 8 + len(pixels)
-    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2),
-               (273, 4, 1, 8), (277, 3, 1, 3), (278, 4, 1, height), (279, 4, 1, len(pixels))]  # fmt: skip
+    entries = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 3, bits),
+        (259, 3, 1, 1),
+        (262, 3, 1, 2),
+        (273, 4, 1, 8),
+        (277, 3, 1, 3),
+        (278, 4, 1, height),
+        (279, 4, 1, len(pixels)),
+    ]
     table = b"".join(
         tag.to_bytes(2, "little") + kind.to_bytes(2, "little") + count.to_bytes(4, "little") + at.to_bytes(4, "little")
         for tag, kind, count, at in entries

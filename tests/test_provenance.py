@@ -36,8 +36,10 @@ def test_absolute_folders_are_cut_and_nothing_else(word, shown):
 
 def test_a_record_is_published_without_folders_wherever_they_stand():
     assert published({"a": ["/x/y", {"b": "run=/x/z"}], "c": 3, "d": None}) == {
-        "a": [".../y", {"b": "run=.../z"}], "c": 3, "d": None
-    }  # fmt: skip
+        "a": [".../y", {"b": "run=.../z"}],
+        "c": 3,
+        "d": None,
+    }
 
 
 def test_the_command_is_shown_without_folders(monkeypatch):

@@ -16,12 +16,27 @@ from tests.train.finished import DEMO
 
 START = {"versions": {"python": "3.11", "triton": None}, "commit": None, "command": "train.py", "world_size": 1}
 ODD = [
-    b"", b"null", b"3", b"[]", b"{}", b"{", b'"step"', b"\xff\xfe", b"\x00", b'{"kind": "step"}', b'{"kind": 3}',
-    b'{"kind": "warning", "text": "no step"}', b'{"kind": "warning", "global_step": "1", "text": ""}',
-    b'{"kind": "warning", "global_step": true, "text": ""}', b'{"kind": "warning", "global_step": -1, "text": ""}',
-    b'{"kind": "warning", "global_step": NaN, "text": ""}', b'{"kind": "other", "global_step": 1}', b"[" * 10_000,
-    b'{"kind": "warning", "global_step": 1, "text": "' + b"x" * 3_000_000 + b'"}', b"9" * 5000,
-]  # fmt: skip
+    b"",
+    b"null",
+    b"3",
+    b"[]",
+    b"{}",
+    b"{",
+    b'"step"',
+    b"\xff\xfe",
+    b"\x00",
+    b'{"kind": "step"}',
+    b'{"kind": 3}',
+    b'{"kind": "warning", "text": "no step"}',
+    b'{"kind": "warning", "global_step": "1", "text": ""}',
+    b'{"kind": "warning", "global_step": true, "text": ""}',
+    b'{"kind": "warning", "global_step": -1, "text": ""}',
+    b'{"kind": "warning", "global_step": NaN, "text": ""}',
+    b'{"kind": "other", "global_step": 1}',
+    b"[" * 10_000,
+    b'{"kind": "warning", "global_step": 1, "text": "' + b"x" * 3_000_000 + b'"}',
+    b"9" * 5000,
+]
 
 
 def step(number: int) -> dict:

@@ -15,7 +15,7 @@ def model() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
         nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(8 * 9, 5)
-    )  # fmt: skip
+    )
 
 
 def trained(wrong: str = "", steps: int = STEPS) -> State:

@@ -47,9 +47,15 @@ def _differences(axes: Axes, compared: Sequence[tuple[dict, str]], texts: Mappin
             mean, low, high = (100 * found[part] for part in ("mean", "low", "high"))
             face = colour if found["seeds"] > 2 else "white"
             axes.errorbar(
-                mean, place + offset, xerr=[[mean - low], [high - mean]], fmt="o", markersize=4, color=colour,
-                markerfacecolor=face, label=label,
-            )  # fmt: skip
+                mean,
+                place + offset,
+                xerr=[[mean - low], [high - mean]],
+                fmt="o",
+                markersize=4,
+                color=colour,
+                markerfacecolor=face,
+                label=label,
+            )
     axes.axvline(0, color="#5b6770", linewidth=1)
     _name(axes, [f"{row['text']}\nagainst {texts[key]}" for row, key in compared])
     axes.set_xlabel("difference in points, 95 % interval;\nhollow: one seed or two, too few to count")
@@ -61,6 +67,11 @@ def _name(axes: Axes, names: Sequence[str]) -> None:
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     if handles:
         axes.legend(
-            handles.values(), handles.keys(), frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1),
+            handles.values(),
+            handles.keys(),
+            frameon=False,
+            fontsize=8,
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
             ncols=len(handles),
-        )  # fmt: skip
+        )

@@ -119,9 +119,14 @@ class Cell(NamedTuple):
         asked = evaluation.asked()[0]
         people = score_people(load_features(features), evaluation.setting(asked), evaluation.metric)
         wanted = {
-            "split": split, "mode": asked.mode, "shots": asked.shots, "metric": evaluation.metric,
-            "embedding": evaluation.embedding, "flip": False, "rerank": False,
-        }  # fmt: skip
+            "split": split,
+            "mode": asked.mode,
+            "shots": asked.shots,
+            "metric": evaluation.metric,
+            "embedding": evaluation.embedding,
+            "flip": False,
+            "rerank": False,
+        }
         for result in map(read_result, paths):
             if on_own_set(result) and all(result[name] == value for name, value in wanted.items()):
                 means = people.means()

@@ -51,8 +51,10 @@ def score_people(features: FeatureSet, setting: Setting, metric: str, trials: in
         ranks = trial.rank(metric, setting.unique_pids)
         valid_Q = ranks.matches_Q > 0
         for name, values in (
-            ("rank1", ranks.first_Q == 1), ("mAP", ranks.average_precision_Q), ("mINP", ranks.inverse_penalty_Q)
-        ):  # fmt: skip
+            ("rank1", ranks.first_Q == 1),
+            ("mAP", ranks.average_precision_Q),
+            ("mINP", ranks.inverse_penalty_Q),
+        ):
             found[name].append(np.where(valid_Q, values, np.nan))
     pid_P, person_Q = np.unique(features.pid[made[0].query_rows], return_inverse=True)
     means = {name: _mean(np.stack(rows)) for name, rows in found.items()}
@@ -73,10 +75,12 @@ def differences(row: Row, other: Row, resamplings: int, seed: int = 0) -> dict[s
         name: paired_difference(
             np.stack([row.seeds[number].sums[name] for number in common]),
             np.stack([other.seeds[number].sums[name] for number in common]),
-            one.queries_P, resamplings, seed,
+            one.queries_P,
+            resamplings,
+            seed,
         )
         for name in SHOWN
-    }  # fmt: skip
+    }
 
 
 def record(rows: Sequence[Row], resamplings: int, facts: Mapping[str, Any]) -> dict[str, Any]:

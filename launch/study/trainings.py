@@ -24,7 +24,7 @@ _CHANGES_NOTHING = (
     *(f"train.{name}" for name in ("save_every", "save_every_steps", "keep", "log_every")),
     *(f"train.{name}" for name in ("start_limit_s", "stall_limit_s")),
     "evaluation.ranked_lists",
-)  # fmt: skip
+)
 
 
 class Training(NamedTuple):

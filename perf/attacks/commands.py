@@ -23,15 +23,37 @@ from tacaf.child_processes import ROOT, child_environment
 LONG = "x" * 5000
 # In place of a file or folder that is read.
 UNREADABLE = (
-    "", "/nowhere/at/all", "a\0b", LONG, f"/tmp/{'d/' * 3000}f", "/proc/self/mem", "/dev/null", "/etc/passwd",
-    "~nobody-here/x", "\u202etxt.exe", "\udcff.bin", "-", "file:///etc/passwd", "{FOLDER}", "{EMPTY}",
-    "{GARBAGE}", "{FIFO}",
-)  # fmt: skip
+    "",
+    "/nowhere/at/all",
+    "a\0b",
+    LONG,
+    f"/tmp/{'d/' * 3000}f",
+    "/proc/self/mem",
+    "/dev/null",
+    "/etc/passwd",
+    "~nobody-here/x",
+    "\u202etxt.exe",
+    "\udcff.bin",
+    "-",
+    "file:///etc/passwd",
+    "{FOLDER}",
+    "{EMPTY}",
+    "{GARBAGE}",
+    "{FIFO}",
+)
 # In place of a file that is written.
 UNWRITABLE = (
-    "a\0b", LONG, "/proc/nothing/here", "/dev/full", "{FOLDER}", "{EMPTY}/below", "/sys/x", "", "~nobody-here/x",
+    "a\0b",
+    LONG,
+    "/proc/nothing/here",
+    "/dev/full",
+    "{FOLDER}",
+    "{EMPTY}/below",
+    "/sys/x",
+    "",
+    "~nobody-here/x",
     "{FIFO}",
-)  # fmt: skip
+)
 NUMBERS = ("-1", "0", "1e9", "9" * 400, "nan", "inf", "", "x", "0x10", "1_0", "٣", "true")
 WORDS = ("", "x", "../x", "a\0b", LONG, "\u202e", "None", "meta", "cuda:99")
 MOST_SECONDS = 40
@@ -235,8 +257,12 @@ def _odd_places(workshop: Path) -> dict[str, str]:
     (folder / "garbage").write_bytes(random.Random(0).randbytes(5000))
     if not (folder / "fifo").exists():
         os.mkfifo(folder / "fifo")
-    return {"{FOLDER}": str(folder / "folder"), "{EMPTY}": str(folder / "empty"), "{GARBAGE}": str(folder / "garbage"),
-            "{FIFO}": str(folder / "fifo")}  # fmt: skip
+    return {
+        "{FOLDER}": str(folder / "folder"),
+        "{EMPTY}": str(folder / "empty"),
+        "{GARBAGE}": str(folder / "garbage"),
+        "{FIFO}": str(folder / "fifo"),
+    }
 
 
 def _with(words: Sequence[str], option: str, value: str) -> list[str]:
@@ -287,10 +313,14 @@ def _in_child(
             resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
 
     process = subprocess.Popen(
-        [sys.executable, "-m", command.module.removesuffix(".__main__"), *command.words], cwd=ROOT, text=True,
-        env=child_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", command.module.removesuffix(".__main__"), *command.words],
+        cwd=ROOT,
+        text=True,
+        env=child_environment(OMP_NUM_THREADS="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         preexec_fn=prepare,
-    )  # fmt: skip
+    )
     with process:
         if stop:
             time.sleep(stop[1])

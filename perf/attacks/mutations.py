@@ -9,9 +9,32 @@ HUGE_NUMBER = "9" * 400
 DEEP = 5000
 # A value of every type and of every awkward size, to be put in another's place.
 STRANGERS: tuple[Any, ...] = (
-    None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308, "", "x", "\u0000", "../../etc/passwd",
-    "/etc/passwd", "\u202egnp", "a" * 10_000, [], [[]], {}, {"": None}, [0] * 1000,
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    2**31,
+    2**63,
+    2**64,
+    10**30,
+    0.5,
+    -0.0,
+    1e308,
+    "",
+    "x",
+    "\u0000",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "\u202egnp",
+    "a" * 10_000,
+    [],
+    [[]],
+    {},
+    {"": None},
+    [0] * 1000,
+)
 
 
 Damage = Callable[[bytes, random.Random], tuple[str, bytes]]
@@ -76,11 +99,17 @@ def _text(data: bytes, draw: random.Random) -> tuple[str, bytes]:
     value, line, lines = _chosen(data, draw)
     places = list(_places(value, []))
     path = draw.choice(places)
-    name, text = draw.choice([
-        ("deep lists", "[" * DEEP + "]" * DEEP), ("deep objects", '{"a":' * DEEP + "1" + "}" * DEEP),
-        ("a number of 400 digits", HUGE_NUMBER), ("an infinity", "Infinity"), ("NaN", "NaN"),
-        ("a number beyond the largest", "1e999"), ("a key given twice", '{"a": 1, "a": 2}'),
-    ])  # fmt: skip
+    name, text = draw.choice(
+        [
+            ("deep lists", "[" * DEEP + "]" * DEEP),
+            ("deep objects", '{"a":' * DEEP + "1" + "}" * DEEP),
+            ("a number of 400 digits", HUGE_NUMBER),
+            ("an infinity", "Infinity"),
+            ("NaN", "NaN"),
+            ("a number beyond the largest", "1e999"),
+            ("a key given twice", '{"a": 1, "a": 2}'),
+        ]
+    )
     marked = json.dumps(_replaced(value, path, "\u0001here"))
     return f"{name} at {'.'.join(map(str, path)) or 'the top'}", _joined(
         lines, line, marked.replace('"\\u0001here"', text).encode()

@@ -22,30 +22,68 @@ from tacaf.child_processes import ROOT, child_environment
 SECRET = Path("/etc/passwd")
 ANSWERS_S = 3.0  # longer than any answer takes; a damaged request may wait for the rest of itself
 FORBIDDEN_ROUTES = (
-    "/openapi.json", "/docs", "/redoc", "/config", "/info", "/gradio_api/info", "/gradio_api/queue/join", "/metrics",
-    "/gradio_api/file=/etc/passwd", "/file=/etc/passwd", "/static/../../../../etc/passwd", "/..%2f..%2fetc/passwd",
-    "/%2e%2e/%2e%2e/etc/passwd", "//etc/passwd", "/.git/config", "/server-status", "/gallery/../../etc/passwd",
-    "/queries/../../../etc/passwd/match", "/queries/x/match", "/page.js/..", "/page.js%00", "/favicon.ico",
-)  # fmt: skip
+    "/openapi.json",
+    "/docs",
+    "/redoc",
+    "/config",
+    "/info",
+    "/gradio_api/info",
+    "/gradio_api/queue/join",
+    "/metrics",
+    "/gradio_api/file=/etc/passwd",
+    "/file=/etc/passwd",
+    "/static/../../../../etc/passwd",
+    "/..%2f..%2fetc/passwd",
+    "/%2e%2e/%2e%2e/etc/passwd",
+    "//etc/passwd",
+    "/.git/config",
+    "/server-status",
+    "/gallery/../../etc/passwd",
+    "/queries/../../../etc/passwd/match",
+    "/queries/x/match",
+    "/page.js/..",
+    "/page.js%00",
+    "/favicon.ico",
+)
 HOSTILE_HEADERS = (
-    "Host: evil.example", "Host: localhost.evil.example", "Origin: http://evil.example", "Origin: null",
-    "Sec-Fetch-Site: cross-site", "Host: 127.0.0.1@evil.example", "Content-Length: -1",
+    "Host: evil.example",
+    "Host: localhost.evil.example",
+    "Origin: http://evil.example",
+    "Origin: null",
+    "Sec-Fetch-Site: cross-site",
+    "Host: 127.0.0.1@evil.example",
+    "Content-Length: -1",
     "Content-Length: 99999999999999",
-    "Transfer-Encoding: chunked\r\nContent-Length: 5", "Upgrade: websocket\r\nConnection: Upgrade",
+    "Transfer-Encoding: chunked\r\nContent-Length: 5",
+    "Upgrade: websocket\r\nConnection: Upgrade",
     "Cookie: " + "a=b; " * 5000,
     "X: " + "y" * 100_000,
-)  # fmt: skip
+)
 
 
 @contextmanager
 def running_page(workshop: Path) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     """The page of the workshop's run and set, and its port."""
     process = subprocess.Popen(
-        [sys.executable, "launch/demo_app.py", "--run", str(workshop / "run"), "--gallery", str(workshop / "set"),
-         "--most", "8", "--port", "0"],
-        cwd=ROOT, env=child_environment(OMP_NUM_THREADS="1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [
+            sys.executable,
+            "launch/demo_app.py",
+            "--run",
+            str(workshop / "run"),
+            "--gallery",
+            str(workshop / "set"),
+            "--most",
+            "8",
+            "--port",
+            "0",
+        ],
+        cwd=ROOT,
+        env=child_environment(OMP_NUM_THREADS="1"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
-    )  # fmt: skip
+    )
     with process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -87,10 +125,20 @@ def _fixed(cookie: str) -> Iterator[tuple[str, bytes]]:
     path = {"path": str(SECRET), "meta": {"_type": "gradio.FileData"}}
     wanted = {"modality": "visible", "among": "other"}
     values = (
-        path, [path], str(SECRET), f"file://{SECRET}", {"modality": path}, {"modality": "visible", "among": path},
-        {**wanted, "example": path}, {"example": str(SECRET)}, None, True, 10**400, {**wanted, "example": -1},
+        path,
+        [path],
+        str(SECRET),
+        f"file://{SECRET}",
+        {"modality": path},
+        {"modality": "visible", "among": path},
+        {**wanted, "example": path},
+        {"example": str(SECRET)},
+        None,
+        True,
+        10**400,
+        {**wanted, "example": -1},
         {"rank": 10**9, "x": "NaN", "y": []},
-    )  # fmt: skip
+    )
     for target in ("/search/example", "/queries/a/match", "/queries/..%2f..%2fetc%2fpasswd/place", "/gradio_api/run"):
         for value in values:
             body = json.dumps(value).encode()

@@ -30,8 +30,14 @@ CONFIGS = ROOT / "launch" / "configs"
 STEPS, CLASSES = 3, 395
 TOLERANCE = 1e-3  # of how far the parameters moved
 # Clipping would hide a gradient of the wrong scale, and AdamW's first steps make much of rounding.
-PLAIN = ("optim.kind=sgd", "optim.clip_norm=0", "optim.scale_rate=false", "optim.new_rate=0.01",
-         "optim.backbone_rate=0.01", "train.precision=fp32")  # fmt: skip
+PLAIN = (
+    "optim.kind=sgd",
+    "optim.clip_norm=0",
+    "optim.scale_rate=false",
+    "optim.new_rate=0.01",
+    "optim.backbone_rate=0.01",
+    "train.precision=fp32",
+)
 
 
 def config_of(name: str, stage: int, *settings: str) -> Config:
@@ -112,8 +118,13 @@ def timed(stage: int, device: torch.device, small: bool) -> dict[str, Any]:
     finite = math.isfinite(loss.item()) and started
     step_ms = 1000 * (time.perf_counter() - began) / count
     peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
-    return {"zero": stage, "what": f"step of {config.model.backbone.width}-wide model, {len(batch.label_B)} images",
-            "step_ms": step_ms, "peak_mib": peak, "right": finite}  # fmt: skip
+    return {
+        "zero": stage,
+        "what": f"step of {config.model.backbone.width}-wide model, {len(batch.label_B)} images",
+        "step_ms": step_ms,
+        "peak_mib": peak,
+        "right": finite,
+    }
 
 
 @entry()

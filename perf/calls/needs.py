@@ -20,16 +20,28 @@ class Need:
 NEEDS = {
     "pydantic": Need(
         "configurations",
-        ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions"), 2.9,
+        ("pydantic", "pydantic-core", "annotated-types", "typing-inspection", "typing-extensions"),
+        2.9,
     ),
     "deepspeed": Need("the engine; built here as a pure wheel", ("deepspeed", "hjson"), 2.3),
     "webdataset": Need("the plain reader in bench_data", ("webdataset", "braceexpand"), 0.1),
     "dali": Need(
         "decoding on the GPU; without the code of other chips, in two parts",
-        ("nvidia-dali-cuda130", "nvidia-nvimgcodec-cu13", "nvidia-nvjpeg", "optree", "makefun", "libcst", "nvtx",
-         "astunparse", "gast", "six"), 65.0,
+        (
+            "nvidia-dali-cuda130",
+            "nvidia-nvimgcodec-cu13",
+            "nvidia-nvjpeg",
+            "optree",
+            "makefun",
+            "libcst",
+            "nvtx",
+            "astunparse",
+            "gast",
+            "six",
+        ),
+        65.0,
     ),
-}  # fmt: skip
+}
 
 
 def listing(number: int) -> str:

@@ -73,7 +73,7 @@ def _check(images: int, dtypes: tuple[str, ...], least_s: float, most_s: float) 
             f"{{out}}/{{part}}.{dtype}.json",
         )
         for dtype in dtypes
-    )  # fmt: skip
+    )
     return Part(f"check_{images}", commands, least_s, most_s, rehearsal=SMALL_KERNELS, fake=False)
 
 
@@ -94,27 +94,61 @@ def _train(name: str, least_s: float, most_s: float, variants: Command, rehearse
 
 
 def _data(device: str, *cores: str) -> Part:
-    command = ("perf.bench_data", "--shards", "{set}/shards", "--device", device, "--repeats", "1", "--step-ms", "40",
-               "--cores", *cores, *JSON)  # fmt: skip
+    command = (
+        "perf.bench_data",
+        "--shards",
+        "{set}/shards",
+        "--device",
+        device,
+        "--repeats",
+        "1",
+        "--step-ms",
+        "40",
+        "--cores",
+        *cores,
+        *JSON,
+    )
     small = ("--batches", "1", "--cores", "1", "--device", "cpu")
     return Part(f"data_{device}", (command,), 15, 50, needs=("pydantic", "nvidia.dali"), rehearsal=small, fake=False)
 
 
 # A training of 1,000 steps from scratch, with the optimiser that the demo uses for that
 SCORE_SETTINGS = (
-    "data.split=train", "evaluation.split=val", "evaluation.every=1", "evaluation.modes=[all_search]",
-    "evaluation.shots=[1]", "evaluation.gallery_draw=literature", "train.epochs=4", "train.steps_per_epoch=250",
-    "optim.kind=adamw", "optim.new_rate=0.001", "optim.backbone_rate=0.001", "optim.scale_rate=false",
-    "optim.clip_norm=1", "optim.schedule=one_cycle", "optim.warmup_epochs=1",
-)  # fmt: skip
+    "data.split=train",
+    "evaluation.split=val",
+    "evaluation.every=1",
+    "evaluation.modes=[all_search]",
+    "evaluation.shots=[1]",
+    "evaluation.gallery_draw=literature",
+    "train.epochs=4",
+    "train.steps_per_epoch=250",
+    "optim.kind=adamw",
+    "optim.new_rate=0.001",
+    "optim.backbone_rate=0.001",
+    "optim.scale_rate=false",
+    "optim.clip_norm=1",
+    "optim.schedule=one_cycle",
+    "optim.warmup_epochs=1",
+)
 SETTINGS = tuple(word for setting in SCORE_SETTINGS for word in ("--set", setting))
-ACCURACY = ("perf.bench_accuracy", "--shards", "{set}/shards", "--out", "{out}/{part}", *SETTINGS, *JSON)  # fmt: skip
-SMALL_ACCURACY = ("--config", "launch/configs/demo.yaml", "--set", "train.epochs=1", "--set", "train.steps_per_epoch=2",
-                  "--set", "optim.warmup_epochs=0", "--set", "data.threads=1")  # fmt: skip
+ACCURACY = ("perf.bench_accuracy", "--shards", "{set}/shards", "--out", "{out}/{part}", *SETTINGS, *JSON)
+SMALL_ACCURACY = (
+    "--config",
+    "launch/configs/demo.yaml",
+    "--set",
+    "train.epochs=1",
+    "--set",
+    "train.steps_per_epoch=2",
+    "--set",
+    "optim.warmup_epochs=0",
+    "--set",
+    "data.threads=1",
+)
 
 CALLS = {
     1: Call(
-        "correctness and ceilings", 330,
+        "correctness and ceilings",
+        330,
         (
             Part("compile", (("perf.calls.compile_kernels", *JSON),), 0, 60, rehearsal=("--small",)),
             _tests(),
@@ -126,49 +160,102 @@ CALLS = {
         ),
     ),
     2: Call(
-        "kernels and tuning", 560,
+        "kernels and tuning",
+        560,
         (
             Part("compile", (("perf.calls.compile_kernels", *JSON),), 0, 60, rehearsal=("--small",)),
             _kernels(64, 90, 180),
             Part(
-                "tune", (("perf.tune_alignment", *IN_TIME, *JSON),), 100, 200,
-                needs=("perf/tune_alignment.py",), rehearsal=("--small",),
+                "tune",
+                (("perf.tune_alignment", *IN_TIME, *JSON),),
+                100,
+                200,
+                needs=("perf/tune_alignment.py",),
+                rehearsal=("--small",),
             ),
             _kernels(512, 60, 120),
             _kernels(96, 40, 90),
             Part(
-                "kernel_times", ((KERNELS, "--images", "64", *IN_TIME, "--profile", "{out}/{part}.json"),), 20, 60,
-                rehearsal=SMALL_KERNELS, fake=False,
+                "kernel_times",
+                ((KERNELS, "--images", "64", *IN_TIME, "--profile", "{out}/{part}.json"),),
+                20,
+                60,
+                rehearsal=SMALL_KERNELS,
+                fake=False,
             ),
         ),
     ),
     3: Call(
-        "the training step", 420,
+        "the training step",
+        420,
         (
-            _train("train", 90, 170, ("baseline*", "whole, definitions", "whole, kernels*"),
-                   ("baseline, kernels", FAST)),
-            Part("engine", (("perf.calls.engine_step", *JSON),), 45, 80, needs=("pydantic", "deepspeed"),
-                 rehearsal=("--small",), fake=False),
-            Part("profile", (("perf.calls.profile_step", *JSON),), 25, 60, needs=("pydantic",),
-                 rehearsal=("--small", "--steps", "1")),
+            _train(
+                "train", 90, 170, ("baseline*", "whole, definitions", "whole, kernels*"), ("baseline, kernels", FAST)
+            ),
+            Part(
+                "engine",
+                (("perf.calls.engine_step", *JSON),),
+                45,
+                80,
+                needs=("pydantic", "deepspeed"),
+                rehearsal=("--small",),
+                fake=False,
+            ),
+            Part(
+                "profile",
+                (("perf.calls.profile_step", *JSON),),
+                25,
+                60,
+                needs=("pydantic",),
+                rehearsal=("--small", "--steps", "1"),
+            ),
             _train("train_compiled", 60, 170, (FAST, "*compile*"), ("*compile*",)),
         ),
         packages=("pydantic", "deepspeed"),
     ),
     4: Call(
-        "data on the GPU and a training to a score", 420,
+        "data on the GPU and a training to a score",
+        420,
         (
-            Part("people", (("perf.calls.people", "--into", "{set}"),), 20, 90, needs=("pydantic",),
-                 rehearsal=("--small",), fake=False),
-            Part("data_difference", (("perf.calls.data_difference", "--shards", "{set}/shards", *JSON),), 10, 30,
-                 needs=("pydantic", "nvidia.dali"), fake=False),
+            Part(
+                "people",
+                (("perf.calls.people", "--into", "{set}"),),
+                20,
+                90,
+                needs=("pydantic",),
+                rehearsal=("--small",),
+                fake=False,
+            ),
+            Part(
+                "data_difference",
+                (("perf.calls.data_difference", "--shards", "{set}/shards", *JSON),),
+                10,
+                30,
+                needs=("pydantic", "nvidia.dali"),
+                fake=False,
+            ),
             _data("cuda", "1", "4", "16"),
             _data("cpu", "16"),
-            Part("accuracy", (ACCURACY,), 190, 270, needs=("pydantic", "deepspeed", "nvidia.dali"),
-                 rehearsal=SMALL_ACCURACY, fake=False),
-            Part("score", (("perf.calls.score", "--shards", "{set}/shards", *IN_TIME, *JSON),), 0, 330,
-                 needs=("pydantic",), rehearsal=("--small",), fake=False, unless_passed="accuracy"),
+            Part(
+                "accuracy",
+                (ACCURACY,),
+                190,
+                270,
+                needs=("pydantic", "deepspeed", "nvidia.dali"),
+                rehearsal=SMALL_ACCURACY,
+                fake=False,
+            ),
+            Part(
+                "score",
+                (("perf.calls.score", "--shards", "{set}/shards", *IN_TIME, *JSON),),
+                0,
+                330,
+                needs=("pydantic",),
+                rehearsal=("--small",),
+                fake=False,
+                unless_passed="accuracy",
+            ),
         ),
         packages=("pydantic", "deepspeed", "webdataset", "dali"),
     ),
-}  # fmt: skip
+}

@@ -48,9 +48,12 @@ def summary(kernels: Sequence[Kernel], host_calls: Iterable[str], steps: int) ->
     busy, gaps = busy_us(kernels)
     span = max(kernel.end for kernel in kernels) - min(kernel.start for kernel in kernels)
     return {
-        "step_ms": span / steps / 1000, "busy_share": busy / span, "kernels": len(kernels) / steps,
-        "host_waits": sum(name in WAITS for name in host_calls) / steps, "longest_gaps_us": gaps[:GAPS_SHOWN],
-    }  # fmt: skip
+        "step_ms": span / steps / 1000,
+        "busy_share": busy / span,
+        "kernels": len(kernels) / steps,
+        "host_waits": sum(name in WAITS for name in host_calls) / steps,
+        "longest_gaps_us": gaps[:GAPS_SHOWN],
+    }
 
 
 def longest(kernels: Sequence[Kernel], steps: int) -> list[dict[str, Any]]:

@@ -109,10 +109,15 @@ def _started(
             files.append(log.open("wb"))
             processes.append(
                 subprocess.Popen(
-                    words, cwd=ROOT, env=child_environment(**variables), stdin=subprocess.DEVNULL,
-                    stdout=files[-1], stderr=subprocess.STDOUT, start_new_session=True,
+                    words,
+                    cwd=ROOT,
+                    env=child_environment(**variables),
+                    stdin=subprocess.DEVNULL,
+                    stdout=files[-1],
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
-            )  # fmt: skip
+            )
         yield processes
     finally:
         for process in processes:

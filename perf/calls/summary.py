@@ -32,9 +32,13 @@ class Summary:
     def __init__(self, number: int, out: Path, parts: Path, facts: dict[str, Any]) -> None:
         self.file, self.folder, self.broken = out / f"call_{number}.json", parts, False
         self.content: dict[str, Any] = {
-            "call": number, "purpose": CALLS[number].purpose, "limit_s": CALLS[number].limit_s, "complete": False,
-            "machine": facts, "parts": [],
-        }  # fmt: skip
+            "call": number,
+            "purpose": CALLS[number].purpose,
+            "limit_s": CALLS[number].limit_s,
+            "complete": False,
+            "machine": facts,
+            "parts": [],
+        }
 
     def add(self, part: dict[str, Any]) -> None:
         """A part has ended."""

@@ -12,8 +12,13 @@ from tacaf.child_processes import ROOT
 
 PYTHON = "3.12"
 # pip takes a wheel only for platforms that are named exactly
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64",
-             "manylinux1_x86_64")  # fmt: skip
+PLATFORMS = (
+    "manylinux_2_28_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+    "manylinux1_x86_64",
+)
 LOCK = ROOT / "requirements/lock.txt"
 BUILT = {"deepspeed": {"DS_BUILD_OPS": "0"}}  # distributed as source only; with no native op it is pure Python
 

@@ -81,9 +81,17 @@ def measure_run(run: Path, shards: Path, count: int) -> dict[str, Any]:
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     steps = config.train.steps_of_epoch(plan.steps_per_epoch)
     pipeline = TrainingPipeline(
-        index, plan, config.data.augment, rank=0, ranks=1, device_id=None, start=(config.train.epochs, 0),
-        steps_per_epoch=steps, threads=config.data.threads, prefetch=1,
-    )  # fmt: skip
+        index,
+        plan,
+        config.data.augment,
+        rank=0,
+        ranks=1,
+        device_id=None,
+        start=(config.train.epochs, 0),
+        steps_per_epoch=steps,
+        threads=config.data.threads,
+        prefetch=1,
+    )
     batches = [next(pipeline) for _ in range(count)]
     model, _ = build_model(config, plan.training_set.identities)
     before = measure(model, batches, config)

@@ -226,8 +226,10 @@ def shuffled(subject: Subject, index: ShardIndex, raw: Path, out: Path) -> dict[
     run = train(subject, pack(rows, raw, out / "shuffled"), out / "shuffled-run", "evaluation.every=0")
     scores = {}
     for name, model in (
-        ("untrained", subject.before), ("shuffled labels", Embedder.load(run).model), ("trained", subject.after)
-    ):  # fmt: skip
+        ("untrained", subject.before),
+        ("shuffled labels", Embedder.load(run).model),
+        ("trained", subject.after),
+    ):
         assert model is not None
         scores[name] = rank1(embedded(model, index, "val", subject.config))
     whole = embedded(subject.after, index, "val", subject.config)

@@ -180,7 +180,8 @@ def soft_align_case(images: int, length: int, channels: int) -> Case:
     one = 2.0 * images * length * length * channels  # a product of L x L x C for every pair
     maps = images * length * channels
     return Case(
-        "soft_align", {"B": images, "N": images, "L": length, "C": channels},
+        "soft_align",
+        {"B": images, "N": images, "L": length, "C": channels},
         _alignment_inputs(images, length, channels),
         lambda f, m, anchor, positive, _: plain_soft_align(f, m, anchor, positive),
         lambda f, m, anchor, positive, _: soft_align(f, m, anchor, positive, BETA),
@@ -188,7 +189,7 @@ def soft_align_case(images: int, length: int, channels: int) -> Case:
         {"forward": 2 * one, "backward": 4 * one},
         {"forward": lambda e: 2.0 * maps * e, "backward": lambda e: 4.0 * maps * e},
         lambda f, m, anchor, positive, _: sdpa_soft_align(f, m, anchor, positive),
-    )  # fmt: skip
+    )
 
 
 def align_distance_case(images: int, length: int, channels: int) -> Case:
@@ -196,7 +197,8 @@ def align_distance_case(images: int, length: int, channels: int) -> Case:
     one, cube = 2.0 * images * length * length * channels, 2.0 * images * length**3
     maps = images * length * channels
     return Case(
-        "align_distance", {"B": images, "N": images, "L": length, "C": channels},
+        "align_distance",
+        {"B": images, "N": images, "L": length, "C": channels},
         _alignment_inputs(images, length, channels),
         lambda f, m, anchor, _, negative: plain_align_distance(f, m, anchor, negative),
         lambda f, m, anchor, _, negative: align_distance(f, m, anchor, negative, BETA),
@@ -204,7 +206,7 @@ def align_distance_case(images: int, length: int, channels: int) -> Case:
         {"forward": 2 * one + cube, "backward": 3 * one + 2 * cube},
         {"forward": lambda e: 1.0 * maps * e, "backward": lambda e: 2.0 * maps * e},
         lambda f, m, anchor, _, negative: sdpa_align_distance(f, m, anchor, negative),
-    )  # fmt: skip
+    )
 
 
 def both_case(images: int, length: int, channels: int) -> Case:
@@ -218,12 +220,17 @@ def both_case(images: int, length: int, channels: int) -> Case:
         return lambda e: parts[0].moved[pass_](e) + parts[1].moved[pass_](e)
 
     return Case(
-        "alignment", {"B": images, "N": 2 * images, "L": length, "C": channels}, parts[0].inputs,
-        together("eager"), lambda f, m, *rows: align(f, m, *rows, BETA), together("definition"),
+        "alignment",
+        {"B": images, "N": 2 * images, "L": length, "C": channels},
+        parts[0].inputs,
+        together("eager"),
+        lambda f, m, *rows: align(f, m, *rows, BETA),
+        together("definition"),
         {name: parts[0].flops[name] + parts[1].flops[name] for name in ("forward", "backward")},
         {name: moved(name) for name in ("forward", "backward")},
-        together("sdpa"), cublas_alignment,
-    )  # fmt: skip
+        together("sdpa"),
+        cublas_alignment,
+    )
 
 
 def gem_pyramid_case(images: int) -> Case:
@@ -234,13 +241,15 @@ def gem_pyramid_case(images: int) -> Case:
         return (_features(images, height * width, channels, dtype, device).view(images, height, width, channels),), ()
 
     return Case(
-        "gem_pyramid", {"B": images, "H": height, "W": width, "C": channels}, inputs,
+        "gem_pyramid",
+        {"B": images, "H": height, "W": width, "C": channels},
+        inputs,
         lambda x: gem_pyramid_reference.gem_pyramid(x, levels, 3.0, 1e-6),
         lambda x: gem_pyramid(x, levels, 3.0, 1e-6),
         lambda x: gem_pyramid_reference.gem_pyramid(x, levels, 3.0, 1e-6),
         {"forward": 0.0, "backward": 0.0},
         {"forward": lambda e: 1.0 * maps * e, "backward": lambda e: 2.0 * maps * e},
-    )  # fmt: skip
+    )
 
 
 def ring_aggregate_case(images: int) -> Case:
@@ -253,7 +262,9 @@ def ring_aggregate_case(images: int) -> Case:
         return tuple(torch.randn(images, parts, size, generator=draw).to(device, dtype) for size in sizes), ()
 
     return Case(
-        "ring_aggregate", {"B": images, "R": parts, "D": width, "A": projection}, inputs,
+        "ring_aggregate",
+        {"B": images, "R": parts, "D": width, "A": projection},
+        inputs,
         lambda u, t, p: ring_aggregate_reference.ring_aggregate(u, t, p, 2),
         lambda u, t, p: ring_aggregate(u, t, p, 2),
         lambda u, t, p: ring_aggregate_reference.ring_aggregate(u, t, p, 2),
@@ -262,4 +273,4 @@ def ring_aggregate_case(images: int) -> Case:
             "forward": lambda e: (numbers + images * parts * width) * e,
             "backward": lambda e: (2 * numbers + images * parts * width) * e,
         },
-    )  # fmt: skip
+    )

@@ -182,30 +182,52 @@ class _TensorsOnCpu(TorchFunctionMode):
 
 def _properties(device: Any = None) -> SimpleNamespace:
     return SimpleNamespace(
-        name=NAME, major=CAPABILITY[0], minor=CAPABILITY[1], total_memory=MEMORY_BYTES,
-        multi_processor_count=MULTIPROCESSORS, L2_cache_size=50 * 2**20, warp_size=32,
-    )  # fmt: skip
+        name=NAME,
+        major=CAPABILITY[0],
+        minor=CAPABILITY[1],
+        total_memory=MEMORY_BYTES,
+        multi_processor_count=MULTIPROCESSORS,
+        L2_cache_size=50 * 2**20,
+        warp_size=32,
+    )
 
 
 def _cuda_names() -> dict[str, Any]:
     """The replacements for names in torch.cuda."""
     return {
-        "is_available": lambda: True, "is_initialized": lambda: True, "init": lambda: None,
-        "device_count": lambda: 1, "current_device": lambda: 0, "set_device": lambda device: None,
-        "get_device_name": lambda device=None: NAME, "get_device_capability": lambda device=None: CAPABILITY,
-        "get_device_properties": _properties, "is_bf16_supported": lambda *_, **__: True,
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "init": lambda: None,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "set_device": lambda device: None,
+        "get_device_name": lambda device=None: NAME,
+        "get_device_capability": lambda device=None: CAPABILITY,
+        "get_device_properties": _properties,
+        "is_bf16_supported": lambda *_, **__: True,
         "mem_get_info": lambda device=None: (MEMORY_BYTES, MEMORY_BYTES),
-        "memory_allocated": lambda device=None: 0, "max_memory_allocated": lambda device=None: 0,
-        "memory_reserved": lambda device=None: 0, "max_memory_reserved": lambda device=None: 0,
-        "reset_peak_memory_stats": lambda device=None: None, "empty_cache": lambda: None,
-        "manual_seed": lambda seed: None, "manual_seed_all": lambda seed: None,
+        "memory_allocated": lambda device=None: 0,
+        "max_memory_allocated": lambda device=None: 0,
+        "memory_reserved": lambda device=None: 0,
+        "max_memory_reserved": lambda device=None: 0,
+        "reset_peak_memory_stats": lambda device=None: None,
+        "empty_cache": lambda: None,
+        "manual_seed": lambda seed: None,
+        "manual_seed_all": lambda seed: None,
         "get_rng_state": lambda device=None: torch.zeros(16, dtype=torch.uint8),
         "set_rng_state": lambda state, device=None: None,
-        "synchronize": _synchronize, "Event": FakeEvent, "Stream": FakeStream, "stream": _stream,
-        "current_stream": lambda device=None: _STATE.stream, "default_stream": lambda device=None: _STATE.default,
-        "set_stream": _set_stream, "CUDAGraph": FakeGraph, "graph": _graph, "graph_pool_handle": lambda: (0, 1),
+        "synchronize": _synchronize,
+        "Event": FakeEvent,
+        "Stream": FakeStream,
+        "stream": _stream,
+        "current_stream": lambda device=None: _STATE.stream,
+        "default_stream": lambda device=None: _STATE.default,
+        "set_stream": _set_stream,
+        "CUDAGraph": FakeGraph,
+        "graph": _graph,
+        "graph_pool_handle": lambda: (0, 1),
         "is_current_stream_capturing": lambda: _STATE.capturing is not None,
-    }  # fmt: skip
+    }
 
 
 def _compile(original: Callable) -> Callable:
@@ -242,8 +264,15 @@ def _driver() -> Any:
             pass
 
         def get_device_properties(self, device: int) -> dict[str, int]:
-            return {"max_shared_mem": SHARED_BYTES, "multiprocessor_count": MULTIPROCESSORS, "warpSize": 32,
-                    "max_num_regs": 65536, "sm_clock_rate": 1, "mem_clock_rate": 1, "mem_bus_width": 1}  # fmt: skip
+            return {
+                "max_shared_mem": SHARED_BYTES,
+                "multiprocessor_count": MULTIPROCESSORS,
+                "warpSize": 32,
+                "max_num_regs": 65536,
+                "sm_clock_rate": 1,
+                "mem_clock_rate": 1,
+                "mem_bus_width": 1,
+            }
 
     class Driver(GPUDriver):
         def __init__(self) -> None:

@@ -227,8 +227,14 @@ LAUNCHES: Table = {
 for _op in ("soft_align", "align_distance", "alignment"):  # the same kernels; only their pairs differ
     LAUNCHES[_op, "forward"] = (norms, scores, weights, warp, finish)
     LAUNCHES[_op, "backward"] = (
-        products, lists, quadratic, softmax, gram_gradient, along, gradient,
-    )  # fmt: skip
+        products,
+        lists,
+        quadratic,
+        softmax,
+        gram_gradient,
+        along,
+        gradient,
+    )
 
 
 def shape_of(case: Case) -> Shape:
@@ -254,14 +260,21 @@ class Rival:
 
 # Counted by a dispatch mode over the plain formulas in bf16.
 EAGER = {
-    ("soft_align", "forward"): Rival(55.5, 44, 3), ("soft_align", "backward"): Rival(114.6, 50, 4),
-    ("align_distance", "forward"): Rival(48.3, 30, 2), ("align_distance", "backward"): Rival(104.6, 46, 4),
-    ("alignment", "forward"): Rival(103.8, 74, 5), ("alignment", "backward"): Rival(222.2, 97, 8),
-    ("gem_pyramid", "forward"): Rival(17.6, 8, 0), ("gem_pyramid", "backward"): Rival(43.0, 15, 0),
-}  # fmt: skip
+    ("soft_align", "forward"): Rival(55.5, 44, 3),
+    ("soft_align", "backward"): Rival(114.6, 50, 4),
+    ("align_distance", "forward"): Rival(48.3, 30, 2),
+    ("align_distance", "backward"): Rival(104.6, 46, 4),
+    ("alignment", "forward"): Rival(103.8, 74, 5),
+    ("alignment", "backward"): Rival(222.2, 97, 8),
+    ("gem_pyramid", "forward"): Rival(17.6, 8, 0),
+    ("gem_pyramid", "backward"): Rival(43.0, 15, 0),
+}
 # Estimated, not counted: gathers, index_put and cuBLAS's products stay, the rest is fused.
 COMPILED = {
-    ("soft_align", "forward"): Rival(17, 10, 3), ("soft_align", "backward"): Rival(38, 14, 4),
-    ("align_distance", "forward"): Rival(13, 8, 2), ("align_distance", "backward"): Rival(34, 13, 4),
-    ("alignment", "forward"): Rival(28, 16, 5), ("alignment", "backward"): Rival(72, 24, 8),
-}  # fmt: skip
+    ("soft_align", "forward"): Rival(17, 10, 3),
+    ("soft_align", "backward"): Rival(38, 14, 4),
+    ("align_distance", "forward"): Rival(13, 8, 2),
+    ("align_distance", "backward"): Rival(34, 13, 4),
+    ("alignment", "forward"): Rival(28, 16, 5),
+    ("alignment", "backward"): Rival(72, 24, 8),
+}

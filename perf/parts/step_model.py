@@ -35,16 +35,37 @@ class Step:
 
 
 STEPS = (
-    Step("baseline, channels-last, fused", "baseline, kernels, channels-last, fused", BACKBONE_BYTES, BASELINE_FLOPS,
-         alignment=None, modules_ms=0.5),
-    Step("whole, definitions", "whole, definitions", BACKBONE_BYTES + SECOND_PASS_BYTES, WHOLE_FLOPS,
-         alignment="definitions", stalls_ms=STALLS_MS),
-    Step("whole, kernels, host stalls", "whole, kernels, channels-last, fused, cudnn.benchmark",
-         BACKBONE_BYTES + SECOND_PASS_BYTES, WHOLE_FLOPS, stalls_ms=STALLS_MS),
-    Step("whole, kernels, no host stall", "whole, kernels, channels-last, fused, cudnn.benchmark, graph",
-         BACKBONE_BYTES + SECOND_PASS_BYTES, WHOLE_FLOPS),
+    Step(
+        "baseline, channels-last, fused",
+        "baseline, kernels, channels-last, fused",
+        BACKBONE_BYTES,
+        BASELINE_FLOPS,
+        alignment=None,
+        modules_ms=0.5,
+    ),
+    Step(
+        "whole, definitions",
+        "whole, definitions",
+        BACKBONE_BYTES + SECOND_PASS_BYTES,
+        WHOLE_FLOPS,
+        alignment="definitions",
+        stalls_ms=STALLS_MS,
+    ),
+    Step(
+        "whole, kernels, host stalls",
+        "whole, kernels, channels-last, fused, cudnn.benchmark",
+        BACKBONE_BYTES + SECOND_PASS_BYTES,
+        WHOLE_FLOPS,
+        stalls_ms=STALLS_MS,
+    ),
+    Step(
+        "whole, kernels, no host stall",
+        "whole, kernels, channels-last, fused, cudnn.benchmark, graph",
+        BACKBONE_BYTES + SECOND_PASS_BYTES,
+        WHOLE_FLOPS,
+    ),
     Step("whole, kernels, compiled", "whole, all with compile", COMPILED_BYTES, WHOLE_FLOPS),
-)  # fmt: skip
+)
 
 
 def step_ms(step: Step, gpu: str, copy_bytes_per_s: float, alignment_ms: float) -> float:

@@ -61,11 +61,17 @@ class Classifier(nn.ModuleList):
         # early_stop=False: ZeRO-3's hooks on a piece come in pairs, also when it is computed again.
         summaries = [
             checkpoint(
-                _summary, piece, rows, label_B, number * self.chunk,
-                use_reentrant=False, preserve_rng_state=False, early_stop=False,
+                _summary,
+                piece,
+                rows,
+                label_B,
+                number * self.chunk,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                early_stop=False,
             )
             for number, piece in enumerate(self)
-        ]  # fmt: skip
+        ]
         log_sum, own, total = torch.stack(summaries, dim=1)
         whole = log_sum.logsumexp(0)
         return Scores(own.sum(0) - whole, total.sum(0) / self.identities - whole)

@@ -137,9 +137,13 @@ def trained_network(config: LibraryConfig) -> tuple[Any, str]:
     assert config.weights is not None
     try:
         network, report = type(new_network(config)).from_pretrained(
-            config.weights, config=architecture(config), local_files_only=not config.download, use_safetensors=True,
-            trust_remote_code=False, output_loading_info=True,
-        )  # fmt: skip
+            config.weights,
+            config=architecture(config),
+            local_files_only=not config.download,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         if isinstance(error, InputError):
             raise

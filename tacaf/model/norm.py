@@ -47,9 +47,14 @@ class _SharedNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor,
-        running: tuple[torch.Tensor | None, torch.Tensor | None], momentum: float, eps: float,
-    ) -> torch.Tensor:  # fmt: skip
+        ctx: Any,
+        features: torch.Tensor,
+        weight_C: torch.Tensor,
+        bias_C: torch.Tensor,
+        running: tuple[torch.Tensor | None, torch.Tensor | None],
+        momentum: float,
+        eps: float,
+    ) -> torch.Tensor:
         features = features.contiguous(memory_format=_layout(features))
         mean_C, scale_C = torch.batch_norm_stats(features, eps)
         count = mean_C.new_full((1,), features.numel() // features.shape[1])

@@ -66,9 +66,12 @@ def write_report(run: Path, pictures: Pictures | None = None) -> Path:
     results = read_results(run / "results")
     results.sort(
         key=lambda result: (
-            not on_own_set(result), result["protocol"], result["mode"] or result["direction"], result["shots"] or 0
+            not on_own_set(result),
+            result["protocol"],
+            result["mode"] or result["direction"],
+            result["shots"] or 0,
         )
-    )  # fmt: skip
+    )
     if not results:
         raise InputError(f"expected results in {run / 'results'}, found none; score the run first (launch/evaluate.py)")
     metrics, pictures = run / "metrics.jsonl", pictures or Pictures()

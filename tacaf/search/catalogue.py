@@ -113,10 +113,14 @@ class Catalogue:
     def save(self, path: Path) -> None:
         """Write the file whole or not at all."""
         facts = {
-            "format": FORMAT, "version": VERSION, "model_sha256": self.model_sha256, "modality": str(self.modality),
-            "embedding": self.embedding, "flip": self.flip,
+            "format": FORMAT,
+            "version": VERSION,
+            "model_sha256": self.model_sha256,
+            "modality": str(self.modality),
+            "embedding": self.embedding,
+            "flip": self.flip,
             "scale": self.scale and self.scale.model_dump(mode="json"),
-        }  # fmt: skip
+        }
         hashes = np.frombuffer(bytearray.fromhex("".join(self.sha256)), np.uint8).reshape(-1, 32)
         names = np.frombuffer(bytearray(json.dumps(self.names), "ascii"), np.uint8)
         tensors = {"descriptors": self.descriptors_GD, "sha256": hashes, "names": names}
@@ -130,8 +134,10 @@ class Catalogue:
                 f" {embedder.model_sha256[:12]}...; take that model, or make the index again"
             )
         if (self.embedding, self.flip) != (embedding, flip):
-            own, got = (f"{kind}{' with flip' if mirrored else ''}" for kind, mirrored in
-                        ((self.embedding, self.flip), (embedding, flip)))  # fmt: skip
+            own, got = (
+                f"{kind}{' with flip' if mirrored else ''}"
+                for kind, mirrored in ((self.embedding, self.flip), (embedding, flip))
+            )
             raise InputError(f"expected the index's descriptors, {own}, got {got}; ask for the same")
         scale = embedder.scales.get(self.modality)
         if self.sealed and scale != self.scale:

@@ -230,11 +230,15 @@ class Config(Settings):
         stage, recompute = self.zero_stage, self.model.cmaam.enabled and self.model.cmaam.recompute
         refused = (
             (stage, "deepspeed.zero_optimization.stage", 0, "ZeRO works on gradients from the host during backward"),
-            (self.train.accumulate > 1 and self.train.accumulate, "train.accumulate", 1,
-             "a replay writes gradients and adds none"),
+            (
+                self.train.accumulate > 1 and self.train.accumulate,
+                "train.accumulate",
+                1,
+                "a replay writes gradients and adds none",
+            ),
             (self.train.compile, "train.compile", False, "compiled code was never tried in a graph of the whole step"),
             (recompute, "model.cmaam.recompute", False, "a second pass in backward was never tried in a graph"),
-        )  # fmt: skip
+        )
         for got, name, expected, why in refused:
             if got:
                 raise ValueError(

@@ -158,6 +158,8 @@ def _copied(batch: Batch) -> Batch:
         return None if pairs is None else Pairs(*(column.clone() for column in pairs))
 
     return batch._replace(
-        images_BCHW=batch.images_BCHW.clone(), label_B=batch.label_B.clone(),
-        pairs3=copied(batch.pairs3), pairs4=copied(batch.pairs4),
-    )  # fmt: skip
+        images_BCHW=batch.images_BCHW.clone(),
+        label_B=batch.label_B.clone(),
+        pairs3=copied(batch.pairs3),
+        pairs4=copied(batch.pairs4),
+    )

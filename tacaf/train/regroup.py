@@ -57,9 +57,14 @@ def regrouped(path: Path, stage: int) -> Path:
     parts.mkdir(parents=True)
     momentum = _named_as_adam(path, parts, PLACES[stage >= 3])
     options = argparse.Namespace(
-        input_folder=str(parts), output_folder=str(whole), num_extract_workers=1, num_merge_workers=1,
-        keep_temp_folder=False, strict=True, inject_missing_state=True,
-    )  # fmt: skip
+        input_folder=str(parts),
+        output_folder=str(whole),
+        num_extract_workers=1,
+        num_merge_workers=1,
+        keep_temp_folder=False,
+        strict=True,
+        inject_missing_state=True,
+    )
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         ds_to_universal.main(options)
     if momentum and stage < 3:  # these loaders take the names of the files

@@ -97,10 +97,16 @@ class Watcher:
             speed["matrix_rate_share"] = round(self.share_at_1s / step_s, 4)
         if self.global_step % self.config.train.log_every == 0:
             self.metrics.write(
-                kind="step", epoch=step.epoch, step=step.step, global_step=self.global_step, loss=_plain(loss),
-                terms={name: _plain(value) for name, value in mean.items()}, gradient_norm=_plain(norm), lr=step.rates,
+                kind="step",
+                epoch=step.epoch,
+                step=step.step,
+                global_step=self.global_step,
+                loss=_plain(loss),
+                terms={name: _plain(value) for name, value in mean.items()},
+                gradient_norm=_plain(norm),
+                lr=step.rates,
                 **speed,
-            )  # fmt: skip
+            )
             self._tell_monitors({"loss": loss, **mean, "gradient_norm": norm, **speed}, step.rates)
         self.progress.step(
             f"epoch {step.epoch} | loss {loss:.3f} | {speed['images_per_s']:.0f} images/s | waits"

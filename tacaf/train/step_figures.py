@@ -23,16 +23,19 @@ def stacked(loss: torch.Tensor, terms: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def launched(
-    number: int, batch: Batch, rates: dict[str, float], wait_s: float, terms: dict[str, torch.Tensor],
-    figures_F: torch.Tensor, norm: torch.Tensor | None,
-) -> Launched:  # fmt: skip
+    number: int,
+    batch: Batch,
+    rates: dict[str, float],
+    wait_s: float,
+    terms: dict[str, torch.Tensor],
+    figures_F: torch.Tensor,
+    norm: torch.Tensor | None,
+) -> Launched:
     """What there will be to say of a step; its figures, `stacked` and the norm, leave the device here."""
     names: tuple[str, ...] = ("loss", *terms)
     if norm is not None:
         names, figures_F = (*names, NORM), torch.cat([figures_F, norm.reshape(1)])
-    return Launched(
-        number, batch.epoch, batch.step, batch.row_B.numpy(), rates, wait_s, names, HostCopy(figures_F)
-    )  # fmt: skip
+    return Launched(number, batch.epoch, batch.step, batch.row_B.numpy(), rates, wait_s, names, HostCopy(figures_F))
 
 
 def lag_of(device: torch.device) -> int:

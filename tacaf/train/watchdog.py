@@ -119,9 +119,15 @@ class Watchdog:
 
     def _sign(self, ended: bool = False) -> None:
         sign = Sign(
-            rank=self.rank, host=socket.gethostname(), pid=os.getpid(), moves=self.moves, where=self.where,
-            moved=self.moved, seen=time.time(), ended=ended,
-        )  # fmt: skip
+            rank=self.rank,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            moves=self.moves,
+            where=self.where,
+            moved=self.moved,
+            seen=time.time(),
+            ended=ended,
+        )
         path = self.folder / f"rank-{self.rank}.json"
         temporary = path.with_name(f".{path.name}.tmp")  # no fsync, as write_whole has: it is gone in a second
         with suppress(OSError):  # a full disk ends the run by what it could not write, not by this

@@ -76,8 +76,9 @@ def test_four_ranks():
 @settings(max_examples=40)
 @given(
     counts=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=4, max_size=15),
-    epoch=st.integers(0, 5), seed=st.integers(0, 2**32 - 1),
-)  # fmt: skip
+    epoch=st.integers(0, 5),
+    seed=st.integers(0, 2**32 - 1),
+)
 def test_no_repeats_inside_a_cycle_and_a_pass(counts, epoch, seed):
     plan = Plan(training_set(np.array(counts).T), PlanConfig(identities_per_batch=4, images_per_identity=2), seed)
     cycles = 4

@@ -57,9 +57,7 @@ def test_within_one_modality_nobody_finds_himself(modality):
 )
 def test_what_is_left_out_of_a_list(exclude, locations, eligible):
     """8 pids, 3 images each in each of two cameras."""
-    trial = trial_of(
-        features_of(cameras=CAMERAS), direction="visible_to_visible", exclude=exclude, locations=locations
-    )  # fmt: skip
+    trial = trial_of(features_of(cameras=CAMERAS), direction="visible_to_visible", exclude=exclude, locations=locations)
     camera_Q, eligible_Q = trial.features.camid[trial.query_rows], trial.rank("cosine", False).eligible_Q
     assert {camera: set(eligible_Q[camera_Q == camera]) for camera in (1, 2)} == {c: {n} for c, n in eligible.items()}
 
@@ -122,8 +120,12 @@ def test_a_modality_that_is_not_there_and_nobody_to_be_found():
     with pytest.raises(InputError, match="got no infrared one among 48"):
         score(only, "generic")
     with pytest.raises(InputError, match="expected queries whose pid is in the gallery, got none"):
-        score(features_of(cameras={1: "visible", 2: "infrared"}, images=1), "generic", exclude="location",
-              locations={1: 1, 2: 1})  # fmt: skip
+        score(
+            features_of(cameras={1: "visible", 2: "infrared"}, images=1),
+            "generic",
+            exclude="location",
+            locations={1: 1, 2: 1},
+        )
 
 
 def test_the_command(tmp_path, capsys):
@@ -144,11 +146,17 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     "content",
     [
-        b"\xff\xfe", b"visible_1_c1_" + b"9" * 5000, b"visible_" + b"9" * 30 + b"_c1_1", "visible_\u0661_c1_1".encode(),
-        b"visible_1_c1_1\0", b"\0" * 1000, None, "pipe",
+        b"\xff\xfe",
+        b"visible_1_c1_" + b"9" * 5000,
+        b"visible_" + b"9" * 30 + b"_c1_1",
+        "visible_\u0661_c1_1".encode(),
+        b"visible_1_c1_1\0",
+        b"\0" * 1000,
+        None,
+        "pipe",
     ],
     ids=["bytes", "endless", "beyond 64 bits", "other digits", "NUL", "zeros", "a folder", "a pipe"],
-)  # fmt: skip
+)
 def test_a_list_of_another_form_is_one_error(tmp_path, content):
     path = tmp_path / "list.txt"
     if content is None:

@@ -27,10 +27,13 @@ def case_of(seed: int, exact: bool) -> dict:
     stored = exact_features(dice, 150) if exact else dice.normal(size=(150, 16)).astype(dice.choice(["f4", "f8"]))
     query = exact_features(dice, queries) if exact else dice.normal(size=(queries, 16)).astype(stored.dtype)
     return {
-        "query": query, "stored": stored, "rows": dice.permutation(150)[:gallery],
-        "query_pid": dice.integers(-2, pids, queries), "gallery_pid": dice.integers(0, pids, gallery),
+        "query": query,
+        "stored": stored,
+        "rows": dice.permutation(150)[:gallery],
+        "query_pid": dice.integers(-2, pids, queries),
+        "gallery_pid": dice.integers(0, pids, gallery),
         "keys": (dice.integers(0, 3, queries), dice.integers(0, 3, gallery)),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -43,9 +46,7 @@ def test_the_ranks_are_those_of_the_gallery_in_memory(seed, exact, metric, monke
     for unique_pids in (False, True):
         for keys in (None, case["keys"]):
             pids = (case["query_pid"], case["gallery_pid"])
-            expected = rank_features(
-                case["query"], case["stored"][case["rows"]], *pids, metric, unique_pids, keys
-            )  # fmt: skip
+            expected = rank_features(case["query"], case["stored"][case["rows"]], *pids, metric, unique_pids, keys)
             found = rank_streamed(case["query"], case["stored"], case["rows"], *pids, metric, unique_pids, keys)
             for name, column in expected._asdict().items():
                 assert np.array_equal(getattr(found, name), column), name
@@ -106,6 +107,12 @@ def test_a_device_that_is_not_there_is_refused():
     case = case_of(0, True)
     with pytest.raises(InputError, match="expected device cpu, or cuda"):
         rank_streamed(
-            case["query"], case["stored"], case["rows"], case["query_pid"], case["gallery_pid"], "cosine", False,
+            case["query"],
+            case["stored"],
+            case["rows"],
+            case["query_pid"],
+            case["gallery_pid"],
+            "cosine",
+            False,
             device="abacus",
-        )  # fmt: skip
+        )

@@ -96,9 +96,20 @@ def test_excluded_images_help_to_rerank_but_are_not_ranked():
 
 
 @pytest.mark.parametrize(
-    "words", [["20"], ["20", "6"], ["0", "6", "0.3"], ["20", "0", "0.3"], ["20", "6", "1.5"], ["a", "6", "0.3"],
-              ["2.5", "6", "0.3"], ["20", "6", "nan"], ["inf", "6", "0.3"], ["20", "6", "0.3", "1"]],
-)  # fmt: skip
+    "words",
+    [
+        ["20"],
+        ["20", "6"],
+        ["0", "6", "0.3"],
+        ["20", "0", "0.3"],
+        ["20", "6", "1.5"],
+        ["a", "6", "0.3"],
+        ["2.5", "6", "0.3"],
+        ["20", "6", "nan"],
+        ["inf", "6", "0.3"],
+        ["20", "6", "0.3", "1"],
+    ],
+)
 def test_wrong_numbers_are_refused(words):
     with pytest.raises(InputError, match="expected nothing or K1 K2 LAMBDA"):
         Rerank.of(words)

@@ -19,10 +19,27 @@ from tacaf.vocabulary import InputError, Modality
 from tests.mutations import damaged
 
 KEYS = {
-    "protocol", "mode", "direction", "split", "shots", "gallery_draw", "metric", "embedding", "embedding_width",
-    "flip", "rerank", "trials", "mean", "std", "queries", "valid_queries", "chance_rank1", "trained_on", "seed",
+    "protocol",
+    "mode",
+    "direction",
+    "split",
+    "shots",
+    "gallery_draw",
+    "metric",
+    "embedding",
+    "embedding_width",
+    "flip",
+    "rerank",
+    "trials",
+    "mean",
+    "std",
+    "queries",
+    "valid_queries",
+    "chance_rank1",
+    "trained_on",
+    "seed",
     "versions",
-}  # fmt: skip
+}
 SYSU = {1: "visible", 2: "visible", 3: "infrared", 4: "visible", 5: "visible", 6: "infrared"}
 
 
@@ -104,9 +121,12 @@ def test_images_at_the_querys_location_are_left_out():
 
 @pytest.mark.parametrize(
     ("protocol", "first", "images", "trials"),
-    [("regdb", "visible_to_infrared", "per image", 1), ("llcm", "infrared_to_visible", "each pid once", 10),
-     ("generic", "infrared_to_visible", "per image", 1)],
-)  # fmt: skip
+    [
+        ("regdb", "visible_to_infrared", "per image", 1),
+        ("llcm", "infrared_to_visible", "each pid once", 10),
+        ("generic", "infrared_to_visible", "per image", 1),
+    ],
+)
 def test_the_other_protocols(protocol, first, images, trials):
     cameras = {1: "visible", 2: "infrared", 11: "visible", 12: "infrared"}
     result = score(features_of(cameras=cameras), protocol)
@@ -253,13 +273,33 @@ def test_a_permutation_file_of_another_form_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "word",
     [
-        "seed=NaN", "seed=Infinity", "seed=-Infinity", "seed=1e999", "seed=true", "seed=" + "9" * 5000,
-        "seed=1" + "0" * 30, "seed=[" + "[" * 5000, "seed=[[1]]",
-        'trained_on={"a": {"b": 1}}', 'trained_on={"a": 1, "a": 2}', "trained_on=[]",
-        "trained_on=[1]", "split=[]", "flip=yes", "flip=3", "versions=3", 'versions={"a": 3}', "embedding_width=0",
-        "embedding_width=12.5", "=3", "seed", "model=1", 'embedding=["full"]', "split=" + "x" * 5000,
+        "seed=NaN",
+        "seed=Infinity",
+        "seed=-Infinity",
+        "seed=1e999",
+        "seed=true",
+        "seed=" + "9" * 5000,
+        "seed=1" + "0" * 30,
+        "seed=[" + "[" * 5000,
+        "seed=[[1]]",
+        'trained_on={"a": {"b": 1}}',
+        'trained_on={"a": 1, "a": 2}',
+        "trained_on=[]",
+        "trained_on=[1]",
+        "split=[]",
+        "flip=yes",
+        "flip=3",
+        "versions=3",
+        'versions={"a": 3}',
+        "embedding_width=0",
+        "embedding_width=12.5",
+        "=3",
+        "seed",
+        "model=1",
+        'embedding=["full"]',
+        "split=" + "x" * 5000,
     ],
-)  # fmt: skip
+)
 def test_a_state_that_is_no_fact_is_refused(word, tmp_path, capsys):
     np.savez(tmp_path / "F.npz", **arrays())
     assert main(["score", "--features", str(tmp_path / "F.npz"), "--protocol", "sysu_mm01", "--state", word]) == 2
@@ -369,10 +409,21 @@ def test_the_command_as_a_user_types_it(tmp_path):
     np.savez(tmp_path / "F.npz", **arrays())
     base = [sys.executable, "-m", "tacaf.evaluation", "score", "--features", tmp_path / "F.npz"]
     done = subprocess.run(
-        [*base, "--protocol", "sysu_mm01", "--mode", "indoor_search", "--state", "seed=7",
-         "--json", tmp_path / "s.json"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            *base,
+            "--protocol",
+            "sysu_mm01",
+            "--mode",
+            "indoor_search",
+            "--state",
+            "seed=7",
+            "--json",
+            tmp_path / "s.json",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     result = json.loads((tmp_path / "s.json").read_text())
     assert (result["mode"], result["seed"]) == ("indoor_search", 7)
     assert f"{100 * result['mean']['rank1']:.2f}" in done.stdout

@@ -24,8 +24,18 @@ def small(monkeypatch):
 
 def words(out, *more) -> list[str]:
     return [
-        "--out", str(out), "--rows", "baseline", "full", "--parallel", "2", "--resamplings", "200", *SETTINGS, *more
-    ]  # fmt: skip
+        "--out",
+        str(out),
+        "--rows",
+        "baseline",
+        "full",
+        "--parallel",
+        "2",
+        "--resamplings",
+        "200",
+        *SETTINGS,
+        *more,
+    ]
 
 
 def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, capsys):

@@ -37,9 +37,17 @@ def started(run, shards, folder, number, *options):
     folders = {"TMPDIR": str(folder / "tmp"), "TORCHINDUCTOR_CACHE_DIR": str(folder / "cache")}
     environment = {**os.environ, **folders, "OMP_NUM_THREADS": "1"}
     log = (folder / "log").open("w+")
-    with log, subprocess.Popen(
-        [sys.executable, *map(str, command)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=log, text=True
-    ) as process:  # fmt: skip
+    with (
+        log,
+        subprocess.Popen(
+            [sys.executable, *map(str, command)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+        ) as process,
+    ):
         try:
             assert process.stdout
             address = next((line.split("page: ")[1].split()[0] for line in process.stdout if "page: " in line), None)

@@ -38,9 +38,15 @@ def made_run(folder: Path, shards: Path, split: str = "trainval", protocol: str 
     folder.mkdir(parents=True)
     config = load_config(
         ROOT / "launch" / "configs" / "demo.yaml",
-        [*TINY, f"run={folder}", f"data.shards={shards}", f"data.split={split}", f"seed={seed}",
-         f"evaluation.protocol={protocol}"],
-    )  # fmt: skip
+        [
+            *TINY,
+            f"run={folder}",
+            f"data.shards={shards}",
+            f"data.split={split}",
+            f"seed={seed}",
+            f"evaluation.protocol={protocol}",
+        ],
+    )
     index = ShardIndex.open(shards)
     identities = len(index.pids_of(split))
     model, _ = build_model(config, identities)
@@ -71,14 +77,28 @@ def test_any_number_of_ranks_writes_the_same_files(sysu_shards, tmp_path):
     run, found = made_run(tmp_path / "run", sysu_shards), {}
     for ranks in (1, 2, 3):
         own = ["--features", tmp_path / f"{ranks}.npz", "--json", tmp_path / f"{ranks}.json"]
-        command = [ROOT / "launch" / "evaluate.py", "--run", run, "--shards", sysu_shards, "--protocol", "sysu_mm01",
-                   "--batch-size", 5, "--flip", *own]  # fmt: skip
+        command = [
+            ROOT / "launch" / "evaluate.py",
+            "--run",
+            run,
+            "--shards",
+            sysu_shards,
+            "--protocol",
+            "sysu_mm01",
+            "--batch-size",
+            5,
+            "--flip",
+            *own,
+        ]
         # without the -- torchrun takes our --run for its own --run-path
         launcher = ["-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", free_port(), "--"]
         done = subprocess.run(
-            [str(word) for word in (sys.executable, *launcher, *command)], capture_output=True, text=True,
-            timeout=LIMIT_S, env=child_environment(OMP_NUM_THREADS="1"),
-        )  # fmt: skip
+            [str(word) for word in (sys.executable, *launcher, *command)],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+            env=child_environment(OMP_NUM_THREADS="1"),
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         found[ranks] = load_features(tmp_path / f"{ranks}.npz"), json.loads((tmp_path / f"{ranks}.json").read_text())
     features, results = found.pop(1)
@@ -259,8 +279,11 @@ def test_a_result_of_another_set_has_a_name_of_its_own_and_replaces_nothing(
 
 def test_a_public_set_is_not_scored_as_another_one(sysu_shards, regdb_shards, tmp_path, capsys):
     run = made_run(tmp_path / "run", sysu_shards)
-    for shards, protocol, right in ((sysu_shards, "regdb", "sysu_mm01"), (sysu_shards, "llcm", "sysu_mm01"),
-                                    (regdb_shards, "sysu_mm01", "regdb")):  # fmt: skip
+    for shards, protocol, right in (
+        (sysu_shards, "regdb", "sysu_mm01"),
+        (sysu_shards, "llcm", "sysu_mm01"),
+        (regdb_shards, "sysu_mm01", "regdb"),
+    ):
         split = ["--split", "test_1"] if shards == regdb_shards else []
         assert evaluate("--run", run, "--shards", shards, "--protocol", protocol, *split) == 2
         assert f"expected the protocol {right}" in capsys.readouterr().err

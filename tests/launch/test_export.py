@@ -243,13 +243,19 @@ def test_a_card_of_another_form_is_refused(onnx):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"height": 97}, {"height": 0}, {"width": 2**20}, {"height": 192}, {"model_sha256": "x"}, {"files": {}},
-        {"files": {"../visible.onnx": "0" * 64}}, {"seed": True},
+        {"height": 97},
+        {"height": 0},
+        {"width": 2**20},
+        {"height": 192},
+        {"model_sha256": "x"},
+        {"files": {}},
+        {"files": {"../visible.onnx": "0" * 64}},
+        {"seed": True},
         {"embedding": described(3, {"global feature": [0, 3]})},
         {"embedding": described(9, {"part nodes, coarse to fine": [0, 9]})},
         {"embedding": described(9, {"global feature": [0, 3], "global node": [4, 9]})},
     ],
-)  # fmt: skip
+)
 def test_a_card_that_does_not_fit_its_graphs_is_refused(onnx, tmp_path, changes):
     folder = copy_of(onnx, tmp_path)
     resealed(folder, **changes)

@@ -54,11 +54,22 @@ def test_two_nodes_of_a_hostfile(sysu_shards, by_torchrun, tmp_path):
     hosts.write_text("127.0.0.2 slots=1\n127.0.0.3 slots=1\n")
     nodes = [
         begin(
-            [BIN / "deepspeed", "--hostfile", hosts, "--no_ssh", "--node_rank", node, "--master_addr", "127.0.0.2",
-             "--master_port", port, *command_of(sysu_shards, folder, *MANY)]
+            [
+                BIN / "deepspeed",
+                "--hostfile",
+                hosts,
+                "--no_ssh",
+                "--node_rank",
+                node,
+                "--master_addr",
+                "127.0.0.2",
+                "--master_port",
+                port,
+                *command_of(sysu_shards, folder, *MANY),
+            ]
         )
         for node in range(2)
-    ]  # fmt: skip
+    ]
     for node in nodes:
         end(node)
     assert losses_of(folder) == losses_of(by_torchrun)
@@ -101,9 +112,13 @@ def slurm(tmp_path) -> dict:
         (fake / name).write_text(text)
         (fake / name).chmod(0o755)
     return {
-        "FAKE": fake, "PATH": f"{fake}:{BIN}:{os.environ['PATH']}", "SLURM_JOB_ID": job, "VENV": BIN.parent,
-        "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_CPUS_PER_TASK": 1,
-    }  # fmt: skip
+        "FAKE": fake,
+        "PATH": f"{fake}:{BIN}:{os.environ['PATH']}",
+        "SLURM_JOB_ID": job,
+        "VENV": BIN.parent,
+        "SLURM_JOB_NODELIST": "n[1-2]",
+        "SLURM_CPUS_PER_TASK": 1,
+    }
 
 
 def test_a_slurm_job_is_asked_to_stop_queued_again_and_goes_on(sysu_shards, by_torchrun, tmp_path, slurm):
@@ -169,9 +184,10 @@ def test_what_one_rank_refuses_all_refuse_and_one_says(sysu_shards, tmp_path, ca
         "resume in an empty folder": (("--resume",), "expected a run in"),
         "two runs in one folder": ((), "is being written by another process"),
         "identities over ranks": (
-            ("data.plan={identities_per_batch: 6, images_per_identity: 2}",), "identities_per_batch"
+            ("data.plan={identities_per_batch: 6, images_per_identity: 2}",),
+            "identities_per_batch",
         ),
-    }[case]  # fmt: skip
+    }[case]
     holder = None
     if case == "two runs in one folder":
         folder.mkdir()

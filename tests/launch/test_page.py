@@ -120,11 +120,34 @@ def test_every_answer_has_strict_headers(client, path):
 
 @pytest.mark.parametrize(
     "path",
-    ["/openapi.json", "/docs", "/redoc", "/config", "/info", "/gradio_api/info", "/gradio_api/file=/etc/passwd",
-     "/gradio_api/queue/join", "/gradio_api/upload", "/file=/etc/passwd", "/static/../../../etc/passwd", "/metrics",
-     "/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/page.html", "/page.css/..%2fguard.py", "//etc/passwd",
-     "/gallery/", "/app.py", "/%c3%a4", "/%ff", "/%00", "/page.js%00", "/queries", "/.git/config"],
-)  # fmt: skip
+    [
+        "/openapi.json",
+        "/docs",
+        "/redoc",
+        "/config",
+        "/info",
+        "/gradio_api/info",
+        "/gradio_api/file=/etc/passwd",
+        "/gradio_api/queue/join",
+        "/gradio_api/upload",
+        "/file=/etc/passwd",
+        "/static/../../../etc/passwd",
+        "/metrics",
+        "/../../etc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/page.html",
+        "/page.css/..%2fguard.py",
+        "//etc/passwd",
+        "/gallery/",
+        "/app.py",
+        "/%c3%a4",
+        "/%ff",
+        "/%00",
+        "/page.js%00",
+        "/queries",
+        "/.git/config",
+    ],
+)
 def test_nothing_else_is_served(client, opened, path):
     for method in ("GET", "POST", "PUT", "DELETE"):
         refused(client.ask(method, path, b"{}" if method != "GET" else None), 404)
@@ -140,8 +163,22 @@ def test_unknown_methods(client, path):
         assert not [name for name in reply.headers if name.lower().startswith("access-control")]
 
 
-PASSWD = ["/etc/passwd", {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}, ["/etc/passwd"], True, None,
-          -1, 12, 1e400, 10**400, 0.5, "1", "file:///etc/passwd", float("nan"), "../../etc/passwd"]  # fmt: skip
+PASSWD = [
+    "/etc/passwd",
+    {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}},
+    ["/etc/passwd"],
+    True,
+    None,
+    -1,
+    12,
+    1e400,
+    10**400,
+    0.5,
+    "1",
+    "file:///etc/passwd",
+    float("nan"),
+    "../../etc/passwd",
+]
 
 
 @pytest.mark.parametrize("value", PASSWD, ids=lambda value: str(value)[:30])
@@ -164,8 +201,20 @@ def test_a_path_in_any_field_opens_nothing(client, opened, value):
     assert not [name for name in opened[before:] if "passwd" in name]
 
 
-BODIES = [b"", b"null", b"[]", b"{", b"\xff\xfe", b"\0" * 50, b"[" * 1000, b'{"rank": 0, "rank": 1}', b'{"rank": NaN}',
-          b'{"rank": ' + b"9" * 900 + b"}", b"a=b", json.dumps({"rank": "\ud800"}).encode()]  # fmt: skip
+BODIES = [
+    b"",
+    b"null",
+    b"[]",
+    b"{",
+    b"\xff\xfe",
+    b"\0" * 50,
+    b"[" * 1000,
+    b'{"rank": 0, "rank": 1}',
+    b'{"rank": NaN}',
+    b'{"rank": ' + b"9" * 900 + b"}",
+    b"a=b",
+    json.dumps({"rank": "\ud800"}).encode(),
+]
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: repr(body[:12]))
@@ -217,12 +266,31 @@ def test_the_check_cannot_take_the_machine(work):
 def test_foreign_hosts_and_origins_are_refused(client, path):
     method = "GET" if path == "/gallery" or path.startswith("/page") or path == "/" else "POST"
     port = client.port
-    hosts = ["evil.example", f"evil.example:{port}", "127.0.0.1.evil.example", "10.0.0.1", "localhost.", "", "[::2]",
-             "127.0.0.1@evil.example", "127.0.0.1:80:80", "2130706433", "0.0.0.0"]  # fmt: skip
+    hosts = [
+        "evil.example",
+        f"evil.example:{port}",
+        "127.0.0.1.evil.example",
+        "10.0.0.1",
+        "localhost.",
+        "",
+        "[::2]",
+        "127.0.0.1@evil.example",
+        "127.0.0.1:80:80",
+        "2130706433",
+        "0.0.0.0",
+    ]
     for host in hosts:
         refused(client.ask(method, path, headers={"Host": host}), 400)
-    origins = [FOREIGN, "null", "http://127.0.0.1", f"http://127.0.0.1:{port + 1}", f"http://localhost:{port}", "file://",
-               f"http://127.0.0.1:{port}.evil.example", ""]  # fmt: skip
+    origins = [
+        FOREIGN,
+        "null",
+        "http://127.0.0.1",
+        f"http://127.0.0.1:{port + 1}",
+        f"http://localhost:{port}",
+        "file://",
+        f"http://127.0.0.1:{port}.evil.example",
+        "",
+    ]
     for origin in origins:
         refused(client.ask(method, path, headers={"Origin": origin}), 403)
     for site in ("cross-site", "same-site"):
@@ -254,7 +322,7 @@ def test_raw_requests_without_or_with_two_hosts_and_websockets(client):
         (b"GET " + b"/a" * 40000, b" 400 "),
         (b"POST /search/example HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n", b" 400 "),
         (b"POST /search/example HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1" + b"0" * 17 + b"\r\n\r\n", b" 413 "),
-    ]  # fmt: skip
+    ]
     for request, status in cases:
         with client.raw(request) as connection:
             if status is None:  # cut in time, whatever it is
@@ -272,8 +340,17 @@ def test_sessions_do_not_see_each_other(client):
         assert client.post(f"/queries/{found}/{path}", value).status == 200
     name, _, signed = client.cookie.partition("=")
     session, _, signature = signed.partition(".")
-    for forged in (None, f"{name}=", f"{name}=x", f"{name}={session}.", f"{name}={session}.{signature[:-1]}g", "a=b",
-                   f"{name}={session[:-1]}_.{signature}", f"other={signed}", f"{name}=\u00ff.\u00ff"):  # fmt: skip
+    for forged in (
+        None,
+        f"{name}=",
+        f"{name}=x",
+        f"{name}={session}.",
+        f"{name}={session}.{signature[:-1]}g",
+        "a=b",
+        f"{name}={session[:-1]}_.{signature}",
+        f"other={signed}",
+        f"{name}=\u00ff.\u00ff",
+    ):
         other.cookie = forged
         refused(other.post(f"/queries/{found}/match", {"rank": 0}), 403)
         refused(other.upload(picture()), 403)
@@ -405,8 +482,17 @@ def test_an_image_of_the_gallery_that_is_gone_is_named_without_its_folder(viewer
 
 def test_a_token_guards_every_route(page):
     with served(Guard(page.app(), "0.0.0.0", "s3cret", MOST_UPLOAD)) as client:
-        for path in [*ROUTES, "/unknown", "/?token=", "/?token=s3cre", "/?token=S3CRET", "/?token=%ff%00",
-                     "/?tokens=s3cret", "/gallery?token=s3cret", "/?token=s3cre&token=x"]:  # fmt: skip
+        for path in [
+            *ROUTES,
+            "/unknown",
+            "/?token=",
+            "/?token=s3cre",
+            "/?token=S3CRET",
+            "/?token=%ff%00",
+            "/?tokens=s3cret",
+            "/gallery?token=s3cret",
+            "/?token=s3cre&token=x",
+        ]:
             refused(client.ask("POST" if path.startswith(("/search", "/queries")) else "GET", path), 403)
         client.open("/?token=s3cret")
         assert client.ask("GET", "/").status == client.ask("GET", "/page.js").status == 200

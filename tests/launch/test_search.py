@@ -48,8 +48,11 @@ def test_two_folders_as_a_command(run, folders):
     (folders / "query" / "cut.jpg").write_bytes(next((folders / "query").rglob("*.jpg")).read_bytes()[:-300])
     done = subprocess.run(
         [sys.executable, ROOT / "launch" / "search.py", "--run", run, *words],
-        cwd=folders, env={"PYTHONPATH": child_environment()["PYTHONPATH"], "PATH": ""}, capture_output=True, text=True,
-    )  # fmt: skip
+        cwd=folders,
+        env={"PYTHONPATH": child_environment()["PYTHONPATH"], "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((folders / "lists.json").read_text())
     assert len(found["queries"]) == found["gallery_images"] == 12
@@ -185,26 +188,42 @@ BAD = {
     "nothing to do": (["--run", "RUN"], "expected --query or --index"),
     "only an index": (["--index", "people.index"], "expected something to do"),
     "nowhere to write": (["--run", "RUN", "--gallery", "gallery", "--query", "query"], "expected --html or --json"),
-    "no folder to write into": (["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "no/x.json"],
-                                "make no first"),
+    "no folder to write into": (
+        ["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "no/x.json"],
+        "make no first",
+    ),
     "nothing to search for": (["--run", "RUN", "--gallery", "gallery", "--json", "x.json"], "expected --query"),
     "no index to remove from": (["--remove", "a"], "expected --index"),
     "an index that is not there": (["--index", "none.index", "--remove", "a"], "expected an index at none.index"),
-    "top 0": (["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "x.json", "--top", "0"],
-              "expected at least 1, got 0"),
-    "a gallery that is none": (["--run", "RUN", "--gallery", "none", "--query", "query", "--json", "x.json"],
-                               "expected a folder of images"),
-    "an empty gallery": (["--run", "RUN", "--gallery", "empty", "--query", "query", "--json", "x.json"],
-                         "expected readable images in empty"),
-    "no query": (["--run", "RUN", "--gallery", "gallery", "--query", "none.jpg", "--json", "x.json"],
-                 "expected readable images to search for in none.jpg"),
-    "an empty query": (["--run", "RUN", "--gallery", "gallery", "--query", "empty", "--json", "x.json"],
-                       "expected readable images to search for in empty"),
-    "no run": (["--run", "empty", "--gallery", "gallery", "--query", "query", "--json", "x.json"],
-               "expected a model file"),
-    "another file as index": (["--run", "RUN", "--index", "text", "--query", "query", "--json", "x.json"],
-                              "expected a gallery index at text"),
-}  # fmt: skip
+    "top 0": (
+        ["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "x.json", "--top", "0"],
+        "expected at least 1, got 0",
+    ),
+    "a gallery that is none": (
+        ["--run", "RUN", "--gallery", "none", "--query", "query", "--json", "x.json"],
+        "expected a folder of images",
+    ),
+    "an empty gallery": (
+        ["--run", "RUN", "--gallery", "empty", "--query", "query", "--json", "x.json"],
+        "expected readable images in empty",
+    ),
+    "no query": (
+        ["--run", "RUN", "--gallery", "gallery", "--query", "none.jpg", "--json", "x.json"],
+        "expected readable images to search for in none.jpg",
+    ),
+    "an empty query": (
+        ["--run", "RUN", "--gallery", "gallery", "--query", "empty", "--json", "x.json"],
+        "expected readable images to search for in empty",
+    ),
+    "no run": (
+        ["--run", "empty", "--gallery", "gallery", "--query", "query", "--json", "x.json"],
+        "expected a model file",
+    ),
+    "another file as index": (
+        ["--run", "RUN", "--index", "text", "--query", "query", "--json", "x.json"],
+        "expected a gallery index at text",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", BAD)

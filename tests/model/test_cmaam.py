@@ -149,8 +149,9 @@ def test_deviations_are_matched_and_features_rebuilt():
     mask = person_mask(maps.flatten(2).mT, VISIBLE, "deviation").tolist()
     for pair, (anchor, positive, negative) in enumerate(zip(*(rows.tolist() for rows in PAIRS), strict=True)):
         for target, distance in (
-            (positive, alignment.positive_distance_NL), (negative, alignment.negative_distance_NL)
-        ):  # fmt: skip
+            (positive, alignment.positive_distance_NL),
+            (negative, alignment.negative_distance_NL),
+        ):
             own, other = _positions(beyond[anchor]), _positions(beyond[target])
             found = [softmax([8.0 * _cosine(f, g) for g in other]) for f in own]
             warps = [mix(row, _positions(maps[target])) for row in found]

@@ -61,8 +61,9 @@ def test_a_model_of_deviations_shows_what_an_empty_image_does_not_have():
     for layer in LAYERS:
         one = found[layer]
         for maps, shown, kind in (
-            (query, one.query_mask_NL, Modality.VISIBLE), (other, one.other_mask_NL, Modality.INFRARED)
-        ):  # fmt: skip
+            (query, one.query_mask_NL, Modality.VISIBLE),
+            (other, one.other_mask_NL, Modality.INFRARED),
+        ):
             seen, nothing = (rows(layer_maps(made, each, kind)[layer]) for each in (maps, torch.zeros(1, 3, 96, 32)))
             norms = (seen - nothing).norm(dim=-1)
             low, high = norms.amin(1, keepdim=True), norms.amax(1, keepdim=True)

@@ -22,10 +22,18 @@ CONFIG = ModelConfig.model_validate(
     }
 )
 FACTS = {
-    "model": CONFIG.model_dump(mode="json"), "identities": 3, "height": 96, "width": 48,
-    "trained_on": {"set": "some", "sha256": "0" * 64, "split": "train"}, "scales": {}, "seed": 0,
-    "chosen": "last epoch (3)", "usual_embedding": "full", "versions": {"torch": "2.13", "faiss": None}, "commit": None,
-}  # fmt: skip
+    "model": CONFIG.model_dump(mode="json"),
+    "identities": 3,
+    "height": 96,
+    "width": 48,
+    "trained_on": {"set": "some", "sha256": "0" * 64, "split": "train"},
+    "scales": {},
+    "seed": 0,
+    "chosen": "last epoch (3)",
+    "usual_embedding": "full",
+    "versions": {"torch": "2.13", "faiss": None},
+    "commit": None,
+}
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +148,7 @@ def test_metadata_that_is_no_card_is_refused(path, state, text):
         (model_with("ipcam", {"rounds": 10**6}), "rounds"),
         (model_with("ipcam", {"levels": [1, 100_000]}), "levels"),
     ],
-)  # fmt: skip
+)
 def test_a_card_that_cannot_be_true_is_refused_by_its_field(path, state, change, says):
     save_sealed(path, state, {**facts_of(path), **change})
     assert says in refused(path)
@@ -171,17 +179,35 @@ def entry(start: int, stop: int, shape: list, dtype: str = "F32") -> dict:
 @pytest.mark.parametrize(
     "data",
     [
-        b"", b"x", b"hello, world", bytes(7), bytes(8), bytes(100), with_header({}), with_header([]), with_header(b"{"),
-        with_header({"a": entry(0, 64, [16])}, length=2**63), with_header({"a": entry(0, 64, [16])}, length=10**8),
-        with_header(b"{" + b" " * (2**24) + b"}"), with_header({"a": entry(0, 32, [8]), "b": entry(16, 64, [12])}),
-        with_header({"a": entry(0, 32, [8]), "b": entry(40, 64, [6])}), with_header({"a": entry(0, 64, [17])}),
-        with_header({"a": entry(0, 64, [-16])}), with_header({"a": entry(0, 64, [2**62, 2**62])}),
-        with_header({"a": entry(64, 0, [16])}), with_header({"a": entry(0, 2**60, [2**58])}),
-        with_header({"a": entry(0, 64, [16], "F33")}), with_header({"a": 3}), with_header({"a": None}),
-        with_header({"__metadata__": {"tacaf": 3}}, b""), with_header({"__metadata__": []}, b""),
-        with_header(b'{"a": {"dtype": "F32"}, "a": {}}'), with_header(b"\xff\xfe{}"), with_header(b"[" * 100_000),
+        b"",
+        b"x",
+        b"hello, world",
+        bytes(7),
+        bytes(8),
+        bytes(100),
+        with_header({}),
+        with_header([]),
+        with_header(b"{"),
+        with_header({"a": entry(0, 64, [16])}, length=2**63),
+        with_header({"a": entry(0, 64, [16])}, length=10**8),
+        with_header(b"{" + b" " * (2**24) + b"}"),
+        with_header({"a": entry(0, 32, [8]), "b": entry(16, 64, [12])}),
+        with_header({"a": entry(0, 32, [8]), "b": entry(40, 64, [6])}),
+        with_header({"a": entry(0, 64, [17])}),
+        with_header({"a": entry(0, 64, [-16])}),
+        with_header({"a": entry(0, 64, [2**62, 2**62])}),
+        with_header({"a": entry(64, 0, [16])}),
+        with_header({"a": entry(0, 2**60, [2**58])}),
+        with_header({"a": entry(0, 64, [16], "F33")}),
+        with_header({"a": 3}),
+        with_header({"a": None}),
+        with_header({"__metadata__": {"tacaf": 3}}, b""),
+        with_header({"__metadata__": []}, b""),
+        with_header(b'{"a": {"dtype": "F32"}, "a": {}}'),
+        with_header(b"\xff\xfe{}"),
+        with_header(b"[" * 100_000),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_safetensors_file_is_refused(path, data):
     path.write_bytes(data)
     refused(path)

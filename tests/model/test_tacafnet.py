@@ -86,9 +86,15 @@ def test_only_what_is_used_is_built():
 
 @pytest.mark.parametrize(
     ("switches", "layers"),
-    [("default", (3, 4)), ("layer 3 only", (3, 4)), ("pair stage alone", (4,)), ("pair stage off", (3, 4)),
-     ("ipcam off", (3, 4)), ("both off", ())],
-)  # fmt: skip
+    [
+        ("default", (3, 4)),
+        ("layer 3 only", (3, 4)),
+        ("pair stage alone", (4,)),
+        ("pair stage off", (3, 4)),
+        ("ipcam off", (3, 4)),
+        ("both off", ()),
+    ],
+)
 def test_the_layer_4_pairs_are_drawn_whenever_cmaam_or_the_pair_stage_wants_them(switches, layers):
     assert tiny_config(**SWITCHES[switches]).pair_layers == layers
 

@@ -82,8 +82,10 @@ def test_check_goes_through_every_dtype_and_prints_no_figure(monkeypatch, capsys
     assert len(lines) == 6
     assert all(line.startswith("right: ") for line in lines)
     assert {dtype for line in lines for dtype in bench_kernels.DTYPES if dtype in line.split()} == {
-        "bf16", "fp16", "fp32"
-    }  # fmt: skip
+        "bf16",
+        "fp16",
+        "fp32",
+    }
 
 
 def test_a_wrong_case_fails_the_check_and_the_others_are_still_checked(monkeypatch, tmp_path):
@@ -143,8 +145,9 @@ def test_a_rival_is_compiled_for_each_shape_alone(rehearse, monkeypatch):
     )
     rehearse(SMALL[:2], "--providers", "eager", "compiled", "--autotuned-compile")
     assert [(words["dynamic"], words["mode"]) for words in asked] == 2 * [
-        (False, None), (False, "max-autotune-no-cudagraphs")
-    ]  # fmt: skip
+        (False, None),
+        (False, "max-autotune-no-cudagraphs"),
+    ]
     assert len(forgotten) == len(asked)
 
 

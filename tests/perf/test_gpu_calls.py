@@ -170,8 +170,13 @@ def wheel(path: Path, files: dict[str, bytes]) -> Path:
 def test_a_slim_copy_is_cut_into_parts_that_make_the_archive_again(tmp_path, monkeypatch):
     monkeypatch.setattr(slim_dali, "PART_BYTES", 100)
     ours, other = (f"nvidia/dali/impl.cpython-{tag}-x86_64-linux-gnu.so" for tag in ("312", "313"))
-    files = {ours: container((2, 80, bytes(range(256)) * 9), (2, 90, b"code")), other: b"x", "nvidia/dali/a.py": b"1",
-             "nvidia/dali/include/dali.h": b"x", "nvidia/nvimgcodec/extensions/libnvtiff_ext.so.0": b"x"}  # fmt: skip
+    files = {
+        ours: container((2, 80, bytes(range(256)) * 9), (2, 90, b"code")),
+        other: b"x",
+        "nvidia/dali/a.py": b"1",
+        "nvidia/dali/include/dali.h": b"x",
+        "nvidia/nvimgcodec/extensions/libnvtiff_ext.so.0": b"x",
+    }
     parts = slim_dali.pack([wheel(tmp_path / "a.whl", files)], tmp_path)
     assert len(parts) > 1
     assert parts == sorted(parts)
@@ -197,8 +202,11 @@ def test_what_cannot_be_downloaded_is_named(tmp_path, monkeypatch):
 
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path, monkeypatch):
-    lines = {"METADATA": b"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n", "RECORD": b"",
-             "WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"}  # fmt: skip
+    lines = {
+        "METADATA": b"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",
+        "RECORD": b"",
+        "WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
     (tmp_path / "index").mkdir()
     tiny = tmp_path / "index" / "tiny-1.0-py3-none-any.whl"
     wheel(tiny, {f"tiny-1.0.dist-info/{name}": text for name, text in lines.items()})

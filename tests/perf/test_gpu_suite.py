@@ -79,9 +79,12 @@ def test_a_part_that_cannot_run_here_says_why(module, place):
 
 @pytest.mark.parametrize(
     ("need", "said"),
-    [("surely_absent", "surely_absent is not installed"), ("perf/absent.py", "perf/absent.py is not in this tree"),
-     ("surely.absent", "surely.absent is not installed")],
-)  # fmt: skip
+    [
+        ("surely_absent", "surely_absent is not installed"),
+        ("perf/absent.py", "perf/absent.py is not in this tree"),
+        ("surely.absent", "surely.absent is not installed"),
+    ],
+)
 def test_what_a_part_lacks_is_said(place, need, said):
     assert run_part(part_of("none", needs=(need,)), place, 60)["state"] == f"not measured: {said}"
 
@@ -177,8 +180,12 @@ def test_the_needs_of_a_call_are_listed_with_sizes(number, capsys):
 
 
 # One part of each kind; the rest takes longer, or differs in its shapes alone
-QUICK = {1: ("compile", "tests", "ceilings", "graphs", "memcheck"), 2: ("kernels_64", "tune"), 3: ("train", "profile"),
-         4: ("people", "score")}  # fmt: skip
+QUICK = {
+    1: ("compile", "tests", "ceilings", "graphs", "memcheck"),
+    2: ("kernels_64", "tune"),
+    3: ("train", "profile"),
+    4: ("people", "score"),
+}
 
 
 def rehearse(number: int, folder: Path) -> dict:
@@ -187,8 +194,10 @@ def rehearse(number: int, folder: Path) -> dict:
     found = json.loads((folder / f"call_{number}.json").read_text())
     assert found["complete"]
     bad = [part for part in found["parts"] if not part["state"].startswith(("passed", "not measured", "left out"))]
-    assert not bad, [(part["state"], (folder / "work" / f"call_{number}" / f"{part['part']}.txt").read_text()[-3000:])
-                     for part in bad]  # fmt: skip
+    assert not bad, [
+        (part["state"], (folder / "work" / f"call_{number}" / f"{part['part']}.txt").read_text()[-3000:])
+        for part in bad
+    ]
     assert status == 0
     assert f"call {number}" in (folder / f"call_{number}.md").read_text().lower()
     return found

@@ -22,9 +22,12 @@ def launch(name, shape, pass_="forward"):
 def result(gpu="NVIDIA H100 80GB HBM3", **more):
     shape, facts = CASE.shape, {"gpus": [gpu] if gpu else [], "commit": "abc", "started": "2026-01-01"}
     row = {"op": "alignment", "shape": shape, "dtype": "bf16", "provider": "triton", "pass": "forward"}
-    rows = [{**row, "p50_ms": 9.0, "graph_ms": 0.777}, {**row, "pass": "backward", "p50_ms": 8.125, "graph_ms": None},
-            {"op": "alignment", "shape": shape, "dtype": "bf16", "provider": "eager", "error": "no"},
-            {"name": "whole, definitions", "step_ms": 61.25}]  # fmt: skip
+    rows = [
+        {**row, "p50_ms": 9.0, "graph_ms": 0.777},
+        {**row, "pass": "backward", "p50_ms": 8.125, "graph_ms": None},
+        {"op": "alignment", "shape": shape, "dtype": "bf16", "provider": "eager", "error": "no"},
+        {"name": "whole, definitions", "step_ms": 61.25},
+    ]
     return {"environment": facts, "rows": rows, **more}
 
 
@@ -99,9 +102,19 @@ def test_the_tiles_are_those_of_the_kernels():
 
 # Microseconds on an H200: bf16, 64 images, L = 162, C = 2048 (perf/results/gpu/kernel_times.json)
 MEASURED = {
-    "norms": 13.0, "scores": 41.2, "weights": 10.8, "warp": 87.5, "finish": 3.3, "products": 39.9, "lists": 2.1,
-    "quadratic": 16.8, "softmax": 33.9, "Gram gradient": 16.9, "along": 10.3, "gradient": 201.4,
-}  # fmt: skip
+    "norms": 13.0,
+    "scores": 41.2,
+    "weights": 10.8,
+    "warp": 87.5,
+    "finish": 3.3,
+    "products": 39.9,
+    "lists": 2.1,
+    "quadratic": 16.8,
+    "softmax": 33.9,
+    "Gram gradient": 16.9,
+    "along": 10.3,
+    "gradient": 201.4,
+}
 
 
 @pytest.mark.parametrize("name", MEASURED)

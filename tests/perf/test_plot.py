@@ -29,9 +29,14 @@ def result(complete=True):
 
     rows = [row(*one) for name in plot.PASSES for one in (("eager", name, 8.0, 1.0), ("cpu path", name, 2.0, 4.0))]
     environment = {
-        "gpus": [], "cpu": "Some CPU", "torch_threads": 2, "commit": "abc", "started": "2026-01-01", "command": "bench",
+        "gpus": [],
+        "cpu": "Some CPU",
+        "torch_threads": 2,
+        "commit": "abc",
+        "started": "2026-01-01",
+        "command": "bench",
         "versions": {"python": "3.11", "torch": "2.13", "triton": None},
-    }  # fmt: skip
+    }
     ceilings = {"copy_bytes_per_s": 1e10, "matrix_flops_per_s": 1e11}
     return {"environment": environment, "device": "cpu", "ceilings": ceilings, "complete": complete, "rows": rows}
 
@@ -55,8 +60,13 @@ def test_a_partial_result_never_looks_whole():
 
 def test_what_failed_is_listed_with_its_reason_and_not_drawn():
     found = result()
-    found["rows"].append({**{name: found["rows"][0][name] for name in ("op", "dtype", "shape")},
-                          "provider": "compiled", "error": "RuntimeError: no"})  # fmt: skip
+    found["rows"].append(
+        {
+            **{name: found["rows"][0][name] for name in ("op", "dtype", "shape")},
+            "provider": "compiled",
+            "error": "RuntimeError: no",
+        }
+    )
     assert "- soft_align B=4 L=9 fp32 compiled: RuntimeError: no" in plot.table(found)
     assert len(plot.picture(found).axes[0].patches) == 2
 

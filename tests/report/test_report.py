@@ -25,11 +25,18 @@ def write_run(folder, steps: int = 30, note: str = "") -> None:
             (folder / "results" / f"{mode}-{shots}.json").write_text(json.dumps(result))
     records = [
         {
-            "kind": "step", "epoch": 0, "step": i, "global_step": i + 1, "loss": 9 / (i + 1),
-            "terms": {"identity": 1.0}, "lr": {"new": 0.1}, "images_per_s": 100.0, "data_wait_share": 0.1,
+            "kind": "step",
+            "epoch": 0,
+            "step": i,
+            "global_step": i + 1,
+            "loss": 9 / (i + 1),
+            "terms": {"identity": 1.0},
+            "lr": {"new": 0.1},
+            "images_per_s": 100.0,
+            "data_wait_share": 0.1,
         }
         for i in range(steps)
-    ]  # fmt: skip
+    ]
     records.append(
         {"kind": "eval", "epoch": 1, "global_step": 30, "split": "test", "rank1": 0.5, "mAP": 0.4, "mINP": 0.3}
     )

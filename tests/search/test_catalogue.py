@@ -248,16 +248,35 @@ def spoilt(case: str, tensors: dict, facts: dict) -> None:
         del tensors["sha256"]
     else:
         tensors["descriptors"] = {
-            "fewer": descriptors[:4], "flat": descriptors.flatten(), "deep": descriptors[None],
-            "halves": descriptors.half(), "doubles": descriptors.double(), "no width": descriptors[:, :0],
-        }[case].clone()  # fmt: skip
+            "fewer": descriptors[:4],
+            "flat": descriptors.flatten(),
+            "deep": descriptors[None],
+            "halves": descriptors.half(),
+            "doubles": descriptors.double(),
+            "no width": descriptors[:, :0],
+        }[case].clone()
 
 
 @pytest.mark.parametrize(
     "case",
-    [*NAMES, "names cut", "names not UTF-8", "names nested", "nan", "long", "zero", "more tensors", "no hashes",
-     "fewer", "flat", "deep", "halves", "doubles", "no width"],
-)  # fmt: skip
+    [
+        *NAMES,
+        "names cut",
+        "names not UTF-8",
+        "names nested",
+        "nan",
+        "long",
+        "zero",
+        "more tensors",
+        "no hashes",
+        "fewer",
+        "flat",
+        "deep",
+        "halves",
+        "doubles",
+        "no width",
+    ],
+)
 def test_parts_that_do_not_fit_are_refused_whatever_the_hash(made, tmp_path, case):
     path = tmp_path / "index"
     made.save(path)

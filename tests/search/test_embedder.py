@@ -85,7 +85,7 @@ ODD = {
     "16 bits": (lambda: encoded(Image.fromarray(grey().astype(np.uint16) * 257), "PNG"), "png"),
     "alpha": (lambda: encoded(with_alpha(), "PNG"), "png"),
     "BMP": (lambda: encoded(scene(), "BMP"), "bmp"),
-}  # fmt: skip
+}
 
 
 def turned(orientation: int) -> Image.Exif:
@@ -234,8 +234,16 @@ def test_grey_arrays_of_other_numbers_go_through_the_range(embedder, dtype):
     assert embedder.embed([array], "infrared", thermal_range=(7000, 8020)).shape[0] == 1
 
 
-@pytest.mark.parametrize("array", [np.zeros((4, 4), bool), np.zeros((4, 4), complex), np.zeros((4, 4), object),
-                                   np.zeros((4, 4, 3), np.uint16), np.zeros((4, 4), "U1")])  # fmt: skip
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.zeros((4, 4), bool),
+        np.zeros((4, 4), complex),
+        np.zeros((4, 4), object),
+        np.zeros((4, 4, 3), np.uint16),
+        np.zeros((4, 4), "U1"),
+    ],
+)
 def test_arrays_of_something_else_are_refused(embedder, array):
     with pytest.raises(InputError, match=re.escape(f"{array.dtype} {list(array.shape)}")):
         embedder.embed([array], "visible", thermal_range="per-image")

@@ -53,8 +53,10 @@ def test_the_engine_goes_by_size_and_what_is_installed(monkeypatch):
     monkeypatch.setattr(module, "FAISS_FROM", 10)
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
     assert [choose_engine("auto", 9), choose_engine("auto", 10), choose_engine("exact", 10)] == [
-        "exact", "faiss", "exact"
-    ]  # fmt: skip
+        "exact",
+        "faiss",
+        "exact",
+    ]
     monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
     assert choose_engine("auto", 10) == "exact"
     with pytest.raises(InputError, match=r"tacaf\[faiss\]"):

@@ -33,11 +33,21 @@ def config_of(kind: str, stage: int, *values: str) -> Config:
     # The tiny model's own switches are the defaults, so the configuration need not describe it. Clipping would hide a
     # gradient of the wrong scale.
     return load_config(
-        DEMO, ["run=unused", "data.shards=unused", f"optim.kind={kind}", "optim.clip_norm=0",
-               f"deepspeed.zero_optimization.stage={stage}",
-               "optim.scale_rate=false", "loss.ic=0.3",
-               "optim.new_rate=0.01", "optim.backbone_rate=0.01", "train.steps_per_epoch=8", *values]
-    )  # fmt: skip
+        DEMO,
+        [
+            "run=unused",
+            "data.shards=unused",
+            f"optim.kind={kind}",
+            "optim.clip_norm=0",
+            f"deepspeed.zero_optimization.stage={stage}",
+            "optim.scale_rate=false",
+            "loss.ic=0.3",
+            "optim.new_rate=0.01",
+            "optim.backbone_rate=0.01",
+            "train.steps_per_epoch=8",
+            *values,
+        ],
+    )
 
 
 class Run:

@@ -44,9 +44,7 @@ SETTINGS = [
 
 def build(shards: str, stage: int, kind: str, place: Place) -> tuple[Config, Any, ShardIndex, Plan]:
     settings = [f"data.shards={shards}", "run=unused", f"optim.kind={kind}", *SETTINGS]
-    config = load_config(
-        Path("launch/configs/demo.yaml"), [*settings, f"deepspeed.zero_optimization.stage={stage}"]
-    )  # fmt: skip
+    config = load_config(Path("launch/configs/demo.yaml"), [*settings, f"deepspeed.zero_optimization.stage={stage}"])
     index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     model, _ = build_model(config, plan.training_set.identities)
@@ -58,9 +56,21 @@ def build(shards: str, stage: int, kind: str, place: Place) -> tuple[Config, Any
 
 def batches_of(config: Config, index: ShardIndex, plan: Plan, place: Place) -> TrainingPipeline:
     return TrainingPipeline(
-        index, plan, config.data.augment, rank=place.rank, ranks=place.world_size, device_id=None, start=(0, 0),
-        steps_per_epoch=STEPS, threads=1, prefetch=1, workers=0, on_bad_sample="stop", bad_sample_share=0, report=print,
-    )  # fmt: skip
+        index,
+        plan,
+        config.data.augment,
+        rank=place.rank,
+        ranks=place.world_size,
+        device_id=None,
+        start=(0, 0),
+        steps_per_epoch=STEPS,
+        threads=1,
+        prefetch=1,
+        workers=0,
+        on_bad_sample="stop",
+        bad_sample_share=0,
+        report=print,
+    )
 
 
 def train(shards: str, out: Path, place: Place) -> None:

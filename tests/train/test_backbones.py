@@ -14,8 +14,14 @@ DINO = (
     "model.backbone={kind: transformers, name: dinov2, options: {hidden_size: 16, num_hidden_layers: 3,"
     " num_attention_heads: 2, image_size: 96, patch_size: 8}}"
 )
-SHORT = ("train.epochs=1", "evaluation.shots=[1]", "evaluation.modes=[all_search]", "optim.kind=sgd",
-         "optim.new_rate=0.1", "optim.backbone_rate=0.01")  # fmt: skip
+SHORT = (
+    "train.epochs=1",
+    "evaluation.shots=[1]",
+    "evaluation.modes=[all_search]",
+    "optim.kind=sgd",
+    "optim.new_rate=0.1",
+    "optim.backbone_rate=0.01",
+)
 
 
 def test_two_ranks_under_zero_3_train_as_one_and_the_model_file_is_enough(sysu_shards, tmp_path):

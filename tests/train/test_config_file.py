@@ -140,8 +140,10 @@ def test_a_home_folder_is_found(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     config = load_config(DEMO, ["run=~/run", "data.shards=~/shards", "train.weights=~/w.pth"])
     assert (config.run, config.data.shards, config.train.weights) == (
-        tmp_path / "run", str(tmp_path / "shards"), tmp_path / "w.pth",
-    )  # fmt: skip
+        tmp_path / "run",
+        str(tmp_path / "shards"),
+        tmp_path / "w.pth",
+    )
     assert load_config(DEMO, ["data.shards=s3://bucket/~/x"]).data.shards == "s3://bucket/~/x"
 
 

@@ -59,9 +59,14 @@ def words_of(command: str, run: Path, people: Path, shards: Path, out: Path) -> 
 
 
 COMMANDS = {
-    "search": search, "search page": search, "search index": search, "export": export, "score": scoring,
-    "evaluate": evaluate, "evaluate features": evaluate,
-}  # fmt: skip
+    "search": search,
+    "search page": search,
+    "search index": search,
+    "export": export,
+    "score": scoring,
+    "evaluate": evaluate,
+    "evaluate features": evaluate,
+}
 
 
 def one_line(text: str) -> str:
@@ -105,9 +110,11 @@ def test_a_place_where_nothing_can_be_written(command, kind, run, people, sysu_s
     (tmp_path / "folder" / "inside").touch()
     (tmp_path / "file").touch()
     out = {
-        "folder": tmp_path / "folder", "below a file": tmp_path / "file" / "out", "too long": tmp_path / ("x" * 5000),
+        "folder": tmp_path / "folder",
+        "below a file": tmp_path / "file" / "out",
+        "too long": tmp_path / ("x" * 5000),
         "NUL": tmp_path / "a\0b",
-    }[kind]  # fmt: skip
+    }[kind]
     before = sorted(tmp_path.rglob("*"))
     assert COMMANDS[command].main(words_of(command, run, people, sysu_shards, out)) == 2
     one_line(capsys.readouterr().err)

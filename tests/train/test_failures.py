@@ -31,9 +31,13 @@ def two_ranks_of(shards: Path, folder: Path, *more: str) -> list[subprocess.Pope
         ranks.append(
             subprocess.Popen(
                 [sys.executable, *command_of(shards, folder, "train.epochs=500", "evaluation.every=0", *more)],
-                cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
             )
-        )  # fmt: skip
+        )
     signs = [folder / "ranks" / f"rank-{rank}.json" for rank in range(2)]
     wait_until(lambda: all(sign.exists() and '"where": "epoch' in sign.read_text() for sign in signs), *ranks)
     return ranks
@@ -224,9 +228,13 @@ def test_the_lock_of_a_killed_build_holds_nobody(tmp_path):
     lock.touch()
     environment = {**os.environ, "TORCH_EXTENSIONS_DIR": str(folder)}
     done = subprocess.run(
-        [sys.executable, "-m", "tacaf.train.engine"], cwd=ROOT, env=environment, capture_output=True, text=True,
+        [sys.executable, "-m", "tacaf.train.engine"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
         timeout=LIMIT_S,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert "ready" in done.stdout
     assert not lock.exists()

@@ -21,9 +21,12 @@ def test_a_network_counted_by_hand(sysu_shards):
     """Blocks of 3x3 convolutions, one a stage, no IPCAM, no CMAAM, 32 x 32 pixels, last stride 2."""
     backbone = "model.backbone={width: 4, blocks: [1, 1, 1, 1], block: basic, last_stride: 2}"
     found, images, identities = flops_of(
-        sysu_shards, backbone, "model.cmaam.enabled=false", "model.ipcam.enabled=false",
+        sysu_shards,
+        backbone,
+        "model.cmaam.enabled=false",
+        "model.ipcam.enabled=false",
         "data.augment={height: 32, width: 32, pad: 2}",
-    )  # fmt: skip
+    )
     forward = 2 * 49 * 3 * 4 * 16 * 16  # the stem
     inputs, side = 4, 8
     for stage in range(4):

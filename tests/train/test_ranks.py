@@ -22,9 +22,13 @@ def run_ranks(ranks: int, what: str, shards: Path, out: Path) -> str:
     environment = child_environment(OMP_NUM_THREADS="1")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     done = subprocess.run(
-        [*launcher, JOB, what, str(shards), str(out)], cwd=ROOT, env=environment, capture_output=True, text=True,
+        [*launcher, JOB, what, str(shards), str(out)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
         timeout=LIMIT_S,
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

@@ -39,9 +39,13 @@ def test_the_pairs_come_with_the_batch_and_are_those_of_its_rows(sysu_shards):
     config = tiny_config(sysu_shards)
     plan = Plan(select_training(ShardIndex.open(config.data.shards), config.data.split), config.data.plan, config.seed)
     batches = TrainingPipeline(
-        ShardIndex.open(config.data.shards), plan, config.data.augment, start=(1, 2), steps_per_epoch=3,
+        ShardIndex.open(config.data.shards),
+        plan,
+        config.data.augment,
+        start=(1, 2),
+        steps_per_epoch=3,
         draw_pairs=functools.partial(draw, config),
-    )  # fmt: skip
+    )
     for _ in range(2):
         batch = next(batches)
         without = batch._replace(pairs3=None, pairs4=None)

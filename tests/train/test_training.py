@@ -61,9 +61,7 @@ def start(*command: object, ranks: int = 1) -> subprocess.Popen:
         for left in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_*"):
             left.unlink()
     words = [str(part) for part in (*launcher, *command)]
-    return subprocess.Popen(
-        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def run(*command: object, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
@@ -159,9 +157,10 @@ def same_run(expected: Path, found: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "number"), [(0, signal.SIGTERM), (1, signal.SIGUSR1), (STEPS, signal.SIGTERM)],
+    ("steps", "number"),
+    [(0, signal.SIGTERM), (1, signal.SIGUSR1), (STEPS, signal.SIGTERM)],
     ids=["at the first step", "between steps", "in the evaluation"],
-)  # fmt: skip
+)
 def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(sysu_shards, finished, tmp_path, steps, number):
     folder = tmp_path / "stopped"
     with start(*command_of(sysu_shards, folder)) as process:

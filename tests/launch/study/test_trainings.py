@@ -52,7 +52,7 @@ def test_another_value_is_refused_by_name(tmp_path, before, now, name):
         (NO_CMAAM, "loss.dt=7", "loss.ic=0.1", "loss.dense_margin=1", "model.cmaam.beta=3"),
         (NO_IPCAM, "loss.part=2", "loss.pair=3", "model.ipcam.node_width=16", "model.ipcam.ring=false"),
     ],
-)  # fmt: skip
+)
 def test_values_of_a_module_that_is_off_are_no_difference(tmp_path, idle):
     begin(tmp_path / "run", idle[0])
     Training(tmp_path / "run", DEMO, idle).refuse_other_settings()

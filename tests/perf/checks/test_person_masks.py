@@ -24,8 +24,13 @@ def test_the_silhouette_is_what_does_not_change_with_the_place():
     camera = draw_camera(still.seed, 1, 1, Modality.VISIBLE, still.difficulty)
     view = draw_view(still.seed, 601, 1, 1, camera, still.difficulty)
     elsewhere = replace(camera, scene_key=camera.scene_key + 1)
-    other = render(draw_person(still.seed, 601), replace(view, occluder="none", clutter=9), elsewhere, Modality.VISIBLE,
-                   still.height)  # fmt: skip
+    other = render(
+        draw_person(still.seed, 601),
+        replace(view, occluder="none", clutter=9),
+        elsewhere,
+        Modality.VISIBLE,
+        still.height,
+    )
     change = np.abs(pixels.astype(int) - other).max(axis=2)
     assert silhouette.shape == change.shape
     assert 0.1 < silhouette.mean() < 0.6
