@@ -5,9 +5,9 @@
 
 Judged on validation identities; `--test` scores what is finished on the test identities, once all choices are made.
 `--try` adds a row with other settings, so that what was tried stands in a table of its own, also what failed.
-What is finished is kept: the same command goes on after an interruption. --results gets a file of every training's
-scores in ablation/, with which it need not be repeated even where its run is gone, and a table for every benchmark,
-anew after every training, which says what it lacks.
+What is finished is kept: the same command resumes after an interruption. --results gets the scores of every training,
+one file a benchmark (ablation_<benchmark>.jsonl), with which no training need be repeated even where its run is gone.
+A table of every benchmark is written to --tables after every training and says what it lacks.
 """
 
 from tacaf.start import start
@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 from launch.study import table as study_table
 from launch.study.forest import draw_forest
-from launch.study.results import Cell, result_file
+from launch.study.kept import KeptScores, kept_file
+from launch.study.results import Cell
 from launch.study.trainings import SCRIPT, Training, run_all
 from shards.pedestrians import benchmarks
 from shards.sources import sysu_mm01
@@ -75,6 +76,7 @@ CORE = ("baseline", "aug", "aug_ipcam", "aug_cmaam", "full")
 
 def cells(wanted: argparse.Namespace) -> list[Cell]:
     """All trainings: seeds outermost, so that every row stands once before any is repeated."""
+    stores = {benchmark: KeptScores(kept_file(wanted.results, benchmark)) for benchmark in wanted.benchmarks}
     return [
         Cell(
             benchmark,
@@ -85,7 +87,7 @@ def cells(wanted: argparse.Namespace) -> list[Cell]:
                 wanted.config,
                 (*wanted.set, f"data.shards={set_folder(wanted, benchmark)}", f"seed={seed}", *row.settings),
             ),
-            result_file(wanted.results, benchmark, key, seed),
+            stores[benchmark],
         )
         for seed in wanted.seeds
         for benchmark in wanted.benchmarks
@@ -156,10 +158,10 @@ def write_tables(wanted: argparse.Namespace, table: Sequence[Cell], failures: di
         content = study_table.record(rows, wanted.resamplings, facts_of(wanted, benchmark, own))
         parts = ("ablation", benchmark, wanted.split, wanted.name)
         name = "_".join(part for part in parts if part)
-        wanted.results.mkdir(parents=True, exist_ok=True)
-        pages.append(wanted.results / f"{name}.md")
-        write_whole(wanted.results / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-        write_whole(wanted.results / f"{name}.svg", draw_forest(content))
+        wanted.tables.mkdir(parents=True, exist_ok=True)
+        pages.append(wanted.tables / f"{name}.md")
+        write_whole(wanted.tables / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_whole(wanted.tables / f"{name}.svg", draw_forest(content))
         write_whole(pages[-1], study_table.markdown(content))
     return pages
 
@@ -222,7 +224,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = tuple(benchmarks.BENCHMARKS)
     parser.add_argument("--out", type=to_path, required=True, help="sets and runs go there")
-    parser.add_argument("--results", type=to_path, help="tables go there; default: OUT/results")
+    parser.add_argument("--results", type=to_path, help="scores are kept there; default: OUT/results")
+    parser.add_argument("--tables", type=to_path, help="tables go there; default: where the scores are kept")
     parser.add_argument("--benchmarks", nargs="+", choices=names, default=names[:1], help="default: %(default)s")
     parser.add_argument("--rows", nargs="+", choices=(*ROWS, "core", "all"), default=["core"], help="default: core")
     parser.add_argument(
@@ -246,6 +249,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--resamplings", type=int, default=10_000, help="of the bootstrap")
     wanted = parser.parse_args(argv)
     wanted.results = wanted.results or wanted.out / "results"
+    wanted.tables = wanted.tables or wanted.results
     wanted.split = "test" if wanted.test else "val"
     asked = {*wanted.rows, *(CORE if "core" in wanted.rows else ()), *(telling(wanted) if "all" in wanted.rows else ())}
     wanted.rows = {name: row for name, row in ROWS.items() if name in asked}
