@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.ablate import CORE, ROWS, tried
+from launch.study.ablation_table import MeasuredRow, markdown, record
 from launch.study.bootstrap import RESAMPLINGS
+from launch.study.identity_scores import IdentityScores
 from launch.study.kept import KeptScores, KeptTraining, Scored, kept_file
-from launch.study.table import People, Row, markdown, record
+from launch.study.rows import CORE, ROWS, varied_row
 from shards.pedestrians.benchmarks import BENCHMARKS
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import shown, write_whole
@@ -114,11 +115,11 @@ def section(results: Path, table: Table, split: Scored) -> str:
     )
 
 
-def _row(key: str, kept: dict[int, KeptTraining], split: Scored) -> Row:
-    name, *settings = key.split("+")
-    text, _, against = tried(name, *settings)[1] if settings else ROWS[name]
-    people = {seed: People.of_lists(training.scores[split]["people"]) for seed, training in kept.items()}
-    return Row(key, text, against, people, lacks=())
+def _row(name: str, kept: dict[int, KeptTraining], split: Scored) -> MeasuredRow:
+    base, *settings = name.split("+")
+    row = varied_row(base, *settings) if settings else ROWS[base]
+    scores = {seed: IdentityScores.of_lists(training.scores[split]["people"]) for seed, training in kept.items()}
+    return MeasuredRow(row, scores, lacks=())
 
 
 def _notes(table: Table, kept: dict[tuple[str, int], KeptTraining]) -> list[str]:

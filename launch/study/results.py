@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from launch.study.identity_scores import IdentityScores, score_identities
 from launch.study.kept import KeptScores, KeptTraining, Scored
-from launch.study.table import People, score_people
 from launch.study.trainings import SCRIPT, Training, refuse_other_values
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import on_own_set, read_result
@@ -59,11 +59,11 @@ class Cell(NamedTuple):
         """Whether `collect` need not embed anything."""
         return self.training.finished() and (split == "val" or all(path.exists() for path in self._test_files()))
 
-    def people(self, split: Scored) -> People | None:
+    def people(self, split: Scored) -> IdentityScores | None:
         """The kept scores; None where there are none yet."""
         kept = self.kept()
         found = kept.scores.get(split) if kept else None
-        return People.of_lists(found["people"]) if found else None
+        return IdentityScores.of_lists(found["people"]) if found else None
 
     def collect(self, split: Scored) -> None:
         """Keep the scores of the finished training. The test identities are embedded here if they were not before.
@@ -118,7 +118,7 @@ class Cell(NamedTuple):
         """The score file of that split, as the protocol's program wrote it, and the same scores by identity."""
         evaluation = self.training.config().evaluation
         asked = evaluation.asked()[0]
-        people = score_people(load_features(features), evaluation.setting(asked), evaluation.metric)
+        people = score_identities(load_features(features), evaluation.setting(asked), evaluation.metric)
         wanted = {
             "split": split,
             "mode": asked.mode,
