@@ -12,7 +12,7 @@ from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.adapters import build_backbone, map_size
 from tacaf.model.library import LibraryConfig, portable
 from tacaf.model.tacafnet import ModelConfig, TacafNet
-from tacaf.model.weights import embedder, load_imagenet_resnet
+from tacaf.model.weights import inference_model, load_imagenet_resnet
 from tacaf.vocabulary import InputError, Modality
 from tests.model.cases import pairs_of, tiny_batch, tiny_model, train_forward
 
@@ -217,7 +217,7 @@ def test_the_card_of_a_model_needs_no_folder(folder):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_saved_model_embeds_as_before(name):
     model, images = TacafNet(config_of(name), 5).eval(), batch_of(name).images_BCHW[:2]
-    again = embedder(config_of(name).portable(), model.state_dict())
+    again = inference_model(config_of(name).portable(), model.state_dict())
     with torch.inference_mode():
         assert torch.equal(model.embed(images, Modality.VISIBLE), again.embed(images, Modality.VISIBLE))
 
