@@ -270,12 +270,12 @@ def test_a_card_that_is_none_is_named(onnx, safetensors, tmp_path, content):
         shutil.rmtree(copy)
 
 
-def test_a_card_of_version_1_has_no_hash_and_is_read(onnx, tmp_path):
+def test_a_card_without_a_hash_is_refused(onnx, tmp_path):
     folder = copy_of(onnx, tmp_path)
     facts = json.loads((folder / "card.json").read_text())
-    del facts["seal"], facts["scales"]
-    (folder / "card.json").write_text(json.dumps({**facts, "format_version": 1}, indent=1))
-    assert Embedder.load(folder).height == 96
+    del facts["seal"]
+    (folder / "card.json").write_text(json.dumps(facts, indent=1))
+    assert "seal" in refused(folder)
 
 
 def test_weights_that_are_not_finite_are_not_exported(run, tmp_path, capsys):
