@@ -1,44 +1,41 @@
-"""What the ablation keeps of a training: a result file with scores by identity, enough to make every table anew.
+"""One training of an ablation: what is kept of it, and how its scores are collected from the finished run."""
 
-It is small enough to be published; with it, neither the run nor its features are needed any more.
-"""
-
-import json
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from launch.study.identity_scores import IdentityScores, score_identities
+from launch.study.kept import KeptScores, KeptTraining, Scored
 from launch.study.trainings import SCRIPT, Training, refuse_other_values
-from tacaf.documents import load_json
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import on_own_set, read_result
-from tacaf.files import read_bytes, shown, write_whole
+from tacaf.files import shown
 from tacaf.provenance import published
 from tacaf.run_files import read_starts
 from tacaf.train.config import Config
 from tacaf.vocabulary import InputError
 
-MOST_BYTES = 2**26  # of a file with the scores of a training
-Scored = Literal["val", "test"]
-_WHERE = ("run", "data.shards")  # of a configuration: where things lie, which is another place for every user
+_WHERE = ("run", "data.shards")  # of a configuration: where files are, which differs between users
 
 
 class Cell(NamedTuple):
-    """One training of the ablation's tables, and the file its scores are kept in."""
+    """One training of the ablation's tables, and where its scores are kept."""
 
     benchmark: str
     row: str
     seed: int
     training: Training
-    file: Path
+    store: KeptScores
+
+    def kept(self) -> KeptTraining | None:
+        return self.store.find(self.row, self.seed)
 
     def check(self) -> None:
-        """InputError if the run or the result file that is there was made with other values, or nothing would be."""
+        """InputError if the run or the scores that are kept were made with other values, or must not be scored."""
         evaluation = self.training.config().evaluation
         if (evaluation.protocol, evaluation.split, evaluation.rerank) != ("sysu_mm01", "val", None):
             raise InputError(
@@ -47,15 +44,16 @@ class Cell(NamedTuple):
                 f" {evaluation.rerank}; set them, and data.split to train"
             )
         self.training.refuse_other_settings()
-        if self.file.exists():
+        kept = self.kept()
+        if kept is not None:
             refuse_other_values(
-                self.file, self._stored_config(self._stored()), self.training.config(), _WHERE, "--results"
+                self._where(), self._config_of(kept), self.training.config(), aside=_WHERE, option="--results"
             )
 
     def trained_at(self) -> list[str]:
         """The commits that a kept training was made at, one a start."""
-        starts = self._stored()["trainings"] if self.file.exists() else []
-        return [start["commit"] for start in starts if start["commit"]]
+        kept = self.kept()
+        return [start["commit"] for start in kept.trainings if start["commit"]] if kept else []
 
     def can_collect(self, split: Scored) -> bool:
         """Whether `collect` need not embed anything."""
@@ -63,20 +61,24 @@ class Cell(NamedTuple):
 
     def people(self, split: Scored) -> IdentityScores | None:
         """The kept scores; None where there are none yet."""
-        found = self._stored()["scores"].get(split) if self.file.exists() else None
+        kept = self.kept()
+        found = kept.scores.get(split) if kept else None
         return IdentityScores.of_lists(found["people"]) if found else None
 
     def collect(self, split: Scored) -> None:
-        """Write the scores of the finished training; the test identities are embedded here, the others were there.
+        """Keep the scores of the finished training. The test identities are embedded here if they were not before.
 
-        Scores of both kinds in a file are of one and the same model.
+        The scores of both splits that are kept of a training are those of one model.
         """
         results = self.training.folder / "results"
-        scores = {"val": self._result("val", results / "features.npz", sorted(results.glob("*.json")))}
+        scores: dict[Scored, dict[str, Any]] = {
+            "val": self._result("val", results / "features.npz", sorted(results.glob("*.json")))
+        }
+        kept = self.kept()
         if split == "test":
             scores["test"] = self._test()
-        elif self.file.exists() and self._stored()["scores"].get("val") == scores["val"]:
-            scores = self._stored()["scores"]
+        elif kept is not None and kept.scores.get("val") == scores["val"]:
+            scores = kept.scores
         config = self.training.config()
         content = {
             "benchmark": self.benchmark,
@@ -87,8 +89,7 @@ class Cell(NamedTuple):
             "config": config.model_dump(mode="json", exclude={"run": True, "data": {"shards"}}),
             "trainings": read_starts(self.training.folder / "environment.json"),
         }
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(self.file, _compact(published(content)))
+        self.store.keep(KeptTraining(**published(content)))
 
     def _test_files(self) -> tuple[Path, Path]:
         return self.training.folder / "test.npz", self.training.folder / "test.json"
@@ -137,40 +138,16 @@ class Cell(NamedTuple):
             f" {', '.join(path.name for path in paths) or 'none'}; remove the run, and it is made again"
         )
 
-    def _stored(self) -> dict[str, Any]:
-        cure = "remove it, and the training's scores are written again"
-        content = load_json(read_bytes(self.file, MOST_BYTES), shown(self.file), MOST_BYTES, cure)
-        if not isinstance(content, dict) or not isinstance(content.get("scores"), dict):
-            raise InputError(f"{shown(self.file)}: expected the scores of a training, got something else; {cure}")
-        return content
+    def _where(self) -> str:
+        return f"{shown(self.store.file)}, row {self.row}, seed {self.seed}"
 
-    def _stored_config(self, content: dict[str, Any]) -> Config:
+    def _config_of(self, kept: KeptTraining) -> Config:
         """With today's defaults for keys that are newer than the file."""
         try:
-            values = {**content["config"], "run": self.training.folder}
+            values = {**kept.config, "run": self.training.folder}
             return Config.model_validate({**values, "data": {**values["data"], "shards": "-"}})
         except (KeyError, TypeError, ValidationError):
             raise InputError(
-                f"{self.file}: expected a configuration of this release, got one with other keys; take the release that"
-                " made it, or remove the file"
+                f"{self._where()}: its configuration is not one of this release; use the release that made it, or"
+                " remove the line"
             ) from None
-
-
-def result_file(folder: Path, benchmark: str, row: str, seed: int) -> Path:
-    return folder / "ablation" / f"{benchmark}-{row}-seed{seed}.json"
-
-
-def _compact(content: dict[str, Any]) -> str:
-    """JSON that is short and still shows a change line by line: lists of plain values take one line."""
-    return _lines(content, "\n") + "\n"
-
-
-def _lines(value: Any, indent: str) -> str:
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    if not any(isinstance(one, dict | list) for one in inside):
-        return json.dumps(value, allow_nan=False)
-    deeper = indent + " "
-    if isinstance(value, list):
-        return f"[{deeper}{f',{deeper}'.join(_lines(one, deeper) for one in value)}{indent}]"
-    rows = (f"{json.dumps(name)}: {_lines(one, deeper)}" for name, one in value.items())
-    return f"{{{deeper}{f',{deeper}'.join(rows)}{indent}}}"

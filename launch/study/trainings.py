@@ -134,7 +134,7 @@ def _signals() -> Iterator[list[int]]:
 
 
 def refuse_other_values(
-    where: Path, before: Config, now: Config, aside: Sequence[str] = (), option: str = "--out"
+    where: object, before: Config, now: Config, aside: Sequence[str] = (), option: str = "--out"
 ) -> None:
     """InputError unless both configurations train alike, but for the keys in `aside`; it names the first that differs.
 

@@ -83,7 +83,8 @@ class Staged(LibraryBackbone):
         return features_BCHW, self.layer4(features_BCHW)
 
     def layer4(self, layer3_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.stages[-1](layer3_BCHW))
+        layer4_BCHW: torch.Tensor = self.norm(self.stages[-1](layer3_BCHW))
+        return layer4_BCHW
 
 
 class Tokens(LibraryBackbone):
@@ -120,7 +121,8 @@ class Tokens(LibraryBackbone):
     def _rest(self, tokens_BTC: torch.Tensor) -> torch.Tensor:
         for block in self.blocks[self.split :]:
             tokens_BTC = block(tokens_BTC)
-        return self.norm(tokens_BTC)
+        normed_BTC: torch.Tensor = self.norm(tokens_BTC)
+        return normed_BTC
 
 
 class Maps(LibraryBackbone):

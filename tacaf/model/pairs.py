@@ -68,7 +68,8 @@ def _slot_order(slots: _Slots, uniform_BD: np.ndarray, label: int, branch: int) 
             f"expected as many images of an identity in either modality, got {len(anchors)} and {len(targets)} for"
             f" label {label}; fill each identity up to images_per_identity by repeating"
         )
-    return np.argsort(uniform_BD[targets, branch], kind="stable").tolist()
+    order: list[int] = np.argsort(uniform_BD[targets, branch], kind="stable").tolist()
+    return order
 
 
 def draw_pairs(

@@ -87,10 +87,12 @@ def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
     return _copy(model, path, state, renamed, wanted, ignored, "a TACAFNet of the same `model` section")
 
 
-def embedder(config: ModelConfig, state: State, where: str = "the model") -> TacafNet:
-    """A model for `embed` with these weights, in evaluation mode on CPU. `state` may come with its classifiers or not:
-    they serve training alone and may be many times the rest, so the model has them for one identity. InputError if
-    anything else is missing, unknown, of another shape or not finite: a part left at random would score without a word.
+def inference_model(config: ModelConfig, state: State, where: str = "the model") -> TacafNet:
+    """A model for `embed` with these weights, in evaluation mode on the CPU.
+
+    `state` may hold the classifiers or not. Only training needs them, and they can be many times larger than everything
+    else, so the model is built with classifiers of one identity. Raises InputError if anything else is missing,
+    unknown, of another shape or not finite: a part left at its random values would still give scores.
     """
     kept = {name: tensor for name, tensor in state.items() if CLASSIFIER not in name}
     fits(config, {name: tuple(tensor.shape) for name, tensor in kept.items()})
