@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
+from tacaf.extras import missing
 from tacaf.files import shown
 from tacaf.images import GreyScale, ThermalRange, given_scale
 from tacaf.model.card import CARD, ExportCard, checked_file, read_card
@@ -225,9 +226,7 @@ def _load_onnx(cls: type[Embedder], folder: Path, thermal_range: ThermalRange) -
     try:
         import onnxruntime
     except ImportError:
-        raise InputError(
-            "expected the package onnxruntime for an ONNX model, found none; pip install 'tacaf[onnx]'"
-        ) from None
+        raise missing("onnxruntime", "an ONNX model") from None
     facts = read_card(folder)
     sessions = {}
     for modality, name in ONNX_FILES.items():
