@@ -21,6 +21,7 @@ import torch
 
 from launch.page.viewer import Viewer
 from tacaf.command import Parser, entry, to_location, to_path
+from tacaf.extras import missing
 from tacaf.files import reason_of, shown
 from tacaf.images import given_scale
 from tacaf.search.album import Album
@@ -89,8 +90,9 @@ def url(host: str, port: int, token: str | None) -> str:
 
 def check(args: argparse.Namespace) -> None:
     """InputError for options that this machine cannot serve."""
-    if any(find_spec(package) is None for package in ("starlette", "uvicorn")):
-        raise InputError("expected the packages starlette and uvicorn; pip install 'tacaf[app]'")
+    for package in ("starlette", "uvicorn"):
+        if find_spec(package) is None:
+            raise missing(package, "the page")
     if args.most < 1:
         raise InputError(f"expected --most of at least 1, got {args.most}; leave it out for 2000")
     if not 0 <= args.port < 2**16:

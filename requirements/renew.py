@@ -23,7 +23,7 @@ GPU_HOST = ("--python-platform=x86_64-manylinux_2_28", "--python-version=3.12")
 LOCKS = {
     "lock.txt": ("pyproject.toml", "requirements/lock.in", TORCH, TOOLS, "--all-extras", *UNIVERSAL),
     "torch-cuda.txt": (TORCH, LOCKED, *UNIVERSAL),
-    "torch-cpu.txt": ("pyproject.toml", "--no-deps", LOCKED, *UNIVERSAL),
+    "torch-cpu.txt": ("pyproject.toml", "--all-extras", "--no-deps", LOCKED, *UNIVERSAL),
     "tools.txt": (TOOLS, LOCKED, *UNIVERSAL),
     "gpu-host.txt": ("requirements/gpu-host.in", TOOLS, *GPU_HOST),
 }

@@ -14,7 +14,7 @@ from shards.remove import remove
 from shards.sources import llcm, manifest, regdb, sysu_mm01
 from shards.verify import verify
 from shards.writer import Packed, PackOptions
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import Parser, entry, program, to_path
 from tacaf.files import shown
 from tacaf.images import given_scale
 from tacaf.vocabulary import InputError, Modality
@@ -120,7 +120,7 @@ def _inspect(args: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m shards",
+        prog=program("shards"),
         description="Raw image folders to WebDataset shards that plain WebDataset and DALI read.",
         epilog="Usual order: synth (or a real data set), pack, verify, inspect.",
     )

@@ -1,9 +1,10 @@
 """The environment of child processes: they import this source tree first, then whatever their parent can import."""
 
 import os
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from tacaf.checkout import ROOT
+
+__all__ = ["ROOT", "child_environment"]
 
 
 def child_environment(**variables: str) -> dict[str, str]:

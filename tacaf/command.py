@@ -34,6 +34,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from tacaf.checkout import hidden_package, require_own_packages
+from tacaf.extras import missing_extra
 from tacaf.files import path_of, reason_of, shown
 from tacaf.start import TO_STOP, leave
 from tacaf.vocabulary import InputError
@@ -58,6 +60,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def program(module: str) -> str:
+    """The `prog` of a package that is run with `python -m MODULE` or as a command of `tacaf`."""
+    name = Path(sys.argv[0]).name
+    return name if name.partition(" ")[0] == "tacaf" else f"python -m {module}"
 
 
 def to_path(text: str) -> Path:
@@ -105,6 +113,7 @@ def run_to_end(module: str, signals: bool = True) -> int:
     @entry(signals)
     def run(argv: Sequence[str] | None) -> int:
         with _leaving_at_once(TO_STOP if signals else TO_STOP[:1]):
+            require_own_packages()
             main = importlib.import_module(module).main
         status: int = getattr(main, "__wrapped__", main)(argv)
         return status
@@ -134,6 +143,9 @@ def _guarded(main: Main, argv: Sequence[str] | None) -> int:
         if isinstance(end.code, str):
             return say(end, end.code.removeprefix("error: "), UNEXPECTED)
         return 0 if end.code is None else end.code
+    except ModuleNotFoundError as error:
+        known = missing_extra(error) or hidden_package(error)
+        return say(error, unexpected(error), UNEXPECTED) if known is None else say(error, str(known), INPUT)
     except Exception as error:
         if _is_out_of_memory(error):
             return say(error, "out of memory; give it less at once, or use a machine with more", INPUT)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
+from tacaf.checkout import ROOT
 
 PACKAGES = ("tacaf", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", "triton", "numpy")
 
@@ -34,11 +34,10 @@ def git_commit() -> str | None:
     """
     if given := os.environ.get("TACAF_COMMIT"):
         return given
-    root = Path(__file__).resolve().parent.parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True)
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
         status = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, check=True
+            ["git", "status", "--porcelain", "-uno"], cwd=ROOT, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None
@@ -47,11 +46,13 @@ def git_commit() -> str | None:
 
 def command() -> str:
     """What was typed, without folders of this machine."""
-    return shlex.join([Path(sys.argv[0]).name, *(without_folders(word) for word in sys.argv[1:])])
+    return f"{Path(sys.argv[0]).name} {shlex.join(without_folders(word) for word in sys.argv[1:])}".rstrip()
 
 
-def environment(world_size: int) -> dict:
+def environment(world_size: int) -> dict[str, Any]:
     """The circumstances of a run: versions, commit, command, devices."""
+    import torch  # here, because nothing else in this file needs it
+
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     )

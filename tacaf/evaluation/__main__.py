@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tacaf.command import Parser, entry, to_device, to_path
+from tacaf.command import Parser, entry, program, to_device, to_path
 from tacaf.documents import load_json
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.protocols import PROTOCOLS, Exclusion
@@ -155,7 +155,7 @@ def _value_of(key: str, text: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m tacaf.evaluation", description="Score plain feature files.")
+    parser = Parser(prog=program("tacaf.evaluation"), description="Score plain feature files.")
     verb = parser.add_subparsers(dest="verb", required=True, parser_class=Parser).add_parser(
         "score", help="rank-k, mAP and mINP of a feature file under a protocol"
     )

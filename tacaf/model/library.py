@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import Field
 from safetensors import SafetensorError
 
+from tacaf.extras import missing
 from tacaf.settings import Settings
 from tacaf.vocabulary import InputError
 
@@ -56,10 +57,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise InputError(
-            "model.backbone.kind: expected the package transformers for kind 'transformers', found none; install it"
-            " with pip install 'tacaf[backbones]', or take kind: resnet"
-        ) from None
+        raise missing("transformers", "model.backbone.kind: transformers") from None
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     return transformers

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from tacaf.vocabulary import InputError
+from tacaf.extras import missing
 
 Engine = Literal["auto", "exact", "faiss"]
 FAISS_FROM = 100_000  # gallery images from which `auto` takes FAISS, where it is installed
@@ -22,9 +22,7 @@ def choose_engine(engine: Engine, gallery: int) -> Literal["exact", "faiss"]:
     """The engine for a gallery of this size. InputError if FAISS is asked for and not installed."""
     installed = importlib.util.find_spec("faiss") is not None
     if engine == "faiss" and not installed:
-        raise InputError(
-            "expected the package faiss for this search, found none; pip install 'tacaf[faiss]' or take exact"
-        )
+        raise missing("faiss", "--engine faiss")
     if engine == "auto":
         return "faiss" if installed and gallery >= FAISS_FROM else "exact"
     return engine

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tacaf.extras import missing
 from tacaf.files import shown
 from tacaf.model.card import ExportCard, checked_file, read_card
 from tacaf.search.loaded_model import LoadedModel, slices_of
@@ -19,9 +20,7 @@ def load_onnx(folder: Path) -> LoadedModel:
     try:
         import onnxruntime
     except ImportError:
-        raise InputError(
-            "expected the package onnxruntime for an ONNX model, found none; pip install 'tacaf[onnx]'"
-        ) from None
+        raise missing("onnxruntime", "an ONNX model") from None
     facts = read_card(folder)
     sessions = {}
     for modality, name in ONNX_FILES.items():

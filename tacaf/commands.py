@@ -1,0 +1,43 @@
+"""The commands of `tacaf`, and how one of them is started: with its module alone, after the signals are taken."""
+
+import sys
+from typing import NamedTuple, NoReturn
+
+from tacaf.start import start
+
+
+class Command(NamedTuple):
+    """A command: what it does, in a sentence, and how it is started."""
+
+    text: str
+    module: str
+    words: tuple[str, ...] = ()  # come before the user's
+    signals: bool = True  # False: it handles SIGTERM and SIGUSR1 itself
+
+
+COMMANDS = {
+    "shards": Command("Make, pack, verify, inspect and change shard sets.", "shards.__main__"),
+    "train": Command(
+        "Train a model in one process; for several GPUs, run deepspeed launch/train.py.", "launch.train", signals=False
+    ),
+    "evaluate": Command("Score a trained model on a shard set under a protocol.", "launch.evaluate"),
+    "score": Command("Score feature files, of this or any other model.", "tacaf.evaluation.__main__", ("score",)),
+    "search": Command("Find the images of a folder or an index that are nearest to a query.", "launch.search"),
+    "export": Command("Export a trained model as safetensors or ONNX.", "launch.export"),
+    "report": Command("Write the report of a finished run again.", "launch.report"),
+    "page": Command("Serve a page for looking at a trained model.", "launch.demo_app"),
+    "reproduce": Command("Train and score the table of a data set, beside the published figures.", "launch.reproduce"),
+    "ablate": Command("Measure what each part of the method adds, on synthetic benchmarks.", "launch.ablate"),
+}
+
+
+def run() -> NoReturn:
+    """Start the command that the first word names; without one, `tacaf.__main__` prints the list or the error.
+
+    A command finds its own words on the command line, and `tacaf search` as the name of its program.
+    """
+    command = COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
+    if command is None:
+        start("tacaf.__main__")
+    sys.argv[:2] = ["tacaf", *command.words] if command.words else [f"tacaf {sys.argv[1]}"]
+    start(command.module, command.signals)

@@ -1,0 +1,38 @@
+"""Packages that only some commands need, and the extra of pyproject.toml that installs each."""
+
+import shlex
+
+from tacaf.checkout import ROOT
+from tacaf.vocabulary import InputError
+
+# name in an import statement -> extra
+EXTRA_OF = {
+    "deepspeed": "train",
+    "nvidia.dali": "train",
+    "triton": "train",
+    "matplotlib": "report",
+    "sklearn": "report",
+    "threadpoolctl": "report",
+    "starlette": "app",
+    "uvicorn": "app",
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "faiss": "faiss",
+    "transformers": "backbones",
+    "webdataset": "dev",
+}
+
+
+def missing(package: str, needed_by: str = "this command") -> InputError:
+    """The error for a package of `EXTRA_OF` that is not installed: one sentence, with the command that installs it."""
+    command = f"python -m pip install --editable {shlex.quote(f'{ROOT}[{EXTRA_OF[package]}]')}"
+    return InputError(f"{needed_by} needs the package {package}, which is not installed; run {command}")
+
+
+def missing_extra(error: ModuleNotFoundError) -> InputError | None:
+    """The same for an import that failed; None if no extra installs it, or if only a part of the package is missing."""
+    for package in EXTRA_OF:
+        if error.name is not None and error.name in (package, package.partition(".")[0]):
+            return missing(package)
+    return None
