@@ -23,6 +23,7 @@ from shards.__main__ import DATA_SETS
 from shards.verify import verify
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex
+from tacaf.datasets import REGDB
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import on_own_set, read_result
 from tacaf.evaluation.score import score
@@ -32,7 +33,7 @@ from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 CONFIGS = Path(__file__).parent / "configs"
-REGDB_SPLITS = tuple(range(1, 11))
+REGDB_SPLITS = REGDB.numbered_splits
 
 
 class Row(NamedTuple):
