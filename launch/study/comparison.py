@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.study.rows import Row
+from tacaf.datasets import PUBLIC
 from tacaf.files import shown, write_whole
 from tacaf.pages import render
 from tacaf.report.published import (
@@ -16,7 +17,6 @@ from tacaf.report.published import (
     PAPER_TABLE_1,
     PUBLISHED,
     TABLE_1_NOTE,
-    TRAINING_IDENTITIES,
 )
 
 TEMPLATE = Path(__file__).with_name("comparison.html")
@@ -142,7 +142,7 @@ def _published_field(data_set: str, name: str, shots: int | None) -> str | None:
 
 def _other_set(data_set: str, facts: dict[str, Any]) -> list[str]:
     """A set of the layout but not of the size is another set, and the published figures say nothing about it."""
-    expected = TRAINING_IDENTITIES[data_set]
+    expected = PUBLIC[data_set].training_identities
     if facts["identities"] in expected:
         return []
     words = " or ".join(map(str, expected))

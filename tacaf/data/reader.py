@@ -73,7 +73,7 @@ class ShardReader:
 
     def scale_of(self, row: int) -> GreyScale | None:
         """How the row's grey values become 8 bits, if they have more."""
-        return self.index.scales.get(list(Modality)[int(self.index.columns["modality"][row])])
+        return self.index.scales.get(Modality.of_code(self.index.columns["modality"][row]))
 
     def check(self, row: int) -> None:
         """Decode the image with another library than the pipeline's. BadSampleError says what is wrong with it."""

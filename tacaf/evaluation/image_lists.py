@@ -67,7 +67,7 @@ class ImageList:
         row_of = {facts: row for row, facts in enumerate(zip(*(c.tolist() for c in columns), strict=True))}
         found = [row_of.get(tuple(facts), -1) for facts in self.facts.tolist()]
         for row, (code, *numbers) in zip(found, self.facts.tolist(), strict=True):
-            own = next(one for one in Modality if one.code == code)
+            own = Modality.of_code(code)
             if row < 0:
                 raise InputError(
                     f"{shown(self.path)}: expected images that have features, got {sample_key(own, *numbers)} without; "

@@ -170,4 +170,4 @@ def _read_images(
 
 
 def _modality(features: FeatureSet, row: int) -> Modality:
-    return Modality.VISIBLE if features.modality[row] == Modality.VISIBLE.code else Modality.INFRARED
+    return Modality.of_code(features.modality[row])

@@ -5,13 +5,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tacaf.datasets import SYSU_MM01_QUERIES
 from tacaf.evaluation.ranking import MEASURES
 from tacaf.evaluation.results import on_own_set, read_results
 from tacaf.files import write_whole
 from tacaf.pages import render
 from tacaf.report.overlay import Line
 from tacaf.report.plots import draw_curves
-from tacaf.report.published import NOT_MEASURED, PUBLISHED, SYSU_QUERIES, TABLE_1_NOTE
+from tacaf.report.published import NOT_MEASURED, PUBLISHED, TABLE_1_NOTE
 from tacaf.run_files import read_metrics, read_starts
 from tacaf.vocabulary import InputError
 
@@ -85,7 +86,7 @@ def write_report(run: Path, pictures: Pictures | None = None) -> Path:
         published=PUBLISHED,
         ours=_ours(results),
         is_sysu=_is_sysu_mm01(results),
-        sysu_queries=SYSU_QUERIES,
+        sysu_queries=SYSU_MM01_QUERIES,
         not_measured=NOT_MEASURED,
         table_1_note=TABLE_1_NOTE,
         curves=draw_curves(read_metrics(metrics)) if metrics.is_file() else {},
@@ -124,7 +125,7 @@ def _ours(results: Sequence[dict]) -> dict[str, str]:
 def _is_sysu_mm01(results: Sequence[dict]) -> bool:
     """Whether the queries are as many as SYSU-MM01's: a synthetic or cut set in its layout has another number."""
     return any(
-        result["protocol"] == "sysu_mm01" and result["queries"] == SYSU_QUERIES and on_own_set(result)
+        result["protocol"] == "sysu_mm01" and result["queries"] == SYSU_MM01_QUERIES and on_own_set(result)
         for result in results
     )
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tacaf.datasets import SYSU_MM01_QUERIES
 from tacaf.evaluation.score import score
 from tacaf.report.overlay import MASK, match_lines, overlay, webp
 from tacaf.report.plots import POINTS, draw_curves
-from tacaf.report.published import SYSU_QUERIES
 from tacaf.report.report import Match, PairPicture, Pictures, RankedList, write_report
 from tacaf.vocabulary import InputError
 from tests.evaluation.sets import feature_set
@@ -71,13 +71,13 @@ def test_the_page_is_self_contained_and_says_what_is_whose(tmp_path):
     mean = json.loads((tmp_path / "run/results/all_search-1.json").read_text())["mean"]
     assert f"Rank-1 <b>{100 * mean['rank1']:.1f} %</b>" in page, "the headline is the single-shot all-search result"
     assert f"{100 * mean['rank1']:.1f}/{100 * mean['mAP']:.1f}" in page
-    assert f"{SYSU_QUERIES:,}" in page
+    assert f"{SYSU_MM01_QUERIES:,}" in page
 
 
 def test_real_size_results_are_not_called_incomparable(tmp_path):
     write_run(tmp_path / "run")
     for path in (tmp_path / "run" / "results").glob("*.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "queries": SYSU_QUERIES}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "queries": SYSU_MM01_QUERIES}))
     assert "cannot be compared" not in write_report(tmp_path / "run").read_text()
 
 

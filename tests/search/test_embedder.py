@@ -70,7 +70,7 @@ def test_descriptors_are_those_of_the_evaluation_pipeline(embedder, sysu_shards)
         for image_CHW, row in zip(images_BCHW, rows.tolist(), strict=True):
             data = reader.read(row).tobytes()
             assert (embedder.read(data, Modality.VISIBLE) - image_CHW).abs().max() < 1.01 * LEVEL
-            modality = next(one for one in Modality if one.code == index.columns["modality"][row])
+            modality = Modality.of_code(index.columns["modality"][row])
             own_1D, pipeline_1D = embedder.embed([data], modality), embedder.embed_prepared(image_CHW[None], modality)
             assert (own_1D * pipeline_1D).sum() > 1 - 1e-4
             found += 1
