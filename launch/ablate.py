@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 
 from launch.study.ablation import Ablation, write_tables
-from launch.study.results import Cell
+from launch.study.ablation_cell import Cell
 from launch.study.rows import CORE, ROWS, choose_rows, varied_row
 from launch.study.trainings import SCRIPT, Training, run_all
 from shards.pedestrians import benchmarks
@@ -69,7 +69,7 @@ def ablate(study: Ablation, parallel: int, only_tables: bool) -> int:
     for cell in cells:
         cell.check()
     collecting = Collecting(study, cells)
-    missing = [cell for cell in cells if cell.people(study.split) is None]
+    missing = [cell for cell in cells if cell.scores(study.split) is None]
     todo = [cell for cell in missing if not cell.training.finished()]
     print(f"{len(cells) - len(todo)} of {len(cells)} trainings are finished", flush=True)
     if not only_tables:

@@ -9,7 +9,7 @@ from typing import Any
 from launch.study import ablation_table
 from launch.study.forest import draw_forest
 from launch.study.kept import KeptScores, Scored, kept_file
-from launch.study.results import Cell
+from launch.study.ablation_cell import Cell
 from launch.study.rows import Row
 from launch.study.trainings import Training
 from shards.pedestrians import benchmarks
@@ -91,7 +91,7 @@ def _measured(
     row: Row, own: Sequence[Cell], split: Scored, failures: Mapping[Training, str]
 ) -> ablation_table.MeasuredRow:
     """A row as far as it is measured, with a sentence for what is missing."""
-    found = {cell.seed: cell.people(split) for cell in own}
+    found = {cell.seed: cell.scores(split) for cell in own}
     seeds = {seed: scores for seed, scores in found.items() if scores is not None}
     lacks = [f"seed {cell.seed}: {failures[cell.training]}" for cell in own if cell.training in failures]
     waiting = len(own) - len(seeds) - len(lacks)

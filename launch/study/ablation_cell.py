@@ -32,6 +32,7 @@ class Cell(NamedTuple):
     store: KeptScores
 
     def kept(self) -> KeptTraining | None:
+        """What is kept of this training; None if nothing is."""
         return self.store.find(self.row, self.seed)
 
     def check(self) -> None:
@@ -59,8 +60,8 @@ class Cell(NamedTuple):
         """Whether `collect` need not embed anything."""
         return self.training.finished() and (split == "val" or all(path.exists() for path in self._test_files()))
 
-    def people(self, split: Scored) -> IdentityScores | None:
-        """The kept scores; None where there are none yet."""
+    def scores(self, split: Scored) -> IdentityScores | None:
+        """The scores that are kept of this split; None if there are none yet."""
         kept = self.kept()
         found = kept.scores.get(split) if kept else None
         return IdentityScores.of_lists(found["people"]) if found else None
@@ -72,11 +73,11 @@ class Cell(NamedTuple):
         """
         results = self.training.folder / "results"
         scores: dict[Scored, dict[str, Any]] = {
-            "val": self._result("val", results / "features.npz", sorted(results.glob("*.json")))
+            "val": self._scores_in("val", results / "features.npz", sorted(results.glob("*.json")))
         }
         kept = self.kept()
         if split == "test":
-            scores["test"] = self._test()
+            scores["test"] = self._test_scores()
         elif kept is not None and kept.scores.get("val") == scores["val"]:
             scores = kept.scores
         config = self.training.config()
@@ -94,7 +95,8 @@ class Cell(NamedTuple):
     def _test_files(self) -> tuple[Path, Path]:
         return self.training.folder / "test.npz", self.training.folder / "test.json"
 
-    def _test(self) -> dict[str, Any]:
+    def _test_scores(self) -> dict[str, Any]:
+        """The scores of the test identities, which launch/evaluate.py embeds unless it has done so before."""
         features, result = self._test_files()
         if not self.can_collect("test"):
             config = self.training.config()
@@ -109,13 +111,13 @@ class Cell(NamedTuple):
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode != 0:
                 raise InputError(
-                    f"{self.training.folder}: expected test scores, got: {done.stderr.strip()[-300:]}; mend that and"
-                    " give the same command again"
+                    f"{self.training.folder}: the test identities could not be scored: {done.stderr.strip()[-300:]};"
+                    " correct that, and run the same command again"
                 )
-        return self._result("test", features, [result])
+        return self._scores_in("test", features, [result])
 
-    def _result(self, split: Scored, features: Path, paths: Sequence[Path]) -> dict[str, Any]:
-        """The score file of that split, as the protocol's program wrote it, and the same scores by identity."""
+    def _scores_in(self, split: Scored, features: Path, paths: Sequence[Path]) -> dict[str, Any]:
+        """The result of that split among the files, as it was written, with the same scores by identity."""
         evaluation = self.training.config().evaluation
         asked = evaluation.asked()[0]
         people = score_identities(load_features(features), evaluation.setting(asked), evaluation.metric)
@@ -135,7 +137,7 @@ class Cell(NamedTuple):
                 return {**result, "people": people.as_lists()}
         raise InputError(
             f"{self.training.folder}: expected a result of {split} identities among"
-            f" {', '.join(path.name for path in paths) or 'none'}; remove the run, and it is made again"
+            f" {', '.join(path.name for path in paths) or 'none'}; remove the run, and it is trained again"
         )
 
     def _where(self) -> str:
