@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.study import ablation_table
+from launch.study.ablation_cell import Cell
 from launch.study.forest import draw_forest
 from launch.study.kept import KeptScores, Scored, kept_file
-from launch.study.ablation_cell import Cell
 from launch.study.rows import Row
 from launch.study.trainings import Training
 from shards.pedestrians import benchmarks
