@@ -102,7 +102,7 @@ def write_parts(wanted: argparse.Namespace, embedder: Embedder, images: Images, 
 
 def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
     """Everything a user of the weights must know."""
-    results = [read_result(path) for path in sorted((run / "results").glob("*.json"))]
+    results = [read_result(path).as_json() for path in sorted((run / "results").glob("*.json"))]
     return {
         **embedder.card,
         "model_sha256": embedder.model_sha256,

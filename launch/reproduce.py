@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.evaluate import joined
 from launch.study.comparison import Measured, write_comparison
 from launch.study.trainings import Training, run_all
 from shards.__main__ import DATA_SETS
@@ -24,9 +23,11 @@ from shards.verify import verify
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.datasets import REGDB
+from tacaf.evaluation.circumstances import join_circumstances
 from tacaf.evaluation.features import load_features
-from tacaf.evaluation.results import on_own_set, read_result
-from tacaf.evaluation.score import score
+from tacaf.evaluation.results import Result, read_result
+from tacaf.evaluation.score import score_setting
+from tacaf.evaluation.setting import Scoring, choose_setting
 from tacaf.files import shown
 from tacaf.provenance import git_commit, versions
 from tacaf.train.stop import EXIT_CODE
@@ -138,37 +139,31 @@ def table_rows(wanted: argparse.Namespace, table: Sequence[Cell], failures: dict
     return found
 
 
-def results_of(wanted: argparse.Namespace, done: Sequence[Cell]) -> list[dict]:
+def results_of(wanted: argparse.Namespace, done: Sequence[Cell]) -> list[Result]:
     """What the trainings of one seed scored. On RegDB the splits' features are scored together: a trial is a split."""
     if not done:
         return []
     folders = [cell.training.folder / "results" for cell in done]
     stored = [
-        [result for path in sorted(folder.glob("*.json")) if _of_training(result := read_result(path), cell)]
+        [
+            result
+            for path in sorted(folder.glob("*.json"))
+            if (result := read_result(path)).scored_as(cell.training.config().evaluation)
+        ]
         for folder, cell in zip(folders, done, strict=True)
     ]
     if wanted.data_set != "regdb":
         return stored[0]
     features = [load_features(folder / "features.npz") for folder in folders]
-    told = ("split", "embedding", "flip", "trained_on", "scored_on", "seed")
     return [
-        score(
+        score_setting(
             features,
-            "regdb",
-            direction=same[0]["direction"],
-            metric=same[0]["metric"],
-            circumstances=joined([{name: result[name] for name in told} for result in same]),
+            choose_setting("regdb", direction=same[0].direction),
+            Scoring(metric=same[0].metric),
+            join_circumstances([result.circumstances for result in same]),
         )
         for same in zip(*stored, strict=True)
     ]
-
-
-def _of_training(result: dict, cell: Cell) -> bool:
-    """Whether the training scored it, and not somebody afterwards with other options."""
-    own = cell.training.config().evaluation
-    kind = (result["embedding"], bool(result["rerank"]), result["metric"])
-    right = kind == (own.embedding, own.rerank is not None, own.metric) and not result["flip"]
-    return right and on_own_set(result)
 
 
 def facts_of(wanted: argparse.Namespace) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tacaf.datasets import PUBLIC
+from tacaf.evaluation.results import Result
 from tacaf.files import shown, write_whole
 from tacaf.pages import render
 from tacaf.report.published import (
@@ -30,7 +31,7 @@ class Measured(NamedTuple):
 
     key: str
     text: str
-    seeds: list[list[dict]]
+    seeds: list[list[Result]]
     lacks: list[str]
 
 
@@ -46,7 +47,7 @@ class Cell(NamedTuple):
 
 def cells(row: Measured) -> dict[Column, dict[str, Cell]]:
     """What a row has measured, by column and measure. A column that one of its seeds lacks is left out."""
-    found: dict[Column, list[dict]] = {}
+    found: dict[Column, list[Result]] = {}
     for results in row.seeds:
         for result in results:
             found.setdefault(column_of(result), []).append(result)
@@ -54,8 +55,8 @@ def cells(row: Measured) -> dict[Column, dict[str, Cell]]:
     return {column: {name: _cell(results, name) for name in SHOWN} for column, results in whole.items()}
 
 
-def column_of(result: dict) -> Column:
-    return result["mode"] or result["direction"], result["shots"]
+def column_of(result: Result) -> Column:
+    return result.search, result.shots
 
 
 def write_comparison(folder: Path, data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> list[Path]:
@@ -77,11 +78,11 @@ def write_comparison(folder: Path, data_set: str, rows: Sequence[Measured], fact
     return paths
 
 
-def _cell(results: Sequence[dict], name: str) -> Cell:
-    means = [100 * result["mean"][name] for result in results]
+def _cell(results: Sequence[Result], name: str) -> Cell:
+    means = [100 * result.mean[name] for result in results]
     if len(means) > 1:
         return Cell(float(np.mean(means)), float(np.std(means, ddof=1)))
-    spread = results[0]["std"][name]
+    spread = results[0].std[name]
     return Cell(means[0], None if spread is None else 100 * spread)
 
 
@@ -189,5 +190,13 @@ def _record(data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> d
         "data_set": data_set,
         **facts,
         "complete": not any(row.lacks for row in rows),
-        "rows": [{"row": row.key, "text": row.text, "lacks": row.lacks, "results_of_seeds": row.seeds} for row in rows],
+        "rows": [
+            {
+                "row": row.key,
+                "text": row.text,
+                "lacks": row.lacks,
+                "results_of_seeds": [[result.as_json() for result in results] for results in row.seeds],
+            }
+            for row in rows
+        ],
     }

@@ -7,7 +7,8 @@ import numpy as np
 
 from launch.study.bootstrap import Difference, paired_difference
 from tacaf.evaluation.features import FeatureSet
-from tacaf.evaluation.trials import Setting, make_trials
+from tacaf.evaluation.setting import Setting
+from tacaf.evaluation.trials import make_trials
 
 SHOWN = ("rank1", "mAP", "mINP")
 
