@@ -83,7 +83,8 @@ def circumstances_of(
     card: ModelCard, split: str, extraction: Extraction, index: ShardIndex | None = None
 ) -> Circumstances:
     """What a result says beside its scores: split, embedding, flip, training set, model and seed."""
-    trained_on: Facts = {name: str(value) for name, value in card.trained_on.items()} | {"model": card.chosen}
+    trained_on: Facts = {"set": card.trained_on["set"], "sha256": card.trained_on["sha256"]}
+    trained_on |= {"split": card.trained_on["split"], "model": card.chosen}
     return Circumstances(
         split=split,
         embedding=extraction.embedding,
