@@ -80,7 +80,9 @@ def curve(run: Path) -> dict[str, Any]:
         "images_per_s_p50": statistics.median(line["images_per_s"] for line in steps.values()),
         "data_wait_share_p50": statistics.median(line["data_wait_share"] for line in steps.values()),
         "peak_memory_mib": max(line["peak_memory_mib"] for line in steps.values()),
-        "results": [{name: value for name, value in result.items() if name != "trials"} for result in results],
+        "results": [
+            {name: value for name, value in result.as_json().items() if name != "trials"} for result in results
+        ],
         "starts": published(read_starts(run / "environment.json")),
     }
 

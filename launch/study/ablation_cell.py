@@ -12,7 +12,7 @@ from launch.study.identity_scores import IdentityScores, score_identities
 from launch.study.kept import KeptScores, KeptTraining, Scored
 from launch.study.trainings import SCRIPT, Training, refuse_other_values
 from tacaf.evaluation.features import load_features
-from tacaf.evaluation.results import on_own_set, read_result
+from tacaf.evaluation.results import read_result
 from tacaf.files import shown
 from tacaf.provenance import published
 from tacaf.run_files import read_starts
@@ -121,20 +121,12 @@ class Cell(NamedTuple):
         evaluation = self.training.config().evaluation
         asked = evaluation.asked()[0]
         people = score_identities(load_features(features), evaluation.setting(asked), evaluation.metric)
-        wanted = {
-            "split": split,
-            "mode": asked.mode,
-            "shots": asked.shots,
-            "metric": evaluation.metric,
-            "embedding": evaluation.embedding,
-            "flip": False,
-            "rerank": False,
-        }
         for result in map(read_result, paths):
-            if on_own_set(result) and all(result[name] == value for name, value in wanted.items()):
+            same = (result.split, result.mode, result.shots) == (split, asked.mode, asked.shots)
+            if same and result.scored_as(evaluation):
                 means = people.means()
-                assert all(abs(result["mean"][name] - means[name]) < 1e-6 for name in means), "scores of other features"
-                return {**result, "people": people.as_lists()}
+                assert all(abs(result.mean[name] - means[name]) < 1e-6 for name in means), "scores of other features"
+                return {**result.as_json(), "people": people.as_lists()}
         raise InputError(
             f"{self.training.folder}: expected a result of {split} identities among"
             f" {', '.join(path.name for path in paths) or 'none'}; remove the run, and it is trained again"

@@ -24,7 +24,8 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.evaluation.extract import extract
-from tacaf.evaluation.score import score
+from tacaf.evaluation.score import score_setting
+from tacaf.evaluation.setting import Scoring
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
 from tacaf.optim import build_optimizer, rate_factor, set_rates
@@ -77,7 +78,7 @@ class Training:
         self.model.eval()
         features = extract(embed, self.images.whole(rows, settings.batch_size), self.index.columns, rows)
         self.model.train()
-        result = score(features, settings.protocol, *settings.asked()[0], gallery_draw=settings.gallery_draw)
+        result = score_setting(features, settings.setting(settings.asked()[0]), Scoring())
         return {name: result["mean"][name] for name in ("rank1", "mAP")}
 
 

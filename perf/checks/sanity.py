@@ -33,7 +33,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from launch.evaluate import embed_identities
 from launch.study.trainings import Training
 from perf.checks.known_people import CAMERAS, Picture, moved_pair, pictures
 from shards.pedestrians.benchmarks import BENCHMARKS, Benchmark
@@ -54,6 +53,7 @@ from tacaf.train.config import Config, dump_config, load_config
 from tacaf.train.engine import Place
 from tacaf.train.leak import refuse_other_set
 from tacaf.train.new_model import build_model
+from tacaf.train.scoring import Extraction, embed_identities
 from tacaf.vocabulary import InputError, Modality
 
 SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that "where it was" is wrong by two
@@ -178,7 +178,8 @@ def spread(shares: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
 def embedded(model: TacafNet, index: ShardIndex, split: str, config: Config) -> FeatureSet:
     size = config.data.augment
     place = Place(0, 1, torch.device("cpu"))
-    return embed_identities(model, index, index.pids_of(split), size.height, size.width, config.evaluation, place)[0]
+    extraction = Extraction.of(size.height, size.width, config.evaluation)
+    return embed_identities(model, index, index.pids_of(split), extraction, place)[0]
 
 
 def probe(features: FeatureSet, generator: np.random.Generator) -> float:
