@@ -18,6 +18,7 @@ from tacaf.images import (
     given_scale,
     look,
     measured,
+    open_image,
     sample_of,
     scaled,
     share_used,
@@ -273,14 +274,15 @@ def colour_16(values: np.ndarray) -> bytes:
 
 def test_decoding_in_two_threads_loses_no_warning_of_the_process(monkeypatch):
     """The one that begins last ends last: what it found set is what the other had set."""
-    began, ended = threading.Event(), threading.Event()
+    inside, both_inside, ended = threading.Event(), threading.Event(), threading.Event()
     opened = Image.open
 
     def slow(*args, **options):
         if threading.current_thread() is first:
-            assert began.wait(60)
+            inside.set()
+            assert both_inside.wait(60)
         else:
-            began.set()
+            both_inside.set()
             assert ended.wait(60)
         return opened(*args, **options)
 
@@ -288,6 +290,7 @@ def test_decoding_in_two_threads_loses_no_warning_of_the_process(monkeypatch):
     monkeypatch.setattr(Image, "open", slow)
     first, second = (threading.Thread(target=open_image, args=(data,), daemon=True) for _ in range(2))
     first.start()
+    assert inside.wait(60)
     second.start()
     first.join(60)
     ended.set()

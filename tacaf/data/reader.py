@@ -72,7 +72,9 @@ class ShardReader:
         try:
             data = _bytes_at(file, offset, size_here)
         except OSError as error:
-            raise BadSampleError(row, self._undecodable(row, reason_of(error))) from None
+            raise BadSampleError(
+                row, f"{self.where(row)}: cannot read {size} bytes at offset {offset}: {reason_of(error)}"
+            ) from None
         if len(data) != size:
             raise BadSampleError(row, self._undecodable(row, f"{len(data)} bytes"))
         return data
