@@ -73,9 +73,11 @@ class TrainingPipeline:
         return functools.partial(self.source.read, reader, dict(self.instead))
 
     def _read_ahead(self) -> ReadAhead[ReadBatch]:
-        share = max(1, OPEN_SHARDS // self.workers)  # of the files that a process may open
-        reads = [self._read(ShardReader(self.reader.index, share)) for _ in range(self.workers)]
-        return ReadAhead(reads, self.next, self.prefetch + self.workers)
+        # A cache that holds two windows has no room for readers in three: one reads, in order, what was fetched ahead.
+        workers = 1 if self.fetching else self.workers
+        share = max(1, OPEN_SHARDS // workers)  # of the files that a process may open
+        reads = [self._read(ShardReader(self.reader.index, share)) for _ in range(workers)]
+        return ReadAhead(reads, self.next, self.prefetch + workers)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
