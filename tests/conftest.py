@@ -34,9 +34,9 @@ class Once(Protocol):
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
-    """`once(name, make)`: the folder `name`, made by the first worker of a parallel run that needs it.
+    """`once(name, make)`: the file or folder `name`, made by the first worker of a parallel run that needs it.
 
-    `make` gets the folder's path, where nothing is yet. The others wait meanwhile. Nobody may change what it made.
+    `make` gets its path, where nothing is yet. The others wait meanwhile. No test may change what was made.
     """
     shared = _shared(tmp_path_factory)
 

@@ -60,6 +60,7 @@ def test_after_a_resume(index, expected, ranks):
     assert hashes(index, plan_of(index), ranks, first=2) == expected[2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ranks", "first"), [(1, 0), (2, 1)])
 def test_read_by_other_processes(index, expected, ranks, first):
     assert hashes(index, plan_of(index), ranks, first, workers=2) == expected[first:]

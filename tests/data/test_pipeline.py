@@ -190,6 +190,7 @@ def broken_set(index: ShardIndex, tmp_path, rows: list[int]) -> ShardIndex:
     return index
 
 
+@pytest.mark.slow
 def test_a_bad_image_gives_way_to_the_next_of_its_identity(index, tmp_path, plan):
     bad = sorted({int(row) for row in plan.global_batch(0, 0).row_B[[3, -1]]} | {int(plan.global_batch(0, 2).row_B[0])})
     said: list[str] = []
@@ -266,7 +267,7 @@ def giant_png() -> bytes:
     ],
     ids=["giant", "empty", "another format", "a header alone"],
 )
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_hostile_images_are_named(index, tmp_path, plan, data, says, workers):
     row = int(plan.global_batch(0, 0).row_B[3])
     broken = with_bytes(index, tmp_path, row, data)
@@ -299,6 +300,7 @@ def test_a_wrong_offset_is_named(index, plan, change):
         next(TrainingPipeline(wrong, plan, SIZE))
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced(index, plan):
     """The signal that asks a run to stop may reach its workers first."""
     running = TrainingPipeline(index, plan, SIZE, workers=1)

@@ -57,6 +57,7 @@ def test_a_set_of_test_images_alone_is_measured_all_the_same(tmp_path):
     assert scale.high > HIGH + 300
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_and_an_interruption_give_the_same_bytes(tmp_path):
     raw = tmp_path / "raw"
     infrared = {name: data + bytes(2**20) for name, data in thermal(8).items()}  # an identity fills a shard of 1 MiB

@@ -61,6 +61,7 @@ def identities(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tars}
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     """With bad images, and a shard of nothing but bad images: the numbers of the shards have no gap."""
     records = raw(tmp_path / "raw", pids=6)
@@ -285,6 +286,7 @@ def test_a_mount_point_cannot_be_renamed(tmp_path, monkeypatch):
         pack_raw(tmp_path / "raw", tmp_path / "set", raw(tmp_path / "raw"))
 
 
+@pytest.mark.slow
 def test_progress_counts_the_images_of_all_workers(tmp_path):
     records = raw(tmp_path / "raw")
     jobs = list(plan(records, tmp_path / "raw", tmp_path, MIB, skip_bad=False))

@@ -250,6 +250,7 @@ def test_the_index_names_its_own_hashes(sysu_shards):
     assert sum(shard.images for shard in index.shards) == index.images == len(samples(sysu_shards))
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_finds_the_same(tmp_path):
     records = noise_records(tmp_path / "raw", pids=6)
     for record in records[::4]:

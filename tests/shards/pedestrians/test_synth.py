@@ -14,6 +14,7 @@ SMALL = {"identities": 8, "images_per_camera": 2, "height": 48}
 INFRARED_CAMERAS = (3, 6)
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_files_whatever_the_workers(tmp_path):
     for name, seed, workers in (("a", 5, 1), ("b", 5, 2), ("c", 6, 1)):
         synthesise(tmp_path / name, identities=16, images_per_camera=4, height=48, seed=seed, workers=workers)
