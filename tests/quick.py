@@ -6,6 +6,7 @@ error that asks for the mark.
 """
 
 import _posixsubprocess  # where both subprocess and multiprocessing begin
+import dis
 import functools
 import inspect
 import multiprocessing
@@ -81,7 +82,8 @@ def _named(function: FunctionType) -> Iterator[Any]:
     codes = [function.__code__]
     for code in codes:  # grows while it is read
         codes += (constant for constant in code.co_consts if isinstance(constant, CodeType))
-        yield from (function.__globals__[name] for name in code.co_names if name in function.__globals__)
+        names = {step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL"}
+        yield from (function.__globals__[name] for name in names if name in function.__globals__)
 
 
 def forbid_processes() -> None:
