@@ -4,6 +4,8 @@ from pathlib import Path
 
 from perf import crash_test
 
+pytestmark = pytest.mark.slow  # trains
+
 
 def test_killed_and_resumed_is_the_uninterrupted_run(sysu_shards, tmp_path):
     result = crash_test.crash_test(sysu_shards, tmp_path, kills=4, seed=3)
