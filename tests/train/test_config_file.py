@@ -93,7 +93,6 @@ def test_what_cannot_be_meant_is_named(override, names):
         assert name in said
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "names"),
     [

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from perf import crash_test
 
 pytestmark = pytest.mark.slow  # trains
