@@ -153,6 +153,7 @@ def test_a_try_is_a_row_of_its_own_table(small, tmp_path, capsys):
     assert "**" not in page
 
 
+@pytest.mark.slow
 def test_all_rows_are_those_that_differ_from_the_full_method(tmp_path, capsys):
     def rows(*more) -> set[str]:
         return set(ablate.parse(["--out", str(tmp_path), "--rows", "all", *more]).rows)
