@@ -1,4 +1,4 @@
-"""What features show, as inline SVG: CMC curves, distances of pairs of images, a map of embeddings."""
+"""What features show, as figures: CMC curves, distances of pairs of images, a map of embeddings."""
 
 from collections.abc import Mapping
 
