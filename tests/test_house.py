@@ -161,7 +161,7 @@ def test_heavy_imports_stay_in_their_file(package):
 
 def test_shards_and_scoring_work_without_heavy_packages():
     script = (
-        "import sys, importlib\nfor name in ('shards.__main__', 'tacaf.evaluation.score',"
+        "import sys, importlib\nfor name in ('shards.__main__', 'tacaf.evaluation.__main__',"
         " 'tacaf.evaluation.ranking'): importlib.import_module(name)\nprint([m for m in ('triton', 'nvidia.dali',"
         " 'deepspeed') if m in sys.modules])"
     )
