@@ -33,7 +33,7 @@ from tacaf.evaluation.setting import Scoring, Setting
 from tacaf.evaluation.text import result_tables
 from tacaf.files import shown, write_whole
 from tacaf.images import far_apart
-from tacaf.model.file import ModelCard, load_model
+from tacaf.model.file import MODEL, ModelCard, load_model
 from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import load_config
 from tacaf.train.engine import Place
@@ -41,7 +41,6 @@ from tacaf.train.leak import check_protocol, refuse_leak, refuse_mixed
 from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 from tacaf.vocabulary import Embedding, InputError
 
-MODEL = "model.safetensors"
 MOST_IMAGES_A_BATCH = 2**16
 
 

@@ -16,7 +16,7 @@ from tacaf.evaluation.score import score_all, score_setting
 from tacaf.evaluation.text import result_tables
 from tacaf.evaluation.trials import make_trials
 from tacaf.files import shown, whole_path
-from tacaf.model.file import load_model
+from tacaf.model.file import MODEL, load_model
 from tacaf.report.pictures import make_pictures
 from tacaf.report.report import write_report
 from tacaf.train import engine as deepspeed_engine
@@ -29,7 +29,6 @@ from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 from tacaf.train.state import TrainState
 
 BEST = "best.safetensors"
-MODEL = "model.safetensors"
 
 
 def scored_split(config: Config, index: ShardIndex) -> str:

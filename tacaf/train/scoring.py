@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex
-from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.evaluation.circumstances import Circumstances, Facts
 from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.extract import extract
