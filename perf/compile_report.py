@@ -169,11 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--choices", default="default", choices=["default", "all"], help="the tuning choices to compile"
     )
     parser.add_argument("--json", type=to_path, required=True)
-    wanted = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     report = []
-    for op, arch, dtype in itertools.product(wanted.op, wanted.arch, wanted.dtype):
-        report += rows(op, dtype, arch, wanted.choices == "all")
-    write_json(wanted.json, report)
+    for op, arch, dtype in itertools.product(args.op, args.arch, args.dtype):
+        report += rows(op, dtype, arch, args.choices == "all")
+    write_json(args.json, report)
     bad = [r for r in report if r["spill_bytes"] > SPILL_LIMIT or r["shared_bytes"] > SHARED_LIMIT[r["arch"]]]
     for row in report:
         mark = "  <-- spills or too much shared memory" if row in bad else ""

@@ -162,12 +162,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=to_path)
-    wanted = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = crash_test(make_shards(folder), folder, wanted.kills, wanted.seed)
-    if wanted.json:
-        write_json(wanted.json, {"environment": environment(1), "result": result})
+        result = crash_test(make_shards(folder), folder, args.kills, args.seed)
+    if args.json:
+        write_json(args.json, {"environment": environment(1), "result": result})
     saves = sum(bool(one["half_saved"]) for one in result["kills"])
     print(f"{len(result['kills'])} kills over {result['runs']} runs, {saves} of them in the middle of a save")
     print("the same weights and steps" if not result["differences"] else f"different: {result['differences']}")

@@ -60,7 +60,7 @@ def environment(world_size: int) -> dict:
         "commit": git_commit(),
         "command": command(),
         "world_size": world_size,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpus": gpus,
@@ -88,7 +88,8 @@ def published(value: Any) -> Any:
     return without_folders(value) if isinstance(value, str) else value
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The name of the processor, as the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -344,41 +344,39 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check(wanted: argparse.Namespace) -> dict[str, Any]:
+def check(args: argparse.Namespace) -> dict[str, Any]:
     """Every check asked for, by name."""
-    benchmark, index = BENCHMARKS[wanted.benchmark], ShardIndex.open(wanted.shards)
-    if wanted.people < 2:
-        raise InputError(f"expected at least 2 in --people, for a spread, got {wanted.people}; raise it")
+    benchmark, index = BENCHMARKS[args.benchmark], ShardIndex.open(args.shards)
+    if args.people < 2:
+        raise InputError(f"expected at least 2 in --people, for a spread, got {args.people}; raise it")
     others = {one.set_name for one in BENCHMARKS.values()} - {benchmark.set_name}
     if index.name in others:
         raise InputError(f"expected shards of {benchmark.set_name}, got {index.name}; name it with --benchmark")
-    if not (wanted.raw / "exp" / "val_id.txt").is_file():
-        raise InputError(
-            f"expected a benchmark's raw folders at {wanted.raw}, found no exp/val_id.txt; synth makes them"
-        )
-    subjects = [load_subject(run, index, benchmark, wanted.people) for run in wanted.run]
-    out = wanted.out.resolve()
+    if not (args.raw / "exp" / "val_id.txt").is_file():
+        raise InputError(f"expected a benchmark's raw folders at {args.raw}, found no exp/val_id.txt; synth makes them")
+    subjects = [load_subject(run, index, benchmark, args.people) for run in args.run]
+    out = args.out.resolve()
     todo = {
-        "correspondence": lambda: correspondence(subjects, benchmark, wanted.people),
+        "correspondence": lambda: correspondence(subjects, benchmark, args.people),
         "modality": lambda: modality(subjects, index),
-        "shuffled": lambda: shuffled(subjects[0], index, wanted.raw, out),
-        "overfit": lambda: overfit(subjects[0], wanted.raw, out),
+        "shuffled": lambda: shuffled(subjects[0], index, args.raw, out),
+        "overfit": lambda: overfit(subjects[0], args.raw, out),
     }
-    return {name: todo[name]() for name in wanted.checks}
+    return {name: todo[name]() for name in args.checks}
 
 
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    wanted = parse(argv)
-    found = check(wanted)
-    if wanted.json:
+    args = parse(argv)
+    found = check(args)
+    if args.json:
         facts = {
-            "benchmark": wanted.benchmark,
-            "set": ShardIndex.open(wanted.shards).name,
-            "runs": [run.name for run in wanted.run],
+            "benchmark": args.benchmark,
+            "set": ShardIndex.open(args.shards).name,
+            "runs": [run.name for run in args.run],
         }
         content = {**facts, "commit": git_commit(), "environment": environment(1), "checks": found}
-        write_json(wanted.json, content)
+        write_json(args.json, content)
     for name, one in found.items():
         print(f"{name}: {'holds' if one['holds'] else 'DOES NOT HOLD'} ({one['rule']})")
         print(json.dumps({key: value for key, value in one.items() if key not in ("rule", "holds")}, indent=1))

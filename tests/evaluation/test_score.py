@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import scipy.io
 
+from perf.attacks.mutations import damaged
 from tacaf.evaluation.__main__ import main, result_table
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.gallery_draws import load_permutations
 from tacaf.evaluation.score import score
 from tacaf.evaluation.trials import choose_setting, make_trials
 from tacaf.vocabulary import InputError, Modality
-from tests.mutations import damaged
 
 KEYS = {
     "protocol",

@@ -311,22 +311,22 @@ def test_profile_writes_kernels_with_counts_and_times(rehearse, tmp_path):
 
 
 def test_every_row_is_on_disk_before_the_next(tmp_path):
-    file = ResultFile(tmp_path / "new" / "rows.json", {"device": "cpu"})
+    file = ResultFile(tmp_path / "new" / "rows.json", device="cpu")
     for count in (1, 2):
-        file.add({"op": count})
+        file.add(op=count)
         found = json.loads(file.path.read_text())
         assert len(found["rows"]) == count
         assert not found["complete"]
-    file.finish(True)
+    file.write(complete=True)
     assert json.loads(file.path.read_text())["complete"]
 
 
 def test_a_full_disk_is_said_once_and_keeps_the_older_rows(small_disk, capsys):
-    file = ResultFile(small_disk / "rows.json", {})
-    file.add({"op": 1})
+    file = ResultFile(small_disk / "rows.json")
+    file.add(op=1)
     fill(small_disk)
-    file.add({"op": 2})
-    file.add({"op": 3})
+    file.add(op=2)
+    file.add(op=3)
     assert file.failed
     assert capsys.readouterr().err.count("no space left on device") == 1
     assert json.loads(file.path.read_text())["rows"] == [{"op": 1}]
