@@ -125,7 +125,7 @@ class PlainShards(IterableDataset):
         import webdataset
 
         info = get_worker_info()
-        own = self.shards[info.id :: info.num_workers] or self.shards
+        own = (self.shards[info.id :: info.num_workers] if info else []) or self.shards
         while True:
             samples = webdataset.WebDataset(
                 own, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=True

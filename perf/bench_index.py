@@ -100,9 +100,10 @@ def measure(folder: Path) -> dict:
         "select_s": selected - opened,
     }
     draw = np.random.default_rng(0)
-    for name, config in {"": {}, "_windows": {"window_shards": 64}, "_cameras": {"sampler": "camera"}}.items():
+    ways = {"": PlanConfig(), "_windows": PlanConfig(window_shards=64), "_cameras": PlanConfig(sampler="camera")}
+    for name, config in ways.items():
         times = []
-        plan = Plan(training_set, PlanConfig(**config), seed=0)
+        plan = Plan(training_set, config, seed=0)
         for epoch in draw.integers(0, 100, STEPS).tolist():  # nothing is kept from another epoch's batch
             step = int(draw.integers(plan.steps_per_epoch))
             start = time.perf_counter()

@@ -283,7 +283,7 @@ def run_check(bench: Bench, todo: list[Case], dtypes: list[str]) -> None:
             bench.note_time("check", began)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", choices=OPS)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default bf16 on a GPU, fp32 on a CPU")

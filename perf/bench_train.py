@@ -105,7 +105,7 @@ class Timed:
         medians = {
             f"{phase}_ms": statistics.median(times) if times else None for phase, times in self.step.times.items()
         }
-        seconds = medians["step_ms"] / 1000
+        seconds = statistics.median(self.step.times["step"]) / 1000
         return {
             **self.step.variant._asdict(),
             "images": images,
@@ -170,7 +170,7 @@ def compared(rows: list[dict]) -> list[dict]:
     return [{**row, "ratio_to_plain": plain_ms and row.get("step_ms") and plain_ms / row["step_ms"]} for row in rows]
 
 
-def added(rows: list[dict]) -> dict[str, float]:
+def added(rows: list[dict]) -> dict[str, float | None]:
     """What CMAAM and IPCAM together add to the baseline's step and to its peak memory, kernels against definitions.
 
     Empty unless all four were measured.
@@ -178,7 +178,7 @@ def added(rows: list[dict]) -> dict[str, float]:
     by_name = {row["name"]: row for row in rows if row.get("step_ms")}
     if not all(f"{part}, {way}" in by_name for part in ("whole", "baseline") for way in ("definitions", "kernels")):
         return {}
-    found = {}
+    found: dict[str, float | None] = {}
     for what in ("step_ms", "peak_mib"):
         more = {
             way: by_name[f"whole, {way}"][what] - by_name[f"baseline, {way}"][what]

@@ -49,7 +49,7 @@ def measure(embedder: Embedder, benchmark: Benchmark, people: int) -> dict[str, 
         known = pictures(benchmark, modality, people)
         images_BCHW = torch.stack([embedder.read(pixels_HWC, modality) for pixels_HWC, _ in known])
         for layer, maps_BCHW in layer_maps(embedder.model, images_BCHW, modality).items():
-            cells = maps_BCHW.shape[2:]
+            cells = (maps_BCHW.shape[2], maps_BCHW.shape[3])
             shares = [F.adaptive_avg_pool2d(torch.from_numpy(cut_HW)[None], cells) for _, cut_HW in known]
             is_person_BL = torch.stack(shares).flatten(1) > 0.5
             features_BLC = rows_BHWC(maps_BCHW).flatten(1, 2)

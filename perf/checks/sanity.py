@@ -137,7 +137,8 @@ def correspondence(subjects: list[Subject], benchmark: Benchmark, people: int) -
         visible, infrared = (
             read(embedder, [pair[side] for pair in pairs], modality) for side, modality in enumerate(Modality)
         )
-        own = found["runs"][subject.run.name] = {"beta": subject.config.model.cmaam.beta}
+        own: dict[str, Any] = {"beta": subject.config.model.cmaam.beta}
+        found["runs"][subject.run.name] = own
         for time, model in (("before", subject.before), ("after", subject.after)):
             seen = correspondences(model, visible, Modality.VISIBLE, infrared, Modality.INFRARED)
             own |= {f"layer {layer}, {time}": spread(_shares(seen[layer], pairs)) for layer in LAYERS}
@@ -156,7 +157,10 @@ def _shares(seen: Correspondence, pairs: list[tuple[Picture, Picture]]) -> list[
     size = (seen.height, seen.width)
     cells = [[F.adaptive_avg_pool2d(torch.from_numpy(cut)[None], size)[0] for _, cut in pair] for pair in pairs]
     down = round(SHIFT * seen.height)
-    shares = [matches(matching_LL, *cell, down) for matching_LL, cell in zip(seen.matching_NLL, cells, strict=True)]
+    shares = [
+        matches(matching_LL, person_HW, other_HW, down)
+        for matching_LL, (person_HW, other_HW) in zip(seen.matching_NLL, cells, strict=True)
+    ]
     return [share for share in shares if share]
 
 
@@ -329,7 +333,7 @@ def train(subject: Subject, shards: Path, run: Path, *settings: str) -> Path:
     return run
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=to_path, nargs="+", required=True)
     parser.add_argument("--shards", type=to_path, required=True)

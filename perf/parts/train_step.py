@@ -3,9 +3,9 @@
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -20,7 +20,7 @@ from tacaf.vocabulary import Branch
 
 PER_IDENTITY, PAIR_GROUP, CLASSES = 4, 2, 395
 PHASES = ("forward", "backward", "optimizer")
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "backbone": {"width": 16, "blocks": [1, 1, 1, 1]},
     "ipcam": {"node_width": 64, "attention_width": 32, "pair_width": 32},
 }
@@ -53,10 +53,13 @@ def batch(device: str, groups: int, height: int, width: int) -> dict[str, torch.
     return {name: tensor.to(device) for name, tensor in (found | {"images": images}).items()}
 
 
-def pairs_of(data: dict[str, torch.Tensor], layers: tuple[int, ...]) -> dict[str, Pairs]:
+def pairs_of(data: dict[str, torch.Tensor], layers: Sequence[Literal[3, 4]]) -> dict[str, Pairs]:
     """The pairs that the layers want, which a training's data path draws ahead as well."""
-    columns = [data[name].cpu() for name in ("label", "branch", "group", "position")]
-    drawn = {f"pairs{layer}": draw_pairs(*columns, 0, 0, 0, layer, "both") for layer in layers}
+    label, branch, group, position = (data[name].cpu() for name in ("label", "branch", "group", "position"))
+    drawn = {
+        f"pairs{layer}": draw_pairs(label, branch, group, position, seed=0, epoch=0, step=0, layer=layer)
+        for layer in layers
+    }
     return {name: Pairs(*(rows.to(data["label"].device) for rows in pairs)) for name, pairs in drawn.items()}
 
 
@@ -128,10 +131,10 @@ class Step:
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self.device == "cuda":
-            before = torch.cuda.memory_allocated()
+            allocated = torch.cuda.memory_allocated()
             torch.cuda.reset_peak_memory_stats()
             self(keep=False)
-            return (torch.cuda.max_memory_allocated() - before) / MIB
+            return (torch.cuda.max_memory_allocated() - allocated) / MIB
         before = resident_mib()
         restart_peak()
         self(keep=False)
