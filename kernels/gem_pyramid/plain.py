@@ -36,6 +36,7 @@ def backward(
         (s * (level / (height * width))).repeat_interleave(height // level, dim=1)
         for s, level in zip(stripes, levels, strict=True)
     )
+    assert isinstance(slope_BHC, torch.Tensor)  # sum gives 0 for no levels, of which there is at least one
     gradient = torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
     for image, slope_HC, out in zip(features_BHWC, slope_BHC, gradient, strict=True):
         x = image.to(slope_HC.dtype)

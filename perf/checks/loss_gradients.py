@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.files import write_json
 from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss

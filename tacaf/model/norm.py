@@ -68,7 +68,7 @@ class _SharedNorm(torch.autograd.Function):
         return torch.batch_norm_elemt(features, weight_C, bias_C, mean_C, scale_C, eps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         features, weight_C, mean_C, scale_C, count_R = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=_layout(features))
         # The weights' own gradients stay this rank's: the engine averages them over ranks, as all others.

@@ -1,4 +1,4 @@
-"""The draw of cross-modal pairs: who is rebuilt from whom. Pairs come from identities, never from the place in a batch.
+"""The draw of cross-modal pairs: which image is rebuilt from which. Pairs depend on identities, never on batch order.
 
 Every draw is keyed by the image's position in the *global* batch, so the pairs are the same for every batch order and
 world size (method §1, §4; ours). B rows of a rank, N anchors.

@@ -1,4 +1,4 @@
-"""TacafNet: backbone, head, CMAAM and IPCAM as one model with switches; with everything off it is the AGW/LbA baseline.
+"""TacafNet: backbone, head, CMAAM and IPCAM as one model with switches; with all of them off, the AGW/LbA baseline.
 
 B images of a rank, visible first, C channels, H x W, N stripes or nodes, I identities.
 """
@@ -63,7 +63,7 @@ class ModelConfig(Settings):
         again = self.cmaam.enabled and self.cmaam.consistency and 3 in self.cmaam.layers
         if again and isinstance(self.backbone, LibraryConfig) and not self.backbone.reenters:
             raise ValueError(
-                "cmaam.consistency: expected a backbone that can go on from a layer-3 map (the ResNet,"
+                "cmaam.consistency: expected a backbone that can continue from a layer-3 map (the ResNet,"
                 f" {', '.join(STAGED + TOKENS)}), got {self.backbone.name}; set model.cmaam.consistency: false or"
                 " model.cmaam.layers: [4]"
             )
@@ -88,7 +88,7 @@ class ModelConfig(Settings):
 
 
 class TacafNet(nn.Module):
-    """Training: `forward`, all that the losses need. Test: `embed`, one descriptor per image."""
+    """`forward` is a training pass and returns all that the losses need; `embed` gives one descriptor per image."""
 
     def __init__(self, config: ModelConfig, identities: int) -> None:
         super().__init__()
@@ -210,10 +210,10 @@ class TacafNet(nn.Module):
         return self.width + nodes * self.config.ipcam.node_width
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """What may come from ImageNet and learns at the lower rate."""
+        """The parameters that may come from ImageNet and learn at the lower rate."""
         return (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
 
     def new_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything else that learns: neck, classifiers, IPCAM."""
+        """All other parameters that learn: neck, classifiers, IPCAM."""
         named = self.named_parameters()
         return (value for name, value in named if value.requires_grad and not name.startswith("backbone."))

@@ -1,7 +1,7 @@
 """Weights from files: ImageNet ResNets into the backbone, or a trained TACAFNet but for its classifiers.
 
-Strict: a tensor that is missing, of another shape or unknown ends the load before the model has changed; what was
-taken is reported. Nothing but tensors is unpickled.
+Loading is strict: a tensor that is missing, unknown or of another shape raises before the model has changed, and a
+report says what was taken. Nothing but tensors and plain values is unpickled.
 """
 
 import pickle
@@ -104,9 +104,9 @@ def inference_model(config: ModelConfig, state: State, where: str = "the model")
 
 
 def fits(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """InputError unless a model of this configuration has exactly these tensors beside its classifiers.
+    """Raise InputError unless a model of this configuration has exactly these tensors, its classifiers aside.
 
-    It is built without memory for its tensors, so that a file cannot make us build a larger model than it holds.
+    The model is built without memory for its tensors, so no file can make us build a larger model than it holds.
     """
     try:
         with torch.device("meta"):
@@ -161,9 +161,9 @@ def _copy(
 
 
 def _read(path: Path) -> State:
-    """The tensors of a file by name, without the wrappings people save: a `state_dict` entry, a `module.` prefix.
+    """The tensors of a file by name, without the usual wrappings: a `state_dict` entry, a `module.` prefix.
 
-    InputError for what holds something else than finite tensors by name, or needs code to be read.
+    Raises InputError for a file that holds anything but finite tensors by name, or that needs code to be unpickled.
     """
     path = Path(path)
     _refuse_unlikely(path)
@@ -183,7 +183,7 @@ def _read(path: Path) -> State:
 
 
 def _refuse_unlikely(path: Path) -> None:
-    """InputError for what is no weights file by its name, its size or its first bytes."""
+    """Raise InputError if the name, the size or the first bytes show that this is not a file of weights."""
     name, kinds = shown(path), ", ".join(SUFFIXES)
     if not path.is_file():
         raise InputError(f"{name} is not a file" if path.exists() else f"{name} does not exist")
@@ -223,7 +223,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _unwrapped(found: Any, path: Path) -> State:
-    """The mapping of names to tensors, out of the entries that people put it under."""
+    """The mapping of names to tensors, taken out of the entries in which it is usually saved."""
     for _ in range(3):  # such as {"model": {"state_dict": ...}}
         inner = (
             [found[key] for key in _WRAPPINGS if isinstance(found.get(key), dict)] if isinstance(found, dict) else []

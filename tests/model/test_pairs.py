@@ -119,7 +119,7 @@ def test_a_larger_group_reaches_further():
 
 def test_an_identity_alone_in_its_group_is_refused():
     batch = tiny_batch(identities=3, pair_group=2)
-    with pytest.raises(InputError, match="label 2 .*group 1"):
+    with pytest.raises(InputError, match=r"label 2 .*group 1"):
         pairs_of(batch)
 
 
