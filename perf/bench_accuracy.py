@@ -42,12 +42,12 @@ NEARLY = 0.9  # of the lower final score: how long each takes to get there is co
 SCORES = ("rank1", "mAP", "mINP")
 
 
-def trainings(wanted: argparse.Namespace) -> dict[str, Training]:
+def trainings(args: argparse.Namespace) -> dict[str, Training]:
     """Both, by way."""
-    place = wanted.shards if "://" in wanted.shards else Path(wanted.shards).resolve()
-    settings = (*wanted.set, f"data.shards={place}", "train.log_every=1")
+    place = args.shards if "://" in args.shards else Path(args.shards).resolve()
+    settings = (*args.set, f"data.shards={place}", "train.log_every=1")
     return {
-        way: Training(wanted.out / way, wanted.config, (*settings, f"model.kernels={kernels}"))
+        way: Training(args.out / way, args.config, (*settings, f"model.kernels={kernels}"))
         for way, kernels in KERNELS.items()
     }
 
@@ -133,10 +133,10 @@ def write(path: Path, content: dict[str, Any]) -> None:
     write_whole(path, json.dumps({"environment": environment(1), **content}, indent=1, allow_nan=False) + "\n")
 
 
-def measure(wanted: argparse.Namespace) -> int:
+def measure(args: argparse.Namespace) -> int:
     """Train what is not trained, then compare; 1 if a training failed, 75 if asked to stop."""
-    wanted_runs, failed = trainings(wanted), []
-    for one in wanted_runs.values():
+    runs, failed = trainings(args), []
+    for one in runs.values():
         one.refuse_other_settings()
         config = one.config()
         if config.train.choose != "last" or (config.data.split == "train" and config.evaluation.split == "test"):
@@ -145,22 +145,22 @@ def measure(wanted: argparse.Namespace) -> int:
                 f" {config.train.choose}, data.split {config.data.split}, evaluation.split {config.evaluation.split};"
                 " set evaluation.split=val with data.split=train, and train.choose=last"
             )
-    if wanted.json:
-        wanted.json.parent.mkdir(parents=True, exist_ok=True)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
 
     def ended(one: Training, status: int) -> None:
         if status not in (0, EXIT_CODE):
             failed.append(f"{one.folder.name}: its training ended with status {status}")
-        elif wanted.json:  # what is finished, in case that the other training is not
-            finished = {name: curve(other.folder) for name, other in wanted_runs.items() if other.finished()}
-            write(wanted.json, {"complete": False, "ways": finished})
+        elif args.json:  # what is finished, in case that the other training is not
+            finished = {name: curve(other.folder) for name, other in runs.items() if other.finished()}
+            write(args.json, {"complete": False, "ways": finished})
 
-    if not run_all([one for one in wanted_runs.values() if not one.finished()], ended):
+    if not run_all([one for one in runs.values() if not one.finished()], ended):
         print("asked to stop; the same command goes on from there", flush=True)
         return EXIT_CODE
     if failed:
         raise SystemExit("; ".join(failed))
-    ways = {name: curve(one.folder) for name, one in wanted_runs.items()}
+    ways = {name: curve(one.folder) for name, one in runs.items()}
     found = compare(ways)
     for name, way in ways.items():
         last = way["points"][-1]
@@ -169,10 +169,10 @@ def measure(wanted: argparse.Namespace) -> int:
             f"mAP {100 * last['mAP']:.1f} %, {100 * found['mAP_goal']:.1f} % reached after"
             f" {found['seconds_to_mAP_goal'][name]:.0f} s, {way['peak_memory_mib']:.0f} MiB"
         )
-    if wanted.json:
-        settings = published(wanted_runs["kernels"].config().model_dump(mode="json", exclude={"run"}))
-        write(wanted.json, {"complete": True, **found, "ways": ways, "config": settings})
-        picture(ways).savefig(wanted.json.with_suffix(".svg"), metadata={"Date": None})
+    if args.json:
+        settings = published(runs["kernels"].config().model_dump(mode="json", exclude={"run"}))
+        write(args.json, {"complete": True, **found, "ways": ways, "config": settings})
+        picture(ways).savefig(args.json.with_suffix(".svg"), metadata={"Date": None})
     return 0
 
 

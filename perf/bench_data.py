@@ -125,7 +125,7 @@ class PlainShards(IterableDataset):
         import webdataset
 
         info = get_worker_info()
-        own = self.shards[info.id :: info.num_workers] or self.shards
+        own = (self.shards[info.id :: info.num_workers] if info else []) or self.shards
         while True:
             samples = webdataset.WebDataset(
                 own, shardshuffle=False, nodesplitter=None, workersplitter=None, empty_check=True
@@ -192,7 +192,7 @@ def child(provider: str, shards: Path, cores: int, device: str, count: int, step
     }
 
 
-def run_child(provider: str, shards: Path, cores: int, wanted: argparse.Namespace) -> dict:
+def run_child(provider: str, shards: Path, cores: int, args: argparse.Namespace) -> dict:
     words = [
         "--child",
         provider,
@@ -201,11 +201,11 @@ def run_child(provider: str, shards: Path, cores: int, wanted: argparse.Namespac
         "--cores",
         str(cores),
         "--device",
-        wanted.device,
+        args.device,
         "--batches",
-        str(wanted.batches),
+        str(args.batches),
         "--step-ms",
-        str(wanted.step_ms),
+        str(args.step_ms),
     ]
     done = subprocess.run(
         [sys.executable, __file__, *words], env=child_environment(), capture_output=True, text=True, check=False
@@ -230,26 +230,26 @@ def make_set(folder: Path) -> Path:
     return shards
 
 
-def measure(shards: Path, wanted: argparse.Namespace) -> list[dict]:
+def measure(shards: Path, args: argparse.Namespace) -> list[dict]:
     """A row for each provider and number of cores: the median over the repeats, and how it compares to PIL."""
-    providers = PROVIDERS if wanted.device == "cpu" else PROVIDERS[:1]
+    providers = PROVIDERS if args.device == "cpu" else PROVIDERS[:1]
     rows = []
-    for cores in wanted.cores:
+    for cores in args.cores:
         found: dict[str, list[dict]] = {provider: [] for provider in providers}
-        for _ in range(wanted.repeats):
+        for _ in range(args.repeats):
             for provider in providers:
-                found[provider].append(run_child(provider, shards, cores, wanted))
+                found[provider].append(run_child(provider, shards, cores, args))
         for provider in providers:
             rates = [one["images_per_s"] for one in found[provider]]
             rows.append(
                 {
                     "provider": provider,
-                    "device": wanted.device,
+                    "device": args.device,
                     "cores": cores,
                     "images_per_s": round(statistics.median(rates), 1),
                     "images_per_s_all": [round(value, 1) for value in rates],
                     "wait_share": round(statistics.median(one["wait_share"] for one in found[provider]), 4),
-                    "step_ms": wanted.step_ms,
+                    "step_ms": args.step_ms,
                 }
             )
         usual = next((row["images_per_s"] for row in rows if row["provider"] == "pil" and row["cores"] == cores), None)
@@ -287,19 +287,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--step-ms", type=float, default=200.0, help="length of the step that waits (default 200)")
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--child", choices=PROVIDERS, help=argparse.SUPPRESS)
-    wanted = parser.parse_args(argv)
-    if wanted.child:
-        print(
-            json.dumps(
-                child(wanted.child, wanted.shards, wanted.cores[0], wanted.device, wanted.batches, wanted.step_ms)
-            )
-        )
+    args = parser.parse_args(argv)
+    if args.child:
+        print(json.dumps(child(args.child, args.shards, args.cores[0], args.device, args.batches, args.step_ms)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        shards = wanted.shards or make_set(Path(folder))
-        result = {"environment": environment(1), "set": facts_of(shards), "rows": measure(shards, wanted)}
-    if wanted.json:
-        write_json(wanted.json, result)
+        shards = args.shards or make_set(Path(folder))
+        result = {"environment": environment(1), "set": facts_of(shards), "rows": measure(shards, args)}
+    if args.json:
+        write_json(args.json, result)
     print(f"{'provider':12} {'cores':>5} {'images/s':>9} {'to PIL':>7} {'waits':>7}")
     for row in result["rows"]:
         ratio = "-" if row["ratio_to_pil"] is None else f"{row['ratio_to_pil']:.2f}"

@@ -19,7 +19,6 @@ if __name__ == "__main__":
 import argparse
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -36,6 +35,7 @@ from tacaf.documents import MOST_BYTES, load_json
 from tacaf.evaluation.ranking import Ranks, distances, measures, normalise, rank_distances
 from tacaf.evaluation.rerank import Distances, Rerank, reranked
 from tacaf.files import read_bytes, shown, write_json
+from tacaf.provenance import cpu_name, git_commit
 from tacaf.vocabulary import InputError
 
 QUERIES = SYSU_MM01_QUERIES
@@ -138,16 +138,14 @@ def _refuse_difference(case: dict[str, Any], expected: np.ndarray, found: np.nda
 
 def circumstances(repeats: int) -> dict[str, Any]:
     """What the figures depend on."""
-    root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "threads": {name: os.environ.get(name) for name in THREAD_VARIABLES},
         "load_average": round(os.getloadavg()[0], 2),
         "python": platform.python_version(),
         "numpy": version("numpy"),
-        "commit": git.stdout.strip() or None,
+        "commit": git_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "repeats": repeats,
     }
@@ -217,8 +215,3 @@ def _best(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
         result = function()
         times.append(1000 * (time.perf_counter() - began))
     return min(times), result
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

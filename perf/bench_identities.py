@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from perf.parts.machine import peak_resident_mib, resident_mib, restart_peak
 from tacaf import distributed
 from tacaf.child_processes import ROOT, child_environment
 from tacaf.command import Parser, entry, to_path
@@ -80,11 +81,11 @@ def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
     """This process as one rank: build, three steps, and what they took."""
     place = deepspeed_engine.start_distributed()
     config = config_of(stage, chunk or identities)
-    before = _memory_mib("VmRSS")
+    before = resident_mib()
     torch.manual_seed(0)
     model = TacafNet(config.model, identities)
     numbers = sum(parameter.numel() for parameter in model.parameters())
-    built = _memory_mib("VmHWM") - before
+    built = peak_resident_mib() - before
     parameters = (model.backbone_parameters(), model.new_parameters())
     optimizer = build_optimizer(config.optim, *parameters, config.data.plan.images_per_modality)
     groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // place.world_size
@@ -93,11 +94,11 @@ def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
     engine = deepspeed_engine.build_engine(config, model, optimizer, len(batch.label_B))
     criterion, peaks = TacafLoss(config.loss), []
     for _ in range(STEPS):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        restart_peak()
         loss, _ = criterion(forward(engine, batch, config), batch.label_B)
         update(engine, loss, clip_norm=config.optim.clip_norm)
-        peaks.append(_memory_mib("VmHWM") - before)
-    rows = distributed.numbers_of_ranks([built, _memory_mib("VmRSS") - before, max(peaks)])
+        peaks.append(peak_resident_mib() - before)
+    rows = distributed.numbers_of_ranks([built, resident_mib() - before, max(peaks)])
     most = [max(column) for column in zip(*rows, strict=True)]
     return {
         "parameters": numbers,
@@ -107,11 +108,6 @@ def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
         "estimate_mib": sum(states_of(numbers, place.world_size, stage, 1)) / MIB,
         "loss": float(loss),
     }
-
-
-def _memory_mib(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name + ":")).split()[1]) / 1024
 
 
 def table(config: ModelConfig, images: int) -> list[dict[str, Any]]:
@@ -164,21 +160,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--child", nargs=4, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
-    wanted = parser.parse_args(argv)
-    if wanted.child:
-        row = measure(*map(int, wanted.child[1:]))
+    args = parser.parse_args(argv)
+    if args.child:
+        row = measure(*map(int, args.child[1:]))
         if os.environ["RANK"] == "0":
-            Path(wanted.child[0]).write_text(json.dumps(row))
+            Path(args.child[0]).write_text(json.dumps(row))
         deepspeed_engine.stop_distributed()
         return 0
     full = ModelConfig.model_validate({"ipcam": {"classifiers": "shared"}})
     result: dict[str, Any] = {"table": table(full, images=96), "measured": []}
     for row in result["table"]:
         print("  ".join(f"{name} {value:,.0f}" for name, value in row.items()))
-    if not wanted.table:
+    if not args.table:
         for case in RUNS:
-            result["measured"].append(run(wanted.identities, *case))
+            result["measured"].append(run(args.identities, *case))
             print("  ".join(f"{name} {value:,.4g}" for name, value in result["measured"][-1].items()), flush=True)
-    if wanted.json:
-        write_json(wanted.json, {"environment": environment(1), **result})
+    if args.json:
+        write_json(args.json, {"environment": environment(1), **result})
     return 0

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from perf.parts.machine import peak_resident_mib, resident_mib
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig
@@ -86,7 +87,7 @@ def write_index(folder: Path, identities: int) -> None:
 
 def measure(folder: Path) -> dict:
     """Times and peak memory of this process."""
-    before = _memory_mib("VmRSS")
+    before = resident_mib()
     began = time.perf_counter()
     index = ShardIndex.open(folder)
     opened = time.perf_counter()
@@ -99,21 +100,17 @@ def measure(folder: Path) -> dict:
         "select_s": selected - opened,
     }
     draw = np.random.default_rng(0)
-    for name, config in {"": {}, "_windows": {"window_shards": 64}, "_cameras": {"sampler": "camera"}}.items():
+    ways = {"": PlanConfig(), "_windows": PlanConfig(window_shards=64), "_cameras": PlanConfig(sampler="camera")}
+    for name, config in ways.items():
         times = []
-        plan = Plan(training_set, PlanConfig(**config), seed=0)
+        plan = Plan(training_set, config, seed=0)
         for epoch in draw.integers(0, 100, STEPS).tolist():  # nothing is kept from another epoch's batch
             step = int(draw.integers(plan.steps_per_epoch))
             start = time.perf_counter()
             plan.global_batch(epoch, step)
             times.append(1000 * (time.perf_counter() - start))
         found |= {f"batch{name}_ms_median": float(np.median(times)), f"batch{name}_ms_max": max(times)}
-    return {**found, "peak_memory_mib": _memory_mib("VmHWM"), "memory_before_mib": before}
-
-
-def _memory_mib(name: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name + ":")).split()[1]) / 1024
+    return {**found, "peak_memory_mib": peak_resident_mib(), "memory_before_mib": before}
 
 
 @entry()
@@ -122,17 +119,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--identities", type=int, default=1_000_000)
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--child", type=to_path, help=argparse.SUPPRESS)
-    wanted = parser.parse_args(argv)
-    if wanted.child:
-        print(json.dumps(measure(wanted.child)))
+    args = parser.parse_args(argv)
+    if args.child:
+        print(json.dumps(measure(args.child)))
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        write_index(Path(folder) / "set", wanted.identities)
+        write_index(Path(folder) / "set", args.identities)
         command = [sys.executable, __file__, "--child", str(Path(folder) / "set")]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
-    if wanted.json:
-        write_json(wanted.json, {"environment": environment(1), "result": result})
+    if args.json:
+        write_json(args.json, {"environment": environment(1), "result": result})
     for name, value in result.items():
         print(f"{name:24} {value:,.2f}" if isinstance(value, float) else f"{name:24} {value:,}")
     return 0

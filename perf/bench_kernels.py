@@ -37,6 +37,7 @@ from perf.parts import timing
 from perf.parts.cases import Case, both_case, cases, small_cases
 from perf.parts.fake_gpu import fake_gpu, rehearsing
 from perf.parts.kernel_times import kernel_times
+from perf.parts.machine import peak_resident_mib, resident_mib, restart_peak
 from perf.parts.passes import PASSES, Work, WrongResultError, check, passes, prepare
 from perf.parts.providers import PROVIDERS, provider, provider_names
 from perf.parts.result_file import ResultFile
@@ -88,7 +89,7 @@ class Bench:
         self.took_s[name] = max(self.took_s.get(name, 0.0), time.monotonic() - began)
 
     def add(self, row: dict[str, Any]) -> None:
-        self.file.add(row)
+        self.file.add(**row)
         print(text(row), flush=True)
 
     def add_wrong(self, case: Case, error: Exception) -> None:
@@ -237,15 +238,10 @@ def print_peak(case: Case, dtype: torch.dtype, name: str) -> None:
     """The child's side of `cpu_peak_mib`."""
     work, small = prepare(case, dtype, "cpu"), both_case(2, 9, 8)
     passes(small.ours, prepare(small, dtype, "cpu"))["both"]()  # so that no library is loaded inside the measurement
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = _status("VmRSS")
+    restart_peak()
+    before = resident_mib()
     passes(getattr(case, name), work)["both"]()
-    print((_status("VmHWM") - before) / 1024)
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith(name + ":")).split()[1])
+    print(peak_resident_mib() - before)
 
 
 def text(row: dict[str, Any]) -> str:
@@ -287,7 +283,7 @@ def run_check(bench: Bench, todo: list[Case], dtypes: list[str]) -> None:
             bench.note_time("check", began)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--op", choices=OPS)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="default bf16 on a GPU, fp32 on a CPU")
@@ -345,11 +341,11 @@ def run(args: argparse.Namespace) -> int:
         "ceilings": ceiling,
         "columns": COLUMNS,
     }
-    bench = Bench(args, ceiling, ResultFile(args.profile or args.json, facts))
+    bench = Bench(args, ceiling, ResultFile(args.profile or args.json, **facts))
     if args.check:
         run_check(bench, todo, [single] if single else list(DTYPES))
     else:
         for case in todo:
             run_case(bench, case, [one for one in chosen if one.op == case.op].index(case))
-    bench.file.finish(not any(row.get("error") == NO_TIME for row in bench.file.rows))
+    bench.file.write(complete=not any(row.get("error") == NO_TIME for row in bench.file.rows))
     return 1 if bench.wrong or bench.file.failed else 0

@@ -33,6 +33,7 @@ from shards.sources import sysu_mm01
 from shards.verify import verify
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
+from tacaf.provenance import cpu_name, git_commit
 from tacaf.vocabulary import InputError
 
 HEIGHT = 380
@@ -117,18 +118,16 @@ def run(*command: str) -> None:
 
 def circumstances(folder: Path, repeats: int) -> dict[str, Any]:
     """What the figures depend on."""
-    root = Path(__file__).resolve().parent.parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False)
     kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=False)
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "load_average": round(os.getloadavg()[0], 2),
         "file_system": kind.stdout.strip() or None,
         "page_cache": "warm: the files were just written",
         "python": platform.python_version(),
         **{name: version(name) for name in ("numpy", "pillow")},
-        "commit": git.stdout.strip() or None,
+        "commit": git_commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "repeats": repeats,
         "unit": "MB/s of image bytes, 1 MB = 1e6 bytes; median, slowest and fastest of the repeats",
@@ -158,8 +157,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         rates = "  ".join(f"{row[key]:8.1f}" for key in ("mb_per_s", "slowest", "fastest"))
         print(f"{row['action']:22s}  {rates}  {row['images_per_s']:8d}")
     return 0
-
-
-def _cpu_model() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

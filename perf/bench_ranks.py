@@ -124,18 +124,18 @@ class Way:
         return time.perf_counter()
 
 
-def child(wanted: argparse.Namespace) -> None:
+def child(args: argparse.Namespace) -> None:
     """One rank; the first one prints the rows."""
     place = deepspeed_engine.start_distributed()
-    config = load_config(wanted.config, [f"data.shards={wanted.shards}", "run=unused", "data.threads=1", *wanted.set])
+    config = load_config(args.config, [f"data.shards={args.shards}", "run=unused", "data.threads=1", *args.set])
     index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     plan.check_ranks(place.world_size)
-    ways = [Way(way, config, index, plan, place) for way in WAYS if str(way) in wanted.ways]
+    ways = [Way(way, config, index, plan, place) for way in WAYS if str(way) in args.ways]
     for way in ways:
         way.step(keep=False)
         way.step(keep=False)
-    for _ in range(wanted.rounds):
+    for _ in range(args.rounds):
         for way in ways:
             way.step()
     rows = []
@@ -158,10 +158,10 @@ def child(wanted: argparse.Namespace) -> None:
     deepspeed_engine.stop_distributed()
 
 
-def run_ranks(ranks: int, shards: Path, wanted: argparse.Namespace) -> list[dict]:
+def run_ranks(ranks: int, shards: Path, args: argparse.Namespace) -> list[dict]:
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    words = [__file__, "--shards", shards, "--config", wanted.config, "--rounds", wanted.rounds, "--ways", *wanted.ways]
-    settings = [part for value in wanted.set for part in ("--set", value)]
+    words = [__file__, "--shards", shards, "--config", args.config, "--rounds", args.rounds, "--ways", *args.ways]
+    settings = [part for value in args.set for part in ("--set", value)]
     done = subprocess.run(
         [*launcher, "--nproc-per-node", str(ranks), *map(str, words), *settings],
         env=child_environment(OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", "1")),
@@ -200,9 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=10, help="how often every way is timed")
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--shards", type=to_path, help=argparse.SUPPRESS)  # the children's side
-    wanted = parser.parse_args(argv)
-    if wanted.shards:
-        child(wanted)
+    args = parser.parse_args(argv)
+    if args.shards:
+        child(args)
         return 0
     from shards.pedestrians.synth import synthesise
     from shards.sources import sysu_mm01
@@ -211,15 +211,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         raw, packed = Path(folder) / "raw", Path(folder) / "shards"
         synthesise(raw, layout="sysu_mm01", identities=20, seed=0, workers=1)
         sysu_mm01.pack(raw, packed)
-        rows = [row for ranks in wanted.ranks for row in run_ranks(ranks, packed, wanted)]
+        rows = [row for ranks in args.ranks for row in run_ranks(ranks, packed, args)]
     check(rows)
-    if wanted.json:
+    if args.json:
         facts = {
             "environment": environment(1),
-            "config": wanted.config.name,
-            "set": wanted.set,
-            "rounds": wanted.rounds,
+            "config": args.config.name,
+            "set": args.set,
+            "rounds": args.rounds,
         }
-        write_json(wanted.json, {**facts, "rows": rows})
+        write_json(args.json, {**facts, "rows": rows})
     print(table(rows))
     return 0

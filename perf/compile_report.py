@@ -51,13 +51,13 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", t
 Launch = tuple[JITFunction, tuple[Any, ...], dict[str, Any]]
 
 
-def _gem_pyramid(dtype: torch.dtype, choice: tuple[int, ...]) -> None:
+def _gem_pyramid(dtype: torch.dtype, choice: tuple[int, int, int]) -> None:
     features, levels = torch.empty(64, 18, 9, 2048, dtype=dtype, device="meta"), (1, 3, 6)
     pooled = gem_pyramid.forward(features, levels, 3.0, 1e-6, choice)
     gem_pyramid.backward(pooled, features, pooled, levels, 3.0, 1e-6, choice)
 
 
-def _ring_aggregate(dtype: torch.dtype, choice: tuple[int, ...]) -> None:
+def _ring_aggregate(dtype: torch.dtype, choice: tuple[int, int]) -> None:
     parts, projection = (torch.empty(64, 6, width, dtype=dtype, device="meta") for width in (512, 128))
     ring_aggregate.forward(parts, projection, projection, 2, choice)
     ring_aggregate.backward(parts, parts, projection, projection, 2, choice)
@@ -68,7 +68,8 @@ def _align(dtype: torch.dtype, choice: Choice) -> None:
     rows = torch.empty(64, dtype=torch.int64, device="meta")
     inputs = (features, mask, rows, rows, rows, 50.0)
     reconstruction, near, far, _, *saved = alignment.forward(*inputs, choice)
-    alignment.backward(reconstruction, near, far, *inputs, reconstruction, *saved, choice)
+    needed: tuple[Any, ...] = (reconstruction, near, far, *inputs, reconstruction, *saved, choice)
+    alignment.backward(*needed)
 
 
 # op -> (its launches in a dtype with a tuning choice, its choices for a dtype and an architecture; the first is used)
@@ -169,11 +170,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--choices", default="default", choices=["default", "all"], help="the tuning choices to compile"
     )
     parser.add_argument("--json", type=to_path, required=True)
-    wanted = parser.parse_args(argv)
-    report = []
-    for op, arch, dtype in itertools.product(wanted.op, wanted.arch, wanted.dtype):
-        report += rows(op, dtype, arch, wanted.choices == "all")
-    write_json(wanted.json, report)
+    args = parser.parse_args(argv)
+    report: list[dict[str, Any]] = []
+    for op, arch, dtype in itertools.product(args.op, args.arch, args.dtype):
+        report += rows(op, dtype, arch, args.choices == "all")
+    write_json(args.json, report)
     bad = [r for r in report if r["spill_bytes"] > SPILL_LIMIT or r["shared_bytes"] > SHARED_LIMIT[r["arch"]]]
     for row in report:
         mark = "  <-- spills or too much shared memory" if row in bad else ""

@@ -58,7 +58,7 @@ def make_shards(folder: Path) -> Path:
     return folder / "shards"
 
 
-def start(shards: Path, run: Path) -> subprocess.Popen:
+def start_training(shards: Path, run: Path) -> subprocess.Popen[str]:
     """The training in a process of its own; it resumes where a run was begun."""
     values = {**TINY, "data.shards": str(shards), "run": str(run)}
     words = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
@@ -77,7 +77,7 @@ def start(shards: Path, run: Path) -> subprocess.Popen:
 def run_to_end(shards: Path, run: Path) -> float:
     """Seconds it took. RuntimeError if it failed."""
     began = time.monotonic()
-    with start(shards, run) as process:
+    with start_training(shards, run) as process:
         _, errors = process.communicate()
     if process.returncode:
         raise RuntimeError(f"the training ended with status {process.returncode}:\n{errors[-3000:]}")
@@ -87,7 +87,7 @@ def run_to_end(shards: Path, run: Path) -> float:
 def kill_once(shards: Path, run: Path, after_s: float, in_save: bool) -> dict | None:
     """Start, kill, say where the run stood; None if it ended before the kill."""
     began = time.monotonic()
-    with start(shards, run) as process:
+    with start_training(shards, run) as process:
         while process.poll() is None:
             saving = in_save and _stopped_in_a_save(process, run)
             if saving or (time.monotonic() - began >= after_s and not in_save):
@@ -104,7 +104,7 @@ def kill_once(shards: Path, run: Path, after_s: float, in_save: bool) -> dict | 
     return None
 
 
-def _stopped_in_a_save(process: subprocess.Popen, run: Path) -> bool:
+def _stopped_in_a_save(process: subprocess.Popen[str], run: Path) -> bool:
     """Whether it is writing a checkpoint; if so it stands still, so that the save does not end before the kill."""
     half_saved = (run / "checkpoints").glob
     if not any(half_saved(".tmp-*")):
@@ -162,12 +162,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=to_path)
-    wanted = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = crash_test(make_shards(folder), folder, wanted.kills, wanted.seed)
-    if wanted.json:
-        write_json(wanted.json, {"environment": environment(1), "result": result})
+        result = crash_test(make_shards(folder), folder, args.kills, args.seed)
+    if args.json:
+        write_json(args.json, {"environment": environment(1), "result": result})
     saves = sum(bool(one["half_saved"]) for one in result["kills"])
     print(f"{len(result['kills'])} kills over {result['runs']} runs, {saves} of them in the middle of a save")
     print("the same weights and steps" if not result["differences"] else f"different: {result['differences']}")

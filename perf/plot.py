@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ from tacaf.vocabulary import InputError
 
 PASSES = ("forward", "backward", "both")
 COLOURS = {"eager": "#9aa4ad", "compiled": "#b58a00", "sdpa": "#8b4fa3", "triton": "#2563a8", "cpu path": "#2563a8"}
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "tacaf",
     "font.size": 9,

@@ -58,13 +58,13 @@ PARTS: dict[str, tuple[tuple[str, ...], tuple[Tile, ...]]] = {
 def tuned(choice: Choice, work: Work) -> Callable[[], tuple[torch.Tensor, ...]]:
     """Both passes with this choice, without autograd."""
     (features,), (mask, *rows) = work.leaves, work.constants
-    inputs = (features.detach(), mask, *rows, BETA)
-    grads = (work.grads[0].to(features.dtype), *work.grads[1:])
+    inputs: tuple[Any, ...] = (features.detach(), mask, *rows, BETA, choice)
+    grads: tuple[Any, ...] = (work.grads[0].to(features.dtype), *work.grads[1:])
 
     def both() -> tuple[torch.Tensor, ...]:
-        reconstruction, near, far, _, *saved = kernel.forward(*inputs, choice)
-        gradient = kernel.backward(*grads, *inputs, reconstruction, *saved, choice)
-        return reconstruction, near, far, gradient
+        reconstruction, near, far, _, *saved = kernel.forward(*inputs)
+        needed = (*grads, *inputs[:-1], reconstruction, *saved, choice)
+        return reconstruction, near, far, kernel.backward(*needed)
 
     return both
 

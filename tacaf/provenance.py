@@ -61,7 +61,7 @@ def environment(world_size: int) -> dict[str, Any]:
         "commit": git_commit(),
         "command": command(),
         "world_size": world_size,
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpus": gpus,
@@ -89,7 +89,8 @@ def published(value: Any) -> Any:
     return without_folders(value) if isinstance(value, str) else value
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
+    """The name of the processor, as the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 HUGE_NUMBER = "9" * 400
@@ -37,19 +37,47 @@ STRANGERS: tuple[Any, ...] = (
 )
 
 
+# Values that are wrong in the place of nearly any other one, by their kind, size or content.
+ODD_VALUES: tuple[Any, ...] = (
+    *(None, True, -1, 0, 1.5, 10**400, 2**70),
+    *("", "../x", "\0", "x" * 5000),
+    *([], [[]], {}, {"a": {}}, [None]),
+)
+
 Damage = Callable[[bytes, random.Random], tuple[str, bytes]]
 
 
-def mutate(data: bytes, seed: int, number: int) -> tuple[str, bytes]:
-    """What was done, and the damaged bytes, which differ from `data`."""
+def mutate(data: bytes, seed: int, number: int, values: bool = True) -> tuple[str, bytes]:
+    """What was done, and the damaged bytes, which differ from `data`.
+
+    values: also put other values in the place of a JSON document's.
+    """
     draw = random.Random(f"{seed}/{number}")
     kinds: list[Damage] = [_flip, _flip, _flip, _cut, _drop, _repeat, _noise]
-    if _document(data) is not None:
+    if values and _document(data) is not None:
         kinds += [_swap, _swap, _swap, _text]
     while True:
         name, damaged = draw.choice(kinds)(data, draw)
         if damaged != data:
             return name, damaged
+
+
+def damaged(data: bytes, count: int, seed: int = 0) -> Iterator[tuple[str, bytes]]:
+    """`count` copies of a file with damaged bytes, and what was done to each."""
+    return (mutate(data, seed, number, values=False) for number in range(count))
+
+
+def retyped(value: Any) -> Iterator[tuple[str, Any]]:
+    """Every copy of a JSON value with one part of another kind, one part missing, or one too many; and where."""
+    for path in _places(value, []):
+        for odd in ODD_VALUES:
+            changed = _replaced(value, path, odd)
+            if changed != value:
+                yield f"{path} = {str(odd)[:20]!r}", changed
+        if path:
+            yield f"{path} missing", _without(value, path)
+    if isinstance(value, dict):
+        yield "one key more", {**value, "one more": 1}
 
 
 def _flip(data: bytes, draw: random.Random) -> tuple[str, bytes]:
@@ -142,7 +170,7 @@ def _joined(lines: list[bytes], changed: int, text: bytes) -> bytes:
     return b"\n".join([*lines[:changed], text, *lines[changed + 1 :]])
 
 
-def _places(value: Any, path: list[Any]) -> Any:
+def _places(value: Any, path: list[Any]) -> Iterator[list[Any]]:
     """The paths of a document's values, itself among them; of long lists the first entries."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value[:4]) if isinstance(value, list) else ()
@@ -155,4 +183,13 @@ def _replaced(value: Any, path: list[Any], stranger: Any) -> Any:
         return stranger
     copy = dict(value) if isinstance(value, dict) else list(value)
     copy[path[0]] = _replaced(value[path[0]], path[1:], stranger)
+    return copy
+
+
+def _without(value: Any, path: list[Any]) -> Any:
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    if len(path) == 1:
+        del copy[path[0]]
+    else:
+        copy[path[0]] = _without(value[path[0]], path[1:])
     return copy

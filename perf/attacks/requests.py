@@ -123,7 +123,7 @@ def _fixed(cookie: str) -> Iterator[tuple[str, bytes]]:
     for method in ("PUT", "DELETE", "PATCH", "TRACE", "OPTIONS", "CONNECT", "HEAD", "X" * 3000):
         yield f"{method[:10]} /gallery", f"{method} /gallery HTTP/1.1\r\n{head}\r\n".encode()
     path = {"path": str(SECRET), "meta": {"_type": "gradio.FileData"}}
-    wanted = {"modality": "visible", "among": "other"}
+    common = {"modality": "visible", "among": "other"}
     values = (
         path,
         [path],
@@ -131,12 +131,12 @@ def _fixed(cookie: str) -> Iterator[tuple[str, bytes]]:
         f"file://{SECRET}",
         {"modality": path},
         {"modality": "visible", "among": path},
-        {**wanted, "example": path},
+        {**common, "example": path},
         {"example": str(SECRET)},
         None,
         True,
         10**400,
-        {**wanted, "example": -1},
+        {**common, "example": -1},
         {"rank": 10**9, "x": "NaN", "y": []},
     )
     for target in ("/search/example", "/queries/a/match", "/queries/..%2f..%2fetc%2fpasswd/place", "/gradio_api/run"):

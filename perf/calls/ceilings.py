@@ -5,6 +5,7 @@ the batched products of the alignment with rows of 162 numbers as they are and p
 """
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ BLOCK = 4096  # numbers of four bytes that a program reads at once
 
 
 @triton.jit
-def read_kernel(source_ptr, target_ptr, blocks, rounds, BLOCK: tl.constexpr):
+def read_kernel(source_ptr: Any, target_ptr: Any, blocks: Any, rounds: Any, BLOCK: tl.constexpr) -> None:
     """Every program reads `rounds` blocks, each program from another place on, and stores what they add up to."""
     program = tl.program_id(0)
     total = tl.zeros([BLOCK], tl.int32)
@@ -68,12 +69,12 @@ def batched(images: int, length: int, channels: int, row: int) -> dict[str, Any]
 
 def measurements(small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
     """All of them, or the same at sizes for a rehearsal."""
-    yield lambda: copy(2**20 if small else 2**30)
-    yield lambda: product(64 if small else 8192)
-    yield lambda: cache_reads(4 * BLOCK * 4 if small else 20_000_000)
+    yield functools.partial(copy, 2**20 if small else 2**30)
+    yield functools.partial(product, 64 if small else 8192)
+    yield functools.partial(cache_reads, 4 * BLOCK * 4 if small else 20_000_000)
     images, length, channels = (2, 10, 16) if small else (64, 162, 2048)
     for row in (10, 16) if small else (162, 168, 176):
-        yield lambda row=row: batched(images, length, channels, row)
+        yield functools.partial(batched, images, length, channels, row)
 
 
 @entry()
@@ -90,4 +91,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

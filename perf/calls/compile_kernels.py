@@ -31,7 +31,14 @@ def compile_share(op: str, dtype: str, share: int, shares: int) -> dict[str, Any
     launch, choices = OPS[op]
     choice = choices(DTYPES[dtype], 10 * torch.cuda.get_device_capability()[0])[0]
     launches = caught(lambda: launch(DTYPES[dtype], choice))[share::shares]
-    row = {"op": op, "dtype": dtype, "launches": len(launches), "in_cache": 0, "seconds": 0.0, "error": None}
+    row: dict[str, Any] = {
+        "op": op,
+        "dtype": dtype,
+        "launches": len(launches),
+        "in_cache": 0,
+        "seconds": 0.0,
+        "error": None,
+    }
 
     def listen(*, cache_hit: bool, **_: Any) -> None:
         row["in_cache"] += cache_hit
@@ -49,9 +56,9 @@ def compile_share(op: str, dtype: str, share: int, shares: int) -> dict[str, Any
 
 def _share(words: tuple[str, str, int, int, bool]) -> dict[str, Any]:
     """`compile_share` in a fresh process, which has to enter the fake GPU itself."""
-    *task, fake = words
+    op, dtype, share, shares, fake = words
     with surroundings(fake):
-        return compile_share(*task)
+        return compile_share(op, dtype, share, shares)
 
 
 @entry()
@@ -80,4 +87,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

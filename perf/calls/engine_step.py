@@ -56,7 +56,8 @@ def batch_of(config: Config, step: int, groups: int) -> Batch:
     """A batch of noise with its pairs, which a training's data path draws ahead as well."""
     torch.manual_seed(100 + step)
     batch = noise_batch(config, groups)._replace(step=step)
-    return batch._replace(**draw(config, batch, 0, step))
+    pairs = draw(config, batch, 0, step)
+    return batch._replace(pairs3=pairs.get("pairs3"), pairs4=pairs.get("pairs4"))
 
 
 def by_hand(config: Config, model: TacafNet) -> torch.Tensor:
@@ -120,7 +121,7 @@ def timed(stage: int, device: torch.device, small: bool) -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else None
     return {
         "zero": stage,
-        "what": f"step of {config.model.backbone.width}-wide model, {len(batch.label_B)} images",
+        "what": f"step of {getattr(config.model.backbone, 'width', None)}-wide model, {len(batch.label_B)} images",
         "step_ms": step_ms,
         "peak_mib": peak,
         "right": finite,
@@ -147,4 +148,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

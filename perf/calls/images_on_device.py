@@ -47,10 +47,21 @@ class ImagesOnDevice:
         drawn = draw_parameters(augment, config.seed, epoch, step, planned.position_B, planned.branch_B)
         cropped = normalised(self.cropped(planned.row_B, drawn))
         images_BCHW = finish_whole(cropped, drawn, augment.channel_augment_space)
-        columns = (planned.label_B, planned.branch_B, planned.group_B, planned.position_B, planned.row_B)
-        visible = int((planned.branch_B != Branch.INFRARED).sum())
-        batch = Batch(images_BCHW, *(torch.from_numpy(column) for column in columns), visible, epoch, step)
-        return batch._replace(**draw(config, planned, epoch, step)).to(torch.device(self.device))
+        pairs = draw(config, planned, epoch, step)
+        batch = Batch(
+            images_BCHW,
+            label_B=torch.from_numpy(planned.label_B),
+            branch_B=torch.from_numpy(planned.branch_B),
+            group_B=torch.from_numpy(planned.group_B),
+            position_B=torch.from_numpy(planned.position_B),
+            row_B=torch.from_numpy(planned.row_B),
+            visible=int((planned.branch_B != Branch.INFRARED).sum()),
+            epoch=epoch,
+            step=step,
+            pairs3=pairs.get("pairs3"),
+            pairs4=pairs.get("pairs4"),
+        )
+        return batch.to(torch.device(self.device))
 
     def cropped(self, rows: np.ndarray, drawn: Parameters) -> torch.Tensor:
         """Crops from the images padded with raw 0, and mirrored: uint8 [B, 3, H, W]."""

@@ -14,9 +14,10 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, supported_activities
 
-from perf.bench_train import VARIANTS, Step, batch
+from perf.bench_train import VARIANTS
 from perf.calls.plan import FAST
 from perf.calls.rows import RowsFile
+from perf.parts.train_step import Step, batch
 from tacaf.command import Parser, entry, to_path
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
@@ -113,4 +114,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(None))

@@ -1,4 +1,4 @@
-"""The file of a part: its circumstances and rows, written whole again after every row."""
+"""The file of a part of a call: writing its rows, and reading them again."""
 
 import json
 from collections.abc import Iterable
@@ -6,29 +6,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tacaf.files import write_whole
+from perf.parts.result_file import ResultFile
 
 
-class RowsFile:
-    """Rows of one measurement. A process that is stopped leaves every row that it added."""
-
-    def __init__(self, path: Path | None, **facts: Any) -> None:
-        self.path, self.facts, self.rows = path, facts, list[dict[str, Any]]()
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+class RowsFile(ResultFile):
+    """The file of a part, whose rows are printed as well: the last lines of a part's output are shown."""
 
     def add(self, **row: Any) -> dict[str, Any]:
-        """Append the row, write the file and print the row."""
-        self.rows.append(row)
-        self.write()
+        super().add(**row)
         print("  ".join(f"{key}={short(value)}" for key, value in row.items()), flush=True)
         return row
-
-    def write(self, complete: bool = False) -> None:
-        """Write the file; `complete` says that no row is missing."""
-        if self.path is not None:
-            content = {**self.facts, "complete": complete, "rows": self.rows}
-            write_whole(self.path, json.dumps(content, indent=1) + "\n")
 
 
 def short(value: Any) -> str:

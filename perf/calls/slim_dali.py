@@ -20,7 +20,7 @@ __path__ = __import__("pkgutil").extend_path(__path__, __name__)
 '''
 
 
-def wanted(name: str) -> bool:
+def is_needed(name: str) -> bool:
     """Whether a file of a wheel travels."""
     if any(word in f"/{name}" for word in LEFT_OUT) or name.endswith((".a", ".h", ".hpp")):
         return False
@@ -33,7 +33,7 @@ def files_of(wheels: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
             for name in archive.namelist():
-                if wanted(name) and not name.endswith("/"):
+                if is_needed(name) and not name.endswith("/"):
                     content = archive.read(name)
                     yield name, without_other_chips(content, CHIPS) if MAGIC in content else content
 

@@ -71,15 +71,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=to_path, required=True)
     parser.add_argument("--run", type=to_path, help="a finished run of the demo's configuration on these shards")
     parser.add_argument("--json", type=to_path)
-    wanted = parser.parse_args(argv)
+    args = parser.parse_args(argv)
     results = {
-        "colour histogram": histogram_result(ShardIndex.open(wanted.shards)),
-        "baseline": trained_result(wanted.shards, BASELINE),
-        "TACAFNet": read_result(wanted.run / RESULT) if wanted.run else trained_result(wanted.shards, ()),
+        "colour histogram": histogram_result(ShardIndex.open(args.shards)),
+        "baseline": trained_result(args.shards, BASELINE),
+        "TACAFNet": read_result(args.run / RESULT) if args.run else trained_result(args.shards, ()),
     }
-    if wanted.json:
+    if args.json:
         values = {name: result.as_json() for name, result in results.items()}
-        write_json(wanted.json, {"environment": environment(1), "results": values})
+        write_json(args.json, {"environment": environment(1), "results": values})
     for name, result in results.items():
         mean = result["mean"]
         print(

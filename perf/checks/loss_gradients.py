@@ -113,13 +113,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=to_path, required=True, help="the set they were trained on")
     parser.add_argument("--batches", type=int, default=8)
     parser.add_argument("--json", type=to_path)
-    wanted = parser.parse_args(argv)
-    if wanted.batches < 1:
-        raise InputError(f"expected at least 1 in --batches, got {wanted.batches}; raise it")
-    found = [measure_run(run, wanted.shards.resolve(), wanted.batches) for run in wanted.run]
-    if wanted.json:
-        content = {"environment": environment(1), "batches": wanted.batches, "runs": found}
-        write_json(wanted.json, content)
+    args = parser.parse_args(argv)
+    if args.batches < 1:
+        raise InputError(f"expected at least 1 in --batches, got {args.batches}; raise it")
+    found = [measure_run(run, args.shards.resolve(), args.batches) for run in args.run]
+    if args.json:
+        content = {"environment": environment(1), "batches": args.batches, "runs": found}
+        write_json(args.json, content)
     for one in found:
         print(f"{one['run']}\n{'term':14} {'norm before':>12} {'after':>8} {'cosine before':>14} {'after':>8}")
         for name, after in one["after"].items():

@@ -49,7 +49,7 @@ def measure(embedder: Embedder, benchmark: Benchmark, people: int) -> dict[str, 
         known = pictures(benchmark, modality, people)
         images_BCHW = torch.stack([embedder.read(pixels_HWC, modality) for pixels_HWC, _ in known])
         for layer, maps_BCHW in layer_maps(embedder.model, images_BCHW, modality).items():
-            cells = maps_BCHW.shape[2:]
+            cells = (maps_BCHW.shape[2], maps_BCHW.shape[3])
             shares = [F.adaptive_avg_pool2d(torch.from_numpy(cut_HW)[None], cells) for _, cut_HW in known]
             is_person_BL = torch.stack(shares).flatten(1) > 0.5
             features_BLC = rows_BHWC(maps_BCHW).flatten(1, 2)
@@ -69,23 +69,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), default="plain_1")
     parser.add_argument("--people", type=int, default=100)
     parser.add_argument("--json", type=to_path)
-    wanted = parser.parse_args(argv)
-    benchmark = BENCHMARKS[wanted.benchmark]
+    args = parser.parse_args(argv)
+    benchmark = BENCHMARKS[args.benchmark]
     runs = []
-    if wanted.people < 2:
-        raise InputError(f"expected at least 2 people, got {wanted.people}; a deviation needs others")
-    for run in wanted.run:
+    if args.people < 2:
+        raise InputError(f"expected at least 2 people, got {args.people}; a deviation needs others")
+    for run in args.run:
         embedder = Embedder.load(run)
-        masks = measure(embedder, benchmark, wanted.people)
+        masks = measure(embedder, benchmark, args.people)
         runs.append({"run": run.name, "trained_on": embedder.card["trained_on"], "masks": masks})
-    if wanted.json:
+    if args.json:
         content = {
             "environment": environment(1),
             "benchmark": benchmark.set_name,
-            "people": wanted.people,
+            "people": args.people,
             "runs": runs,
         }
-        write_json(wanted.json, content)
+        write_json(args.json, content)
     for one in runs:
         print(one["run"])
         for modality, layers in one["masks"].items():

@@ -1,9 +1,10 @@
-"""Four checks of the method that do not hang on how hard the benchmark is; each says what it expects and what came.
+"""Four checks of the method that do not depend on how hard the benchmark is; each says what it expects and its result.
 
     python perf/checks/sanity.py --run RUN [RUN ...] --shards SHARDS --raw RAW --out WORK [--checks ...] [--json FILE]
 
 RUN: finished runs of launch/train.py on the benchmark packed in SHARDS, whose raw folders are RAW. Two checks train
-anew, with the first run's configuration; what is finished in WORK is kept. Exit status 1 if a check does not hold.
+models of their own with the first run's configuration; what is finished in WORK is kept. The exit status is 1 if a
+check does not hold.
 
 correspondence  pairs with a known answer (known_people.py): the share of a person's positions whose best match
                 under CMAAM's similarity lies within one cell of the truth; before and after training, against chance
@@ -31,10 +32,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from launch.study.trainings import Training
-from perf.checks.known_people import CAMERAS, Picture, moved_pair, pictures
+from perf.checks.known_people import CAMERAS, moved_pair, pictures
+from perf.checks.matching import SHIFT, finds_more, right_shares, spread
 from shards.pedestrians.benchmarks import BENCHMARKS, Benchmark
 from shards.sources import manifest
 from tacaf.command import Parser, entry, to_path
@@ -42,7 +43,7 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.score import score
 from tacaf.files import write_json, write_whole
-from tacaf.model.correspondence import LAYERS, Correspondence, correspondences
+from tacaf.model.correspondence import LAYERS, correspondences
 from tacaf.model.file import MODEL, load_model
 from tacaf.model.norm import BatchNorm1d, BatchNorm2d
 from tacaf.model.pooling import gem
@@ -56,7 +57,6 @@ from tacaf.train.new_model import build_model
 from tacaf.train.scoring import Extraction, embed_identities
 from tacaf.vocabulary import InputError, Modality
 
-SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that "where it was" is wrong by two
 HALVES, PERMUTATIONS, IDENTITIES, OVERFIT_STEPS = 10, 100, 8, 300
 CHECKS = ("correspondence", "modality", "shuffled", "overfit")
 
@@ -102,31 +102,6 @@ def settle(model: TacafNet, visible_BCHW: torch.Tensor, infrared_BCHW: torch.Ten
     model.eval()
 
 
-def matches(matching_LL: torch.Tensor, person_HW: torch.Tensor, other_HW: torch.Tensor, down: int) -> dict[str, float]:
-    """Shares of the positions that are mostly person, here and `down` rows lower in the other picture.
-
-    within, exact: whose best match lies within one cell of the truth, or on it; the same for a target drawn at random
-    (chance) and for the position itself (still). Empty where there is no such position.
-    """
-    height, width = person_HW.shape
-    found: dict[str, list[float]] = {name: [] for name in ("within", "exact", "chance", "chance_exact", "still")}
-    for row in range(max(0, -down), min(height, height - down)):
-        for column in range(width):
-            if person_HW[row, column] <= 0.5 or other_HW[row + down, column] <= 0.5:
-                continue
-            best = divmod(int(matching_LL[row * width + column].argmax()), width)
-            off = max(abs(best[0] - row - down), abs(best[1] - column))
-            near = sum(abs(y - row - down) <= 1 for y in range(height)) * sum(
-                abs(x - column) <= 1 for x in range(width)
-            )
-            found["within"].append(off <= 1)
-            found["exact"].append(off == 0)
-            found["chance"].append(near / (height * width))
-            found["chance_exact"].append(1 / (height * width))
-            found["still"].append(abs(down) <= 1)
-    return {name: float(np.mean(values)) for name, values in found.items() if values}
-
-
 def correspondence(subjects: list[Subject], benchmark: Benchmark, people: int) -> dict[str, Any]:
     """How often the best match is right, before and after training."""
     pairs = [moved_pair(benchmark, number, SHIFT) for number in range(people)]
@@ -137,42 +112,15 @@ def correspondence(subjects: list[Subject], benchmark: Benchmark, people: int) -
         visible, infrared = (
             read(embedder, [pair[side] for pair in pairs], modality) for side, modality in enumerate(Modality)
         )
-        own = found["runs"][subject.run.name] = {"beta": subject.config.model.cmaam.beta}
+        own: dict[str, Any] = {"beta": subject.config.model.cmaam.beta}
+        found["runs"][subject.run.name] = own
         for time, model in (("before", subject.before), ("after", subject.after)):
             seen = correspondences(model, visible, Modality.VISIBLE, infrared, Modality.INFRARED)
-            own |= {f"layer {layer}, {time}": spread(_shares(seen[layer], pairs)) for layer in LAYERS}
+            own |= {f"layer {layer}, {time}": spread(right_shares(seen[layer], pairs)) for layer in LAYERS}
         verdicts += [finds_more(own[f"layer {layer}, before"], own[f"layer {layer}, after"]) for layer in LAYERS]
     found["rule"] = "after training: within one cell more often than before, than chance and than where it was"
     found["holds"] = all(verdicts)
     return found
-
-
-def finds_more(before: dict[str, tuple[float, float]], after: dict[str, tuple[float, float]]) -> bool:
-    return after["within"][0] > max(before["within"][0], after["chance"][0], after["still"][0])
-
-
-def _shares(seen: Correspondence, pairs: list[tuple[Picture, Picture]]) -> list[dict[str, float]]:
-    """`matches` of every pair that has a person's position in both pictures."""
-    size = (seen.height, seen.width)
-    cells = [[F.adaptive_avg_pool2d(torch.from_numpy(cut)[None], size)[0] for _, cut in pair] for pair in pairs]
-    down = round(SHIFT * seen.height)
-    shares = [matches(matching_LL, *cell, down) for matching_LL, cell in zip(seen.matching_NLL, cells, strict=True)]
-    return [share for share in shares if share]
-
-
-def spread(shares: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
-    """Name to mean over the pairs and its standard error."""
-    if len(shares) < 2:
-        raise InputError(
-            f"expected at least 2 pairs with the person in both pictures, got {len(shares)}; raise --people"
-        )
-    return {
-        name: (
-            float(np.mean([share[name] for share in shares])),
-            float(np.std([share[name] for share in shares], ddof=1) / len(shares) ** 0.5),
-        )
-        for name in shares[0]
-    }
 
 
 def embedded(model: TacafNet, index: ShardIndex, split: str, config: Config) -> FeatureSet:
@@ -326,11 +274,11 @@ def train(subject: Subject, shards: Path, run: Path, *settings: str) -> Path:
     if not training.finished():
         status = subprocess.run(training.command(1), check=False).returncode
         if status != 0:
-            raise InputError(f"expected the training {run} to end, got status {status}; its words are above")
+            raise InputError(f"the training {run} failed with exit status {status}; see its output above")
     return run
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=to_path, nargs="+", required=True)
     parser.add_argument("--shards", type=to_path, required=True)
@@ -345,41 +293,39 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check(wanted: argparse.Namespace) -> dict[str, Any]:
+def check(args: argparse.Namespace) -> dict[str, Any]:
     """Every check asked for, by name."""
-    benchmark, index = BENCHMARKS[wanted.benchmark], ShardIndex.open(wanted.shards)
-    if wanted.people < 2:
-        raise InputError(f"expected at least 2 in --people, for a spread, got {wanted.people}; raise it")
+    benchmark, index = BENCHMARKS[args.benchmark], ShardIndex.open(args.shards)
+    if args.people < 2:
+        raise InputError(f"expected at least 2 in --people, for a spread, got {args.people}; raise it")
     others = {one.set_name for one in BENCHMARKS.values()} - {benchmark.set_name}
     if index.name in others:
         raise InputError(f"expected shards of {benchmark.set_name}, got {index.name}; name it with --benchmark")
-    if not (wanted.raw / "exp" / "val_id.txt").is_file():
-        raise InputError(
-            f"expected a benchmark's raw folders at {wanted.raw}, found no exp/val_id.txt; synth makes them"
-        )
-    subjects = [load_subject(run, index, benchmark, wanted.people) for run in wanted.run]
-    out = wanted.out.resolve()
+    if not (args.raw / "exp" / "val_id.txt").is_file():
+        raise InputError(f"expected a benchmark's raw folders at {args.raw}, found no exp/val_id.txt; synth makes them")
+    subjects = [load_subject(run, index, benchmark, args.people) for run in args.run]
+    out = args.out.resolve()
     todo = {
-        "correspondence": lambda: correspondence(subjects, benchmark, wanted.people),
+        "correspondence": lambda: correspondence(subjects, benchmark, args.people),
         "modality": lambda: modality(subjects, index),
-        "shuffled": lambda: shuffled(subjects[0], index, wanted.raw, out),
-        "overfit": lambda: overfit(subjects[0], wanted.raw, out),
+        "shuffled": lambda: shuffled(subjects[0], index, args.raw, out),
+        "overfit": lambda: overfit(subjects[0], args.raw, out),
     }
-    return {name: todo[name]() for name in wanted.checks}
+    return {name: todo[name]() for name in args.checks}
 
 
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    wanted = parse(argv)
-    found = check(wanted)
-    if wanted.json:
+    args = parse(argv)
+    found = check(args)
+    if args.json:
         facts = {
-            "benchmark": wanted.benchmark,
-            "set": ShardIndex.open(wanted.shards).name,
-            "runs": [run.name for run in wanted.run],
+            "benchmark": args.benchmark,
+            "set": ShardIndex.open(args.shards).name,
+            "runs": [run.name for run in args.run],
         }
         content = {**facts, "commit": git_commit(), "environment": environment(1), "checks": found}
-        write_json(wanted.json, content)
+        write_json(args.json, content)
     for name, one in found.items():
         print(f"{name}: {'holds' if one['holds'] else 'DOES NOT HOLD'} ({one['rule']})")
         print(json.dumps({key: value for key, value in one.items() if key not in ("rule", "holds")}, indent=1))

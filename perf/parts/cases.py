@@ -225,7 +225,7 @@ def both_case(images: int, length: int, channels: int) -> Case:
         {"B": images, "N": 2 * images, "L": length, "C": channels},
         parts[0].inputs,
         together("eager"),
-        lambda f, m, *rows: align(f, m, *rows, BETA),
+        lambda f, m, anchor, positive, negative: align(f, m, anchor, positive, negative, BETA),
         together("definition"),
         {name: parts[0].flops[name] + parts[1].flops[name] for name in ("forward", "backward")},
         {name: moved(name) for name in ("forward", "backward")},

@@ -20,13 +20,11 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from perf.parts.fake_triton import CAPABILITY, MULTIPROCESSORS, fake_triton_driver
 from perf.parts.tape import Tape
 
-CAPABILITY = (9, 0)  # an H100's
 NAME = "no GPU (rehearsal)"
 MEMORY_BYTES = 80 * 2**30
-SHARED_BYTES = 227 * 1024  # what a block may ask for
-MULTIPROCESSORS = 132
 
 
 class FakeStream:
@@ -251,67 +249,6 @@ def _replaced(owner: Any, names: dict[str, Any]) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _driver() -> Any:
-    """A Triton driver that compiles for an H100, loads and launches nothing."""
-    from triton.backends.compiler import GPUTarget
-    from triton.backends.driver import GPUDriver
-
-    class Utils:
-        def load_binary(self, name: str, kernel: bytes, shared: int, device: int) -> tuple[int, int, int, int, int]:
-            return 1, 1, 32, 0, 1024  # module, function, registers, spills, threads of a block
-
-        def unload_module(self, module: int) -> None:
-            pass
-
-        def get_device_properties(self, device: int) -> dict[str, int]:
-            return {
-                "max_shared_mem": SHARED_BYTES,
-                "multiprocessor_count": MULTIPROCESSORS,
-                "warpSize": 32,
-                "max_num_regs": 65536,
-                "sm_clock_rate": 1,
-                "mem_clock_rate": 1,
-                "mem_bus_width": 1,
-            }
-
-    class Driver(GPUDriver):
-        def __init__(self) -> None:
-            self.utils = Utils()
-            self.launcher_cls = lambda source, metadata: lambda *args: None
-            self.get_current_device, self.set_current_device = (lambda: 0), (lambda device: None)
-            self.get_current_stream = lambda device: 0
-            self.get_device_capability = lambda device=0: CAPABILITY
-
-        @staticmethod
-        def is_active() -> bool:
-            return True
-
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 10 * CAPABILITY[0] + CAPABILITY[1], 32)
-
-        def get_active_torch_device(self) -> torch.device:
-            return torch.device("cpu")
-
-        def map_python_to_cpp_type(self, ty: str) -> str:
-            return ty
-
-        def get_benchmarker(self) -> Callable:
-            from triton.testing import do_bench
-
-            return do_bench
-
-        def get_device_interface(self) -> Any:
-            return torch.cuda
-
-        def get_empty_cache_for_benchmark(self) -> torch.Tensor:
-            return torch.empty(1, dtype=torch.int32)
-
-        def clear_cache(self, cache: torch.Tensor) -> None:
-            cache.zero_()
-
-    return Driver()
-
-
 def rehearsing() -> bool:
     """Whether the GPU that PyTorch reports is the fake one."""
     return torch.cuda.Event is FakeEvent
@@ -332,18 +269,6 @@ def fake_gpu() -> Iterator[None]:
         stack.enter_context(_replaced(torch, {"compile": _compile(torch.compile)}))
         # torch.compile would ask the real driver for its current stream where PyTorch is a CUDA build
         stack.enter_context(_replaced(torch.accelerator, {"is_available": lambda: False}))
-        stack.enter_context(_triton_driver())
+        stack.enter_context(fake_triton_driver())
         stack.enter_context(_TensorsOnCpu())
         yield
-
-
-@contextlib.contextmanager
-def _triton_driver() -> Iterator[None]:
-    from triton.runtime import driver
-
-    before = driver._active
-    driver.set_active(_driver())
-    try:
-        yield
-    finally:
-        driver._active = before

@@ -12,23 +12,23 @@ from tacaf.vocabulary import InputError
 class ResultFile:
     """Rows and their circumstances; a run that is killed keeps every row that it had measured.
 
-    `complete` is false until `finish`. A disk that is full costs the newest rows, never the older ones or the run.
+    `complete` is false until the last `write`. A full disk costs the newest rows, never the older ones or the run.
     """
 
-    def __init__(self, path: Path | None, facts: dict[str, Any]) -> None:
+    def __init__(self, path: Path | None, **facts: Any) -> None:
         self.path, self.facts, self.failed = path, facts, False
         self.rows: list[dict[str, Any]] = []
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
 
-    def add(self, row: dict[str, Any]) -> None:
+    def add(self, **row: Any) -> dict[str, Any]:
+        """Append the row, write the file and return the row."""
         self.rows.append(row)
-        self._write(complete=False)
+        self.write()
+        return row
 
-    def finish(self, complete: bool) -> None:
-        self._write(complete)
-
-    def _write(self, complete: bool) -> None:
+    def write(self, complete: bool = False) -> None:
+        """Write the file; `complete` says that no row is missing."""
         if self.path is None:
             return
         try:

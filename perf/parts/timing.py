@@ -28,7 +28,8 @@ def time_ms(run: Callable[[], Any], device: str, seconds: float) -> list[float]:
 
         return do_bench(run, warmup=int(250 * seconds), rep=int(1000 * seconds), return_mode="all")
     run()
-    times, began = [], time.perf_counter()
+    times: list[float] = []
+    began = time.perf_counter()
     while len(times) < 5 or time.perf_counter() - began < seconds:
         start = time.perf_counter()
         run()

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from perf.attacks.mutations import damaged
 from tacaf.evaluation import features as module
 from tacaf.evaluation.features import ARRAYS, FeatureSet, load_features
 from tacaf.vocabulary import InputError
-from tests.mutations import damaged
 
 N = 12
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 
+from perf.attacks.mutations import damaged
 from tacaf.evaluation.__main__ import main
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.gallery_draws import load_permutations
@@ -18,7 +19,6 @@ from tacaf.evaluation.setting import choose_setting
 from tacaf.evaluation.text import result_table
 from tacaf.evaluation.trials import make_trials
 from tacaf.vocabulary import InputError, Modality
-from tests.mutations import damaged
 
 KEYS = {
     "protocol",

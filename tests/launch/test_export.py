@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from launch import export
+from perf.attacks.mutations import damaged, retyped
 from tacaf.documents import parse
 from tacaf.files import sha256_of
 from tacaf.model.card import ExportCard, write_card
@@ -19,7 +20,6 @@ from tacaf.search import exporting
 from tacaf.search.embedder import Embedder
 from tacaf.tensors import TensorFile, save_sealed
 from tacaf.vocabulary import Embedding, InputError, Modality
-from tests.mutations import damaged, retyped
 from tests.train.finished import write_model, write_scores
 
 

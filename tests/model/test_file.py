@@ -7,13 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from perf.attacks.mutations import damaged, retyped
 from tacaf.documents import parse
 from tacaf.model.file import ModelCard, load_model, write_model
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.model.weights import load_tacafnet
 from tacaf.tensors import METADATA, TensorFile, save_sealed
 from tacaf.vocabulary import InputError
-from tests.mutations import damaged, retyped
 
 CONFIG = ModelConfig.model_validate(
     {

@@ -46,7 +46,7 @@ def test_the_second_time_nothing_is_trained_and_other_settings_are_refused(found
     monkeypatch.setattr(bench_accuracy, "run_all", lambda wanted, *_: not wanted)
     assert bench_accuracy.main(command(sysu_shards, found["out"])) == 0
     assert bench_accuracy.main(command(sysu_shards, found["out"], "loss.dt=1")) == 2
-    assert "expected loss.dt = 2.0" in capsys.readouterr().err
+    assert "loss.dt = 2.0" in capsys.readouterr().err
 
 
 def test_what_is_finished_is_kept_when_the_other_training_fails(found, sysu_shards, monkeypatch, capsys):
@@ -61,7 +61,7 @@ def test_what_is_finished_is_kept_when_the_other_training_fails(found, sysu_shar
     monkeypatch.setattr(bench_accuracy, "run_all", fails)
     trainings = {"kernels": bench_accuracy.Training(found["out"] / "kernels", DEMO, ())}
     assert bench_accuracy.main(words) == 1
-    assert "definitions: its training ended with status" in capsys.readouterr().err
+    assert "definitions" in capsys.readouterr().err
     partial = json.loads((found["out"] / "partial.json").read_text())
     assert not partial["complete"]
     assert partial["ways"] == {"kernels": found["ways"]["kernels"]}
@@ -94,7 +94,7 @@ def test_the_ratio_is_of_times_and_the_goal_of_the_worse_score():
 def test_scores_of_other_identities_make_no_curve(sysu_shards, tmp_path, capsys):
     for setting in ("data.split=train", "train.choose=validation"):
         assert bench_accuracy.main(command(sysu_shards, tmp_path, "data.split=train", setting)) == 2
-        assert "expected one list of identities for every score" in capsys.readouterr().err
+        assert f"train.choose {setting.partition('=')[2] if 'choose' in setting else 'last'}" in capsys.readouterr().err
 
 
 def test_a_log_that_lacks_a_step_is_refused(tmp_path):
@@ -105,5 +105,5 @@ def test_a_log_that_lacks_a_step_is_refused(tmp_path):
         {"kind": "eval", "epoch": 0, "global_step": 2, **scores},
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match="expected every step"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl.* 1 steps"):
         bench_accuracy.curve(tmp_path)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from perf import bench_train
+from perf.parts import train_step
 from perf.parts.fake_gpu import FakeGraph, fake_gpu
 
 WANTED = argparse.Namespace(device="cpu", small=True, fp32=True, groups=1, rounds=1, compile=False, variants=["*"])
@@ -54,10 +55,10 @@ ON_GPU = argparse.Namespace(**vars(WANTED) | {"device": "cuda", "rounds": 2, "va
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
 
 
-def step_of(name: str) -> bench_train.Step:
+def step_of(name: str) -> train_step.Step:
     variant = next(variant for variant in bench_train.VARIANTS if variant.name == name)
-    kind = bench_train.GraphedStep if variant.graph else bench_train.Step
-    return kind(variant, bench_train.batch("cpu", 1, 96, 48), "cpu", small=True, bf16=False)
+    kind = train_step.GraphedStep if variant.graph else train_step.Step
+    return kind(variant, train_step.batch("cpu", 1, 96, 48), "cpu", small=True, bf16=False)
 
 
 @without_gpu
@@ -67,7 +68,7 @@ def test_a_replayed_step_is_the_step():
         replayed, usual = step_of(GRAPH), step_of(FAST)
         replayed.capture()
         losses = [replayed() for _ in range(2)]
-        for _ in range(bench_train.WARM_UP + 1):  # the capture runs one replay to compare losses
+        for _ in range(train_step.WARM_UP + 1):  # the capture runs one replay to compare losses
             usual()
         assert losses == [usual() for _ in range(2)]
         for one, other in zip(replayed.model.parameters(), usual.model.parameters(), strict=True):

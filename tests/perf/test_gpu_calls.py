@@ -27,6 +27,7 @@ from perf.calls.plan import FAST
 from perf.calls.profile_step import Kernel, busy_us, longest, summary
 from perf.calls.rows import RowsFile, results_of, rows_of
 from perf.calls.wheels import GatherError
+from perf.parts import train_step
 from tacaf.child_processes import ROOT
 from tacaf.data.augment import draw_parameters, reference, resize
 from tacaf.data.index import ShardIndex, select_training
@@ -113,7 +114,7 @@ def test_rows_that_make_no_table_cost_one_line():
 
 @pytest.mark.slow
 def test_a_variant_that_fails_leaves_the_others_and_rows_are_written_one_by_one(tmp_path, monkeypatch, capsys):
-    built, seen, file = bench_train.Step.__init__, [], tmp_path / "train.json"
+    built, seen, file = train_step.Step.__init__, [], tmp_path / "train.json"
 
     def step(self, variant, *rest):
         seen.append([row["name"] for row in json.loads(file.read_text())["rows"]] if file.exists() else [])
@@ -121,7 +122,7 @@ def test_a_variant_that_fails_leaves_the_others_and_rows_are_written_one_by_one(
             raise torch.OutOfMemoryError("no memory left\nmore")
         built(self, variant, *rest)
 
-    monkeypatch.setattr(bench_train.Step, "__init__", step)
+    monkeypatch.setattr(train_step.Step, "__init__", step)
     names = ["baseline, kernels", "whole, kernels, channels-last", "whole, kernels, fused optimizer"]
     words = ["--small", "--groups", "1", "--rounds", "1", "--json", str(file), "--variants", *names]
     with surroundings(fake=True):

@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_tensors
 
+from perf.attacks.mutations import damaged, retyped
 from tacaf.documents import parse
 from tacaf.images import GreyScale
 from tacaf.search import catalogue as module
@@ -20,7 +21,6 @@ from tacaf.search.catalogue_file import CatalogueFacts, locked, open_catalogue, 
 from tacaf.search.embedder import Embedder
 from tacaf.tensors import save_sealed
 from tacaf.vocabulary import InputError, Modality
-from tests.mutations import damaged, retyped
 from tests.train.finished import write_model
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from perf.checks import sanity
+from perf.checks import matching, sanity
 from shards.pedestrians.benchmarks import BENCHMARKS
 from shards.pedestrians.synth import synthesise
 from shards.sources.sysu_mm01 import pack
@@ -32,17 +32,17 @@ def matching_to(target) -> torch.Tensor:
 
 def test_matches_knows_right_near_and_wrong_answers():
     everywhere = torch.ones(HEIGHT, WIDTH)
-    right = sanity.matches(matching_to(lambda y, x: (y + 2, x)), everywhere, everywhere, 2)
+    right = matching.matches(matching_to(lambda y, x: (y + 2, x)), everywhere, everywhere, 2)
     assert (right["within"], right["exact"], right["still"]) == (1, 1, 0)
-    near = sanity.matches(matching_to(lambda y, x: (y + 1, x)), everywhere, everywhere, 2)
+    near = matching.matches(matching_to(lambda y, x: (y + 1, x)), everywhere, everywhere, 2)
     assert (near["within"], near["exact"]) == (1, 0)
-    still = sanity.matches(matching_to(lambda y, x: (y, x)), everywhere, everywhere, 2)
+    still = matching.matches(matching_to(lambda y, x: (y, x)), everywhere, everywhere, 2)
     assert (still["within"], still["exact"]) == (0, 0)
-    assert sanity.matches(matching_to(lambda y, x: (y, x)), everywhere, everywhere, 1)["still"] == 1
+    assert matching.matches(matching_to(lambda y, x: (y, x)), everywhere, everywhere, 1)["still"] == 1
     # up as well as down, and only where there is a person in both
-    up = sanity.matches(matching_to(lambda y, x: (y - 2, x)), everywhere, everywhere, -2)
+    up = matching.matches(matching_to(lambda y, x: (y - 2, x)), everywhere, everywhere, -2)
     assert up["exact"] == 1
-    assert sanity.matches(matching_to(lambda y, x: (y, x)), everywhere, torch.zeros(HEIGHT, WIDTH), 2) == {}
+    assert matching.matches(matching_to(lambda y, x: (y, x)), everywhere, torch.zeros(HEIGHT, WIDTH), 2) == {}
 
 
 def test_chance_is_what_random_answers_reach():
@@ -50,10 +50,10 @@ def test_chance_is_what_random_answers_reach():
     person[:, 1] = 1
     draw = torch.Generator().manual_seed(0)
     shares = [
-        sanity.matches(torch.rand(HEIGHT * WIDTH, HEIGHT * WIDTH, generator=draw), person, person, 2)
+        matching.matches(torch.rand(HEIGHT * WIDTH, HEIGHT * WIDTH, generator=draw), person, person, 2)
         for _ in range(2000)
     ]
-    found = sanity.spread(shares)
+    found = matching.spread(shares)
     assert found["within"][0] == pytest.approx(found["chance"][0], abs=4 * found["within"][1])
     assert found["exact"][0] == pytest.approx(1 / 18, abs=4 * found["exact"][1])
     # row 4 of 6 with its neighbours is half of the map, row 6 a third
@@ -64,9 +64,9 @@ def test_verdicts():
     def figures(within, chance=0.5, still=0.0):
         return {"within": (within, 0.01), "chance": (chance, 0.0), "still": (still, 0.0)}
 
-    assert sanity.finds_more(figures(0.6), figures(0.8))
+    assert matching.finds_more(figures(0.6), figures(0.8))
     for after in (figures(0.55), figures(0.8, chance=0.85), figures(0.8, still=0.9)):
-        assert not sanity.finds_more(figures(0.6), after)
+        assert not matching.finds_more(figures(0.6), after)
     assert sanity.at_chance([0.009, 0.011, 0.010, 0.012], 0.01)
     assert not sanity.at_chance([0.09, 0.11, 0.10, 0.12], 0.01)
     assert sanity.learned_nothing(0.02, 0.03)
@@ -176,9 +176,9 @@ def test_an_unfinished_run_and_a_folder_without_a_set_are_refused(thimble, tmp_p
     assert "expected a finished run" in capsys.readouterr().err
     words[5] = str(tmp_path)
     assert sanity.main(words) == 2
-    assert "found no exp/val_id.txt" in capsys.readouterr().err
+    assert "exp/val_id.txt" in capsys.readouterr().err
     assert sanity.main([*words, "--people", "1"]) == 2
-    assert "expected at least 2 in --people" in capsys.readouterr().err
+    assert "--people" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -187,13 +187,14 @@ def test_what_another_run_left_in_the_work_folder_is_not_taken(thimble, sysu_sha
     rows = [row for row in rows if row["split"] == "val"]
     shards = sanity.pack(rows, thimble / "raw", tmp_path / "some")
     assert sanity.pack(rows, thimble / "raw", tmp_path / "some") == shards
-    with pytest.raises(InputError, match="got another's; give another --out"):
+    with pytest.raises(InputError, match="some"):
         sanity.pack(rows[1:], thimble / "raw", tmp_path / "some")
     subject = sanity.load_subject(thimble / "run", ShardIndex.open(thimble / "shards"), BENCHMARKS["plain_1"], 2)
     (tmp_path / "begun").mkdir()
     other = subject.config.model_copy(update={"seed": 9})
     (tmp_path / "begun" / "config.yaml").write_text(dump_config(other))
-    with pytest.raises(InputError, match="with which this training was made"):
+    with pytest.raises(InputError, match="seed"):
         sanity.train(subject, shards, tmp_path / "begun")
-    with pytest.raises(InputError, match="the set it was trained on"):
-        sanity.load_subject(thimble / "run", ShardIndex.open(sysu_shards), BENCHMARKS["plain_1"], 2)
+    other_set = ShardIndex.open(sysu_shards)
+    with pytest.raises(InputError, match=f"got {other_set.name} with {other_set.sha256[:12]}"):
+        sanity.load_subject(thimble / "run", other_set, BENCHMARKS["plain_1"], 2)
