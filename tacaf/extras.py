@@ -10,17 +10,21 @@ EXTRA_OF = {
     "deepspeed": "train",
     "nvidia.dali": "train",
     "triton": "train",
+    "aiohttp": "train",
     "matplotlib": "report",
     "sklearn": "report",
     "threadpoolctl": "report",
+    "cycler": "report",
     "starlette": "app",
     "uvicorn": "app",
+    "anyio": "app",
     "onnx": "onnx",
     "onnxscript": "onnx",
     "onnxruntime": "onnx",
     "faiss": "faiss",
     "transformers": "backbones",
     "webdataset": "dev",
+    "pytest": "dev",
 }
 
 

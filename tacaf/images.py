@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from pydantic import Field, ValidationError, model_validator
 
 from tacaf.documents import Document
@@ -108,7 +108,7 @@ def open_image(data: bytes) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large images; ours is an error
             image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow raises many kinds on damaged data
         raise ImageError(f"unreadable ({error})") from None
