@@ -13,42 +13,60 @@ import argparse
 import ipaddress
 import secrets
 import socket
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
 
-from launch.page.gallery import Gallery
 from launch.page.viewer import Viewer
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.extras import missing
-from tacaf.files import path_of, reason_of, shown
+from tacaf.files import reason_of, shown
 from tacaf.images import given_scale
+from tacaf.search.album import Album
 from tacaf.search.embedder import Embedder
 from tacaf.vocabulary import InputError
 
 
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    check(args)
+    serve(args)
+    return 0
+
+
 def serve(args: argparse.Namespace) -> None:
     """Embed the gallery, open the page, and stay until Ctrl-C or SIGTERM."""
-    _check(args)
     from launch.page.app import Page
     from launch.page.guard import Guard
     from launch.page.incoming import MOST_UPLOAD
     from launch.page.server import build_server
 
     with listen(args.host, args.port) as listening:
-        embedder = Embedder.load(args.run, args.device, args.thermal_range)
-        if embedder.model is None:
-            raise InputError("expected a run or a model.safetensors, got an ONNX export, whose maps cannot be read")
-        gallery = Gallery.open(embedder, args.gallery, args.split, args.most, args.seed)
-        app = Page(Viewer(embedder, gallery)).app()
+        viewer = open_viewer(args)
         host, port = listening.getsockname()[:2]
         token = None if ipaddress.ip_address(host).is_loopback else secrets.token_urlsafe(32)
-        counts = " and ".join(f"{len(held)} {modality}" for modality, held in gallery.images.items())
+        counts = " and ".join(f"{len(images)} {modality}" for modality, images in viewer.album.images.items())
         if token is not None:
             print("whoever has the page's address can see the gallery; what they send is not encrypted", flush=True)
         print(f"{counts} images; page: {url(host, port, token)}  (Ctrl-C ends it)", flush=True)
+        app = Page(viewer).app()
         build_server(Guard(app, host, token, MOST_UPLOAD)).run(sockets=[listening])
+
+
+def open_viewer(args: argparse.Namespace) -> Viewer:
+    """The model and the embedded gallery; what was left out of the gallery is printed."""
+    embedder = Embedder.load(args.run, args.device, args.thermal_range)
+    if embedder.model is None:
+        raise InputError("expected a run or a model.safetensors, got an ONNX export, whose maps cannot be read")
+    album = Album.open(embedder, args.gallery, args.split, args.most, args.seed)
+    for text in album.drawn:
+        print(text, flush=True)
+    for text in album.left_out:
+        print(f"left out: {shown(text)}", file=sys.stderr, flush=True)
+    return Viewer(embedder, album)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -70,7 +88,8 @@ def url(host: str, port: int, token: str | None) -> str:
     return f"http://{f'[{name}]' if ':' in name else name}:{port}{'' if token is None else f'/?token={token}'}"
 
 
-def _check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace) -> None:
+    """InputError for options that this machine cannot serve."""
     for package in ("starlette", "uvicorn"):
         if find_spec(package) is None:
             raise missing(package, "the page")
@@ -80,20 +99,21 @@ def _check(args: argparse.Namespace) -> None:
         raise InputError(f"expected --port from 0 to 65535, got {args.port}; 0 takes any free one")
     if not 0 <= args.seed < 2**63:
         raise InputError(f"expected --seed from 0 to 2**63 - 1, got {args.seed}; leave it out for 0")
+    given_scale(args.thermal_range, "--thermal-range")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("expected a GPU for --device cuda, found none; leave it out")
-
-
-def _location(text: str) -> str:
-    """A shard set's URL, or a path with `~` expanded."""
-    return text if "://" in text else str(path_of(text))
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--run", type=to_path, required=True, help="run folder, or a model.safetensors")
-    add("--gallery", required=True, help="shard set, or a folder with visible/ and infrared/ in it: who can be found")
+    add(
+        "--gallery",
+        type=to_location,
+        required=True,
+        help="shard set, or a folder with visible/ and infrared/ in it: who can be found",
+    )
     add("--split", default="test", help="identities of the shard set that are shown (test)")
     add("--most", type=int, default=2000, help="images of each modality at most (2000)")
     add("--seed", type=int, default=0, help="draws them where there are more (0)")
@@ -106,13 +126,4 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("LOW", "HIGH"),
         help="as for search.py, for uploads and a folder's images",
     )
-    args = parser.parse_args(argv)
-    args.gallery = _location(args.gallery)
-    given_scale(args.thermal_range, "--thermal-range")  # wrong words end here
-    return args
-
-
-@entry()
-def main(argv: Sequence[str] | None = None) -> int:
-    serve(parse(argv))
-    return 0
+    return parser.parse_args(argv)

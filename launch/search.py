@@ -1,8 +1,8 @@
 """Find people across folders of images: python launch/search.py --run RUN --gallery DIR --query DIR|IMAGE --html FILE
 
-The gallery can be kept with --index FILE, opened again without its images, grow (--gallery adds what is new) and shrink
-(--remove NAME). Infrared queries in visible images unless said otherwise; any two modalities, also one. Images that
-cannot be read are counted and listed.
+The gallery can be kept with --index FILE and opened again without its images; --gallery adds what is new to it, and
+--remove NAME takes images out. Queries are infrared and the gallery is visible unless said otherwise; any two
+modalities work, also the same one. Images that cannot be read are counted and listed.
 """
 
 from tacaf.start import start
@@ -12,149 +12,112 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, get_args
+from typing import get_args
 
 from launch.page.search_page import page
 from tacaf.command import Parser, entry, to_device, to_path
-from tacaf.data.photo import images_below, left_out_below
 from tacaf.files import shown, write_json, write_whole
 from tacaf.images import given_scale
-from tacaf.search.catalogue import Catalogue, Embedded, embed_files, locked
-from tacaf.search.embedder import Embedder, modality_of
-from tacaf.search.nearest import FAISS_FROM, choose_engine, nearest
+from tacaf.search.catalogue import Catalogue
+from tacaf.search.catalogue_file import locked, open_catalogue, save_catalogue
+from tacaf.search.embedder import Embedder
+from tacaf.search.nearest import FAISS_FROM, choose_engine
+from tacaf.search.ranked_lists import SearchResult, search
 from tacaf.vocabulary import Embedding, InputError, Modality
 
 
-def search(wanted: argparse.Namespace) -> None:
-    """Do what is asked in order: open, remove, add and save, search, write."""
-    embedder = Embedder.load(wanted.run, wanted.device, wanted.thermal_range) if wanted.run else None
-    changes = wanted.index and (wanted.remove or wanted.gallery)
-    with locked(wanted.index) if changes else nullcontext():
-        catalogue = open_catalogue(wanted, embedder)
-        left_out = change(wanted, embedder, catalogue)
-    if wanted.query:
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    check(args)
+    run(args)
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do in this order what the options say: open, remove, list, add and save, search, write."""
+    embedder = Embedder.load(args.run, args.device, args.thermal_range) if args.run else None
+    changes = args.index and (args.remove or args.gallery)
+    with locked(args.index) if changes else nullcontext():
+        catalogue = the_catalogue(args, embedder)
+        if args.remove:
+            remove(args, catalogue)
+        if args.list:
+            print("\n".join(map(shown, catalogue.names)))
+        left_out = add(args, embedder, catalogue) if args.gallery else []
+    if args.query:
         assert embedder is not None
-        found = ranked_lists(wanted, embedder, catalogue, left_out)
-        write(wanted, found, embedder)
-        left_out = found["left_out"]
+        found = search(
+            embedder,
+            catalogue,
+            args.query,
+            Modality(args.query_modality),
+            top=args.top,
+            engine=args.engine,
+            left_out=left_out,
+        )
+        write(args, found, embedder)
+        left_out = found.left_out
     for text in left_out:
         print(f"left out: {shown(text)}", file=sys.stderr)
     if left_out:
         print(f"{len(left_out)} files left out, listed above", file=sys.stderr)
 
 
-def open_catalogue(wanted: argparse.Namespace, embedder: Embedder | None) -> Catalogue:
-    """The kept gallery where there is one, else an empty one."""
-    if not wanted.index or not wanted.index.exists():
-        if not wanted.gallery or embedder is None or wanted.remove or wanted.list:
-            what = f"an index at {wanted.index}" if wanted.index else "a gallery"
+def the_catalogue(args: argparse.Namespace, embedder: Embedder | None) -> Catalogue:
+    """The kept gallery if there is one, else an empty one."""
+    if not args.index or not args.index.exists():
+        if not args.gallery or embedder is None or args.remove or args.list:
+            what = f"an index at {args.index}" if args.index else "a gallery"
             raise InputError(f"expected {what}, got none; make one with --run and --gallery")
-        modality = wanted.gallery_modality or Modality.VISIBLE
-        return Catalogue.new(embedder, modality, wanted.embedding, bool(wanted.flip))
-    catalogue = Catalogue.open(wanted.index)
-    if not catalogue.sealed:
-        print(
-            f"note: {shown(wanted.index)} is of an older version, without a hash that would show damage; the next"
-            " change adds one",
-            file=sys.stderr,
-        )
+        modality = Modality(args.gallery_modality or Modality.VISIBLE)
+        return Catalogue.new(embedder, modality, args.embedding, bool(args.flip))
+    catalogue = open_catalogue(args.index)
     if embedder is not None:
-        flip = catalogue.flip if wanted.flip is None else wanted.flip
-        catalogue.must_fit(embedder, wanted.embedding or catalogue.embedding, flip)
-    if wanted.gallery_modality not in (None, catalogue.modality):
+        flip = catalogue.flip if args.flip is None else args.flip
+        catalogue.must_fit(embedder, args.embedding or catalogue.embedding, flip)
+    if args.gallery_modality not in (None, catalogue.modality):
         raise InputError(
-            f"expected the index's modality, {catalogue.modality}, got {wanted.gallery_modality}; keep one index each"
+            f"expected the index's modality, {catalogue.modality}, got {args.gallery_modality}; keep one index each"
         )
     return catalogue
 
 
-def change(wanted: argparse.Namespace, embedder: Embedder | None, catalogue: Catalogue) -> list[str]:
-    """Remove, list, add, save; a sentence for every image that was left out."""
-    if wanted.remove:
-        removed = catalogue.remove(wanted.remove)
-        catalogue.save(wanted.index)
-        print("\n".join(["removed from the index:", *map(shown, removed)]))
-        print(f"{len(removed)} images removed; delete their files too, or the next --gallery brings them back")
-    if wanted.list:
-        print("\n".join(map(shown, catalogue.names)))
-    if not wanted.gallery:
-        return []
+def remove(args: argparse.Namespace, catalogue: Catalogue) -> None:
+    """Take out what --remove names, and save."""
+    removed = catalogue.remove(args.remove)
+    save_catalogue(args.index, catalogue)
+    print("\n".join(["removed from the index:", *map(shown, removed)]))
+    print(f"{len(removed)} images removed; delete their files too, or the next --gallery adds them again")
+
+
+def add(args: argparse.Namespace, embedder: Embedder | None, catalogue: Catalogue) -> list[str]:
+    """Add what is new in --gallery, and save; a sentence for every file that was left out."""
     assert embedder is not None
 
     def save() -> None:
-        if wanted.index:
-            catalogue.save(wanted.index)
+        if args.index:
+            save_catalogue(args.index, catalogue)
 
-    added, left_out = catalogue.add(embedder, wanted.gallery, save)
+    added, left_out = catalogue.add(embedder, args.gallery, save)
     print(f"gallery: {added} images added, {len(catalogue.names)} in all, {len(left_out)} left out")
     if not catalogue.names:
         first = f"; the first: {left_out[0]}" if left_out else ""
-        raise InputError(f"expected readable images in {wanted.gallery}, got none{first}; check the folder")
+        raise InputError(f"expected readable images in {args.gallery}, got none{first}; check the folder")
     save()
     return left_out
 
 
-def ranked_lists(
-    wanted: argparse.Namespace, embedder: Embedder, catalogue: Catalogue, left_out: list[str]
-) -> dict[str, Any]:
-    """What the JSON holds: for each readable query its nearest images, the query's own file left out by its content."""
-    if not catalogue.names:
-        raise InputError("expected images in the gallery, got an empty index; add some with --gallery")
-    queries, names = embed_queries(wanted, embedder, catalogue, left_out)
-    own = Counter(catalogue.sha256)  # as many places as the query itself may take
-    most = wanted.top + max((own[content] for content in queries.sha256_N), default=0)
-    row_QK, distance_QK = nearest(queries.descriptors_ND, catalogue.descriptors_GD, most, wanted.engine)
-    lists = []
-    for name, content, row_K, distance_K in zip(names, queries.sha256_N, row_QK, distance_QK, strict=True):
-        kept = [k for k, row in enumerate(row_K) if catalogue.sha256[row] != content][: wanted.top]
-        matches = [
-            {"rank": place, "name": catalogue.names[row_K[k]], "distance": round(float(distance_K[k]), 6)}
-            for place, k in enumerate(kept, 1)
-        ]
-        lists.append({"query": name, "sha256": content, "matches": matches})
-    return {
-        "format": "tacaf-search",
-        "version": 1,
-        "model_sha256": catalogue.model_sha256,
-        "trained_on": embedder.card["trained_on"],
-        "embedding": catalogue.embedding,
-        "flip": catalogue.flip,
-        "query_modality": str(wanted.query_modality),
-        "gallery_modality": str(catalogue.modality),
-        "gallery_images": len(catalogue.names),
-        "engine": choose_engine(wanted.engine, len(catalogue.names)),
-        "top": wanted.top,
-        "queries": lists,
-        "left_out": left_out + queries.unreadable,
-    }
-
-
-def embed_queries(
-    wanted: argparse.Namespace, embedder: Embedder, catalogue: Catalogue, left_out: list[str]
-) -> tuple[Embedded, list[str]]:
-    """Descriptors of the query images and their names: below the query folder, or the one file's."""
-    home, paths = wanted.query.parent, [wanted.query]
-    if wanted.query.is_dir():
-        home, paths = wanted.query, images_below(wanted.query)
-        left_out += left_out_below(home)
-    found = embed_files(embedder, paths, wanted.query_modality, catalogue.embedding, catalogue.flip)
-    if not found.places_N:
-        first = f"; the first: {found.unreadable[0]}" if found.unreadable else ""
-        raise InputError(f"expected readable images to search for in {wanted.query}, got none{first}; check the path")
-    return found, [paths[place].relative_to(home).as_posix() for place in found.places_N]
-
-
-def write(wanted: argparse.Namespace, found: dict[str, Any], embedder: Embedder) -> None:
-    """The JSON and the page, each whole or not at all; then where they are."""
-    if wanted.json:
-        write_json(wanted.json, found)
-    if wanted.html:
-        write_whole(wanted.html, page(found, wanted.query, wanted.gallery, embedder.scales))
-    print(f"{len(found['queries'])} queries against {found['gallery_images']} images ({found['engine']})")
-    for what, path in (("lists", wanted.json), ("page", wanted.html)):
+def write(args: argparse.Namespace, found: SearchResult, embedder: Embedder) -> None:
+    """Write the JSON and the page, each whole or not at all, and print where they are."""
+    if args.json:
+        write_json(args.json, found.as_json())
+    if args.html:
+        write_whole(args.html, page(found, args.query, args.gallery, embedder.scales))
+    print(f"{len(found.queries)} queries against {found.gallery_images} images ({found.engine})")
+    for what, path in (("lists", args.json), ("page", args.html)):
         if path:
             print(f"{what}: {shown(path)}")
 
@@ -193,36 +156,26 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def check(wanted: argparse.Namespace) -> None:
-    """InputError for options that do not go together; modalities become `Modality`."""
+def check(args: argparse.Namespace) -> None:
+    """InputError for options that do not go together."""
     problems = [
-        (wanted.remove and not wanted.index, "--remove: expected --index, the file to take them out of, got none"),
-        (wanted.list and not wanted.index, "--list: expected --index, got none"),
-        (wanted.query and not (wanted.json or wanted.html), "--query: expected --html or --json to write, got neither"),
-        ((wanted.json or wanted.html) and not wanted.query, "expected --query, what to search for, got none"),
-        ((wanted.query or wanted.gallery) and not wanted.run, "expected --run, the trained model, got none"),
-        (not (wanted.query or wanted.index), "expected --query or --index, got neither"),
+        (args.remove and not args.index, "--remove: expected --index, the file to take them out of, got none"),
+        (args.list and not args.index, "--list: expected --index, got none"),
+        (args.query and not (args.json or args.html), "--query: expected --html or --json to write, got neither"),
+        ((args.json or args.html) and not args.query, "expected --query, what to search for, got none"),
+        ((args.query or args.gallery) and not args.run, "expected --run, the trained model, got none"),
+        (not (args.query or args.index), "expected --query or --index, got neither"),
         (
-            not (wanted.query or wanted.gallery or wanted.remove or wanted.list),
+            not (args.query or args.gallery or args.remove or args.list),
             "expected something to do with --index: --query, --gallery, --remove or --list, got none",
         ),
-        (wanted.top < 1, f"--top: expected at least 1, got {wanted.top}"),
+        (args.top < 1, f"--top: expected at least 1, got {args.top}"),
     ]
     for wrong, text in problems:
         if wrong:
             raise InputError(f"{text}; see --help")
-    for path in (wanted.json, wanted.html):
+    for path in (args.json, args.html):
         if path and not path.parent.is_dir():
             raise InputError(f"expected a folder to write {path} into, got none; make {path.parent} first")
-    given_scale(wanted.thermal_range, "--thermal-range")
-    choose_engine(wanted.engine, 0)
-    wanted.query_modality = modality_of(wanted.query_modality)
-    wanted.gallery_modality = wanted.gallery_modality and modality_of(wanted.gallery_modality)
-
-
-@entry()
-def main(argv: Sequence[str] | None = None) -> int:
-    wanted = parse(argv)
-    check(wanted)
-    search(wanted)
-    return 0
+    given_scale(args.thermal_range, "--thermal-range")
+    choose_engine(args.engine, 0)

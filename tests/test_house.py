@@ -61,6 +61,7 @@ MAY_IMPORT = {
     "tacaf.evaluation": FLOOR_1,
     "tacaf.search": ("kernels", *FLOOR_1, *WINGS),
     "tacaf.report": ("kernels", *FLOOR_1, *WINGS),
+    "tacaf.inference": ("tacaf.search",),  # a public name
     "tacaf.train": ("kernels", *FLOOR_1, *WINGS, "tacaf.search", "tacaf.report"),
     "shards": NO_TORCH,
     "launch": ("tacaf",),
@@ -76,7 +77,7 @@ HEAVY = {
     "nvidia.dali": ("tacaf/data/pipeline.py", "perf/**/*.py"),
     "deepspeed": ("tacaf/train/engine.py", "tacaf/train/regroup.py", "perf/**/*.py"),
     "transformers": ("tacaf/model/library.py",),
-    "onnxruntime": ("tacaf/search/embedder.py",),
+    "onnxruntime": ("tacaf/search/onnx_model.py",),
     "faiss": ("tacaf/search/nearest.py",),
     "matplotlib": ("tacaf/report/plots.py", "tacaf/report/figures.py", "launch/study/forest.py", "perf/**/*.py"),
     "sklearn": ("tacaf/report/embedding_map.py",),

@@ -1,7 +1,7 @@
 """The page's routes: an image or an example in, matches and pictures out.
 
 No route takes a path, and none opens or writes a file that a request names: uploads are bodies, which stay in memory;
-pictures travel inside of the answers; everything else is a number or a random name of the asking session.
+pictures travel inside the responses; everything else is a number or a random name of its session.
 """
 
 import asyncio
@@ -17,21 +17,21 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from launch.page.answers import Answers
 from launch.page.check_image import problem_of
 from launch.page.guard import SESSION
 from launch.page.incoming import (
     MOST_UPLOAD,
-    Match,
-    Place,
-    Wanted,
-    WantedExample,
+    ExampleRequest,
+    MatchRequest,
+    PlaceRequest,
+    SearchRequest,
     body_of,
     expect_type,
     from_address,
     from_body,
 )
-from launch.page.memory import Kept, Memory
+from launch.page.memory import KeptQuery, Memory
+from launch.page.responses import Responses
 from launch.page.viewer import Viewer
 from tacaf.files import shown
 from tacaf.vocabulary import InputError
@@ -42,18 +42,18 @@ MOST_CHECKED = 2  # at the same time
 MOST_WAITING = 8  # for the model
 SWEEP_S = 60.0
 
-Answer = TypeVar("Answer")
+Done = TypeVar("Done")
 
 
 class Page:
-    """The routes over one model and gallery. The model runs in one thread, for a bounded number of waiting requests."""
+    """The routes over one model and album. The model runs in one thread, for a bounded number of waiting requests."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
-        self.answers = Answers(viewer)
+        self.responses = Responses(viewer)
         self.memory = Memory()
         self.files = {name: Path(__file__).with_name(name).read_bytes() for name in FILES}
-        self.gallery = self.answers.gallery()
+        self.gallery = self.responses.gallery()
         self.uploads = 0
         self.waiting = 0
         self.model = CapacityLimiter(1)
@@ -79,25 +79,25 @@ class Page:
     async def search_upload(self, request: Request) -> Response:
         session = _session(request)
         expect_type(request, "application/octet-stream")
-        wanted = from_address(request, Wanted)
+        wanted = from_address(request, SearchRequest)
         data = await self._checked_upload(request)
-        return self._keep(session, *await self._run(self.answers.of_upload, data, wanted))
+        return self._keep(session, *await self._run(self.responses.of_upload, data, wanted))
 
     async def search_example(self, request: Request) -> Response:
         session = _session(request)
-        wanted = await from_body(request, WantedExample)
+        wanted = await from_body(request, ExampleRequest)
         places = self.viewer.examples(wanted.modality)
         if wanted.example >= len(places):
             raise InputError(f"example: expected a number below {len(places)}, got {wanted.example}")
-        return self._keep(session, *await self._run(self.answers.of_example, places[wanted.example], wanted))
+        return self._keep(session, *await self._run(self.responses.of_example, places[wanted.example], wanted))
 
     async def choose_match(self, request: Request) -> Response:
-        kept, match = self._kept(request), await from_body(request, Match)
-        return JSONResponse(await self._run(self.answers.comparison, kept, _rank(kept, match)))
+        kept, match = self._kept(request), await from_body(request, MatchRequest)
+        return JSONResponse(await self._run(self.responses.comparison, kept, _rank(kept, match)))
 
     async def choose_place(self, request: Request) -> Response:
-        kept, place = self._kept(request), await from_body(request, Place)
-        return JSONResponse(await self._run(self.answers.place, kept, _rank(kept, place), place.x, place.y))
+        kept, place = self._kept(request), await from_body(request, PlaceRequest)
+        return JSONResponse(await self._run(self.responses.place, kept, _rank(kept, place), place.x, place.y))
 
     async def _checked_upload(self, request: Request) -> bytes:
         """An image that decodes within bounds. Slow ones hold up other uploads at most, and no other request."""
@@ -114,7 +114,7 @@ class Page:
             raise InputError(f"the image cannot be used: {problem}")
         return data
 
-    async def _run(self, work: Callable[..., Answer], *args: Any) -> Answer:
+    async def _run(self, work: Callable[..., Done], *args: Any) -> Done:
         """Have the model's one thread do this. HTTPException if too many wait for it already."""
         if self.waiting >= MOST_WAITING:
             raise HTTPException(503, "too many people search at the same time; try again")
@@ -124,10 +124,10 @@ class Page:
         finally:
             self.waiting -= 1
 
-    def _keep(self, session: str, kept: Kept, found: dict[str, Any]) -> Response:
+    def _keep(self, session: str, kept: KeptQuery, found: dict[str, Any]) -> Response:
         return JSONResponse({"query": self.memory.put(session, kept), **found})
 
-    def _kept(self, request: Request) -> Kept:
+    def _kept(self, request: Request) -> KeptQuery:
         kept = self.memory.find(_session(request), request.path_params["name"])
         if kept is None:
             raise HTTPException(404, "this query is forgotten; ask again")
@@ -162,7 +162,7 @@ def _session(request: Request) -> str:
     return session
 
 
-def _rank(kept: Kept, match: Match) -> int:
+def _rank(kept: KeptQuery, match: MatchRequest) -> int:
     if match.rank >= len(kept.query.matches):
         raise InputError(f"rank: expected a number below {len(kept.query.matches)}, got {match.rank}")
     return match.rank

@@ -1,4 +1,4 @@
-"""Who may ask the page for anything: checks on every request before a route sees it, and headers on every answer.
+"""Who may request anything from the page: checks before a route sees it, and headers on every response.
 
 The page answers only to its own address (Host), only to itself in a browser (Origin, Sec-Fetch-Site), and, where
 others than this machine can reach it, only to those who have the token of its address. Each browser gets a session: a
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tacaf.command import UNEXPECTED, say, unexpected
 
 SESSION = "tacaf.session"  # in a request's scope: the name of its session, or None
-# The page's own files and nothing else; pictures travel inside of the answers.
+# The page's own files and nothing else; pictures travel inside the responses.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -77,7 +77,7 @@ class Guard:
             await app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             pass
-        except Exception as error:  # the answer, status 500, is on its way
+        except Exception as error:  # the response, status 500, is on its way
             self._report(error)
 
     def is_own(self, host: str) -> bool:
@@ -142,9 +142,9 @@ def _from_itself(connection: HTTPConnection) -> bool:
 
 
 class _Exchange:
-    """One request and its answer: adds the headers, and lets a refused upload arrive for a moment.
+    """One request and its response: adds the headers, and lets a refused upload arrive for a moment.
 
-    Closing a connection on which a browser still sends would lose the answer that says why.
+    Closing a connection on which a browser still sends would lose the response that says why.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:

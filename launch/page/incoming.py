@@ -20,7 +20,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Parsed = TypeVar("Parsed", bound=Document)
 
 
-class Wanted(Document):
+class SearchRequest(Document):
     """What an image is, and what it is searched among."""
 
     modality: Modality
@@ -31,19 +31,19 @@ class Wanted(Document):
         return self.modality.other if self.among == "other" else self.modality
 
 
-class WantedExample(Wanted):
+class ExampleRequest(SearchRequest):
     """An example, by its number among those of its modality."""
 
     example: Annotated[int, Field(ge=0, lt=1000)]
 
 
-class Match(Document):
+class MatchRequest(Document):
     """A match of a query, 0 for the nearest."""
 
     rank: Annotated[int, Field(ge=0, lt=SHOWN)]
 
 
-class Place(Match):
+class PlaceRequest(MatchRequest):
     """A place on the query as fractions of its width and height."""
 
     x: Share

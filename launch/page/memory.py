@@ -14,7 +14,7 @@ AGE_S = 3600.0
 
 
 @dataclass
-class Kept:
+class KeptQuery:
     """A query, and the match that it was compared with last."""
 
     query: Query
@@ -27,13 +27,13 @@ class Memory:
     """Queries by session and a random name; the oldest make room for new ones. For one thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._kept: OrderedDict[tuple[str, str], Kept] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], KeptQuery] = OrderedDict()
         self._clock = clock
 
     def __len__(self) -> int:
         return len(self._kept)
 
-    def put(self, session: str, kept: Kept) -> str:
+    def put(self, session: str, kept: KeptQuery) -> str:
         """Remember a query; the name to find it by, in this session alone."""
         self.forget_old()
         own = [key for key in self._kept if key[0] == session]
@@ -46,7 +46,7 @@ class Memory:
         self._kept[session, name] = kept
         return name
 
-    def find(self, session: str, name: str) -> Kept | None:
+    def find(self, session: str, name: str) -> KeptQuery | None:
         """The query of that name in this session; None once it is forgotten."""
         self.forget_old()
         kept = self._kept.get((session, name))
@@ -55,7 +55,7 @@ class Memory:
         return kept
 
     def forget_old(self) -> None:
-        """Drop what was asked more than AGE_S ago."""
+        """Drop the queries of more than AGE_S ago."""
         until = self._clock() - AGE_S
         for key in [key for key, kept in self._kept.items() if kept.since < until]:
             del self._kept[key]

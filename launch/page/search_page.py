@@ -5,7 +5,6 @@ import io
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -13,6 +12,7 @@ from tacaf.data.photo import decode
 from tacaf.files import shown
 from tacaf.images import GreyScale
 from tacaf.pages import render
+from tacaf.search.ranked_lists import SearchResult
 from tacaf.vocabulary import InputError, Modality
 
 PAGE = Path(__file__).with_name("search.html")
@@ -21,7 +21,7 @@ SHOWN = 200  # queries on the page; the JSON has all
 
 
 def page(
-    found: dict[str, Any], query: Path, gallery: Path | None, scales: Mapping[Modality, GreyScale] | None = None
+    found: SearchResult, query: Path, gallery: Path | None, scales: Mapping[Modality, GreyScale] | None = None
 ) -> str:
     """The lists of a search; gallery pictures where the folder is given and has them, else names alone.
 
@@ -29,19 +29,24 @@ def page(
     folder.
     """
     thumbnail = lru_cache(maxsize=4096)(_thumbnail)  # a gallery image stands in many lists
-    own, theirs = ((scales or {}).get(Modality(found[f"{which}_modality"])) for which in ("query", "gallery"))
+    own, theirs = ((scales or {}).get(modality) for modality in (found.query_modality, found.gallery_modality))
     lists = [
         {
-            "query": shown(one["query"]),
-            "picture": thumbnail(query / one["query"] if query.is_dir() else query, own),
+            "query": shown(one.query),
+            "picture": thumbnail(query / one.query if query.is_dir() else query, own),
             "matches": [
-                {**match, "name": shown(match["name"]), "picture": thumbnail(_inside(gallery, match["name"]), theirs)}
-                for match in one["matches"]
+                {
+                    "rank": match.rank,
+                    "distance": match.distance,
+                    "name": shown(match.name),
+                    "picture": thumbnail(_inside(gallery, match.name), theirs),
+                }
+                for match in one.matches
             ],
         }
-        for one in found["queries"][:SHOWN]
+        for one in found.queries[:SHOWN]
     ]
-    return render(PAGE, found={**found, "left_out": list(map(shown, found["left_out"]))}, lists=lists)
+    return render(PAGE, found={**found.as_json(), "left_out": list(map(shown, found.left_out))}, lists=lists)
 
 
 def _inside(folder: Path | None, name: str) -> Path | None:

@@ -8,11 +8,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 MOST_CONNECTIONS = 100
 HEADERS_S = 10.0  # until a request's headers are complete
-REQUEST_S = 180.0  # until it is answered and the answer is read
+REQUEST_S = 180.0  # until the response is sent and read
 
 
 class Connection(H11Protocol):
-    """A connection that is cut when it takes too long; the guard closes it after one answer."""
+    """A connection that is cut when it takes too long; the guard closes it after one response."""
 
     headers_s, request_s = HEADERS_S, REQUEST_S
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from launch.page.gallery import Found, Gallery, Held
 from tacaf.data.photo import Limits, Source, decode, prepare
 from tacaf.model.correspondence import Layer, correspondences
 from tacaf.report.overlay import HEAT, MASK, overlay
+from tacaf.search.album import Album, AlbumImage, Neighbour
 from tacaf.search.embedder import Embedder
 from tacaf.vocabulary import InputError, Modality
 
@@ -33,7 +33,7 @@ class Query(NamedTuple):
     modality: Modality
     searched: Modality
     pid: int | None
-    matches: list[Found]
+    matches: list[Neighbour]
 
 
 class Pair(NamedTuple):
@@ -48,42 +48,41 @@ class Pair(NamedTuple):
 
 
 class Viewer:
-    """A model and a gallery, ready to be asked."""
+    """A model and an album, ready to be searched."""
 
-    def __init__(self, embedder: Embedder, gallery: Gallery) -> None:
+    def __init__(self, embedder: Embedder, album: Album) -> None:
         assert embedder.model is not None, "an ONNX export has no maps to look at"
-        self.embedder, self.gallery, self.model = embedder, gallery, embedder.model
+        self.embedder, self.album, self.model = embedder, album, embedder.model
         self.limits = UPLOAD
 
     def examples(self, modality: Modality) -> list[int]:
         """Places of a few images of a modality to begin with, of different identities where these are known."""
-        held = self.gallery.images.get(modality, [])
+        images = self.album.images.get(modality, [])
         seen: dict[int, int] = {}
-        for place, one in enumerate(held):
-            seen.setdefault(place if one.pid is None else one.pid, place)
+        for place, image in enumerate(images):
+            seen.setdefault(place if image.pid is None else image.pid, place)
         places = list(seen.values())
         return places[:: max(1, len(places) // EXAMPLES)][:EXAMPLES]
 
-    def ask(self, source: Source, modality: Modality, searched: Modality, example: int | None = None) -> Query:
-        """Search for an image. `example`: its place in the gallery, if it is from there, so that it finds not itself.
+    def search(self, source: Source, modality: Modality, searched: Modality, example: int | None = None) -> Query:
+        """Search for an image. `example`: its place in the album if it is from there, so that it does not find itself.
 
         InputError for what is no image or too large, and for a modality the gallery lacks.
         """
-        if not self.gallery.images.get(searched):
+        if not self.album.images.get(searched):
             raise InputError(f"expected {searched} images in the gallery, got none; search the other modality")
         pixels_HWC = self.embedder.pixels(source, modality, self.limits)
         image_CHW = prepare(pixels_HWC, self.embedder.height, self.embedder.width)
         feature_D = self.embedder.embed_prepared(image_CHW[None], modality)[0]
-        pid = None if example is None else self.gallery.images[modality][example].pid
-        found = self.gallery.search(feature_D, searched, SHOWN, example if modality is searched else None)
+        pid = None if example is None else self.album.images[modality][example].pid
+        found = self.album.search(feature_D, searched, SHOWN, example if modality is searched else None)
         if not found:
             raise InputError(f"expected other {searched} images than the query, got none; add some to the gallery")
         return Query(self._panel(pixels_HWC), image_CHW, modality, searched, pid, found)
 
     def compare(self, query: Query, rank: int) -> Pair:
         """The query beside its match at this rank, from 0."""
-        held = self.held(query, rank)
-        pixels_HWC = decode(held.read())
+        pixels_HWC = decode(self.match(query, rank).read())
         other_CHW = prepare(pixels_HWC, self.embedder.height, self.embedder.width)
         device = self.embedder.device
         found = correspondences(
@@ -94,15 +93,15 @@ class Viewer:
         matching_LL, query_mask_L, match_mask_L, comask_L = (tensor[0].cpu().numpy() for tensor in found[:4])
         return Pair(matching_LL, query_mask_L, match_mask_L, comask_L, found.height, self._panel(pixels_HWC))
 
-    def held(self, query: Query, rank: int) -> Held:
-        """The image at this rank."""
-        return self.gallery.images[query.searched][query.matches[rank].place]
+    def match(self, query: Query, rank: int) -> AlbumImage:
+        """The image at this rank, from 0."""
+        return self.album.images[query.searched][query.matches[rank].place]
 
     def caption(self, query: Query, rank: int) -> str:
         """Who it is, if known, right or wrong, and how far."""
-        held = self.held(query, rank)
-        known = "" if held.pid is None or query.pid is None else ("✓ " if held.pid == query.pid else "✗ ")
-        who = held.name if held.pid is None else str(held.pid)
+        image = self.match(query, rank)
+        known = "" if image.pid is None or query.pid is None else ("✓ " if image.pid == query.pid else "✗ ")
+        who = image.name if image.pid is None else str(image.pid)
         return f"{known}{who} · {query.matches[rank].distance:.3f}"
 
     def _panel(self, pixels_HWC: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A data set's table: an ablation's rows beside the paper's and other published figures, as Markdown, HTML and JSON."""
+"""The table of a public data set: our rows beside the published numbers, as Markdown, HTML and JSON."""
 
 import json
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from launch.study.rows import Row
 from tacaf.files import shown, write_whole
 from tacaf.pages import render
 from tacaf.report.published import (
@@ -25,13 +26,12 @@ SHOWN = ("rank1", "mAP", "mINP")
 Column = tuple[str, int | None]  # mode or direction, shots
 
 
-class Measured(NamedTuple):
-    """A row of ours: for every seed that is there the score JSONs of its model, and what it still lacks."""
+class MeasuredRow(NamedTuple):
+    """A row as far as it is measured."""
 
-    key: str
-    text: str
-    seeds: list[list[dict]]
-    lacks: list[str]
+    row: Row
+    seeds: list[list[dict]]  # for every finished seed, the results of its model
+    lacks: list[str]  # a sentence for each thing that is missing
 
 
 class Cell(NamedTuple):
@@ -44,7 +44,7 @@ class Cell(NamedTuple):
         return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
 
 
-def cells(row: Measured) -> dict[Column, dict[str, Cell]]:
+def cells(row: MeasuredRow) -> dict[Column, dict[str, Cell]]:
     """What a row has measured, by column and measure. A column that one of its seeds lacks is left out."""
     found: dict[Column, list[dict]] = {}
     for results in row.seeds:
@@ -58,7 +58,7 @@ def column_of(result: dict) -> Column:
     return result["mode"] or result["direction"], result["shots"]
 
 
-def write_comparison(folder: Path, data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> list[Path]:
+def write_comparison(folder: Path, data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) -> list[Path]:
     """Write table.md, table.html and table.json into `folder`, each whole or not at all; their paths.
 
     facts: `set`, `identities` (of the training), `seeds`, and whatever else was the same for all rows; all of it stands
@@ -85,7 +85,7 @@ def _cell(results: Sequence[dict], name: str) -> Cell:
     return Cell(means[0], None if spread is None else 100 * spread)
 
 
-def _content(data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> dict[str, Any]:
+def _content(data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) -> dict[str, Any]:
     """What both renderings show, as text: columns, our rows, published rows, notes."""
     measured = [cells(row) for row in rows]
     columns = list(dict.fromkeys(column for found in measured for column in found))
@@ -101,7 +101,7 @@ def _content(data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> 
         "measures": [name.replace("rank1", "rank-1") for name in SHOWN],
         "ours": [
             {
-                "text": row.text,
+                "text": row.row.text,
                 "cells": [
                     [str(found[column][name]) for name in SHOWN] if column in found else None for column in columns
                 ],
@@ -152,7 +152,7 @@ def _other_set(data_set: str, facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _result_note(row: Measured) -> str:
+def _result_note(row: MeasuredRow) -> str:
     """What all results of a row have in common."""
     first = row.seeds[0][0]
     parts = [first["protocol"], f"{len(first['trials'])} trials", first["metric"], f"excluded: {first['exclusion']}"]
@@ -183,11 +183,14 @@ def _line(parts: Sequence[str]) -> str:
     return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
 
 
-def _record(data_set: str, rows: Sequence[Measured], facts: dict[str, Any]) -> dict[str, Any]:
+def _record(data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) -> dict[str, Any]:
     """The table for programs, in fractions, with every result that went into it."""
     return {
         "data_set": data_set,
         **facts,
         "complete": not any(row.lacks for row in rows),
-        "rows": [{"row": row.key, "text": row.text, "lacks": row.lacks, "results_of_seeds": row.seeds} for row in rows],
+        "rows": [
+            {"row": one.row.name, "text": one.row.text, "lacks": one.lacks, "results_of_seeds": one.seeds}
+            for one in rows
+        ],
     }

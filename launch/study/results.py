@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from launch.study.table import People, score_people
+from launch.study.identity_scores import IdentityScores, score_identities
 from launch.study.trainings import SCRIPT, Training, refuse_other_values
 from tacaf.documents import load_json
 from tacaf.evaluation.features import load_features
@@ -61,10 +61,10 @@ class Cell(NamedTuple):
         """Whether `collect` need not embed anything."""
         return self.training.finished() and (split == "val" or all(path.exists() for path in self._test_files()))
 
-    def people(self, split: Scored) -> People | None:
+    def people(self, split: Scored) -> IdentityScores | None:
         """The kept scores; None where there are none yet."""
         found = self._stored()["scores"].get(split) if self.file.exists() else None
-        return People.of_lists(found["people"]) if found else None
+        return IdentityScores.of_lists(found["people"]) if found else None
 
     def collect(self, split: Scored) -> None:
         """Write the scores of the finished training; the test identities are embedded here, the others were there.
@@ -117,7 +117,7 @@ class Cell(NamedTuple):
         """The score file of that split, as the protocol's program wrote it, and the same scores by identity."""
         evaluation = self.training.config().evaluation
         asked = evaluation.asked()[0]
-        people = score_people(load_features(features), evaluation.setting(asked), evaluation.metric)
+        people = score_identities(load_features(features), evaluation.setting(asked), evaluation.metric)
         wanted = {
             "split": split,
             "mode": asked.mode,

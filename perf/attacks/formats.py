@@ -31,7 +31,9 @@ from tacaf.model.file import load_model
 from tacaf.provenance import environment
 from tacaf.run_files import read_metrics, read_starts
 from tacaf.search.catalogue import Catalogue
-from tacaf.search.embedder import Embedder, weights_sha256
+from tacaf.search.catalogue_file import open_catalogue, save_catalogue
+from tacaf.search.embedder import Embedder
+from tacaf.search.loaded_model import weights_sha256
 from tacaf.train.config import Config, dump_config, load_config
 from tacaf.train.engine import Place
 from tacaf.train.new_model import build_model, save_model
@@ -148,7 +150,7 @@ def _make_gallery(folder: Path, run: Path, raw: Path) -> None:
     embedder = Embedder.load(run)
     catalogue = Catalogue.new(embedder, Modality.VISIBLE)
     catalogue.add(embedder, raw / "cam1")
-    catalogue.save(folder / "people.index")
+    save_catalogue(folder / "people.index", catalogue)
 
 
 def _make_checkpoints(folder: Path) -> None:
@@ -224,7 +226,7 @@ def _features(folder: Path) -> Any:
 
 
 def _gallery(folder: Path) -> Any:
-    found = Catalogue.open(folder / "people.index")
+    found = open_catalogue(folder / "people.index")
     return found.names, found.sha256, found.descriptors_GD.tolist(), found.modality, found.model_sha256
 
 

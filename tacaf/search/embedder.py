@@ -6,54 +6,41 @@
 Loads a run, a model.safetensors, or an exported folder (safetensors or ONNX).
 """
 
-import hashlib
-import json
+import itertools
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 import torch
 from PIL import Image
 
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
-from tacaf.extras import missing
-from tacaf.files import shown
-from tacaf.images import GreyScale, ThermalRange, given_scale
-from tacaf.model.card import CARD, ExportCard, checked_file, read_card
-from tacaf.model.file import ModelFacts, load_model
-from tacaf.model.tacafnet import TacafNet
-from tacaf.model.weights import CLASSIFIER
+from tacaf.images import ThermalRange, given_scale
+from tacaf.model.card import CARD
+from tacaf.search.loaded_model import MODEL, LoadedModel, load_safetensors, slices_of
+from tacaf.search.onnx_model import load_onnx
 from tacaf.vocabulary import Embedding, InputError, Modality
 
-MODEL = "model.safetensors"
-ONNX_FILES = {modality: f"{modality}.onnx" for modality in Modality}
-
-# images float32 [b, 3, H, W], modality, embedding -> descriptors [b, d]
-Run = Callable[[torch.Tensor, Modality, Embedding], np.ndarray]
+BATCH = 32  # images at a time
 
 
 class Embedder:
     """What every user of a trained model needs; made by `load`."""
 
-    def __init__(
-        self,
-        run: Run,
-        height: int,
-        width: int,
-        card: dict[str, Any],
-        sha256: str,
-        scales: dict[Modality, GreyScale],
-    ) -> None:
-        self._run = run
-        self.height, self.width = height, width  # of the model's input, pixels
-        self.card = card  # what is known of the model: training set, seed, preprocessing, results
-        self.usual_embedding: Embedding = card.get("usual_embedding", "full")  # what the model was scored with
-        self.scales = scales  # how grey of more than 8 bits becomes 8
-        self.model_sha256 = sha256  # of the weights: descriptors of two models never compare
-        self.model: TacafNet | None = None  # None for ONNX
-        self.device = torch.device("cpu")
+    def __init__(self, loaded: LoadedModel, thermal_range: ThermalRange = None) -> None:
+        given = given_scale(thermal_range)
+        self._run = loaded.run
+        self.height, self.width = loaded.height, loaded.width  # of the model's input, pixels
+        self.card = loaded.card  # what is known of the model: training set, seed, preprocessing, results
+        # the kind of descriptor that the model was scored with
+        self.usual_embedding: Embedding = loaded.card.get("usual_embedding", "full")
+        # how grey of more than 8 bits becomes 8
+        self.scales = loaded.scales if given is None else {**loaded.scales, Modality.INFRARED: given}
+        self.model_sha256 = loaded.sha256  # of the weights: descriptors of two models never compare
+        self.model = loaded.network  # None for ONNX
+        self.device = loaded.device
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", thermal_range: ThermalRange = None) -> "Embedder":
@@ -66,8 +53,8 @@ class Embedder:
         path = Path(path)
         folder = path if path.is_dir() else path.parent
         if path.suffix == ".onnx" or (path.is_dir() and not (path / MODEL).exists() and (path / CARD).exists()):
-            return _load_onnx(cls, folder, thermal_range)
-        return _load_torch(cls, path / MODEL if path.is_dir() else path, device, thermal_range)
+            return cls(load_onnx(folder), thermal_range)
+        return cls(load_safetensors(path / MODEL if path.is_dir() else path, device), thermal_range)
 
     def embed(
         self,
@@ -75,7 +62,7 @@ class Embedder:
         modality: Modality | str,
         embedding: Embedding | None = None,
         flip: bool = False,
-        batch_size: int = 32,
+        batch_size: int = BATCH,
         thermal_range: ThermalRange = None,
     ) -> np.ndarray:
         """Descriptors of images of one modality, float32 [n, d], each of length 1: compare them by dot product.
@@ -85,20 +72,32 @@ class Embedder:
         normalised mean with the mirror image's. thermal_range: as for `load`, for these images.
         InputError for an image that is none, naming it, and for a modality that is none.
         """
-        modality, several = modality_of(modality), list_of(images)
-        found = []
-        for start in range(0, len(several), batch_size):
-            batch = [
-                self.read(image, modality, thermal_range=thermal_range, name=f"images[{place}]")
-                for place, image in enumerate(several[start : start + batch_size], start)
-            ]
-            found.append(self.embed_prepared(torch.stack(batch), modality, embedding, flip))
-        return np.concatenate(found) if found else np.empty((0, self.embedding_width(embedding)), np.float32)
+        modality = modality_of(modality)
+        prepared = (
+            self.read(image, modality, thermal_range=thermal_range, name=f"images[{place}]")
+            for place, image in enumerate(list_of(images))
+        )
+        return self.embed_each(prepared, modality, embedding, flip, batch_size)
+
+    def embed_each(
+        self,
+        images_CHW: Iterable[torch.Tensor],
+        modality: Modality,
+        embedding: Embedding | None = None,
+        flip: bool = False,
+        batch_size: int = BATCH,
+    ) -> np.ndarray:
+        """`embed` of what `read` gave, one image after another, so that no more than a batch is in memory."""
+        parts = [np.empty((0, self.embedding_width(embedding)), np.float32)]
+        remaining = iter(images_CHW)
+        while batch := list(itertools.islice(remaining, batch_size)):
+            parts.append(self.embed_prepared(torch.stack(batch), modality, embedding, flip))
+        return np.concatenate(parts)
 
     def embed_prepared(
         self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding | None = None, flip: bool = False
     ) -> np.ndarray:
-        """`embed` of what `read` gave, float32 [b, 3, H, W]."""
+        """`embed` of one batch of what `read` gave, float32 [b, 3, H, W]."""
         embedding = self._kind(embedding)
         found_BD = self._run(images_BCHW, modality, embedding)
         if flip:
@@ -165,108 +164,3 @@ def modality_of(word: Modality | str) -> Modality:
     except ValueError:
         names = " or ".join(Modality)
         raise InputError(f"expected the modality {names}, got {word!r}; say what the camera saw") from None
-
-
-def slices_of(card: dict[str, Any], embedding: Embedding) -> list[tuple[int, int]]:
-    """Where a kind of descriptor lies in the full one; its parts are normalised again together."""
-    found = {
-        name: (start, stop)
-        for name, (start, stop) in card["embedding"]["slices"].items()
-        if embedding == "full" or name == "global feature" or (embedding, name[:4]) == ("global_and_parts", "part")
-    }
-    return list(found.values())
-
-
-def describe_embedding(model: TacafNet) -> dict[str, Any]:
-    """Which numbers of the full descriptor are what (method §5.6)."""
-    whole, head = model.embedding_width(), model.embedding_width("global_only")
-    slices = {"global feature": [0, head]}
-    if model.ipcam is not None:
-        node = model.config.ipcam.node_width
-        slices |= {"global node": [head, head + node], "part nodes, coarse to fine": [head + node, whole]}
-    return {"width": whole, "global_width": head, "slices": slices, "length": 1, "compare_by": "cosine"}
-
-
-def weights_sha256(model: TacafNet) -> str:
-    """Of everything that decides a descriptor: the same for a run and its exports, whatever the file."""
-    # what CMAAM masks and matches in training has no part in a descriptor, and is younger than some indexes
-    config = model.config.portable().model_dump(mode="json", exclude={"cmaam": {"mask", "matching"}})
-    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        if CLASSIFIER not in name:
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
-
-
-def _load_torch(cls: type[Embedder], path: Path, device: str, thermal_range: ThermalRange) -> Embedder:
-    if (path.parent / CARD).exists():
-        checked_file(path.parent, path.name, read_card(path.parent))
-    model, facts = load_model(path)
-    try:
-        model.to(device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"expected a device that is here, got {device!r}: {reason}; take cpu") from None
-
-    @torch.no_grad()
-    def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
-        return model.embed(images_BCHW.to(device), modality, embedding).cpu().numpy()
-
-    card = {
-        **facts.model_dump(mode="json", include=set(ModelFacts.model_fields)),
-        "embedding": describe_embedding(model),
-    }
-    made = cls(run, facts.height, facts.width, card, weights_sha256(model), _scales(facts, thermal_range))
-    made.model, made.device = model, torch.device(device)
-    return made
-
-
-def _load_onnx(cls: type[Embedder], folder: Path, thermal_range: ThermalRange) -> Embedder:
-    try:
-        import onnxruntime
-    except ImportError:
-        raise missing("onnxruntime", "an ONNX model") from None
-    facts = read_card(folder)
-    sessions = {}
-    for modality, name in ONNX_FILES.items():
-        path = checked_file(folder, name, facts)
-        try:
-            sessions[modality] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises kinds of its own, all of them bare Exceptions
-            raise InputError(
-                f"{shown(path)}: expected an ONNX graph, got: {_line(error)}; export the run again"
-            ) from None
-        _check_graph(sessions[modality], path, facts)
-    card = facts.model_dump(mode="json", exclude={"seal"})
-
-    def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
-        (found_BD,) = sessions[modality].run(["embedding"], {"images": images_BCHW.numpy()})
-        if embedding == "full":
-            return found_BD
-        kept_BD = np.concatenate([found_BD[:, start:stop] for start, stop in slices_of(card, embedding)], axis=1)
-        return kept_BD / np.linalg.norm(kept_BD, axis=1, keepdims=True)
-
-    return cls(run, facts.height, facts.width, card, facts.model_sha256, _scales(facts, thermal_range))
-
-
-def _scales(facts: ModelFacts, thermal_range: ThermalRange) -> dict[Modality, GreyScale]:
-    """Those of the training set, or for infrared what the user says."""
-    given = given_scale(thermal_range)
-    return facts.scales if given is None else {**facts.scales, Modality.INFRARED: given}
-
-
-def _check_graph(session: Any, path: Path, card: ExportCard) -> None:
-    """InputError unless the graph takes and gives what the card says."""
-    given, found = (
-        [(one.name, one.shape[1:]) for one in some] for some in (session.get_inputs(), session.get_outputs())
-    )
-    wanted = [("images", [3, card.height, card.width])], [("embedding", [card.embedding.width])]
-    if (given, found) != wanted:
-        raise InputError(
-            f"{shown(path)}: expected {wanted[0]} to {wanted[1]}, got {given} to {found}; export the run again"
-        )
-
-
-def _line(error: Exception) -> str:
-    return shown(" ".join(str(error).split()))[:200]

@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 
 import pytest
 
-from tests.launch.page_server import Client
+from tests.launch.page.page_server import Client
 from tests.processes import LIMIT_S
 from tests.train.finished import write_model
 

@@ -1,4 +1,4 @@
-"""reproduce.py: a table from raw folders in every layout, interrupted and gone on with, never complete before it is."""
+"""reproduce.py: a table from raw folders in every layout, interrupted and resumed, never complete before it is."""
 
 import json
 import signal
@@ -30,11 +30,11 @@ def raw_of(layout: str, folder):
     return folder / "raw"
 
 
-def test_sysu_mm01_interrupted_and_gone_on_with(raw_sysu, tmp_path):
+def test_sysu_mm01_interrupted_and_resumed(raw_sysu, tmp_path):
     out = tmp_path / "out"
-    command = words("sysu_mm01", raw_sysu, out, "--rows", "baseline", "full", "--set", "train.epochs=10")
+    command = words("sysu_mm01", raw_sysu, out, "--rows", "aug", "full", "--set", "train.epochs=10")
     with start(*command) as process:
-        wait_until(lambda: steps_of(out / "runs" / "baseline-seed0"), process)
+        wait_until(lambda: steps_of(out / "runs" / "aug-seed0"), process)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=LIMIT_S)
     assert process.returncode == EXIT_CODE
@@ -44,7 +44,7 @@ def test_sysu_mm01_interrupted_and_gone_on_with(raw_sysu, tmp_path):
     done = run(*command)
     table = table_of(out)
     assert table["complete"]
-    assert [row["row"] for row in table["rows"]] == ["baseline", "full"]
+    assert [row["row"] for row in table["rows"]] == ["aug", "full"]
     for row in table["rows"]:
         assert [len(results) for results in row["results_of_seeds"]] == [2]  # all_search and indoor_search, one shot
     own = json.loads((out / "runs/full-seed0/results/sysu_mm01-all_search-1shot-literature.json").read_text())
@@ -64,7 +64,7 @@ def test_sysu_mm01_interrupted_and_gone_on_with(raw_sysu, tmp_path):
 
 
 def test_regdb_scores_its_splits_together(tmp_path):
-    command = words("regdb", raw_of("regdb", tmp_path), tmp_path / "out", "--rows", "plain", "--regdb-splits", 2, 5)
+    command = words("regdb", raw_of("regdb", tmp_path), tmp_path / "out", "--rows", "baseline", "--regdb-splits", 2, 5)
     run(*command)
     results = table_of(tmp_path / "out")["rows"][0]["results_of_seeds"][0]
     assert {result["direction"] for result in results} == {"visible_to_infrared", "infrared_to_visible"}
@@ -72,7 +72,7 @@ def test_regdb_scores_its_splits_together(tmp_path):
         assert len(result["trials"]) == 2
         singles = []
         for split in (2, 5):
-            name = f"plain-split{split}-seed0/results/regdb-{result['direction']}.json"
+            name = f"baseline-split{split}-seed0/results/regdb-{result['direction']}.json"
             singles.append(json.loads((tmp_path / "out" / "runs" / name).read_text())["mean"]["rank1"])
         assert [trial["rank1"] for trial in result["trials"]] == pytest.approx(singles)
 
@@ -84,12 +84,12 @@ def test_a_row_that_failed_is_named_and_the_others_stand(tmp_path, monkeypatch, 
         return [sys.executable, "-c", "raise SystemExit(70)"] if one.folder.name == "full-seed0" else sound(one, ranks)
 
     monkeypatch.setattr(Training, "command", command)
-    wanted = words("llcm", raw_of("llcm", tmp_path), tmp_path / "out", "--rows", "plain", "full")
+    wanted = words("llcm", raw_of("llcm", tmp_path), tmp_path / "out", "--rows", "baseline", "full")
     assert reproduce.main([str(word) for word in wanted[1:]]) == 1, capsys.readouterr().err
     table = table_of(tmp_path / "out")
     assert not table["complete"]
-    plain, full = table["rows"]
-    assert not plain["lacks"]
+    baseline, full = table["rows"]
+    assert not baseline["lacks"]
     assert full["lacks"] == ["full-seed0: its training ended with status 70"]
     text = (tmp_path / "out" / "table.md").read_text()
     assert "full-seed0: its training ended with status 70" in text

@@ -13,7 +13,6 @@ from launch import export, search
 from launch.demo_app import main as demo_app
 from launch.evaluate import main as evaluate
 from launch.evaluate import scale_warnings
-from launch.page.gallery import Gallery, of_folder
 from shards.sources import sysu_mm01
 from tacaf.data.augment import MEAN, STD
 from tacaf.data.index import ShardIndex, select_training
@@ -23,6 +22,7 @@ from tacaf.data.reader import ShardReader
 from tacaf.images import PER_IMAGE, GreyScale
 from tacaf.model.file import load_model
 from tacaf.report.pictures import shrink
+from tacaf.search.album import Album, images_of_folder
 from tacaf.search.embedder import Embedder
 from tacaf.train.config import load_config
 from tacaf.vocabulary import Branch, InputError, Modality
@@ -159,7 +159,7 @@ def test_everybody_sees_the_same_pixels(index, rows, run, raw, tmp_path, monkeyp
     (tmp_path / "folder" / "infrared").mkdir(parents=True)
     for place, data in enumerate(files):
         (tmp_path / "folder" / "infrared" / f"{place:03d}.png").write_bytes(data)
-    held = of_folder(tmp_path / "folder", embedder)[IR]
+    held = images_of_folder(tmp_path / "folder", embedder)[IR]
     assert torch.equal(torch.stack([embedder.read(one.read(), IR) for one in held]), expected_BCHW)
 
     seen: list[torch.Tensor] = []
@@ -177,7 +177,7 @@ def test_everybody_sees_the_same_pixels(index, rows, run, raw, tmp_path, monkeyp
 
 
 def test_a_gallery_of_the_set_and_pictures_of_a_report_use_its_scale(index, rows, run, shards):
-    gallery = Gallery.open(Embedder.load(run), str(shards), "test", most=99, seed=0)
+    gallery = Album.open(Embedder.load(run), str(shards), "test", most=99, seed=0)
     reader = ShardReader(index)
     by_key = {index.key(int(row)): reader.pixels(int(row)) for row in range(len(index))}
     for one in gallery.images[IR]:

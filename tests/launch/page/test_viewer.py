@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from launch.demo_app import main
-from launch.page.gallery import Gallery
 from launch.page.viewer import PANEL, Pair, Query, Viewer, landing, position_at
+from tacaf.search.album import Album
 from tacaf.search.embedder import Embedder
 from tacaf.vocabulary import InputError, Modality
 from tests.train.finished import write_model
@@ -29,7 +29,7 @@ def embedder(run):
 
 @pytest.fixture(scope="module")
 def viewer(embedder, sysu_shards):
-    return Viewer(embedder, Gallery.open(embedder, str(sysu_shards), "test", most=16, seed=0))
+    return Viewer(embedder, Album.open(embedder, str(sysu_shards), "test", most=16, seed=0))
 
 
 def picture(colour: int = 90) -> bytes:
@@ -39,9 +39,9 @@ def picture(colour: int = 90) -> bytes:
 
 
 def test_matches_are_the_nearest_of_the_searched_modality(viewer, embedder):
-    held = viewer.gallery.images[Modality.VISIBLE]
+    held = viewer.album.images[Modality.VISIBLE]
     assert len(held) == 16, "as many as asked"
-    query = viewer.ask(picture(), Modality.INFRARED, Modality.VISIBLE)
+    query = viewer.search(picture(), Modality.INFRARED, Modality.VISIBLE)
     own_D = embedder.embed([picture()], "infrared")[0].astype(np.float64)
     others_GD = embedder.embed([one.read() for one in held], "visible").astype(np.float64)
     distance_G = [1 - float(row @ own_D) for row in others_GD]
@@ -54,20 +54,20 @@ def test_matches_are_the_nearest_of_the_searched_modality(viewer, embedder):
 
 def test_an_example_does_not_find_itself(viewer):
     place = viewer.examples(Modality.VISIBLE)[1]
-    held = viewer.gallery.images[Modality.VISIBLE][place]
-    within = viewer.ask(held.read(), Modality.VISIBLE, Modality.VISIBLE, place)
+    held = viewer.album.images[Modality.VISIBLE][place]
+    within = viewer.search(held.read(), Modality.VISIBLE, Modality.VISIBLE, place)
     assert place not in [found.place for found in within.matches]
-    stranger = viewer.ask(held.read(), Modality.VISIBLE, Modality.VISIBLE)
+    stranger = viewer.search(held.read(), Modality.VISIBLE, Modality.VISIBLE)
     assert stranger.matches[0].place == place, "as an upload it does"
     for rank, found in enumerate(within.matches):
-        same = viewer.gallery.images[Modality.VISIBLE][found.place].pid == held.pid
+        same = viewer.album.images[Modality.VISIBLE][found.place].pid == held.pid
         assert viewer.caption(within, rank).startswith("✓" if same else "✗")
 
 
 def test_an_image_compared_with_itself_lands_on_itself(viewer):
     place = viewer.examples(Modality.VISIBLE)[0]
-    held = viewer.gallery.images[Modality.VISIBLE][place]
-    query = viewer.ask(held.read(), Modality.VISIBLE, Modality.VISIBLE)
+    held = viewer.album.images[Modality.VISIBLE][place]
+    query = viewer.search(held.read(), Modality.VISIBLE, Modality.VISIBLE)
     pair = viewer.compare(query, 0)
     np.testing.assert_allclose(pair.query_mask_L, pair.match_mask_L, atol=1e-4)
     strong = pair.query_mask_L > 0.05  # where there are features at all
@@ -93,25 +93,24 @@ def test_a_click_frames_its_position_and_lights_where_it_lands():
     assert (grey == 50).all(), "the query's own picture stays"
 
 
-def test_a_folder_of_unlabelled_images_with_one_that_is_none(embedder, tmp_path, capsys):
+def test_a_folder_of_unlabelled_images_with_one_that_is_none(embedder, tmp_path):
     (tmp_path / "visible" / "deep").mkdir(parents=True)
     (tmp_path / "visible" / "deep" / "a.png").write_bytes(picture())
     (tmp_path / "visible" / "b.jpg").write_text("no image")
     (tmp_path / "visible" / "c.heic").write_text("another kind")
-    viewer = Viewer(embedder, Gallery.open(embedder, str(tmp_path), "test", 9, 0))
-    assert [held.name for held in viewer.gallery.images[Modality.VISIBLE]] == ["visible/deep/a.png"]
-    errors = capsys.readouterr().err
-    assert "left out: visible/b.jpg: " in errors
-    assert "c.heic" in errors
-    query = viewer.ask(picture(), Modality.INFRARED, Modality.VISIBLE)
+    album = Album.open(embedder, str(tmp_path), "test", 9, 0)
+    viewer = Viewer(embedder, album)
+    assert [held.name for held in viewer.album.images[Modality.VISIBLE]] == ["visible/deep/a.png"]
+    assert sorted(text.partition(": ")[0].rpartition("/")[2] for text in album.left_out) == ["b.jpg", "c.heic"]
+    query = viewer.search(picture(), Modality.INFRARED, Modality.VISIBLE)
     assert viewer.caption(query, 0).startswith("visible/deep/a.png · ")
-    with pytest.raises(InputError, match="expected infrared images in the gallery"):
-        viewer.ask(picture(), Modality.VISIBLE, Modality.INFRARED)
-    with pytest.raises(InputError, match="expected other visible images"):
-        viewer.ask(picture(), Modality.VISIBLE, Modality.VISIBLE, example=0)
+    with pytest.raises(InputError, match="infrared images"):
+        viewer.search(picture(), Modality.VISIBLE, Modality.INFRARED)
+    with pytest.raises(InputError, match="other visible images"):
+        viewer.search(picture(), Modality.VISIBLE, Modality.VISIBLE, example=0)
     (tmp_path / "visible" / "deep" / "a.png").unlink()
-    with pytest.raises(InputError, match="expected images that can be read"):
-        Gallery.open(embedder, str(tmp_path), "test", 9, 0)
+    with pytest.raises(InputError, match=r"visible/b\.jpg|c\.heic"):
+        Album.open(embedder, str(tmp_path), "test", 9, 0)
 
 
 def test_what_cannot_be_started_says_why_in_one_line(run, sysu_shards, tmp_path, capsys, monkeypatch):

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.page.gallery import Gallery
 from launch.page.viewer import Viewer
 from tacaf.child_processes import child_environment
+from tacaf.search.album import Album
 from tacaf.search.embedder import Embedder
-from tests.launch.page_server import read_all, served
+from tests.launch.page.page_server import read_all, served
 from tests.processes import LIMIT_S, wait_until
 from tests.test_image_bombs import progressive, run_length_bmp
 from tests.train.finished import write_model
@@ -29,7 +29,7 @@ pytest.importorskip("uvicorn", reason="pip install 'tacaf[app]'", exc_type=Impor
 from launch.page.app import MOST_UPLOADS, MOST_WAITING, Page
 from launch.page.guard import HEADERS, Guard
 from launch.page.incoming import MOST_JSON, MOST_UPLOAD
-from launch.page.memory import AGE_S, MOST, MOST_OF_SESSION, Kept, Memory
+from launch.page.memory import AGE_S, MOST, MOST_OF_SESSION, KeptQuery, Memory
 from launch.page.server import Connection
 
 UPLOAD = b"POST /search/upload?modality=infrared&among=other HTTP/1.1\r\nContent-Type: application/octet-stream\r\n"
@@ -48,7 +48,7 @@ def viewer(tmp_path_factory, sysu_shards):
     run = tmp_path_factory.mktemp("runs") / "run"
     write_model(run, sysu_shards)
     embedder = Embedder.load(run)
-    return Viewer(embedder, Gallery.open(embedder, str(sysu_shards), "test", most=16, seed=0))
+    return Viewer(embedder, Album.open(embedder, str(sysu_shards), "test", most=16, seed=0))
 
 
 @pytest.fixture(scope="module")
@@ -425,7 +425,7 @@ def test_a_slow_upload_and_a_silent_connection_are_cut(client, monkeypatch):
 
 def test_the_queue_for_the_model_is_bounded(client, page, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr(page.answers, "place", lambda *_: {"done": go.wait(900)})
+    monkeypatch.setattr(page.responses, "place", lambda *_: {"done": go.wait(900)})
     query = client.upload(picture()).json()["query"]
     place = {"rank": 0, "x": 0.5, "y": 0.5}
     with ThreadPoolExecutor(MOST_WAITING) as pool:
@@ -445,7 +445,7 @@ def test_an_unexpected_error_is_one_line_and_the_page_goes_on(client, page, monk
         raise RuntimeError("secret")
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(page.answers, "place", fail)
+    monkeypatch.setattr(page.responses, "place", fail)
     query = client.upload(picture()).json()["query"]
     for _ in range(30):
         answer = client.post(f"/queries/{query}/place", {"rank": 0, "x": 0.5, "y": 0.5})
@@ -461,7 +461,7 @@ def test_an_image_of_the_gallery_that_is_gone_is_named_without_its_folder(viewer
     odd = "b\udcff\u202e.png"
     for number, name in enumerate(["a.png", odd, "c.png"]):
         (tmp_path / "visible" / name).write_bytes(picture(50 + 50 * number))
-    own = Viewer(viewer.embedder, Gallery.open(viewer.embedder, str(tmp_path), "test", 9, 0))
+    own = Viewer(viewer.embedder, Album.open(viewer.embedder, str(tmp_path), "test", 9, 0))
     with served(Guard(Page(own).app(), "127.0.0.1", None, MOST_UPLOAD)) as client:
         found = client.open().upload(picture(100)).json()
         assert any(r"b\xff\u202e.png" in match["caption"] for match in found["matches"]), "escaped"
@@ -505,14 +505,14 @@ def test_a_token_guards_every_route(page):
 def test_memory_is_bounded_by_session_in_total_and_in_age():
     now = [0.0]
     memory = Memory(lambda: now[0])
-    names = [memory.put("one", Kept(None)) for _ in range(MOST_OF_SESSION + 1)]
+    names = [memory.put("one", KeptQuery(None)) for _ in range(MOST_OF_SESSION + 1)]
     assert memory.find("one", names[0]) is None
     assert all(memory.find("one", name) for name in names[1:])
     for number in range(2 * MOST):
-        memory.put(f"session {number}", Kept(None))
+        memory.put(f"session {number}", KeptQuery(None))
     assert len(memory) == MOST
     assert memory.find("one", names[1]) is None, "the oldest make room"
-    name = memory.put("two", Kept(None))
+    name = memory.put("two", KeptQuery(None))
     now[0] = AGE_S + 1
     assert memory.find("two", name) is None
     assert len(memory) == 0

@@ -1,4 +1,4 @@
-"""What the page answers, as values for JSON: ranked lists, comparisons and places, with their pictures inside.
+"""What the page sends back, as values for JSON: ranked lists, comparisons and places, with their pictures inside.
 
 Everything here runs in the model's one thread.
 """
@@ -9,47 +9,47 @@ from typing import Any
 
 import numpy as np
 
-from launch.page.gallery import Held
-from launch.page.incoming import MOST_UPLOAD, Wanted
-from launch.page.memory import Kept
+from launch.page.incoming import MOST_UPLOAD, SearchRequest
+from launch.page.memory import KeptQuery
 from launch.page.viewer import Pair, Query, Viewer, landing, masks, position_at, thumbnail
 from tacaf.data.photo import Source, read_file
 from tacaf.files import shown
 from tacaf.report.overlay import webp
+from tacaf.search.album import AlbumImage
 from tacaf.vocabulary import InputError, Modality
 
 
-class Answers:
-    """The answers of one model and gallery. InputError for what the viewer refuses."""
+class Responses:
+    """The responses for one model and album. InputError for what the viewer refuses."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
 
     def gallery(self) -> dict[str, Any]:
         """What the page needs to begin: the modalities, their examples, and the limit of an upload."""
-        held = {modality: self.viewer.gallery.images.get(modality, []) for modality in Modality}
+        album = {modality: self.viewer.album.images.get(modality, []) for modality in Modality}
         return {
-            "begin": next(modality for modality in reversed(Modality) if held[modality]),
+            "begin": next(modality for modality in reversed(Modality) if album[modality]),
             "most_bytes": MOST_UPLOAD,
             "examples": {
                 modality: [
                     {"picture": _thumbnail(images[place]), "name": shown(images[place].name)}
                     for place in self.viewer.examples(modality)
                 ]
-                for modality, images in held.items()
+                for modality, images in album.items()
             },
         }
 
-    def of_upload(self, data: bytes, wanted: Wanted) -> tuple[Kept, dict[str, Any]]:
-        """The query to keep, and its answer."""
-        return self._found(self.viewer.ask(data, wanted.modality, wanted.searched))
+    def of_upload(self, data: bytes, wanted: SearchRequest) -> tuple[KeptQuery, dict[str, Any]]:
+        """The query to keep, and its response."""
+        return self._found(self.viewer.search(data, wanted.modality, wanted.searched))
 
-    def of_example(self, place: int, wanted: Wanted) -> tuple[Kept, dict[str, Any]]:
+    def of_example(self, place: int, wanted: SearchRequest) -> tuple[KeptQuery, dict[str, Any]]:
         """As `of_upload`, for an image of the gallery."""
-        held = self.viewer.gallery.images[wanted.modality][place]
-        return self._found(self.viewer.ask(_source_of(held), wanted.modality, wanted.searched, place))
+        image = self.viewer.album.images[wanted.modality][place]
+        return self._found(self.viewer.search(_source_of(image), wanted.modality, wanted.searched, place))
 
-    def comparison(self, kept: Kept, rank: int) -> dict[str, Any]:
+    def comparison(self, kept: KeptQuery, rank: int) -> dict[str, Any]:
         """The query beside its match of this rank: where its surest place lies, and both masks."""
         pair = self._pair(kept, rank)
         query_mask, match_mask = masks(kept.query, pair)
@@ -57,16 +57,16 @@ class Answers:
         found["pictures"] |= {"mask": _picture(query_mask), "other-mask": _picture(match_mask)}
         return {"rank": rank, "rows": pair.map_height, "columns": len(pair.comask_L) // pair.map_height, **found}
 
-    def place(self, kept: Kept, rank: int, x: float, y: float) -> dict[str, Any]:
+    def place(self, kept: KeptQuery, rank: int, x: float, y: float) -> dict[str, Any]:
         """Where a place of the query, as fractions of its width and height, lies on the match of this rank."""
         pair = self._pair(kept, rank)
         return {"rank": rank, **_landed(kept.query, pair, position_at(pair, x, y))}
 
-    def _found(self, query: Query) -> tuple[Kept, dict[str, Any]]:
+    def _found(self, query: Query) -> tuple[KeptQuery, dict[str, Any]]:
         """The ranked list, and the query beside the nearest match, or why that cannot be shown."""
-        kept = Kept(query)
+        kept = KeptQuery(query)
         matches = [
-            {"picture": _thumbnail(self.viewer.held(query, rank)), "caption": shown(self.viewer.caption(query, rank))}
+            {"picture": _thumbnail(self.viewer.match(query, rank)), "caption": shown(self.viewer.caption(query, rank))}
             for rank in range(len(query.matches))
         ]
         try:
@@ -76,14 +76,14 @@ class Answers:
         facts = {"modality": query.modality, "searched": query.searched}
         return kept, {**facts, "matches": matches, "comparison": comparison}
 
-    def _pair(self, kept: Kept, rank: int) -> Pair:
+    def _pair(self, kept: KeptQuery, rank: int) -> Pair:
         """The comparison with this match; the last one is kept, because people click many places on it."""
         if kept.pair is None or kept.rank != rank:
-            held = self.viewer.held(kept.query, rank)
+            image = self.viewer.match(kept.query, rank)
             try:
                 kept.pair, kept.rank = self.viewer.compare(kept.query, rank), rank
             except InputError:
-                raise _gone(held) from None
+                raise _gone(image) from None
         return kept.pair
 
 
@@ -97,22 +97,22 @@ def _picture(image_HWC: np.ndarray) -> str:
     return f"data:image/webp;base64,{base64.b64encode(webp(image_HWC)).decode()}"
 
 
-def _thumbnail(held: Held) -> str | None:
+def _thumbnail(image: AlbumImage) -> str | None:
     """None for an image that can no longer be read."""
     try:
-        return _picture(thumbnail(held.read()))
+        return _picture(thumbnail(image.read()))
     except InputError:
         return None
 
 
-def _source_of(held: Held) -> Source:
+def _source_of(image: AlbumImage) -> Source:
     try:
-        source = held.read()
+        source = image.read()
         return read_file(source) if isinstance(source, Path) else source
     except InputError:
-        raise _gone(held) from None
+        raise _gone(image) from None
 
 
-def _gone(held: Held) -> InputError:
+def _gone(image: AlbumImage) -> InputError:
     """The reader's own message would name folders of this machine."""
-    return InputError(f"{shown(held.name)}, an image of the gallery, can no longer be read")
+    return InputError(f"{shown(image.name)}, an image of the gallery, can no longer be read")

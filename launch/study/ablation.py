@@ -1,0 +1,144 @@
+"""An ablation on the project's own benchmarks: its trainings, and its tables as far as they are measured."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.study import ablation_table
+from launch.study.forest import draw_forest
+from launch.study.results import Cell, Scored, result_file
+from launch.study.rows import Row
+from launch.study.trainings import Training
+from shards.pedestrians import benchmarks
+from shards.sources import sysu_mm01
+from tacaf.files import write_whole
+from tacaf.provenance import command, git_commit, published, versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation:
+    """What is compared, and where its parts are: rows x seeds on every benchmark."""
+
+    out: Path  # the sets and the runs
+    results: Path  # the scores of every training, and the tables
+    config: Path
+    settings: tuple[str, ...]  # above the configuration, for every training
+    benchmarks: tuple[str, ...]
+    rows: Mapping[str, Row]
+    seeds: tuple[int, ...]
+    split: Scored
+    name: str  # part of the tables' file names
+    resamplings: int  # of the bootstrap
+
+    def cells(self) -> list[Cell]:
+        """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
+        return [
+            self._cell(benchmark, row, seed)
+            for seed in self.seeds
+            for benchmark in self.benchmarks
+            for row in self.rows.values()
+        ]
+
+    def _cell(self, benchmark: str, row: Row, seed: int) -> Cell:
+        name = f"{benchmark}-{row.name}-seed{seed}"
+        own = (f"data.shards={self.set_folder(benchmark)}", f"seed={seed}", *row.settings)
+        training = Training(self.out / "runs" / name, self.config, (*self.settings, *own))
+        return Cell(benchmark, row.name, seed, training, result_file(self.results, benchmark, row.name, seed))
+
+    def set_folder(self, benchmark: str) -> Path:
+        """The folder of a benchmark's shard set."""
+        return self.out / "sets" / benchmark
+
+    def make_set(self, benchmark: str) -> None:
+        """Render and pack a benchmark, unless that was done."""
+        packed = self.set_folder(benchmark)
+        raw = packed.with_name(f"{benchmark}-raw")
+        if (packed / "index.json").exists():
+            return
+        if not raw.exists():
+            benchmarks.make(benchmark, raw)
+        print(sysu_mm01.pack(raw, packed).summary(), flush=True)
+
+
+def write_tables(study: Ablation, cells: Sequence[Cell], failures: Mapping[Training, str]) -> list[Path]:
+    """Write a page (Markdown), a record (JSON) and a picture (SVG) for every benchmark; the pages' paths.
+
+    failures: why a training has no scores, for those that failed.
+    """
+    pages = []
+    study.results.mkdir(parents=True, exist_ok=True)
+    for benchmark in study.benchmarks:
+        own = [cell for cell in cells if cell.benchmark == benchmark]
+        rows = [
+            _measured(row, [cell for cell in own if cell.row == row.name], study.split, failures)
+            for row in study.rows.values()
+        ]
+        content = ablation_table.record(rows, study.resamplings, _facts(study, benchmark, own))
+        name = "_".join(part for part in ("ablation", benchmark, study.split, study.name) if part)
+        pages.append(study.results / f"{name}.md")
+        write_whole(study.results / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_whole(study.results / f"{name}.svg", draw_forest(content))
+        write_whole(pages[-1], ablation_table.markdown(content))
+    return pages
+
+
+def _measured(
+    row: Row, own: Sequence[Cell], split: Scored, failures: Mapping[Training, str]
+) -> ablation_table.MeasuredRow:
+    """A row as far as it is measured, with a sentence for what is missing."""
+    found = {cell.seed: cell.people(split) for cell in own}
+    seeds = {seed: scores for seed, scores in found.items() if scores is not None}
+    lacks = [f"seed {cell.seed}: {failures[cell.training]}" for cell in own if cell.training in failures]
+    waiting = len(own) - len(seeds) - len(lacks)
+    lacks += [f"{waiting} of {len(own)} seeds not finished"] if waiting else []
+    return ablation_table.MeasuredRow(row, seeds, lacks)
+
+
+def _facts(study: Ablation, benchmark: str, own: Sequence[Cell]) -> dict[str, Any]:
+    """The head of the page, and the circumstances in the record."""
+    kind = benchmarks.BENCHMARKS[benchmark]
+    split = "test" if study.split == "test" else "validation"
+    commits = sorted({commit[:7] + commit[40:] for cell in own for commit in cell.trained_at()})
+    return {
+        "title": f"What each part adds: {kind.set_name}, {split} identities",
+        "notes": [
+            f"Benchmark: {kind.about}; {kind.identities} procedural people, seed {kind.seed}, generator version"
+            f" {kind.generator_version}. It says nothing about the public data sets.",
+            _recipe(own),
+            f"Trained at {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits) or 'none yet'}.",
+        ],
+        "benchmark": benchmark,
+        "split": split,
+        "protocol": "sysu_mm01, all_search, 1 shot, literature draw",
+        "seeds_asked": list(study.seeds),
+        "config": study.config.name,
+        "settings": published(list(study.settings)),
+        "trained_at": commits,
+        "versions": versions(),
+        "commit": git_commit(),
+        "command": command(),
+    }
+
+
+def _recipe(own: Sequence[Cell]) -> str:
+    """How the rows were trained and scored, as a note on the page."""
+    config = own[0].training.config()
+    embeddings, weights = (" or ".join(dict.fromkeys(words)) for words in zip(*map(_may_differ, own), strict=True))
+    steps = config.train.epochs * (config.train.steps_per_epoch or 0)
+    length = f"{steps} steps" if steps else f"{config.train.epochs} epochs"
+    return (
+        f"all_search, single shot, literature draw, 10 trials, {config.evaluation.metric},"
+        f" {embeddings} embedding, no flip, no re-ranking; the last epoch's model after {length}"
+        f" of {config.data.plan.images_per_modality} images a modality at {config.data.augment.height} x"
+        f" {config.data.augment.width}, {weights}. Per cent, mean ± sample standard deviation over"
+        " seeds. Intervals: Student's, with the standard error of a bootstrap over identities and seeds."
+    )
+
+
+def _may_differ(cell: Cell) -> tuple[str, str]:
+    """What a `--try` may change of the recipe: the embedding, and the weights that the training starts from."""
+    config = cell.training.config()
+    given = config.train.weights or config.train.start_from or getattr(config.model.backbone, "weights", None)
+    return config.evaluation.embedding, f"from {Path(given).name}" if given else "from scratch"

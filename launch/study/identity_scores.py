@@ -1,0 +1,62 @@
+"""What one model scored, by identity: enough for the means and for a bootstrap over identities.
+
+P identities, Q queries, T trials.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.trials import Setting, make_trials
+
+SHOWN = ("rank1", "mAP", "mINP")
+
+
+class IdentityScores(NamedTuple):
+    """What one model scored, by the queries' identities: enough for means and for a bootstrap over identities."""
+
+    pid_P: np.ndarray
+    queries_P: np.ndarray  # how many of its queries have a match in any trial
+    sums: dict[str, np.ndarray]  # of SHOWN, float [P]: over those queries, each the mean over the trials it matches in
+
+    def means(self) -> dict[str, float]:
+        return {name: float(values.sum() / self.queries_P.sum()) for name, values in self.sums.items()}
+
+    def as_lists(self) -> dict[str, list]:
+        """For a result file; `of_lists` reads it back. Six decimals: a mean over all queries loses less than 1e-6."""
+        sums = {name: [round(float(value), 6) for value in values] for name, values in self.sums.items()}
+        return {"pid": self.pid_P.tolist(), "queries": self.queries_P.tolist(), **sums}
+
+    @classmethod
+    def of_lists(cls, lists: Mapping[str, list]) -> "IdentityScores":
+        sums = {name: np.array(lists[name], float) for name in SHOWN}
+        return cls(np.array(lists["pid"]), np.array(lists["queries"]), sums)
+
+
+def score_identities(features: FeatureSet, setting: Setting, metric: str, trials: int = 10) -> IdentityScores:
+    """Score the queries of every identity apart, for what needs more than means."""
+    made = make_trials(features, setting, trials)
+    found: dict[str, list[np.ndarray]] = {name: [] for name in SHOWN}
+    for trial in made:
+        ranks = trial.rank(metric, setting.unique_pids)
+        valid_Q = ranks.matches_Q > 0
+        for name, values in (
+            ("rank1", ranks.first_Q == 1),
+            ("mAP", ranks.average_precision_Q),
+            ("mINP", ranks.inverse_penalty_Q),
+        ):
+            found[name].append(np.where(valid_Q, values, np.nan))
+    pid_P, person_Q = np.unique(features.pid[made[0].query_rows], return_inverse=True)
+    means = {name: _mean(np.stack(rows)) for name, rows in found.items()}
+    matched_Q = np.isfinite(means["rank1"])
+    sums = {name: np.bincount(person_Q, np.where(matched_Q, own, 0), len(pid_P)) for name, own in means.items()}
+    return IdentityScores(pid_P, np.bincount(person_Q, matched_Q, len(pid_P)).astype(int), sums)
+
+
+def _mean(values_TQ: np.ndarray) -> np.ndarray:
+    """Mean over the trials, NaN for a query without a match in any."""
+    valid_TQ = np.isfinite(values_TQ)
+    count_Q = valid_TQ.sum(axis=0)
+    return np.where(count_Q > 0, np.where(valid_TQ, values_TQ, 0).sum(axis=0) / np.maximum(count_Q, 1), np.nan)

@@ -1,0 +1,138 @@
+"""The table of one public data set: its shards, its trainings, and what they have scored so far."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from launch.study.comparison import MeasuredRow
+from launch.study.rows import Row
+from launch.study.trainings import Training
+from shards.__main__ import DATA_SETS
+from shards.verify import verify
+from tacaf.data.index import ShardIndex
+from tacaf.evaluation.features import load_features
+from tacaf.evaluation.results import on_own_set, read_result
+from tacaf.evaluation.score import score
+from tacaf.provenance import git_commit, versions
+from tacaf.train.scoring import joined
+from tacaf.vocabulary import InputError
+
+
+class Cell(NamedTuple):
+    """One training of the table: a row with a seed and, on RegDB, a split."""
+
+    row: str
+    seed: int
+    split: int | None
+    training: Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """What is trained, and where its parts are: rows x seeds, on RegDB x splits."""
+
+    data_set: str
+    raw: Path  # the data set as it is published
+    out: Path  # the shards, the runs and the table
+    config: Path
+    settings: tuple[str, ...]  # above the configuration, for every training
+    rows: Mapping[str, Row]
+    seeds: tuple[int, ...]
+    regdb_splits: tuple[int, ...]
+    camera_draws: Path | None  # the folder of rand_perm_cam.mat, for SYSU-MM01's official draw
+
+    @property
+    def shards(self) -> Path:
+        return self.out / "shards"
+
+    def cells(self) -> list[Cell]:
+        """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
+        splits = self.regdb_splits if self.data_set == "regdb" else (None,)
+        return [self._cell(row, seed, split) for seed in self.seeds for split in splits for row in self.rows.values()]
+
+    def _cell(self, row: Row, seed: int, split: int | None) -> Cell:
+        settings = [*self.settings, f"data.shards={self.shards}", f"evaluation.protocol={self.data_set}"]
+        settings += [f"evaluation.splits={self.camera_draws}"] if self.camera_draws else []
+        settings += [f"seed={seed}", *([f"data.split=train_{split}"] if split else []), *row.settings]
+        name = "-".join([row.name, *([f"split{split}"] if split else []), f"seed{seed}"])
+        return Cell(row.name, seed, split, Training(self.out / "runs" / name, self.config, tuple(settings)))
+
+    def pack(self) -> None:
+        """Pack and verify the data set, unless that was done."""
+        if (self.shards / "index.json").exists():
+            return
+        _, pack = DATA_SETS[self.data_set]
+        print(pack(self.raw, self.shards).summary(), flush=True)
+        problems = verify(self.shards)
+        if problems:
+            raise InputError(f"{self.shards}: verification found {len(problems)} problems; the first: {problems[0]}")
+
+    def measured(self, cells: Sequence[Cell], failures: Mapping[Training, str]) -> list[MeasuredRow]:
+        """Every row as far as it is measured, with a sentence for what is missing.
+
+        failures: why a training has no scores, for those that failed.
+        """
+        found = []
+        for row in self.rows.values():
+            own = [cell for cell in cells if cell.row == row.name]
+            done = [cell for cell in own if cell.training.finished()]
+            lacks = [
+                f"{cell.training.folder.name}: {failures[cell.training]}" for cell in own if cell.training in failures
+            ]
+            waiting = len(own) - len(done) - len(lacks)
+            lacks += [f"{waiting} of {len(own)} trainings not finished"] if waiting else []
+            seeds = [self._results([cell for cell in done if cell.seed == seed]) for seed in self.seeds]
+            found.append(MeasuredRow(row, [results for results in seeds if results], lacks))
+        return found
+
+    def _results(self, done: Sequence[Cell]) -> list[dict]:
+        """What the trainings of one seed scored. RegDB's splits are scored together, because a trial is a split."""
+        if not done:
+            return []
+        stored = [_results_of(cell) for cell in done]
+        if self.data_set != "regdb":
+            return stored[0]
+        features = [load_features(cell.training.folder / "results" / "features.npz") for cell in done]
+        told = ("split", "embedding", "flip", "trained_on", "scored_on", "seed")
+        return [
+            score(
+                features,
+                "regdb",
+                direction=same[0]["direction"],
+                metric=same[0]["metric"],
+                circumstances=joined([{name: result[name] for name in told} for result in same]),
+            )
+            for same in zip(*stored, strict=True)
+        ]
+
+    def facts(self) -> dict[str, Any]:
+        """The circumstances of all rows, which are printed under the table."""
+        index = ShardIndex.open(str(self.shards))
+        config = self.cells()[0].training.config()
+        return {
+            "set": index.name,
+            "sha256": index.sha256,
+            "identities": len(index.pids_of(config.data.split)),
+            "seeds": list(self.seeds),
+            "settings": list(self.settings),
+            "config": self.config.name,
+            "metric": config.evaluation.metric,
+            "embedding": config.evaluation.embedding,
+            "epochs": config.train.epochs,
+            "versions": versions(),
+            "commit": git_commit(),
+        }
+
+
+def _results_of(cell: Cell) -> list[dict]:
+    """The results that the training itself wrote, and not somebody later with other options."""
+    own = cell.training.config().evaluation
+    wanted = (own.embedding, own.rerank is not None, own.metric, False)
+
+    def is_own(result: dict) -> bool:
+        kind = (result["embedding"], bool(result["rerank"]), result["metric"], bool(result["flip"]))
+        return kind == wanted and on_own_set(result)
+
+    paths = sorted((cell.training.folder / "results").glob("*.json"))
+    return [result for result in map(read_result, paths) if is_own(result)]

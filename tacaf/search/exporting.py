@@ -1,0 +1,137 @@
+"""Exports of a trained model: its weights or graphs, the card that describes them, and the comparison with the run.
+
+`safetensors` is the model without its classifiers, which name the training identities. `onnx` is a graph for each
+modality, because the modalities have stems of their own.
+"""
+
+import logging
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tacaf.data.augment import MEAN, STD
+from tacaf.evaluation.results import read_result
+from tacaf.files import write_whole
+from tacaf.model.file import open_model, write_model
+from tacaf.model.tacafnet import TacafNet
+from tacaf.model.weights import CLASSIFIER
+from tacaf.provenance import versions
+from tacaf.search.embedder import Embedder
+from tacaf.search.onnx_model import ONNX_FILES
+from tacaf.vocabulary import InputError, Modality
+
+TOLERANCE = 1e-4  # largest difference of a descriptor's number from the run's
+COMPARED = 7  # images of each modality: batches of 1, 2 and 4
+OPSET = 20
+LICENCE = (
+    "TACAF's code is Apache-2.0. The weights carry what their training data and, if any, their initial weights allow:"
+    " SYSU-MM01, RegDB and LLCM are licensed for research; ImageNet weights have terms of their own."
+)
+USE = (
+    "Matching images of people between visible and infrared cameras, where those people and the law allow it. A match"
+    " is a ranking, never an identification."
+)
+NO_USE = (
+    "Covert or blanket surveillance; decisions about a person that no person reviews; finding out a person's origin,"
+    " health, beliefs or other traits; any use on people who did not agree to it, where the law does not allow it."
+)
+Images = Mapping[Modality, torch.Tensor]  # float32 [COMPARED, 3, H, W] each
+
+
+def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
+    """Everything a user of the weights must know."""
+    results = [read_result(path) for path in sorted((run / "results").glob("*.json"))]
+    return {
+        **embedder.card,
+        "model_sha256": embedder.model_sha256,
+        "preprocessing": {
+            "colour": "RGB, turned as EXIF says; an infrared image's one channel three times",
+            "grey_of_more_than_8_bits": "255 (value - low) / (high - low) of `scales`, clipped to 0 to 255 and rounded;"
+            " per_image: low and high are the image's own 0.1 and 99.9 percentiles",
+            "size": {"height": embedder.height, "width": embedder.width},
+            "resize": "bilinear, half-pixel centres, no antialiasing, rounded to whole grey levels; aspect not kept",
+            "mean": MEAN.tolist(),
+            "std": STD.tolist(),
+            "layout": "float32 [batch, 3, height, width], (value / 255 - mean) / std",
+        },
+        "results": [{name: value for name, value in result.items() if name != "trials"} for result in results],
+        "exported_with": versions(),
+        "licence": LICENCE,
+        "intended_use": USE,
+        "not_for": NO_USE,
+    }
+
+
+def write_safetensors(source: Path, target: Path) -> None:
+    """Write the run's file without its classifiers, with the same metadata."""
+    file, card = open_model(source)
+    kept = file.read(name for name in file.tensors if CLASSIFIER not in name)
+    write_model(target, kept, card.model_dump(mode="json", exclude={"format", "format_version", "seal"}))
+
+
+def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
+    """Write a graph for each modality, without the exporter's notes, so that the same run gives the same bytes.
+
+    One file with a switch inside would carry both stems through every call, and most runtimes take no words as input.
+    """
+    assert embedder.model is not None
+    for modality, name in ONNX_FILES.items():
+        graph = _Descriptor(embedder.model, modality).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own
+            logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+            program = torch.onnx.export(
+                graph,
+                (images[modality][:2],),
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                optimize=True,
+                input_names=["images"],
+                output_names=["embedding"],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+            )
+        assert program is not None
+        proto = program.model_proto
+        _remove_notes(proto)
+        write_whole(folder / name, proto.SerializeToString(deterministic=True))
+
+
+def _remove_notes(proto: Any) -> None:
+    """The exporter's notes name paths and source lines of this machine."""
+    graph = proto.graph
+    parts = (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
+    for part in parts:
+        del part.metadata_props[:]
+        part.doc_string = ""
+
+
+def compare(embedder: Embedder, exported: Embedder, images: Images) -> dict[str, Any]:
+    """The difference of descriptors in batches of 1, 2 and 4, for the card. InputError beyond the tolerance."""
+    worst = 0.0
+    for modality, images_BCHW in images.items():
+        for batch in images_BCHW.split([1, 2, COMPARED - 3]):
+            found_BD, expected_BD = (one.embed_prepared(batch, modality, "full") for one in (exported, embedder))
+            worst = max(worst, float(np.abs(found_BD - expected_BD).max()))
+    if not worst <= TOLERANCE:
+        raise InputError(
+            f"expected the export and the run to agree to {TOLERANCE:g}, got a difference of {worst:.2g}; nothing is"
+            " written: report it with the versions of torch, onnx and onnxruntime"
+        )
+    return {"compared": COMPARED * len(images), "largest_difference": worst, "tolerance": TOLERANCE}
+
+
+class _Descriptor(nn.Module):
+    """The graph that is exported: one modality's images to full descriptors."""
+
+    def __init__(self, model: TacafNet, modality: Modality) -> None:
+        super().__init__()
+        self.model, self.modality = model, modality
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model.embed(images, self.modality)

@@ -1,0 +1,95 @@
+"""A trained model as an `Embedder` uses it: one function from images to descriptors, and what is known of the model."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from tacaf.images import GreyScale
+from tacaf.model.card import CARD, checked_file, read_card
+from tacaf.model.file import ModelFacts, load_model
+from tacaf.model.tacafnet import TacafNet
+from tacaf.model.weights import CLASSIFIER
+from tacaf.vocabulary import Embedding, InputError, Modality
+
+MODEL = "model.safetensors"
+
+# images float32 [b, 3, H, W], modality, embedding -> descriptors [b, d]
+Run = Callable[[torch.Tensor, Modality, Embedding], np.ndarray]
+
+
+class LoadedModel(NamedTuple):
+    """What every user of a trained model needs, whatever file it came from."""
+
+    run: Run
+    height: int  # of its input, pixels
+    width: int
+    card: dict[str, Any]  # training set, seed, what the descriptor holds; of an export also preprocessing and results
+    sha256: str  # of the weights: descriptors of two models never compare
+    scales: dict[Modality, GreyScale]  # of the training set: how grey of more than 8 bits becomes 8
+    device: torch.device
+    network: TacafNet | None  # None for ONNX
+
+
+def load_safetensors(path: Path, device: str) -> LoadedModel:
+    """The model in a model.safetensors. In an export's folder, the file must be the one that the card names."""
+    if (path.parent / CARD).exists():
+        checked_file(path.parent, path.name, read_card(path.parent))
+    network, facts = load_model(path)
+    try:
+        network.to(device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"expected a device that is here, got {device!r}: {reason}; take cpu") from None
+
+    @torch.no_grad()
+    def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
+        return network.embed(images_BCHW.to(device), modality, embedding).cpu().numpy()
+
+    card = facts.model_dump(mode="json", include=set(ModelFacts.model_fields))
+    return LoadedModel(
+        run=run,
+        height=facts.height,
+        width=facts.width,
+        card={**card, "embedding": describe_embedding(network)},
+        sha256=weights_sha256(network),
+        scales=facts.scales,
+        device=torch.device(device),
+        network=network,
+    )
+
+
+def slices_of(card: dict[str, Any], embedding: Embedding) -> list[tuple[int, int]]:
+    """Where a kind of descriptor lies in the full one; its parts are normalised again together."""
+    found = {
+        name: (start, stop)
+        for name, (start, stop) in card["embedding"]["slices"].items()
+        if embedding == "full" or name == "global feature" or (embedding, name[:4]) == ("global_and_parts", "part")
+    }
+    return list(found.values())
+
+
+def describe_embedding(model: TacafNet) -> dict[str, Any]:
+    """Which numbers of the full descriptor are what (method §5.6)."""
+    whole, head = model.embedding_width(), model.embedding_width("global_only")
+    slices = {"global feature": [0, head]}
+    if model.ipcam is not None:
+        node = model.config.ipcam.node_width
+        slices |= {"global node": [head, head + node], "part nodes, coarse to fine": [head + node, whole]}
+    return {"width": whole, "global_width": head, "slices": slices, "length": 1, "compare_by": "cosine"}
+
+
+def weights_sha256(model: TacafNet) -> str:
+    """Of everything that decides a descriptor: the same for a run and its exports, whatever the file."""
+    # what CMAAM masks and matches in training has no part in a descriptor, and is younger than some indexes
+    config = model.config.portable().model_dump(mode="json", exclude={"cmaam": {"mask", "matching"}})
+    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if CLASSIFIER not in name:
+            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()
