@@ -37,7 +37,7 @@ class Stream(IntEnum):
 
 
 def philox(
-    counter: tuple[int | np.ndarray, ...], key: tuple[int, int]
+    counter: tuple[ArrayLike, ...], key: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Philox4x32-10: four counter words and two key words below 2**32, to four uint64 arrays of 32 bits."""
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))

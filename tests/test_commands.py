@@ -1,6 +1,8 @@
 """`tacaf`: one name for every command, from any folder, with the packages that a command needs and no more."""
 
 import ast
+import importlib
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -184,6 +186,15 @@ def imported(path: Path) -> set[str]:
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     return {name.partition(".")[0] for name in names}
+
+
+def test_the_names_that_stay_are_there():
+    page = (ROOT / "docs" / "use.md").read_text().partition("## Names that stay")[2].partition("## ")[0]
+    names = re.findall(r"`((?:tacaf|kernels)\.[a-z_.]+\.\w+)`", page)
+    assert len(names) == 8
+    for name in names:
+        module, _, attribute = name.rpartition(".")
+        assert callable(getattr(importlib.import_module(module), attribute))
 
 
 def test_importing_tacaf_imports_nothing_else():

@@ -38,7 +38,7 @@ class ShardReader:
         self._as_it_is = np.zeros(len(index), dtype=bool)  # rows whose files are known to need no change
         self._asked_for_room = False
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, object]:
         return {**self.__dict__, "_maps": OrderedDict(), "_as_it_is": np.zeros(len(self.index), dtype=bool)}
 
     def read(self, row: int) -> np.ndarray:
