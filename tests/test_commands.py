@@ -231,7 +231,12 @@ def refusal(folder: Path, change: str, module: str) -> str:
     """What a command says after this change of Python's path; the status is that of an input error."""
     script = f"import sys\nfrom tacaf.command import run_to_end\n{change}\nsys.exit(run_to_end({module!r}))"
     done = subprocess.run(
-        [sys.executable, "-c", script], env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=LIMIT_S
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
     )
     assert (done.returncode, done.stdout) == (INPUT, "")
     assert done.stderr.count("\n") == 1
