@@ -221,9 +221,10 @@ def test_another_package_of_the_same_name_is_named(tmp_path, name):
 
 
 def test_a_folder_that_hides_a_package_is_named_by_the_command_that_needs_it(tmp_path):
-    """As `python -m` puts the current folder first, and an editable install comes last."""
+    """`python -m` puts the current folder first, and an editable install comes last: here it does not come at all."""
     (tmp_path / "shards").mkdir()
     only_there = f"sys.path[:] = [{str(tmp_path)!r}, *(entry for entry in sys.path if entry != {str(ROOT)!r})]"
+    only_there += "\nsys.meta_path[:] = [finder for finder in sys.meta_path if 'editable' not in repr(finder)]"
     assert "shards" in refusal(tmp_path, only_there, "shards.__main__")
 
 
