@@ -7,8 +7,8 @@ Models are judged on validation identities; once all choices are made, `--test` 
 identities. `--try` adds a row with other settings, in a table of its own, so that what failed is on record too.
 
 Finished trainings are kept, so the same command resumes after an interruption. --results holds the scores of every
-training, with which it need not be repeated even where its run is gone, and a table for each benchmark. The tables are
-written again after every training and say what they lack.
+training, a file for each benchmark, with which it need not be repeated even where its run is gone. The tables go to
+--tables; they are written again after every training and say what they lack.
 """
 
 from tacaf.start import start
@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 
 from launch.study.ablation import Ablation, write_tables
-from launch.study.results import Cell
+from launch.study.ablation_cell import Cell
 from launch.study.rows import CORE, ROWS, choose_rows, varied_row
 from launch.study.trainings import SCRIPT, Training, run_all
 from shards.pedestrians import benchmarks
@@ -44,9 +44,11 @@ def study_of(args: argparse.Namespace) -> Ablation:
         raise InputError(
             f"expected --name WORD with --try, for tables of their own, and no / in it, got {args.name!r}; name it"
         )
+    results = args.results or args.out / "results"
     return Ablation(
         out=args.out,
-        results=args.results or args.out / "results",
+        results=results,
+        tables=args.tables or results,
         config=args.config,
         settings=tuple(args.set),
         benchmarks=tuple(dict.fromkeys(args.benchmarks)),
@@ -67,7 +69,7 @@ def ablate(study: Ablation, parallel: int, only_tables: bool) -> int:
     for cell in cells:
         cell.check()
     collecting = Collecting(study, cells)
-    missing = [cell for cell in cells if cell.people(study.split) is None]
+    missing = [cell for cell in cells if cell.scores(study.split) is None]
     todo = [cell for cell in missing if not cell.training.finished()]
     print(f"{len(cells) - len(todo)} of {len(cells)} trainings are finished", flush=True)
     if not only_tables:
@@ -113,7 +115,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = tuple(benchmarks.BENCHMARKS)
     add = parser.add_argument
     add("--out", type=to_path, required=True, help="folder for the sets and runs")
-    add("--results", type=to_path, help="folder for the scores and tables; default: OUT/results")
+    add("--results", type=to_path, help="folder for the scores; default: OUT/results")
+    add("--tables", type=to_path, help="folder for the tables; default: that of the scores")
     add("--benchmarks", nargs="+", choices=names, default=names[:1], help="default: %(default)s")
     add("--rows", nargs="+", choices=(*ROWS, "core", "all"), default=["core"], help=f"default: core ({' '.join(CORE)})")
     add(

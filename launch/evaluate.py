@@ -1,7 +1,8 @@
 """Score a trained model: deepspeed launch/evaluate.py --run RUN --shards SHARDS --protocol sysu_mm01 ...
 
 Every image of the test identities is embedded once, whatever the number of ranks; rank 0 scores and writes
-RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json. Several runs of RegDB, one a split: the table over them as well.
+RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json. Several runs of RegDB, one for each split, also give the table
+over them.
 """
 
 from tacaf.start import start
@@ -15,60 +16,103 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from tacaf import distributed
 from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.data.storage import RemoteConfig
-from tacaf.evaluation.config import EvaluationConfig
+from tacaf.datasets import own_test_split
+from tacaf.evaluation.circumstances import Circumstances, join_circumstances
 from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.options import add_protocol_options, scoring_of, settings_of
 from tacaf.evaluation.protocols import PROTOCOLS
+from tacaf.evaluation.results import write_results
+from tacaf.evaluation.score import score_all
+from tacaf.evaluation.setting import Scoring, Setting
+from tacaf.evaluation.text import result_tables
 from tacaf.files import shown, write_whole
 from tacaf.images import far_apart
-from tacaf.model.file import ModelCard, load_model
+from tacaf.model.file import MODEL, ModelCard, load_model
 from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import load_config
-from tacaf.train.evaluation_options import chosen_settings
-from tacaf.train.leak import own_split, refuse_leak, refuse_mixed
-from tacaf.train.scoring import circumstances_of, embed_identities, joined, score_all, show, write_results
+from tacaf.train.engine import Place
+from tacaf.train.leak import check_protocol, refuse_leak, refuse_mixed
+from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 from tacaf.vocabulary import Embedding, InputError
 
-MODEL = "model.safetensors"
+MOST_IMAGES_A_BATCH = 2**16
 
 
-def evaluate(arguments: argparse.Namespace) -> None:
+class Task(NamedTuple):
+    """What is scored and how: the same for every run."""
+
+    shards: ShardIndex
+    settings: list[Setting]
+    scoring: Scoring
+    usual: Embedding  # the one that the models were scored with when their trainings ended
+
+
+class Embedded(NamedTuple):
+    """The features of one run's model, and what its results say of them."""
+
+    features: FeatureSet
+    known: Circumstances
+
+
+def evaluate(args: argparse.Namespace) -> None:
     place = deepspeed_engine.start_distributed()
     with distributed.together():
-        index = ShardIndex.open(arguments.shards, remote_of(arguments.run[0]))
-        cards = [load_model(run / MODEL)[1] for run in arguments.run]
-        splits = chosen_splits(arguments, index, cards)
+        index = ShardIndex.open(args.shards, remote_of(args.run[0]))
+        cards = [load_model(run / MODEL)[1] for run in args.run]
+        splits = chosen_splits(args, index, cards)
         usual = usual_embedding(cards)
-        settings = chosen_settings(arguments, index, usual)
+        check_protocol(index, args.protocol)
+        settings = settings_of(args, every=True, own_locations=index.locations)
+        task = Task(index, settings, scoring_of(args), usual)
         if place.rank == 0:
             for text in dict.fromkeys(text for card in cards for text in scale_warnings(card, index)):
                 print(f"warning: {text}", file=sys.stderr, flush=True)
-    scored: list[tuple[FeatureSet, dict]] = []
-    for run, split in zip(arguments.run, splits, strict=True):
-        with distributed.together():
-            model, card = load_model(run / MODEL)
-        features, _ = embed_identities(
-            model.to(place.device),
-            index,
-            index.pids_of(split),
-            card.height,
-            card.width,
-            settings,
-            place,
-            arguments.flip,
-        )
-        scored.append((features, circumstances_of(settings, card, split, arguments.flip, index)))
+    embedded: list[Embedded] = []
+    for run, split in zip(args.run, splits, strict=True):
+        embedded.append(embed(args, task, run, split, place))
         with distributed.together():
             if place.rank == 0:
-                write_and_show(arguments, settings, scored[-1:], run / "results", usual)
+                write_and_show(args, task, embedded[-1:], run / "results")
     with distributed.together():
-        if place.rank == 0 and len(scored) > 1:
-            write_and_show(arguments, settings, scored, parent_of(arguments.run), usual)
+        if place.rank == 0 and len(embedded) > 1:
+            write_and_show(args, task, embedded, parent_of(args.run))
+
+
+def embed(args: argparse.Namespace, task: Task, run: Path, split: str, place: Place) -> Embedded:
+    """The features of the split by the run's model; the same on every rank."""
+    with distributed.together():
+        model, card = load_model(run / MODEL)
+    extraction = Extraction(
+        height=card.height,
+        width=card.width,
+        embedding=args.embedding or task.usual,
+        batch_size=args.batch_size,
+        flip=args.flip,
+    )
+    pids = task.shards.pids_of(split)
+    features, _ = embed_identities(model.to(place.device), task.shards, pids, extraction, place)
+    return Embedded(features, circumstances_of(card, split, extraction, task.shards))
+
+
+def write_and_show(args: argparse.Namespace, task: Task, embedded: Sequence[Embedded], folder: Path) -> None:
+    """Score one run, or all of them as one table, and write the results into `folder`."""
+    features = [one.features for one in embedded]
+    if args.features:
+        features[0].save(args.features)
+    known = join_circumstances([one.known for one in embedded])
+    results = score_all(features, task.settings, task.scoring, known)
+    paths = write_results(results, folder, task.usual)
+    if args.json and len(embedded) == len(args.run):
+        values = [result.as_json() for result in results]
+        write_whole(args.json, json.dumps(values[0] if len(values) == 1 else values, indent=1))
+    print(result_tables(results))
+    print("written: " + ", ".join(map(shown, paths)))
 
 
 def scale_warnings(card: ModelCard, index: ShardIndex) -> list[str]:
@@ -82,7 +126,7 @@ def scale_warnings(card: ModelCard, index: ShardIndex) -> list[str]:
 
 
 def usual_embedding(cards: Sequence[ModelCard]) -> Embedding:
-    """The one that these models were scored with when their trainings ended. InputError where they differ."""
+    """The one that these models were scored with when their trainings ended. InputError if they differ."""
     found = {card.usual_embedding for card in cards}
     if len(found) > 1:
         raise InputError(
@@ -91,48 +135,28 @@ def usual_embedding(cards: Sequence[ModelCard]) -> Embedding:
     return found.pop()
 
 
-def chosen_splits(arguments: argparse.Namespace, index: ShardIndex, cards: Sequence[ModelCard]) -> list[str]:
-    """The list each run's model is scored on; InputError before any work for one that it has seen."""
+def chosen_splits(args: argparse.Namespace, index: ShardIndex, cards: Sequence[ModelCard]) -> list[str]:
+    """The list each run's model is scored on. InputError, before any work, for one that the model was trained on."""
     if len(cards) > 1:
-        if not PROTOCOLS[arguments.protocol].one_file_per_split:
+        if not PROTOCOLS[args.protocol].one_file_per_split:
             raise InputError(
-                f"expected one run under {arguments.protocol}, got {len(cards)}; several are for regdb, which has a "
-                "model a split"
+                f"expected one run under {args.protocol}, got {len(cards)}; several are for regdb, which has a model"
+                " for each split"
             )
-        if arguments.split or arguments.features:
+        if args.split or args.features:
             raise InputError(
                 f"expected neither --split nor --features with {len(cards)} runs, each of which has its own; leave "
                 "them out"
             )
         refuse_mixed(cards)
-    splits = [arguments.split or own_split(card.trained_on) for card in cards]
+    splits = [args.split or own_test_split(card.trained_on["split"]) for card in cards]
     for card, split in zip(cards, splits, strict=True):
         refuse_leak(index, card.trained_on, index.pids_of(split))
     return splits
 
 
-def write_and_show(
-    arguments: argparse.Namespace,
-    settings: EvaluationConfig,
-    scored: list[tuple[FeatureSet, dict]],
-    folder: Path,
-    usual: Embedding,
-) -> None:
-    """Results of one run, or of all of them as one table, into `folder`."""
-    features = [one for one, _ in scored]
-    if arguments.features:
-        features[0].save(arguments.features)
-    facts = joined([known for _, known in scored])
-    results = score_all(features if len(features) > 1 else features[0], settings, settings.asked(), facts)
-    paths = write_results(results, folder, usual)
-    if arguments.json and len(scored) == len(arguments.run):
-        write_whole(arguments.json, json.dumps(results[0] if len(results) == 1 else results, indent=1))
-    print(show(results))
-    print("written: " + ", ".join(map(shown, paths)))
-
-
 def parent_of(runs: list[Path]) -> Path:
-    """The folder that all runs lie in: the place of their common table."""
+    """The folder that holds all runs: their common table is written there."""
     return Path(os.path.commonpath([run.resolve().parent for run in runs]))
 
 
@@ -144,44 +168,27 @@ def remote_of(run: Path) -> RemoteConfig:
 
 def parse(description: str | None, argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--run",
         type=to_path,
         nargs="+",
         required=True,
-        help="run folder with model.safetensors; for RegDB several, one a split, which also gives the table over them",
+        help="run folder with model.safetensors; for RegDB several, one for each split, for the table over them",
     )
-    parser.add_argument(
-        "--shards", type=to_location, required=True, help="shard set to score on: a folder or an address"
-    )
-    parser.add_argument("--protocol", choices=("sysu_mm01", "regdb", "llcm", "generic"), required=True)
-    parser.add_argument("--mode", choices=("all_search", "indoor_search"), help="SYSU-MM01; both when left out")
-    parser.add_argument(
-        "--direction", help="visible_to_infrared, infrared_to_visible; generic: within one modality, too"
-    )
-    parser.add_argument("--shots", type=int, choices=(1, 10), help="SYSU-MM01; both when left out")
-    parser.add_argument(
-        "--gallery-draw", choices=("official", "literature"), help="official where --splits gives the permutations"
-    )
-    parser.add_argument("--splits", type=to_path, help="folder with the authors' rand_perm_cam.mat")
-    parser.add_argument(
-        "--split", help="named identity list of the shard set; test where left out, test_3 for a model of train_3"
-    )
-    parser.add_argument("--metric", choices=("cosine", "euclidean"))
-    parser.add_argument("--embedding", choices=get_args(Embedding), help="default: as the run was scored")
-    parser.add_argument("--flip", action="store_true", help="average with the mirror image")
-    parser.add_argument("--rerank", nargs="*", metavar="K1 K2 LAMBDA", help="k-reciprocal re-ranking; 20 6 0.3")
-    parser.add_argument("--exclude", help="generic: none, camera, location or pid_and_camera left out of a list")
-    parser.add_argument(
-        "--locations", nargs="+", default=[], metavar="CAMID=LOCATION", help="for --exclude location; or the set's own"
-    )
-    parser.add_argument("--query-list", type=to_path, help="generic: file with keys of the images that ask, one a line")
-    parser.add_argument("--gallery-list", type=to_path, help="generic: file with keys of the images that answer")
-    parser.add_argument("--batch-size", type=int)
-    parser.add_argument("--features", type=to_path, help="keep the features as .npz")
-    parser.add_argument("--json", type=to_path, help="also write the results here")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
-    return parser.parse_args(argv)
+    add("--shards", type=to_location, required=True, help="shard set to score on: a folder or an address")
+    add("--split", help="list of identities of the shard set; default: test, or test_3 for a model of train_3")
+    add_protocol_options(parser, every=True)
+    add("--embedding", choices=get_args(Embedding), help="default: as the run was scored")
+    add("--flip", action="store_true", help="average the embedding with the mirror image's")
+    add("--batch-size", type=int, default=64, help="images at a time on each rank (default: %(default)s)")
+    add("--features", type=to_path, help="also write the features to this .npz")
+    add("--json", type=to_path, help="also write the results to this file")
+    add("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
+    args = parser.parse_args(argv)
+    if not 1 <= args.batch_size <= MOST_IMAGES_A_BATCH:
+        raise InputError(f"expected --batch-size from 1 to {MOST_IMAGES_A_BATCH}, got {args.batch_size}; change it")
+    return args
 
 
 @entry()

@@ -30,10 +30,10 @@ from tacaf.data.photo import images_below, left_out_below
 from tacaf.data.reader import ShardReader
 from tacaf.files import sha256_of, shown, whole_folder
 from tacaf.model.card import CARD, write_card
+from tacaf.model.file import MODEL
 from tacaf.search import exporting
 from tacaf.search.embedder import Embedder
 from tacaf.search.exporting import COMPARED, OPSET, Images
-from tacaf.search.loaded_model import MODEL
 from tacaf.train.config import load_config
 from tacaf.vocabulary import InputError, Modality
 

@@ -1,6 +1,6 @@
-"""Make report.html of a finished run again: python launch/report.py --run RUN [--shards SHARDS] [--features F.npz]
+"""Rewrite the report.html of a finished run: python launch/report.py --run RUN [--shards SHARDS] [--features F.npz]
 
-Reads what the run left (config, metrics, results, features, model) and the images from the shards; scores nothing anew.
+Reads the run's config, metrics, results, features and model, and the images from the shards. Nothing is scored again.
 """
 
 from tacaf.start import start
@@ -18,7 +18,7 @@ from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.files import shown
-from tacaf.model.file import load_model
+from tacaf.model.file import MODEL, load_model
 from tacaf.report.pictures import make_pictures
 from tacaf.report.report import write_report
 from tacaf.train.config import load_config
@@ -28,9 +28,9 @@ FACTS = ("pid", "camid", "modality", "number")
 
 
 def rewrite_report(run: Path, shards: str | Path | None = None, features_file: Path | None = None) -> Path:
-    """The path of the report. `shards`: the config's where left out. `features_file`: the run's own where left out.
+    """Rewrite the report; its path. The defaults of `shards` and `features_file` are those of the run.
 
-    InputError for a folder that holds no run, and for features or a model that are not there or of another set.
+    InputError for a folder that holds no run, and for features or a model that are missing or of another set.
     """
     if not (run / "config.yaml").is_file():
         raise InputError(f"expected a run folder with config.yaml, got {run}; give the folder a training wrote")
@@ -38,14 +38,15 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
     index = ShardIndex.open(shards or config.data.shards, config.data.remote)
     features = load_features(features_file or run / "results" / "features.npz")
     rows = rows_of(index, features)
-    model, card = load_model(run / "model.safetensors")
+    model, card = load_model(run / MODEL)
     if features.width != model.embedding_width(config.evaluation.embedding):
         raise InputError(
             f"expected features {model.embedding_width(config.evaluation.embedding)} wide, as the run's model makes"
             f" them, got {features.width}; give the features of this run"
         )
     size = (card.height, card.width)
-    return write_report(run, make_pictures(features, rows, index, config.evaluation, config.seed, model.eval(), size))
+    pictures = make_pictures(features, rows, index, config.evaluation, config.seed, model.eval(), size)
+    return write_report(run, config.evaluation, pictures)
 
 
 def rows_of(index: ShardIndex, features: FeatureSet) -> np.ndarray:
@@ -70,15 +71,13 @@ def _facts(columns: dict, rows: np.ndarray) -> list[tuple[int, ...]]:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=to_path, required=True, help="run folder of a finished training")
-    parser.add_argument(
-        "--shards", type=to_location, help="where the shard set lies now; the run's data.shards when left out"
-    )
-    parser.add_argument("--features", type=to_path, help="features of the set; RUN/results/features.npz when left out")
+    parser.add_argument("--shards", type=to_location, help="where the shard set is now; default: the run's data.shards")
+    parser.add_argument("--features", type=to_path, help="features of the set; default: RUN/results/features.npz")
     return parser.parse_args(argv)
 
 
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse(argv)
-    print(f"report: {shown(rewrite_report(arguments.run, arguments.shards, arguments.features))}")
+    args = parse(argv)
+    print(f"report: {shown(rewrite_report(args.run, args.shards, args.features))}")
     return 0

@@ -19,14 +19,15 @@ from launch.study.comparison import write_comparison
 from launch.study.reproduction import Reproduction
 from launch.study.rows import CORE, ROWS, choose_rows
 from launch.study.trainings import Training, run_all
-from shards.__main__ import DATA_SETS
+from shards.data_sets import DATA_SETS
 from tacaf.command import Parser, entry, to_path
+from tacaf.datasets import REGDB
 from tacaf.files import shown
 from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 CONFIGS = Path(__file__).parent / "configs"
-REGDB_SPLITS = tuple(range(1, 11))
+REGDB_SPLITS = REGDB.numbered_splits
 
 
 @entry()

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 
 from tacaf import distributed
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.train import engine as deepspeed_engine
@@ -151,7 +151,7 @@ def train(config: Config, resume: bool, stop: StopRequest, trusted: bool = False
                 dog.at(f"{here}, update")
                 norm = optimize(engine, clip_norm=config.optim.clip_norm, last=last)
                 dog.at(f"{here}, comparing losses")
-                reader.add(launched(state.global_step, batch, rates, batches.wait_s, terms, figures_F, norm))
+                reader.add(launched(state.global_step, batch, rates, batch.wait_s, terms, figures_F, norm))
                 state = state.after_step(steps)._replace(skipped=reader.skipped)
             dog.at("the last scores and the report")
             finish(config, state, engine, index, place, run, watcher, identities)

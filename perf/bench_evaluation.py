@@ -31,18 +31,19 @@ import numpy as np
 from perf.parts.streamed_gallery import StreamedCase, measure_streamed
 from perf.parts.usual_scoring import usual_loop, usual_rerank
 from tacaf.command import Parser, entry, to_path
+from tacaf.datasets import SYSU_MM01, SYSU_MM01_QUERIES
 from tacaf.documents import MOST_BYTES, load_json
 from tacaf.evaluation.ranking import Ranks, distances, measures, normalise, rank_distances
 from tacaf.evaluation.rerank import Distances, Rerank, reranked
 from tacaf.files import read_bytes, shown, write_json
 from tacaf.vocabulary import InputError
 
-QUERIES = 3803
+QUERIES = SYSU_MM01_QUERIES
 FEATURE_WIDTH = 2048
 NOISE = 3.0  # of the re-ranking's features, in deviations of the pids' centres
 STRUCTURE = "SYSU-MM01 all_search, location rule, each pid once"
 GALLERY_PIDS = {1: 56, 2: 56, 4: 94, 5: 95}  # pids seen by each gallery camera, of 96
-LOCATION = {1: 1, 2: 2, 3: 2, 4: 4, 5: 5, 6: 6}
+LOCATION = SYSU_MM01.locations
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 

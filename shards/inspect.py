@@ -219,7 +219,7 @@ def _picture(shard_set: ShardSet, row: int) -> Picture:
 
 
 def _modality(shard_set: ShardSet, row: int) -> Modality:
-    return list(Modality)[int(shard_set.columns["modality"][row])]
+    return Modality.of_code(shard_set.columns["modality"][row])
 
 
 def _name_of(shard_set: ShardSet, pid: int) -> str | None:

@@ -17,7 +17,6 @@ from tacaf.shard_columns import NO_SPLIT, row_key
 from tacaf.shard_set import file_problem
 from tacaf.vocabulary import InputError, Modality, Split
 
-MODALITIES = {modality.code: modality for modality in Modality}
 SPLITS = {split.code: split.value for split in Split} | {NO_SPLIT: None}
 _MOST_FACTS = 65_536  # bytes; the facts of a sample take about a hundred
 _MOST_LINE = 1024  # bytes, of a sample in an .idx; it takes about a hundred
@@ -117,7 +116,7 @@ def _check_sample(
         yield f"the columns state {size} bytes at {offset}, the tar has {image.size} at {image.offset_data}"
         return
     file.seek(offset)
-    scale = scales.get(MODALITIES[int(columns["modality"][row])])
+    scale = scales.get(Modality.of_code(columns["modality"][row]))
     problem = decode_problem(file.read(size), scale)
     if problem:
         yield f"does not decode: {problem}"
@@ -135,7 +134,7 @@ def _facts_problem(data: bytes, columns: Columns, row: int) -> str | None:
         return str(error)
     expected: dict[str, Any] = {name: int(columns[name][row]) for name in ("pid", "camid")}
     expected |= {
-        "modality": MODALITIES[int(columns["modality"][row])].value,
+        "modality": Modality.of_code(columns["modality"][row]).value,
         "split": SPLITS[int(columns["split"][row])],
     }
     if not isinstance(facts, dict) or set(facts) != {*expected, "source"}:

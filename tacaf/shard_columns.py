@@ -91,7 +91,7 @@ def column_bytes(values: np.ndarray) -> bytes:
 
 def row_key(columns: Columns, row: int) -> str:
     """The key of the sample that a row stands for."""
-    modality = list(Modality)[int(columns["modality"][row])]
+    modality = Modality.of_code(columns["modality"][row])
     return sample_key(modality, *(int(columns[name][row]) for name in ("pid", "camid", "number")))
 
 

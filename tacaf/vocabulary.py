@@ -37,7 +37,7 @@ class InputError(Exception):
 
 
 class Modality(StrEnum):
-    """What a camera sees. `code` is the number that stands in arrays (visible 0, infrared 1)."""
+    """What a camera sees. `code` is its number in arrays: visible 0, infrared 1."""
 
     VISIBLE = "visible"
     INFRARED = "infrared"
@@ -45,6 +45,14 @@ class Modality(StrEnum):
     @property
     def code(self) -> int:
         return 0 if self is Modality.VISIBLE else 1
+
+    @classmethod
+    def of_code(cls, code: int) -> "Modality":
+        """The modality whose `code` this is; any integer type. ValueError if there is none."""
+        for modality in cls:
+            if modality.code == code:
+                return modality
+        raise ValueError(f"{code} is not the code of a modality")
 
     @property
     def other(self) -> "Modality":

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from launch.study import ablation_table
+from launch.study.ablation_cell import Cell
 from launch.study.forest import draw_forest
-from launch.study.results import Cell, Scored, result_file
+from launch.study.kept import KeptScores, Scored, kept_file
 from launch.study.rows import Row
 from launch.study.trainings import Training
 from shards.pedestrians import benchmarks
@@ -22,7 +23,8 @@ class Ablation:
     """What is compared, and where its parts are: rows x seeds on every benchmark."""
 
     out: Path  # the sets and the runs
-    results: Path  # the scores of every training, and the tables
+    results: Path  # the scores of every training
+    tables: Path
     config: Path
     settings: tuple[str, ...]  # above the configuration, for every training
     benchmarks: tuple[str, ...]
@@ -34,18 +36,19 @@ class Ablation:
 
     def cells(self) -> list[Cell]:
         """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
+        stores = {benchmark: KeptScores(kept_file(self.results, benchmark)) for benchmark in self.benchmarks}
         return [
-            self._cell(benchmark, row, seed)
+            self._cell(stores[benchmark], benchmark, row, seed)
             for seed in self.seeds
             for benchmark in self.benchmarks
             for row in self.rows.values()
         ]
 
-    def _cell(self, benchmark: str, row: Row, seed: int) -> Cell:
+    def _cell(self, store: KeptScores, benchmark: str, row: Row, seed: int) -> Cell:
         name = f"{benchmark}-{row.name}-seed{seed}"
         own = (f"data.shards={self.set_folder(benchmark)}", f"seed={seed}", *row.settings)
         training = Training(self.out / "runs" / name, self.config, (*self.settings, *own))
-        return Cell(benchmark, row.name, seed, training, result_file(self.results, benchmark, row.name, seed))
+        return Cell(benchmark, row.name, seed, training, store)
 
     def set_folder(self, benchmark: str) -> Path:
         """The folder of a benchmark's shard set."""
@@ -68,7 +71,7 @@ def write_tables(study: Ablation, cells: Sequence[Cell], failures: Mapping[Train
     failures: why a training has no scores, for those that failed.
     """
     pages = []
-    study.results.mkdir(parents=True, exist_ok=True)
+    study.tables.mkdir(parents=True, exist_ok=True)
     for benchmark in study.benchmarks:
         own = [cell for cell in cells if cell.benchmark == benchmark]
         rows = [
@@ -77,9 +80,9 @@ def write_tables(study: Ablation, cells: Sequence[Cell], failures: Mapping[Train
         ]
         content = ablation_table.record(rows, study.resamplings, _facts(study, benchmark, own))
         name = "_".join(part for part in ("ablation", benchmark, study.split, study.name) if part)
-        pages.append(study.results / f"{name}.md")
-        write_whole(study.results / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
-        write_whole(study.results / f"{name}.svg", draw_forest(content))
+        pages.append(study.tables / f"{name}.md")
+        write_whole(study.tables / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+        write_whole(study.tables / f"{name}.svg", draw_forest(content))
         write_whole(pages[-1], ablation_table.markdown(content))
     return pages
 
@@ -88,7 +91,7 @@ def _measured(
     row: Row, own: Sequence[Cell], split: Scored, failures: Mapping[Training, str]
 ) -> ablation_table.MeasuredRow:
     """A row as far as it is measured, with a sentence for what is missing."""
-    found = {cell.seed: cell.people(split) for cell in own}
+    found = {cell.seed: cell.scores(split) for cell in own}
     seeds = {seed: scores for seed, scores in found.items() if scores is not None}
     lacks = [f"seed {cell.seed}: {failures[cell.training]}" for cell in own if cell.training in failures]
     waiting = len(own) - len(seeds) - len(lacks)

@@ -9,6 +9,11 @@ from launch.study.bootstrap import Difference, paired_difference
 from launch.study.identity_scores import SHOWN, IdentityScores
 from launch.study.rows import Row
 
+_LEGEND = (
+    "Differences in points, with their 95 % intervals; bold where zero lies outside. ¹ One seed or two: the"
+    " interval knows nothing, or hardly anything, of the spread over seeds; no such difference counts."
+)
+
 
 class MeasuredRow(NamedTuple):
     """A row as far as it is measured."""
@@ -62,22 +67,20 @@ def record(rows: Sequence[MeasuredRow], resamplings: int, facts: Mapping[str, An
     }
 
 
-def markdown(table: Mapping[str, Any]) -> str:
-    """The record as a page: per cent, mean ± sample standard deviation over seeds, differences in points."""
+def markdown(table: Mapping[str, Any], level: int = 1) -> str:
+    """The record as Markdown: per cent, mean ± sample standard deviation over seeds, differences in points.
+
+    level: of the heading. Below the first, the page around the table explains how it is to be read.
+    """
     texts = {row["row"]: row["text"] for row in table["rows"]}
-    lines = [f"# {table['title']}", "", *(f"{note}\n" for note in table["notes"])]
+    lines = [f"{'#' * level} {table['title']}", "", *(f"{note}\n" for note in table["notes"])]
     if not table["complete"]:
         lines += ["**Not complete: the last column says what is missing.**", ""]
     lines += ["| row | seeds | rank-1 | mAP | mINP | missing |", "| --- | --- | --- | --- | --- | --- |"]
     for row in table["rows"]:
         cells = [_spread([means[name] for means in row["seeds"].values()]) for name in SHOWN]
         lines.append(f"| {row['text']} | {len(row['seeds'])} | {' | '.join(cells)} | {'; '.join(row['lacks'])} |")
-    lines += [
-        "",
-        "Differences in points, with their 95 % intervals; bold where zero lies outside. ¹ One seed or two: the"
-        " interval knows nothing, or hardly anything, of the spread over seeds; no such difference counts.",
-        "",
-    ]
+    lines += ["", *([_LEGEND, ""] if level == 1 else [])]
     lines += ["| row | against | rank-1 | mAP | mINP |", "| --- | --- | --- | --- | --- |"]
     for row in table["rows"]:
         for key, found in row["against"].items():

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.study.rows import Row
+from tacaf.datasets import PUBLIC
+from tacaf.evaluation.results import Result
 from tacaf.files import shown, write_whole
 from tacaf.pages import render
 from tacaf.report.published import (
@@ -16,7 +18,6 @@ from tacaf.report.published import (
     PAPER_TABLE_1,
     PUBLISHED,
     TABLE_1_NOTE,
-    TRAINING_IDENTITIES,
 )
 
 TEMPLATE = Path(__file__).with_name("comparison.html")
@@ -30,7 +31,7 @@ class MeasuredRow(NamedTuple):
     """A row as far as it is measured."""
 
     row: Row
-    seeds: list[list[dict]]  # for every finished seed, the results of its model
+    seeds: list[list[Result]]  # for every finished seed, the results of its model
     lacks: list[str]  # a sentence for each thing that is missing
 
 
@@ -46,7 +47,7 @@ class Cell(NamedTuple):
 
 def cells(row: MeasuredRow) -> dict[Column, dict[str, Cell]]:
     """What a row has measured, by column and measure. A column that one of its seeds lacks is left out."""
-    found: dict[Column, list[dict]] = {}
+    found: dict[Column, list[Result]] = {}
     for results in row.seeds:
         for result in results:
             found.setdefault(column_of(result), []).append(result)
@@ -54,8 +55,8 @@ def cells(row: MeasuredRow) -> dict[Column, dict[str, Cell]]:
     return {column: {name: _cell(results, name) for name in SHOWN} for column, results in whole.items()}
 
 
-def column_of(result: dict) -> Column:
-    return result["mode"] or result["direction"], result["shots"]
+def column_of(result: Result) -> Column:
+    return result.search, result.shots
 
 
 def write_comparison(folder: Path, data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) -> list[Path]:
@@ -77,11 +78,11 @@ def write_comparison(folder: Path, data_set: str, rows: Sequence[MeasuredRow], f
     return paths
 
 
-def _cell(results: Sequence[dict], name: str) -> Cell:
-    means = [100 * result["mean"][name] for result in results]
+def _cell(results: Sequence[Result], name: str) -> Cell:
+    means = [100 * result.mean[name] for result in results]
     if len(means) > 1:
         return Cell(float(np.mean(means)), float(np.std(means, ddof=1)))
-    spread = results[0]["std"][name]
+    spread = results[0].std[name]
     return Cell(means[0], None if spread is None else 100 * spread)
 
 
@@ -142,7 +143,7 @@ def _published_field(data_set: str, name: str, shots: int | None) -> str | None:
 
 def _other_set(data_set: str, facts: dict[str, Any]) -> list[str]:
     """A set of the layout but not of the size is another set, and the published figures say nothing about it."""
-    expected = TRAINING_IDENTITIES[data_set]
+    expected = PUBLIC[data_set].training_identities
     if facts["identities"] in expected:
         return []
     words = " or ".join(map(str, expected))
@@ -155,10 +156,10 @@ def _other_set(data_set: str, facts: dict[str, Any]) -> list[str]:
 def _result_note(row: MeasuredRow) -> str:
     """What all results of a row have in common."""
     first = row.seeds[0][0]
-    parts = [first["protocol"], f"{len(first['trials'])} trials", first["metric"], f"excluded: {first['exclusion']}"]
-    parts += [f"{first['gallery_draw']} draw"] if first["gallery_draw"] else []
-    parts += [f"{first['embedding']} embedding", "flip" if first["flip"] else "no flip"]
-    parts += ["re-ranked" if first["rerank"] else "no re-ranking"]
+    parts = [first.protocol, f"{len(first.trials)} trials", first.metric, f"excluded: {first.exclusion}"]
+    parts += [f"{first.gallery_draw} draw"] if first.gallery_draw else []
+    parts += [f"{first.embedding} embedding", "flip" if first.flip else "no flip"]
+    parts += ["re-ranked" if first.rerank else "no re-ranking"]
     return ", ".join(parts) + "."
 
 
@@ -190,7 +191,12 @@ def _record(data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) -
         **facts,
         "complete": not any(row.lacks for row in rows),
         "rows": [
-            {"row": one.row.name, "text": one.row.text, "lacks": one.lacks, "results_of_seeds": one.seeds}
+            {
+                "row": one.row.name,
+                "text": one.row.text,
+                "lacks": one.lacks,
+                "results_of_seeds": [[result.as_json() for result in results] for results in one.seeds],
+            }
             for one in rows
         ],
     }

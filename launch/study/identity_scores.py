@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tacaf.evaluation.features import FeatureSet
-from tacaf.evaluation.trials import Setting, make_trials
+from tacaf.evaluation.setting import Setting
+from tacaf.evaluation.trials import make_trials
 
 SHOWN = ("rank1", "mAP", "mINP")
 

@@ -8,14 +8,15 @@ from typing import Any, NamedTuple
 from launch.study.comparison import MeasuredRow
 from launch.study.rows import Row
 from launch.study.trainings import Training
-from shards.__main__ import DATA_SETS
+from shards.data_sets import DATA_SETS
 from shards.verify import verify
 from tacaf.data.index import ShardIndex
+from tacaf.evaluation.circumstances import join_circumstances
 from tacaf.evaluation.features import load_features
-from tacaf.evaluation.results import on_own_set, read_result
-from tacaf.evaluation.score import score
+from tacaf.evaluation.results import Result, read_result
+from tacaf.evaluation.score import score_setting
+from tacaf.evaluation.setting import Scoring, choose_setting
 from tacaf.provenance import git_commit, versions
-from tacaf.train.scoring import joined
 from tacaf.vocabulary import InputError
 
 
@@ -86,7 +87,7 @@ class Reproduction:
             found.append(MeasuredRow(row, [results for results in seeds if results], lacks))
         return found
 
-    def _results(self, done: Sequence[Cell]) -> list[dict]:
+    def _results(self, done: Sequence[Cell]) -> list[Result]:
         """What the trainings of one seed scored. RegDB's splits are scored together, because a trial is a split."""
         if not done:
             return []
@@ -94,14 +95,12 @@ class Reproduction:
         if self.data_set != "regdb":
             return stored[0]
         features = [load_features(cell.training.folder / "results" / "features.npz") for cell in done]
-        told = ("split", "embedding", "flip", "trained_on", "scored_on", "seed")
         return [
-            score(
+            score_setting(
                 features,
-                "regdb",
-                direction=same[0]["direction"],
-                metric=same[0]["metric"],
-                circumstances=joined([{name: result[name] for name in told} for result in same]),
+                choose_setting("regdb", direction=same[0].direction),
+                Scoring(metric=same[0].metric),
+                join_circumstances([result.circumstances for result in same]),
             )
             for same in zip(*stored, strict=True)
         ]
@@ -125,14 +124,8 @@ class Reproduction:
         }
 
 
-def _results_of(cell: Cell) -> list[dict]:
+def _results_of(cell: Cell) -> list[Result]:
     """The results that the training itself wrote, and not somebody later with other options."""
-    own = cell.training.config().evaluation
-    wanted = (own.embedding, own.rerank is not None, own.metric, False)
-
-    def is_own(result: dict) -> bool:
-        kind = (result["embedding"], bool(result["rerank"]), result["metric"], bool(result["flip"]))
-        return kind == wanted and on_own_set(result)
-
     paths = sorted((cell.training.folder / "results").glob("*.json"))
-    return [result for result in map(read_result, paths) if is_own(result)]
+    evaluation = cell.training.config().evaluation
+    return [result for result in map(read_result, paths) if result.scored_as(evaluation)]

@@ -1,4 +1,4 @@
-"""Several trainings as processes of their own: the finished are kept, the begun go on, signals are passed on."""
+"""Trainings as child processes: finished ones are kept, started ones are resumed, and signals are passed on."""
 
 import signal
 import subprocess
@@ -17,8 +17,8 @@ from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 SCRIPT = Path(__file__).parent.parent / "train.py"
-LAST_FILE = "report.html"  # of a training: with it, nothing is left to do
-# of a configuration: how fast and how safe, which leaves the weights and scores as they are
+LAST_FILE = "report.html"  # a training writes it last
+# settings that change speed or safety, but neither weights nor scores
 _CHANGES_NOTHING = (
     *(f"data.{name}" for name in ("threads", "prefetch", "workers")),
     *(f"train.{name}" for name in ("save_every", "save_every_steps", "keep", "log_every")),
@@ -35,34 +35,34 @@ class Training(NamedTuple):
     settings: tuple[str, ...]
 
     def config(self) -> Config:
-        """Resolved. InputError for what a configuration refuses."""
+        """The resolved configuration. InputError for what a configuration refuses."""
         return load_config(self.file, [*self.settings, f"run={self.folder}"])
 
-    def begun(self) -> bool:
+    def started(self) -> bool:
         return (self.folder / "config.yaml").exists()
 
     def finished(self) -> bool:
         return (self.folder / LAST_FILE).exists()
 
     def refuse_other_settings(self) -> None:
-        """InputError if the folder's training was made with other values: one table, one recipe."""
+        """InputError if the folder has a training with other values: all rows of a table share one recipe."""
         config = self.config()
-        if self.begun():
+        if self.started():
             refuse_other_values(self.folder, load_config(self.folder / "config.yaml", []), config)
 
     def settings_beside(self, names: Sequence[str]) -> tuple[str, ...]:
-        """What is set above the file, but for these keys."""
+        """What is set above the file, without these keys."""
         return tuple(setting for setting in self.settings if setting.partition("=")[0] not in names)
 
     def command(self, ranks: int) -> list[str]:
-        """Begins or goes on with it on so many ranks of this machine."""
+        """The command line that starts or resumes it on so many ranks of this machine."""
         starter = [sys.executable]
         if ranks > 1:
             starter += [str(SCRIPT.with_name("local_ranks.py")), str(ranks)]
         words = [str(SCRIPT), "--config", str(self.file)]
         for setting in (*self.settings, f"run={self.folder}"):
             words += ["--set", setting]
-        return [*starter, *words, *(["--resume"] if self.begun() else [])]
+        return [*starter, *words, *(["--resume"] if self.started() else [])]
 
 
 def run_all(
@@ -72,7 +72,7 @@ def run_all(
     ranks: int = 1,
     environment: Mapping[str, str] | None = None,
 ) -> bool:
-    """Run them in order, so many at a time, and tell `ended` each one's exit status; False when asked to stop.
+    """Run them in order, `parallel` at a time; False when asked to stop. `ended` gets each one's exit status.
 
     One at a time writes to our output; several write to files beside their folders, <folder>.log. SIGTERM and SIGUSR1
     are passed on as SIGTERM, which every launcher gives to its ranks, and end the rest.
@@ -97,7 +97,7 @@ def run_all(
                     if status == EXIT_CODE:
                         asked.append(status)
                 time.sleep(0.1)
-        finally:  # after an error here, nothing goes on unseen
+        finally:  # after an error here, no training keeps running unseen
             for process in active.values():
                 process.terminate()
             for process in active.values():
@@ -134,12 +134,12 @@ def _signals() -> Iterator[list[int]]:
 
 
 def refuse_other_values(
-    where: Path, before: Config, now: Config, aside: Sequence[str] = (), option: str = "--out"
+    where: object, before: Config, now: Config, aside: Sequence[str] = (), option: str = "--out"
 ) -> None:
-    """InputError unless both configurations train alike, but for the keys in `aside`; it names the first that differs.
+    """InputError unless both configurations train alike, apart from the keys in `aside`; it names one that differs.
 
-    What belongs to a module that is switched off in both is no difference, nor is the folder that a file lies in, nor
-    what leaves weights and scores as they are. With another value of `option` the place is another one.
+    Settings of a module that is switched off in both do not count, nor do folders of files, nor settings that change
+    neither weights nor scores. `where` names the older one, and `option` says which option leads to another place.
     """
     aside = (*aside, *_CHANGES_NOTHING)
     old, new = ({name: published(value) for name, value in one.effective().items()} for one in (before, now))

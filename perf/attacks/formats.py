@@ -14,7 +14,6 @@ import scipy.io
 import torch
 from PIL import Image
 
-from launch.evaluate import circumstances_of, embed_identities, score_all, write_results
 from launch.export import main as export
 from shards.pedestrians.synth import synthesise
 from shards.sources import manifest_file, sysu_mm01
@@ -25,6 +24,8 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.gallery_draws import load_permutations
+from tacaf.evaluation.results import write_results
+from tacaf.evaluation.score import score_all
 from tacaf.files import write_json
 from tacaf.images import PER_IMAGE, decode
 from tacaf.model.file import load_model
@@ -37,6 +38,7 @@ from tacaf.search.loaded_model import weights_sha256
 from tacaf.train.config import Config, dump_config, load_config
 from tacaf.train.engine import Place
 from tacaf.train.new_model import build_model, save_model
+from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 CONFIG = Path(__file__).parents[2] / "launch" / "configs" / "demo.yaml"
@@ -130,11 +132,13 @@ def _make_run(run: Path, packed: Path) -> None:
 def _score(run: Path, config: Config, index: ShardIndex) -> None:
     """Features and results of the test identities."""
     model, card = load_model(run / "model.safetensors")
-    asked, place = config.evaluation.asked(), Place(0, 1, torch.device("cpu"))
+    place = Place(0, 1, torch.device("cpu"))
     pids = index.pids_of("test")
-    features, _ = embed_identities(model, index, pids, card.height, card.width, config.evaluation, place)
-    facts = circumstances_of(config.evaluation, card, "test")
-    write_results(score_all(features, config.evaluation, asked, facts), run / "results")
+    extraction = Extraction.of(card.height, card.width, config.evaluation)
+    features, _ = embed_identities(model, index, pids, extraction, place)
+    known = circumstances_of(card, "test", extraction)
+    settings = config.evaluation
+    write_results(score_all(features, settings.settings(), settings.scoring, known), run / "results")
     features.save(run / "results" / "features.npz")
 
 

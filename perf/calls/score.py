@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from perf.bench_train import plain_definitions
 from perf.calls.images_on_device import ImagesOnDevice
 from perf.calls.plan import SCORE_SETTINGS
 from perf.calls.rows import RowsFile
@@ -25,7 +24,8 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.evaluation.extract import extract
-from tacaf.evaluation.score import score
+from tacaf.evaluation.score import score_setting
+from tacaf.evaluation.setting import Scoring
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
 from tacaf.optim import build_optimizer, rate_factor, set_rates
@@ -33,7 +33,7 @@ from tacaf.train.config import Config, load_config
 from tacaf.train.forward import forward
 from tacaf.vocabulary import Modality
 
-WAYS = ("kernels", "definitions")
+WAYS = {"kernels": "auto", "definitions": "reference"}  # way -> model.kernels
 
 
 class Training:
@@ -78,7 +78,7 @@ class Training:
         self.model.eval()
         features = extract(embed, self.images.whole(rows, settings.batch_size), self.index.columns, rows)
         self.model.train()
-        result = score(features, settings.protocol, *settings.asked()[0], gallery_draw=settings.gallery_draw)
+        result = score_setting(features, settings.setting(settings.asked()[0]), Scoring())
         return {name: result["mean"][name] for name in ("rank1", "mAP")}
 
 
@@ -111,20 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = "demo.yaml" if args.small else "sysu_mm01.yaml"
     short = ("train.epochs=1", "train.steps_per_epoch=2", "optim.warmup_epochs=0") if args.small else ()
     words = [f"data.shards={args.shards}", "run=unused", *SCORE_SETTINGS, *short]
-    config = load_config(ROOT / "launch" / "configs" / name, words)
+    path = ROOT / "launch" / "configs" / name
+    config = load_config(path, words)
     index = ShardIndex.open(args.shards)
     rows = index.rows_of(index.pids_of(config.evaluation.split))
     needed = np.concatenate([rows, index.rows_of(index.pids_of(config.data.split))])
     size = (config.data.augment.height, config.data.augment.width)
     images = ImagesOnDevice(index, needed, *size, device, os.cpu_count() or 1)
     file = RowsFile(args.json, images=len(images.rows), decoding_s=time.monotonic() - began, device=device)
-    for place, way in enumerate(WAYS):
+    for place, (way, kernels) in enumerate(WAYS.items()):
         left_s = began + args.limit_s - time.monotonic()
         until = time.monotonic() + left_s / (len(WAYS) - place)
         torch.backends.cudnn.benchmark = True
-        with plain_definitions() if way == "definitions" else nullcontext():
-            for row in epochs_of(Training(config, index, images, device), rows, until):
-                file.add(way=way, **row)
+        training = Training(load_config(path, [*words, f"model.kernels={kernels}"]), index, images, device)
+        for row in epochs_of(training, rows, until):
+            file.add(way=way, **row)
     file.write(complete=True)
     return 0
 

@@ -25,7 +25,7 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.features import FeatureSet
-from tacaf.evaluation.results import read_result
+from tacaf.evaluation.results import Result, read_result
 from tacaf.evaluation.score import score
 from tacaf.files import write_json
 from tacaf.provenance import environment
@@ -45,7 +45,7 @@ def histogram(pixels: np.ndarray) -> np.ndarray:
     return np.concatenate(parts).astype(np.float32)
 
 
-def histogram_result(index: ShardIndex) -> dict:
+def histogram_result(index: ShardIndex) -> Result:
     """The score JSON of the histogram as the embedding."""
     rows, reader = index.rows_of(index.pids_of("test")), ShardReader(index)
     features = np.stack([histogram(reader.pixels(int(row))) for row in rows])
@@ -54,7 +54,7 @@ def histogram_result(index: ShardIndex) -> dict:
     return score(FeatureSet(features, **columns), "sysu_mm01", circumstances=known)
 
 
-def trained_result(shards: Path, overrides: tuple[str, ...]) -> dict:
+def trained_result(shards: Path, overrides: tuple[str, ...]) -> Result:
     """Train by the demo's configuration with these overrides; its score JSON."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "TACAFNet": read_result(wanted.run / RESULT) if wanted.run else trained_result(wanted.shards, ()),
     }
     if wanted.json:
-        write_json(wanted.json, {"environment": environment(1), "results": results})
+        values = {name: result.as_json() for name, result in results.items()}
+        write_json(wanted.json, {"environment": environment(1), "results": values})
     for name, result in results.items():
         mean = result["mean"]
         print(

@@ -13,9 +13,10 @@ from shards.pedestrians.figure import draw_figure
 from shards.pedestrians.scene import draw_camera, draw_view, render
 from shards.pedestrians.synth import camera_key
 from shards.pedestrians.wardrobe import draw_person
+from tacaf.datasets import SYSU_MM01
 from tacaf.vocabulary import Modality
 
-CAMERAS = {Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)}  # of SYSU-MM01's layout
+CAMERAS = SYSU_MM01.cameras
 
 Picture = tuple[np.ndarray, np.ndarray]  # pixels uint8 [H, W, 3], share of person in each float32 [H, W]
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from shards.pedestrians.scene import Difficulty, draw_camera, draw_view, render
 from shards.pedestrians.wardrobe import PRESENCE, SPLIT, dice, draw_person
+from tacaf.datasets import REGDB, SYSU_MM01
 from tacaf.draws import Stream, permutation
 from tacaf.files import whole_folder
 from tacaf.vocabulary import InputError, Modality
@@ -26,9 +27,6 @@ GENERATOR_VERSION = 1  # changes whenever the pictures of a seed change
 BENCHMARK = Difficulty()
 LEAST_IDENTITIES = 8
 REGDB_IMAGES = 10  # of each modality, as in the real set
-REGDB_SPLITS = 10
-_SYSU_INFRARED = (3, 6)
-_SYSU_LOCATIONS = {1: 1, 2: 2, 3: 2, 4: 4, 5: 5, 6: 6}  # cameras 2 and 3 look at one room
 _POOL_FROM = 200  # fewer pictures are drawn faster in this process than by starting others
 _CHUNK = 32
 
@@ -104,17 +102,15 @@ def _shares(seed: int, identities: int) -> dict[str, list[int]]:
 
 
 def _sysu_mm01(seed: int, identities: int, images: int) -> tuple[list[Shot], dict[str, str]]:
-    infrared = _SYSU_INFRARED
-    visible = tuple(camid for camid in range(1, 7) if camid not in infrared)
+    visible, infrared = (SYSU_MM01.cameras[modality] for modality in Modality)
     shots = []
     for pid in range(1, identities + 1):
         seen = _present(seed, pid, visible, infrared)
-        for camid in range(1, 7):
-            modality = Modality.INFRARED if camid in infrared else Modality.VISIBLE
+        for camid, modality in SYSU_MM01.modality_of_camera.items():
             if camera_key(camid, modality) in seen:
                 for number in range(1, images + 1):
                     path = f"cam{camid}/{pid:04d}/{number:04d}.jpg"
-                    shots.append(Shot(pid, camid, modality, number, _SYSU_LOCATIONS[camid], path))
+                    shots.append(Shot(pid, camid, modality, number, SYSU_MM01.locations[camid], path))
     lists = {**_shares(seed, identities), "available": list(range(1, identities + 1))}
     return shots, {f"exp/{name}_id.txt": ",".join(map(str, pids)) + "\n" for name, pids in lists.items()}
 
@@ -129,7 +125,7 @@ def _regdb(seed: int, identities: int, images: int) -> tuple[list[Shot], dict[st
         for number in range(1, REGDB_IMAGES + 1)
     ]
     texts = {}
-    for split in range(1, REGDB_SPLITS + 1):
+    for split in REGDB.numbered_splits:
         order = permutation(identities, Stream.SYNTH, seed, SPLIT, split) + 1
         half = identities // 2
         for part, pids in (("train", order[:half]), ("test", order[half:])):

@@ -22,12 +22,14 @@ from shards.sources.layout import (
 from shards.sources.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
+from tacaf.datasets import LLCM
 from tacaf.vocabulary import InputError, Modality, Split
 
-NAME = "llcm"
+NAME = LLCM.name
 FOLDERS = {Modality.VISIBLE: "vis", Modality.INFRARED: "nir"}
-CAMERAS = range(1, 10)  # camera 3 has no infrared images
-REAL_IDENTITIES, REAL_IMAGES = {"train": 713, "test": 351}, 46_767
+CAMERAS = LLCM.cameras[Modality.VISIBLE]  # all of them; camera 3 has no infrared images
+REAL_IDENTITIES = LLCM.identities
+REAL_IMAGES = sum(count.images for count in LLCM.images)
 
 
 def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:

@@ -19,12 +19,14 @@ from shards.sources.layout import (
 from shards.sources.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
+from tacaf.datasets import REGDB
 from tacaf.vocabulary import InputError, Modality
 
-NAME = "regdb"
+NAME = REGDB.name
 FOLDERS = {Modality.VISIBLE: "Visible", Modality.INFRARED: "Thermal"}
-SPLITS = range(1, 11)
-REAL_IDENTITIES, REAL_IMAGES = 412, 4_120  # images of each modality
+SPLITS = REGDB.numbered_splits
+REAL_IDENTITIES = sum(REGDB.identities.values())
+REAL_IMAGES = {count.modality: count.images for count in REGDB.images}
 
 
 def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
@@ -38,8 +40,10 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
     warnings = []
     for modality in Modality:
         images = sum(record.modality is modality for record in records)
-        if len({record.pid for record in records}) == REAL_IDENTITIES and images != REAL_IMAGES:
-            warnings.append(f"expected {REAL_IMAGES} {modality} images as in the published set, found {images}")
+        if len({record.pid for record in records}) == REAL_IDENTITIES and images != REAL_IMAGES[modality]:
+            warnings.append(
+                f"expected {REAL_IMAGES[modality]} {modality} images as in the published set, found {images}"
+            )
     if len(splits) != 2 * len(SPLITS):
         warnings.append(
             f"expected {len(SPLITS)} splits, found {len(splits) // 2}; the published figures are means over ten"

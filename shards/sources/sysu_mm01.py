@@ -1,7 +1,4 @@
-"""SYSU-MM01 from its own folders: cam1..cam6/{id:04d}/{n:04d}.jpg and exp/{train,val,test}_id.txt (or .mat).
-
-Facts of the layout: the data set's own README and evaluation code; counts: computed from its rand_perm_cam.mat.
-"""
+"""SYSU-MM01 from its own folders: cam1..cam6/{id:04d}/{n:04d}.jpg and exp/{train,val,test}_id.txt (or .mat)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,27 +17,15 @@ from shards.sources.layout import (
 from shards.sources.record import Omission, Record
 from shards.writer import Packed, PackOptions
 from shards.writer import pack as write_set
+from tacaf.datasets import SYSU_MM01
 from tacaf.files import shown
 from tacaf.mat_file import read_mat
 from tacaf.shard_set import Tally
 from tacaf.vocabulary import InputError, Modality, Split
 
-NAME = "sysu_mm01"
-CAMERAS = {
-    1: Modality.VISIBLE,
-    2: Modality.VISIBLE,
-    3: Modality.INFRARED,
-    4: Modality.VISIBLE,
-    5: Modality.VISIBLE,
-    6: Modality.INFRARED,
-}
-LOCATIONS = {1: 1, 2: 2, 3: 2, 4: 4, 5: 5, 6: 6}  # cameras 2 and 3 stand in one room
-REAL_IDENTITIES = {"train": 296, "val": 99, "test": 96}
-_REAL_COUNTS = (  # (splits, modality, images) of the published set
-    (("train", "val"), Modality.VISIBLE, 22_258),
-    (("train", "val"), Modality.INFRARED, 11_909),
-    (("test",), Modality.INFRARED, 3_803),
-)
+NAME = SYSU_MM01.name
+CAMERAS = SYSU_MM01.modality_of_camera
+REAL_IDENTITIES = SYSU_MM01.identities
 
 
 def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
@@ -58,7 +43,7 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
         splits,
         root=root,
         source="SYSU-MM01 folder layout",
-        locations=LOCATIONS,
+        locations=SYSU_MM01.locations,
         left_out=left_out,
         warnings=[f"no folder cam{camid}" for camid in CAMERAS if not (root / f"cam{camid}").is_dir()],
         **options,
@@ -96,8 +81,9 @@ def read(root: Path, split_of: Mapping[int, Split]) -> tuple[list[Record], list[
 def count_warnings(counts: Mapping[str, Mapping[Modality, Tally]]) -> list[str]:
     """How a set with the real id lists deviates from the published counts."""
     warnings = []
-    for splits, modality, expected in _REAL_COUNTS:
-        found = sum(counts[split][modality].images for split in splits)
+    for splits, modality, expected in SYSU_MM01.images:
+        modalities = Modality if modality is None else (modality,)
+        found = sum(counts[split][one].images for split in splits for one in modalities)
         if found != expected:
             warnings.append(
                 f"{'+'.join(splits)}: expected {expected} {modality} images as in the published set, found {found}; "

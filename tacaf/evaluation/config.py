@@ -2,13 +2,13 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
 from tacaf.evaluation.protocols import LISTED, PROTOCOLS
 from tacaf.evaluation.rerank import Rerank
-from tacaf.evaluation.trials import Setting, choose_setting
+from tacaf.evaluation.setting import Scoring, Setting, choose_setting
 from tacaf.settings import Settings, UserPath
 from tacaf.shard_set import Camid
 from tacaf.vocabulary import Embedding, InputError
@@ -77,9 +77,11 @@ class EvaluationConfig(Settings):
         default_factory=dict, description="generic with exclude: location: where every camera stands, camid: location."
     )
     query_list: UserPath | None = Field(
-        None, description="generic: file with the keys of the images that ask, one a line."
+        None, description="generic: file with the keys of the query images, one a line."
     )
-    gallery_list: UserPath | None = Field(None, description="generic: file with the keys of the images that answer.")
+    gallery_list: UserPath | None = Field(
+        None, description="generic: file with the keys of the gallery images, one a line."
+    )
     batch_size: int = Field(64, ge=1, le=2**16, description="Images per forward of the extraction.")
     ranked_lists: int = Field(
         6,
@@ -119,14 +121,29 @@ class EvaluationConfig(Settings):
 
     def setting(self, asked: Asked) -> Setting:
         """The protocol with every choice made. InputError for what it does not define."""
-        return choose_setting(self.protocol, *asked, self.gallery_draw, self.splits, **self.choices)
+        return choose_setting(
+            self.protocol,
+            mode=asked.mode,
+            direction=asked.direction,
+            shots=asked.shots,
+            gallery_draw=self.gallery_draw,
+            splits=self.splits,
+            exclude=self.exclude,
+            locations=self.locations,
+            query_list=self.query_list,
+            gallery_list=self.gallery_list,
+        )
+
+    def settings(self) -> list[Setting]:
+        """The setting of everything that is scored at the end, in the order of `asked`."""
+        return [self.setting(asked) for asked in self.asked()]
+
+    @property
+    def scoring(self) -> Scoring:
+        """How the features are compared."""
+        return Scoring(metric=self.metric, rerank=self.reranking)
 
     @property
     def reranking(self) -> Rerank | None:
         """The three numbers, checked."""
         return None if self.rerank is None else Rerank.of(self.rerank)
-
-    @property
-    def choices(self) -> dict[str, Any]:
-        """What `score` and `choose_setting` take by these names."""
-        return {name: getattr(self, name) for name in ("exclude", "locations", "query_list", "gallery_list")}

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tacaf.evaluation.circumstances import Facts
 from tacaf.evaluation.features import FeatureSet
 from tacaf.files import read_bytes, shown
 from tacaf.vocabulary import InputError, Modality, sample_key
@@ -42,7 +43,7 @@ class ImageList:
             if fits is None:
                 raise InputError(
                     f"{shown(path)}, line {number}: expected a key such as {sample_key('visible', 12, 3, 4)}, got"
-                    f" {shown(line)[:60]!r}; mend the line"
+                    f" {shown(line)[:60]!r}; correct the line"
                 )
             facts = (Modality(fits[1]).code, *(int(word) for word in fits.groups()[1:]))
             first = found.setdefault(facts, number)
@@ -55,7 +56,7 @@ class ImageList:
         return cls(path, hashlib.sha256(data).hexdigest(), np.array(list(found), np.int64))
 
     @property
-    def facts_for_results(self) -> dict[str, str | int]:
+    def facts_for_results(self) -> Facts:
         """What a result says of the list."""
         return {"file": self.path.name, "sha256": self.sha256, "images": len(self.facts)}
 
@@ -67,7 +68,7 @@ class ImageList:
         row_of = {facts: row for row, facts in enumerate(zip(*(c.tolist() for c in columns), strict=True))}
         found = [row_of.get(tuple(facts), -1) for facts in self.facts.tolist()]
         for row, (code, *numbers) in zip(found, self.facts.tolist(), strict=True):
-            own = next(one for one in Modality if one.code == code)
+            own = Modality.of_code(code)
             if row < 0:
                 raise InputError(
                     f"{shown(self.path)}: expected images that have features, got {sample_key(own, *numbers)} without; "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
+from tacaf.datasets import LLCM, REGDB, SYSU_MM01, SYSU_MM01_INDOOR
 from tacaf.vocabulary import Modality
 
 LISTED = "listed"
@@ -85,21 +86,21 @@ PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
         Protocol(
-            name="sysu_mm01",
+            name=SYSU_MM01.name,
             selector="mode",
             searches={
-                "all_search": Search(INFRARED, VISIBLE, (1, 2, 4, 5)),
-                "indoor_search": Search(INFRARED, VISIBLE, (1, 2)),
+                "all_search": Search(INFRARED, VISIBLE, SYSU_MM01.cameras[VISIBLE]),
+                "indoor_search": Search(INFRARED, VISIBLE, SYSU_MM01_INDOOR),
             },
             exclusion=Exclusion.LOCATION,
             unique_pids=True,
             draws=("official", "literature"),
             shots=(1, 10),
-            cameras={VISIBLE: (1, 2, 4, 5), INFRARED: (3, 6)},
-            location_of_camera={3: 2},  # the infrared camera 3 hangs in the room of camera 2
+            cameras=SYSU_MM01.cameras,
+            location_of_camera={camid: at for camid, at in SYSU_MM01.locations.items() if camid != at},
         ),
         Protocol(
-            name="regdb",
+            name=REGDB.name,
             selector="direction",
             searches=BOTH_DIRECTIONS,
             exclusion=Exclusion.NONE,
@@ -109,7 +110,7 @@ PROTOCOLS = {
             layout=Layout.ONE_A_MODALITY,
         ),
         Protocol(
-            name="llcm",
+            name=LLCM.name,
             selector="direction",
             searches=dict(reversed(BOTH_DIRECTIONS.items())),
             exclusion=Exclusion.PID_AND_CAMERA,

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sparse
+from typing_extensions import TypedDict
 
 from tacaf.evaluation.ranking import Ranks, distances, join_ranks, normalise, rank_distances
 from tacaf.vocabulary import InputError
@@ -29,6 +30,10 @@ from tacaf.vocabulary import InputError
 MOST_IMAGES = 200_000
 _MATRIX_ELEMENTS = 1 << 26  # distances that are kept, 256 MiB of float32; beyond, they are computed twice
 _CHUNK_ELEMENTS = 1 << 20  # distances, or pairs of them, worked on at a time
+
+
+# The three numbers in a result.
+Reranking = TypedDict("Reranking", {"k1": int, "k2": int, "lambda": float})
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Rerank:
         return found
 
     @property
-    def facts(self) -> dict[str, float]:
+    def facts(self) -> Reranking:
         """As results name it."""
         return {"k1": self.k1, "k2": self.k2, "lambda": self.weight}
 

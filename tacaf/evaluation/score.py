@@ -1,126 +1,93 @@
-"""`score`: features in, the score JSON of one protocol setting out. The protocols themselves are in `tables`."""
+"""`score`: features in, the result of one setting of a protocol out. The protocols themselves are in `protocols`."""
 
 import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any, Unpack
 
 import numpy as np
-from pydantic import Field, ValidationError
 
-from tacaf.documents import Document, what_is_wrong
+from tacaf.evaluation.circumstances import Circumstances
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.gallery_draws import MULTI_SHOT_NOTE
 from tacaf.evaluation.protocols import Exclusion
 from tacaf.evaluation.ranking import MEASURES, chance_rank1, measures
 from tacaf.evaluation.rerank import Rerank
-from tacaf.evaluation.trials import Setting, Trial, choose_setting, make_trials
-from tacaf.vocabulary import InputError
+from tacaf.evaluation.results import Measures, Result, Spreads
+from tacaf.evaluation.setting import Choices, Scoring, Setting, choose_setting
+from tacaf.evaluation.trials import Trial, make_trials
 
-Text = Annotated[str, Field(max_length=1000)]
-Facts = dict[Text, Text | int | float | bool | None]
-Origin = Text | Facts | Annotated[list[Facts], Field(min_length=1, max_length=1000)]
-Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
-
-
-class Circumstances(Document):
-    """Facts about the model that a feature file does not carry; the caller gives what it knows. A list: one a split."""
-
-    split: Text | Whole | Annotated[list[Text], Field(min_length=1, max_length=1000)] | None = None
-    embedding: Text | Whole | None = None
-    embedding_width: Annotated[int, Field(ge=1, le=2**24)] | None = None
-    flip: bool | None = None
-    trained_on: Origin | None = None
-    scored_on: Origin | None = None
-    seed: Whole | Text | Annotated[list[Whole | None], Field(min_length=1, max_length=1000)] | None = None
-    versions: dict[Text, Text | None] | None = None
-
-
-CIRCUMSTANCES = tuple(Circumstances.model_fields)
+Features = FeatureSet | Sequence[FeatureSet]
 
 
 def score(
-    features: FeatureSet | Sequence[FeatureSet],
+    features: Features,
     protocol: str,
-    mode: str | None = None,
-    direction: str | None = None,
-    shots: int = 1,
-    gallery_draw: str | None = None,
-    splits: Path | None = None,
+    *,
     metric: str = "cosine",
     trials: int = 10,
-    circumstances: Mapping[str, Any] | None = None,
-    unique_ids: bool | None = None,
     rerank: Rerank | None = None,
-    exclude: str | None = None,
-    locations: Mapping[int, int] | None = None,
-    query_list: Path | None = None,
-    gallery_list: Path | None = None,
     device: str = "cpu",
-) -> dict[str, Any]:
-    """Score features under a protocol: the score JSON of house §3, numbers as fractions, null where it does not apply.
+    circumstances: Mapping[str, Any] | None = None,
+    **choices: Unpack[Choices],
+) -> Result:
+    """Score features under a protocol: `score(features, "sysu_mm01", mode="indoor_search", shots=10)`.
 
-    features: one set; for RegDB one per split, each from the model trained on that split. mode: `all_search` (default)
-    or `indoor_search` under sysu_mm01. direction: `visible_to_infrared` or `infrared_to_visible` elsewhere; under
-    generic also `visible_to_visible`, `infrared_to_infrared`, or `listed`, which query_list and gallery_list stand for.
-    gallery_draw: `official` where the permutation file is found in `splits` (the .mat, its folder, or the folder above
-    `exp`), else `literature`; with more than one shot that has no definition (`gallery.draw_literature`), says a note.
-    trials: gallery draws; without a draw there is one trial per feature set. circumstances: what the features do not
-    carry, keys of CIRCUMSTANCES. unique_ids: count each pid once in the CMC, where the protocol leaves that open.
-    rerank: re-rank by k-reciprocal neighbours (`rerank`). Under generic only: exclude, `none`, `camera`, `location`
-    (with locations, camid to location) or `pid_and_camera`; query_list and gallery_list, files of image keys (`lists`),
-    which narrow the direction's images. device: `cuda` multiplies on the GPU (`streaming`).
-    `std` is the sample standard deviation over trials, null for one trial. `queries`, `valid_queries` and `gallery` are
-    lists where the trials differ in them. `warnings`: sentences on what makes the scores doubtful. Raises InputError.
+    features: one set; for RegDB one for each split, from the model that was trained on it. choices: see `Choices`;
+    metric, trials, rerank, device: see `Scoring`; circumstances: facts that the features do not carry, by the names
+    of `Circumstances`. Raises InputError for what the protocol does not define and for features that do not fit it.
     """
-    known = dict(circumstances or {})
-    stray = set(known) - set(CIRCUMSTANCES)
-    if stray:
-        raise InputError(f"expected circumstances among {', '.join(CIRCUMSTANCES)}, got {min(stray)!r}; rename it")
-    try:
-        Circumstances.model_validate(known)
-    except ValidationError as error:
-        raise InputError(f"circumstances: {what_is_wrong(error)}") from None
-    setting = choose_setting(
-        protocol, mode, direction, shots, gallery_draw, splits, unique_ids, exclude, locations, query_list, gallery_list
-    )
-    made = make_trials(features, setting, trials)
-    ranks = [trial.rank(metric, setting.unique_pids, rerank, device) for trial in made]
+    scoring = Scoring(metric=metric, trials=trials, rerank=rerank, device=device)
+    known = Circumstances.of(circumstances)
+    return score_setting(features, choose_setting(protocol, **choices), scoring, known)
+
+
+def score_all(
+    features: Features, settings: Sequence[Setting], scoring: Scoring, circumstances: Circumstances | None = None
+) -> list[Result]:
+    """One result for each setting."""
+    return [score_setting(features, setting, scoring, circumstances) for setting in settings]
+
+
+def score_setting(
+    features: Features, setting: Setting, scoring: Scoring, circumstances: Circumstances | None = None
+) -> Result:
+    """As `score`, with every choice made."""
+    known = circumstances or Circumstances()
+    made = make_trials(features, setting, scoring.trials)
+    ranks = [trial.rank(scoring.metric, setting.unique_pids, scoring.rerank, scoring.device) for trial in made]
     rows = [measures(one) for one in ranks]
-    versions = {**_versions(), **(known.pop("versions", None) or {})}
-    return {
-        "protocol": protocol,
-        "mode": setting.search_name if setting.protocol.selector == "mode" else None,
-        "direction": setting.search.direction,
-        "split": None,
-        "shots": setting.shots,
-        "gallery_draw": setting.gallery_draw,
-        "gallery_draw_note": _draw_note(setting),
-        "metric": metric,
-        "unique_ids": setting.unique_pids,
-        "exclusion": _exclusion(setting, made[0]),
-        "locations": {str(camera): place for camera, place in setting.locations.items()} or None,
-        "query_list": setting.query_list and setting.query_list.facts_for_results,
-        "gallery_list": setting.gallery_list and setting.gallery_list.facts_for_results,
-        "embedding": None,
-        "embedding_width": made[0].features.width,
-        "flip": None,
-        "rerank": rerank.facts if rerank else False,
-        "trained_on": None,
-        "scored_on": None,
-        "seed": None,
-        **known,
-        "trials": rows,
-        "mean": {name: float(np.mean([row[name] for row in rows])) for name in MEASURES},
-        "std": {name: _spread([row[name] for row in rows]) for name in MEASURES},
-        "queries": _same([len(trial.query_rows) for trial in made]),
-        "valid_queries": _same([int(np.count_nonzero(one.matches_Q)) for one in ranks]),
-        "gallery": _same([len(trial.gallery_rows) for trial in made]),
-        "chance_rank1": float(np.mean([chance_rank1(one) for one in ranks])),
-        "warnings": list(dict.fromkeys(text for trial in made for text in trial.warnings)),
-        "versions": versions,
-    }
+    return Result(
+        protocol=setting.protocol.name,
+        mode=setting.search_name if setting.protocol.selector == "mode" else None,
+        direction=setting.search.direction,
+        split=known.split,
+        shots=setting.shots,
+        gallery_draw=setting.gallery_draw,
+        gallery_draw_note=_draw_note(setting),
+        metric=scoring.metric,
+        unique_ids=setting.unique_pids,
+        exclusion=_exclusion(setting, made[0]),
+        locations={str(camera): location for camera, location in setting.locations.items()} or None,
+        query_list=None if setting.query_list is None else setting.query_list.facts_for_results,
+        gallery_list=None if setting.gallery_list is None else setting.gallery_list.facts_for_results,
+        embedding=known.embedding,
+        embedding_width=known.embedding_width or made[0].features.width,
+        flip=known.flip,
+        rerank=scoring.rerank.facts if scoring.rerank else False,
+        trained_on=known.trained_on,
+        scored_on=known.scored_on,
+        seed=known.seed,
+        trials=[Measures(**row) for row in rows],
+        mean=Measures(**{name: float(np.mean([row[name] for row in rows])) for name in MEASURES}),
+        std=Spreads(**{name: _spread([row[name] for row in rows]) for name in MEASURES}),
+        queries=_same([len(trial.query_rows) for trial in made]),
+        valid_queries=_same([int(np.count_nonzero(one.matches_Q)) for one in ranks]),
+        gallery=_same([len(trial.gallery_rows) for trial in made]),
+        chance_rank1=float(np.mean([chance_rank1(one) for one in ranks])),
+        warnings=list(dict.fromkeys(text for trial in made for text in trial.warnings)),
+        versions={**_versions(), **(known.versions or {})},
+    )
 
 
 def _exclusion(setting: Setting, trial: Trial) -> str:

@@ -2,12 +2,9 @@
 
 from typing import NamedTuple
 
-SYSU_QUERIES = 3803  # of SYSU-MM01's test identities; a result with another number is not on that data set
 NOT_MEASURED = (
     "No run on SYSU-MM01, RegDB or LLCM exists in this project: the data sets are licensed and were not at hand."
 )
-# Training identities of the real sets, by which a set that only has their layout is told from them.
-TRAINING_IDENTITIES = {"sysu_mm01": (395, 296), "regdb": (206,), "llcm": (713,)}
 # Its check marks name IPCAM in rows two to four; the third is presumably CMAAM, the fourth both.
 PAPER_TABLE_1 = (
     ("baseline", "50.00/52.65"),

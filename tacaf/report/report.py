@@ -5,13 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from tacaf.datasets import SYSU_MM01, SYSU_MM01_QUERIES
+from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.ranking import MEASURES
-from tacaf.evaluation.results import on_own_set, read_results
+from tacaf.evaluation.results import Result, read_results
+from tacaf.evaluation.text import cell
 from tacaf.files import write_whole
 from tacaf.pages import render
 from tacaf.report.overlay import Line
 from tacaf.report.plots import draw_curves
-from tacaf.report.published import NOT_MEASURED, PUBLISHED, SYSU_QUERIES, TABLE_1_NOTE
+from tacaf.report.published import NOT_MEASURED, PUBLISHED, TABLE_1_NOTE
 from tacaf.run_files import read_metrics, read_starts
 from tacaf.vocabulary import InputError
 
@@ -58,20 +61,13 @@ class Pictures(NamedTuple):
     aspect: float = 0.5  # width by height of the model's images
 
 
-def write_report(run: Path, pictures: Pictures | None = None) -> Path:
+def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | None = None) -> Path:
     """Write report.html into the run folder from its config, environment, metrics and results; the path of the file.
 
-    Whole or not at all. InputError if the folder has no results.
+    settings: how the run is usually scored; the headline is of such a result. The file is written whole or not at
+    all. InputError if the folder has no results.
     """
-    results = read_results(run / "results")
-    results.sort(
-        key=lambda result: (
-            not on_own_set(result),
-            result["protocol"],
-            result["mode"] or result["direction"],
-            result["shots"] or 0,
-        )
-    )
+    results = read_results(run / "results", settings)
     if not results:
         raise InputError(f"expected results in {run / 'results'}, found none; score the run first (launch/evaluate.py)")
     metrics, pictures = run / "metrics.jsonl", pictures or Pictures()
@@ -80,12 +76,11 @@ def write_report(run: Path, pictures: Pictures | None = None) -> Path:
         name=run.resolve().name,
         results=results,
         measures=MEASURES,
-        cell=_cell,
-        on_own_set=on_own_set,
+        cell=cell,
         published=PUBLISHED,
         ours=_ours(results),
         is_sysu=_is_sysu_mm01(results),
-        sysu_queries=SYSU_QUERIES,
+        sysu_queries=SYSU_MM01_QUERIES,
         not_measured=NOT_MEASURED,
         table_1_note=TABLE_1_NOTE,
         curves=draw_curves(read_metrics(metrics)) if metrics.is_file() else {},
@@ -98,13 +93,7 @@ def write_report(run: Path, pictures: Pictures | None = None) -> Path:
     return run / REPORT
 
 
-def _cell(result: dict, name: str) -> str:
-    """Mean and sample standard deviation in per cent."""
-    spread = result["std"][name]
-    return f"{100 * result['mean'][name]:.2f}" + ("" if spread is None else f" ± {100 * spread:.2f}")
-
-
-def _ours(results: Sequence[dict]) -> dict[str, str]:
+def _ours(results: Sequence[Result]) -> dict[str, str]:
     """This run's single-shot rank-1/mAP under the columns of the published table: the first result of each."""
     columns = {
         ("sysu_mm01", "all_search"): "sysu_all",
@@ -114,17 +103,16 @@ def _ours(results: Sequence[dict]) -> dict[str, str]:
     }
     found: dict[str, str] = {}
     for result in results:
-        column = columns.get((result["protocol"], result["mode"] or result["direction"]))
-        if column and result["shots"] in (1, None) and on_own_set(result):
-            text = f"{100 * result['mean']['rank1']:.1f}/{100 * result['mean']['mAP']:.1f}"
-            found.setdefault(column, text)
+        column = columns.get((result.protocol, result.search))
+        if column and result.shots in (1, None) and result.on_own_set:
+            found.setdefault(column, f"{100 * result.mean.rank1:.1f}/{100 * result.mean.mAP:.1f}")
     return found
 
 
-def _is_sysu_mm01(results: Sequence[dict]) -> bool:
+def _is_sysu_mm01(results: Sequence[Result]) -> bool:
     """Whether the queries are as many as SYSU-MM01's: a synthetic or cut set in its layout has another number."""
     return any(
-        result["protocol"] == "sysu_mm01" and result["queries"] == SYSU_QUERIES and on_own_set(result)
+        result.protocol == SYSU_MM01.name and result.queries == SYSU_MM01_QUERIES and result.on_own_set
         for result in results
     )
 

@@ -19,7 +19,8 @@ from PIL import Image
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
 from tacaf.images import ThermalRange, given_scale
 from tacaf.model.card import CARD
-from tacaf.search.loaded_model import MODEL, LoadedModel, load_safetensors, slices_of
+from tacaf.model.file import MODEL
+from tacaf.search.loaded_model import LoadedModel, load_safetensors, slices_of
 from tacaf.search.onnx_model import load_onnx
 from tacaf.vocabulary import Embedding, InputError, Modality
 
@@ -35,7 +36,7 @@ class Embedder:
         self.height, self.width = loaded.height, loaded.width  # of the model's input, pixels
         self.card = loaded.card  # what is known of the model: training set, seed, preprocessing, results
         # the kind of descriptor that the model was scored with
-        self.usual_embedding: Embedding = loaded.card.get("usual_embedding", "full")
+        self.usual_embedding: Embedding = loaded.card["usual_embedding"]
         # how grey of more than 8 bits becomes 8
         self.scales = loaded.scales if given is None else {**loaded.scales, Modality.INFRARED: given}
         self.model_sha256 = loaded.sha256  # of the weights: descriptors of two models never compare

@@ -45,7 +45,7 @@ Images = Mapping[Modality, torch.Tensor]  # float32 [COMPARED, 3, H, W] each
 
 def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
     """Everything a user of the weights must know."""
-    results = [read_result(path) for path in sorted((run / "results").glob("*.json"))]
+    results = [read_result(path).as_json() for path in sorted((run / "results").glob("*.json"))]
     return {
         **embedder.card,
         "model_sha256": embedder.model_sha256,

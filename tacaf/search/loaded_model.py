@@ -16,8 +16,6 @@ from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.vocabulary import Embedding, InputError, Modality
 
-MODEL = "model.safetensors"
-
 # images float32 [b, 3, H, W], modality, embedding -> descriptors [b, d]
 Run = Callable[[torch.Tensor, Modality, Embedding], np.ndarray]
 
@@ -85,8 +83,8 @@ def describe_embedding(model: TacafNet) -> dict[str, Any]:
 
 def weights_sha256(model: TacafNet) -> str:
     """Of everything that decides a descriptor: the same for a run and its exports, whatever the file."""
-    # what CMAAM masks and matches in training has no part in a descriptor, and is younger than some indexes
-    config = model.config.portable().model_dump(mode="json", exclude={"cmaam": {"mask", "matching"}})
+    # neither CMAAM's mask in training nor the choice of kernels is part of a descriptor
+    config = model.config.portable().model_dump(mode="json", exclude={"cmaam": {"mask"}, "kernels": True})
     found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if CLASSIFIER not in name:

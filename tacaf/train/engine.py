@@ -25,7 +25,7 @@ from tacaf import checkpoint, distributed
 from tacaf.documents import what_is_wrong
 from tacaf.files import locked
 from tacaf.model.tacafnet import TacafNet
-from tacaf.model.weights import CLASSIFIER, embedder
+from tacaf.model.weights import CLASSIFIER, inference_model
 from tacaf.train.config import Config
 from tacaf.train.regroup import TEMPORARY, data_only, load_regrouped, regrouped
 from tacaf.train.state import BEFORE, EPOCHS, SavedFacts, extension
@@ -381,7 +381,7 @@ def whole_model(engine: Any, config: Config) -> TacafNet:
     """
     if engine.zero_optimization_stage() < 3:
         return engine.module
-    return embedder(config.model, whole_state(engine)).to(engine.device)
+    return inference_model(config.model, whole_state(engine)).to(engine.device)
 
 
 def _free_port() -> int:

@@ -8,31 +8,33 @@ import numpy as np
 
 from tacaf import distributed
 from tacaf.data.index import ShardIndex
+from tacaf.datasets import own_test_split
 from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.results import write_results
+from tacaf.evaluation.score import score_all, score_setting
+from tacaf.evaluation.text import result_tables
 from tacaf.evaluation.trials import make_trials
 from tacaf.files import shown, whole_path
-from tacaf.model.file import load_model
+from tacaf.model.file import MODEL, load_model
 from tacaf.report.pictures import make_pictures
 from tacaf.report.report import write_report
 from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import Config
 from tacaf.train.engine import Place
-from tacaf.train.evaluation_options import check_protocol
-from tacaf.train.leak import refuse_leak
+from tacaf.train.leak import check_protocol, refuse_leak
 from tacaf.train.new_model import save_model
 from tacaf.train.run_log import Watcher
-from tacaf.train.scoring import circumstances_of, embed_identities, score_all, show, write_results
+from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 from tacaf.train.state import TrainState
 
 BEST = "best.safetensors"
-MODEL = "model.safetensors"
 
 
 def scored_split(config: Config, index: ShardIndex) -> str:
     """The identities scored at the end: `evaluation.split`, or for a numbered split such as train_3 its own test_3."""
-    own = config.data.split.replace("train", "test") if config.data.split.startswith("train_") else None
-    name = own or config.evaluation.split
+    own = own_test_split(config.data.split)
+    name = config.evaluation.split if own == "test" else own
     index.pids_of(name)
     return name
 
@@ -48,8 +50,8 @@ def check_scoring(config: Config, index: ShardIndex) -> None:
         columns = {name: np.asarray(index.columns[name][rows]) for name in ("pid", "camid", "modality", "number")}
         features = FeatureSet(np.arange(1, len(rows) + 1, dtype=np.float32)[:, None], **columns)
         settings = settings_for(config, split)
-        for asked in settings.asked():
-            make_trials(features, settings.setting(asked), 1)
+        for setting in settings.settings():
+            make_trials(features, setting, 1)
 
 
 def settings_for(config: Config, split: str) -> EvaluationConfig:
@@ -84,20 +86,13 @@ def evaluate_epoch(
         return state
     split = "val" if held_out else scored_split(config, index)
     distributed.average_batchnorm_statistics(engine.module)
-    size = (config.data.augment.height, config.data.augment.width)
-    features, _ = embed_identities(
-        deepspeed_engine.whole_model(engine, config),
-        index,
-        index.pids_of(split),
-        *size,
-        config.evaluation,
-        place,
-        stop=watcher.stop,
-    )
+    extraction = Extraction.of(config.data.augment.height, config.data.augment.width, config.evaluation)
+    model = deepspeed_engine.whole_model(engine, config)
+    features, _ = embed_identities(model, index, index.pids_of(split), extraction, place, watcher.stop)
     settings = settings_for(config, split)
-    result = score_all(features, settings, settings.asked()[:1], {})[0]
+    result = score_setting(features, settings.setting(settings.asked()[0]), settings.scoring)
     watcher.evaluated(state, split, result)
-    reached = result["mean"][config.train.best_by]
+    reached = result.mean[config.train.best_by]
     if split == "val" and reached > state.best:
         state = state._replace(best=reached, best_epoch=state.epoch)
         tensors = deepspeed_engine.whole_state(engine)
@@ -130,13 +125,13 @@ def finish(
     split = scored_split(config, index)
     pids = index.pids_of(split)
     refuse_leak(index, card.trained_on, pids)
-    features, rows = embed_identities(
-        model.to(place.device), index, pids, card.height, card.width, config.evaluation, place, stop=watcher.stop
-    )
+    extraction = Extraction.of(card.height, card.width, config.evaluation)
+    features, rows = embed_identities(model.to(place.device), index, pids, extraction, place, watcher.stop)
     with distributed.together():
         if place.rank == 0:
-            facts = circumstances_of(config.evaluation, card, split, index=index)
-            results = score_all(features, settings_for(config, split), config.evaluation.asked(), facts)
+            settings = settings_for(config, split)
+            known = circumstances_of(card, split, extraction, index)
+            results = score_all(features, settings.settings(), settings.scoring, known)
             watcher.evaluated(state, split, results[0])
             watcher.close()
             write_results(results, run / "results")
@@ -144,6 +139,6 @@ def finish(
             pictures = make_pictures(
                 features, rows, index, config.evaluation, config.seed, model.eval(), (card.height, card.width)
             )
-            report = write_report(run, pictures)
-            print(show(results))
+            report = write_report(run, config.evaluation, pictures)
+            print(result_tables(results))
             print(f"report: {shown(report)}")

@@ -1,4 +1,6 @@
-"""Which identities a model may be scored on: never those it was trained on, as far as shard set and model file tell."""
+"""What a model may be scored on: not the identities it was trained on, as far as shard set and model file record them,
+and a public data set only under its own protocol.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,14 +9,21 @@ from typing import Any
 import numpy as np
 
 from tacaf.data.index import ShardIndex
+from tacaf.datasets import own_test_split
+from tacaf.evaluation.protocols import PROTOCOLS
+from tacaf.files import shown
 from tacaf.model.file import ModelCard
 from tacaf.vocabulary import InputError
 
 
-def own_split(trained_on: Mapping[str, Any]) -> str:
-    """The list that belongs to a model: test, or for one trained on train_3 its test_3."""
-    name = trained_on["split"]
-    return name.replace("train", "test", 1) if name.startswith("train_") else "test"
+def check_protocol(index: ShardIndex, protocol: str) -> None:
+    """InputError for a set that was packed as one public data set and is to be scored as another one."""
+    others = [name for name, table in PROTOCOLS.items() if not table.open and name != protocol]
+    if index.name in others and not PROTOCOLS[protocol].open:
+        raise InputError(
+            f"expected the protocol {index.name} for {shown(index.place)}, which was packed as {index.name}, got"
+            f" {protocol}; use {index.name}, or generic"
+        )
 
 
 def refuse_leak(index: ShardIndex, trained_on: Mapping[str, Any], pids: np.ndarray) -> None:
@@ -42,7 +51,7 @@ def refuse_leak(index: ShardIndex, trained_on: Mapping[str, Any], pids: np.ndarr
         raise InputError(
             f"expected identities the model has not seen, got {len(seen)} that it was trained on (split"
             f" {trained_on['split']!r} of {which}, first pid {seen[0]}); score the split that belongs to this model, "
-            f"{own_split(trained_on)}"
+            f"{own_test_split(trained_on['split'])}"
         )
 
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from tacaf import distributed, provenance
 from tacaf.checkpoint import mend
 from tacaf.files import locked, reason_of, shown, write_whole
+from tacaf.model.file import MODEL
 from tacaf.run_files import add_start, unused
 from tacaf.train.config import Config, dump_config
 from tacaf.vocabulary import InputError
 
 CONFIG, METRICS, ENVIRONMENT = "config.yaml", "metrics.jsonl", "environment.json"
 # What a run writes, by what it has to be where it is already there.
-_FILES = (CONFIG, METRICS, ENVIRONMENT, ".lock", "model.safetensors", "best.safetensors", "report.html")
+_FILES = (CONFIG, METRICS, ENVIRONMENT, ".lock", MODEL, "best.safetensors", "report.html")
 _FOLDERS = ("checkpoints", "ranks", "results", "watch")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tacaf import distributed
+from tacaf.evaluation.results import Result
 from tacaf.files import write_whole
 from tacaf.progress import Progress
 from tacaf.run_files import MetricsWriter
@@ -113,7 +114,7 @@ class Watcher:
             f" {100 * speed['data_wait_share']:.1f} %"
         )
 
-    def evaluated(self, state: TrainState, split: str, result: dict) -> None:
+    def evaluated(self, state: TrainState, split: str, result: Result) -> None:
         """Log the scores of an epoch, and leave the evaluation's time out of the next step's."""
         mean = result["mean"]
         figures = {name: mean[name] for name in ("rank1", "mAP", "mINP")}

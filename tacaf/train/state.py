@@ -11,9 +11,10 @@ from tacaf.documents import Count, Document
 from tacaf.provenance import git_commit, versions
 from tacaf.train.config import Config, TrainConfig
 
-# Settings a resumed run may change: where things lie, how often something is written, what is scored, which of cuDNN's
-# algorithms run, whether a CUDA graph does.
+# Settings a resumed run may change: where things lie, how often something is written, what is scored, which kernels
+# and which of cuDNN's algorithms run, whether a CUDA graph does.
 FREE = {
+    "model": ("kernels",),
     "data": ("shards", "remote", "threads", "prefetch", "workers", "bad_sample_share"),
     "train": (
         "save_every",
@@ -34,7 +35,7 @@ FREE = {
 
 
 # Settings that are younger than the checkpoint's format: what a checkpoint that has none was trained with.
-BEFORE = {"model.cmaam.mask": "norm", "model.cmaam.matching": "features"}
+BEFORE = {"model.cmaam.mask": "norm"}
 
 
 class TrainState(NamedTuple):

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tacaf.evaluation.__main__ import locations_of, main
+from tacaf.evaluation.__main__ import main
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.image_lists import ImageList
+from tacaf.evaluation.options import locations_of
 from tacaf.evaluation.score import score
-from tacaf.evaluation.trials import choose_setting, make_trials
-from tacaf.vocabulary import InputError, sample_key
+from tacaf.evaluation.setting import choose_setting
+from tacaf.evaluation.trials import make_trials
+from tacaf.vocabulary import InputError, Modality, sample_key
 from tests.evaluation.test_score import arrays, features_of
 
 CAMERAS = {1: "visible", 2: "visible", 3: "infrared", 4: "infrared"}
@@ -23,7 +25,7 @@ def trial_of(features: FeatureSet, **choices):
 
 
 def key(features: FeatureSet, row: int) -> str:
-    modality = ("visible", "infrared")[features.modality[row]]
+    modality = Modality.of_code(features.modality[row])
     return sample_key(modality, *(int(getattr(features, name)[row]) for name in ("pid", "camid", "number")))
 
 

@@ -10,7 +10,8 @@ import pytest
 from tacaf.evaluation.__main__ import main
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.score import score
-from tacaf.evaluation.trials import choose_setting, make_trials
+from tacaf.evaluation.setting import choose_setting
+from tacaf.evaluation.trials import make_trials
 from tacaf.vocabulary import InputError, Modality
 
 SETTINGS = [(mode, shots) for mode in ("all_search", "indoor_search") for shots in (1, 10)]
@@ -68,7 +69,7 @@ def test_the_counts_of_the_real_test_set(authors, draw):
 
 
 def _sizes(features: FeatureSet, folder, mode: str, shots: int, draw: str) -> set[int]:
-    setting = choose_setting("sysu_mm01", mode, None, shots, draw, folder)
+    setting = choose_setting("sysu_mm01", mode=mode, shots=shots, gallery_draw=draw, splits=folder)
     return {len(trial.gallery_rows) for trial in make_trials(features, setting)}
 
 

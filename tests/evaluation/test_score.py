@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import scipy.io
 
-from tacaf.evaluation.__main__ import main, result_table
+from tacaf.evaluation.__main__ import main
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.gallery_draws import load_permutations
 from tacaf.evaluation.score import score
-from tacaf.evaluation.trials import choose_setting, make_trials
+from tacaf.evaluation.setting import choose_setting
+from tacaf.evaluation.text import result_table
+from tacaf.evaluation.trials import make_trials
 from tacaf.vocabulary import InputError, Modality
 from tests.mutations import damaged
 
@@ -63,7 +65,7 @@ def features_of(**options) -> FeatureSet:
 
 def test_the_json_holds_what_is_promised():
     known = {"split": "test", "embedding": "full", "flip": False, "trained_on": "x", "seed": 3}
-    result = json.loads(json.dumps(score(features_of(), "sysu_mm01", circumstances=known)))
+    result = json.loads(json.dumps(score(features_of(), "sysu_mm01", circumstances=known).as_json()))
     assert set(result) >= KEYS
     assert {name: result[name] for name in known} == known
     assert (result["mode"], result["direction"]) == ("all_search", "infrared_to_visible")
@@ -81,7 +83,7 @@ def test_the_json_holds_what_is_promised():
 @pytest.mark.parametrize(("mode", "cameras"), [("all_search", (1, 2, 4, 5)), ("indoor_search", (1, 2))])
 def test_the_literature_draw_is_random_choice_over_sorted_names(mode, cameras):
     features = features_of(images=5)
-    trials = make_trials(features, choose_setting("sysu_mm01", mode, None, 1))
+    trials = make_trials(features, choose_setting("sysu_mm01", mode=mode))
     assert len(trials) == 10
     for number, trial in enumerate(trials):
         random.seed(number)
@@ -112,7 +114,7 @@ def test_images_at_the_querys_location_are_left_out():
     at_2 = (values.camid == 2) | (values.camid == 3)
     values.features[at_2] = 0
     values.features[at_2, 0] = 1  # camera 2 and 3 look the same: rank 1 would be camera 2
-    trial = make_trials(values, choose_setting("sysu_mm01", "indoor_search", None, 1), 1)[0]
+    trial = make_trials(values, choose_setting("sysu_mm01", mode="indoor_search"), 1)[0]
     ranks = trial.rank("cosine", True)
     from_3 = values.camid[trial.query_rows] == 3
     assert set(ranks.eligible_Q[from_3]) == {8}, "one image of each pid, camera 1 only"

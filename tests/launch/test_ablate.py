@@ -71,7 +71,9 @@ def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, cap
     assert json.loads((tmp_path / "results" / "ablation_plain_1_val.json").read_text())["rows"] == table["rows"]
 
     # what is kept of a training is enough for every table, without set and runs; and it names its circumstances
-    kept = json.loads((tmp_path / "results" / "ablation" / "plain_1-full-seed1.json").read_text())
+    lines = (tmp_path / "results" / "ablation_plain_1.jsonl").read_text().splitlines()
+    assert len(lines) == 4
+    kept = next(one for one in map(json.loads, lines) if (one["row"], one["seed"]) == ("full", 1))
     assert {name: value for name, value in kept["scores"]["val"].items() if name != "people"} == own
     assert kept["scores"]["test"]["split"] == "test"
     assert sum(kept["scores"]["val"]["people"]["queries"]) == own["valid_queries"]
@@ -88,19 +90,19 @@ def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, cap
     capsys.readouterr()
     assert ablate.main([*elsewhere, "--set", "loss.margin=0.4"]) == 2
     said = capsys.readouterr().err
-    assert "plain_1-baseline-seed0.json: expected loss.margin = 0.3, with which this" in said
-    assert "give another --results" in said
+    assert "ablation_plain_1.jsonl, row baseline, seed 0" in said
+    assert "loss.margin = 0.3" in said
+    assert "--results" in said
 
 
 def test_a_damaged_result_file_is_refused_and_a_wanted_one_is_not_made(small, tmp_path, capsys):
-    path = tmp_path / "results" / "ablation" / "plain_1-full-seed0.json"
+    path = tmp_path / "results" / "ablation_plain_1.jsonl"
     path.parent.mkdir(parents=True)
     for damaged in ('{"scores": {"val": ', "[" * 5000, '{"scores": 1}', "[]", '{"scores": {}, "scores": {}}', "\xff"):
         path.write_bytes(damaged.encode("latin-1"))
         assert ablate.main(words(tmp_path, "--seeds", "0")) == 2
         error = capsys.readouterr().err
-        assert error.startswith(f"error: {path}: ")
-        assert "remove it" in error
+        assert error.startswith(f"error: {path}, line 1: ")
         assert error.count("\n") == 1
     path.unlink()
     assert ablate.main(words(tmp_path, "--seeds", "0", "--only-tables")) == 0

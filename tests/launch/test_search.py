@@ -143,7 +143,7 @@ def test_images_of_the_same_content_are_all_found_and_none_of_them_by_itself(run
     assert len(found["matches"]) == 14
 
 
-def test_an_index_of_an_older_version_or_with_a_changed_byte(run, folders, capsys):
+def test_an_index_with_a_changed_byte(run, folders, capsys):
     index = folders / "people.index"
     words = ["--run", run, "--index", index, "--query", folders / "query", "--json", folders / "x.json"]
     assert command("--run", run, "--gallery", folders / "gallery", "--index", index) == 0
@@ -183,45 +183,45 @@ def test_an_index_from_elsewhere_shows_no_file_outside_the_gallery(folders, tmp_
 
 
 BAD = {
-    "no gallery": (["--run", "RUN", "--query", "query", "--json", "x.json"], "expected a gallery, got none"),
-    "no model": (["--gallery", "gallery", "--query", "query", "--json", "x.json"], "expected --run"),
-    "nothing to do": (["--run", "RUN"], "expected --query or --index"),
-    "only an index": (["--index", "people.index"], "expected something to do"),
-    "nowhere to write": (["--run", "RUN", "--gallery", "gallery", "--query", "query"], "expected --html or --json"),
+    "no gallery": (["--run", "RUN", "--query", "query", "--json", "x.json"], "--gallery"),
+    "no model": (["--gallery", "gallery", "--query", "query", "--json", "x.json"], "--run"),
+    "nothing to do": (["--run", "RUN"], "--index"),
+    "only an index": (["--index", "people.index"], "--remove or --list"),
+    "nowhere to write": (["--run", "RUN", "--gallery", "gallery", "--query", "query"], "--html"),
     "no folder to write into": (
         ["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "no/x.json"],
-        "make no first",
+        "no/x.json",
     ),
-    "nothing to search for": (["--run", "RUN", "--gallery", "gallery", "--json", "x.json"], "expected --query"),
-    "no index to remove from": (["--remove", "a"], "expected --index"),
-    "an index that is not there": (["--index", "none.index", "--remove", "a"], "expected an index at none.index"),
+    "nothing to search for": (["--run", "RUN", "--gallery", "gallery", "--json", "x.json"], "--query"),
+    "no index to remove from": (["--remove", "a"], "--index"),
+    "an index that is not there": (["--index", "none.index", "--remove", "a"], "none.index"),
     "top 0": (
         ["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "x.json", "--top", "0"],
-        "expected at least 1, got 0",
+        "--top",
     ),
     "a gallery that is none": (
         ["--run", "RUN", "--gallery", "none", "--query", "query", "--json", "x.json"],
-        "expected a folder of images",
+        "none",
     ),
     "an empty gallery": (
         ["--run", "RUN", "--gallery", "empty", "--query", "query", "--json", "x.json"],
-        "expected readable images in empty",
+        "images in empty",
     ),
     "no query": (
         ["--run", "RUN", "--gallery", "gallery", "--query", "none.jpg", "--json", "x.json"],
-        "expected readable images to search for in none.jpg",
+        "none.jpg",
     ),
     "an empty query": (
         ["--run", "RUN", "--gallery", "gallery", "--query", "empty", "--json", "x.json"],
-        "expected readable images to search for in empty",
+        "search for in empty",
     ),
     "no run": (
         ["--run", "empty", "--gallery", "gallery", "--query", "query", "--json", "x.json"],
-        "expected a model file",
+        "empty/model.safetensors",
     ),
     "another file as index": (
         ["--run", "RUN", "--index", "text", "--query", "query", "--json", "x.json"],
-        "expected a gallery index at text",
+        "index at text",
     ),
 }
 
@@ -245,5 +245,5 @@ def test_another_modality_than_the_indexs_is_refused(run, folders, capsys):
     assert command(*words) == 0
     before = (folders / "people.index").read_bytes()
     assert command(*words, "--gallery-modality", "infrared") == 2
-    assert "keep one index each" in capsys.readouterr().err
+    assert "got infrared" in capsys.readouterr().err
     assert (folders / "people.index").read_bytes() == before

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from tacaf.evaluation.ranking import Ranks
-from tacaf.evaluation.trials import choose_setting, make_trials
+from tacaf.evaluation.setting import choose_setting
+from tacaf.evaluation.trials import make_trials
 from tacaf.report.embedding_map import IDENTITIES, IMAGES, map_embeddings
 from tacaf.report.examples import BEST, DRAWN, WORST, choose_pairs, choose_queries, choose_ranked_lists
 from tacaf.report.figures import cmc, draw_distances, draw_map
 from tacaf.report.pair_distances import KINDS, PairKind, _pairs, sample_distances
 from tests.evaluation.sets import feature_set
 
-SETTING = choose_setting("sysu_mm01", "all_search", None, 1)
+SETTING = choose_setting("sysu_mm01")
 
 
 def trial_and_ranks(**changes):

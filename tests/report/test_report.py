@@ -8,21 +8,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tacaf.datasets import SYSU_MM01_QUERIES
+from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.score import score
 from tacaf.report.overlay import MASK, match_lines, overlay, webp
 from tacaf.report.plots import POINTS, draw_curves
-from tacaf.report.published import SYSU_QUERIES
 from tacaf.report.report import Match, PairPicture, Pictures, RankedList, write_report
 from tacaf.vocabulary import InputError
 from tests.evaluation.sets import feature_set
+
+SETTINGS = EvaluationConfig()
+AS_TRAINED = {"embedding": "full", "flip": False}
 
 
 def write_run(folder, steps: int = 30, note: str = "") -> None:
     (folder / "results").mkdir(parents=True)
     for mode in ("all_search", "indoor_search"):
         for shots in (1, 10):
-            result = score(feature_set(), "sysu_mm01", mode=mode, shots=shots)
-            (folder / "results" / f"{mode}-{shots}.json").write_text(json.dumps(result))
+            result = score(feature_set(), "sysu_mm01", mode=mode, shots=shots, circumstances=AS_TRAINED)
+            (folder / "results" / f"{mode}-{shots}.json").write_text(json.dumps(result.as_json()))
     records = [
         {
             "kind": "step",
@@ -53,7 +57,7 @@ def test_the_page_is_self_contained_and_says_what_is_whose(tmp_path):
         {"A figure": "<svg></svg>"},
         [PairPicture(b"RIquery", b"RIq", 1, wrong, b"RIm", match_lines(np.eye(6), np.ones(6), 3))],
     )
-    path = write_report(tmp_path / "run", pictures)
+    path = write_report(tmp_path / "run", SETTINGS, pictures)
     page = path.read_text()
     assert not re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page), "nothing is loaded from elsewhere"
     assert "<script" not in page, "what comes from files is escaped"
@@ -71,34 +75,38 @@ def test_the_page_is_self_contained_and_says_what_is_whose(tmp_path):
     mean = json.loads((tmp_path / "run/results/all_search-1.json").read_text())["mean"]
     assert f"Rank-1 <b>{100 * mean['rank1']:.1f} %</b>" in page, "the headline is the single-shot all-search result"
     assert f"{100 * mean['rank1']:.1f}/{100 * mean['mAP']:.1f}" in page
-    assert f"{SYSU_QUERIES:,}" in page
+    assert f"{SYSU_MM01_QUERIES:,}" in page
 
 
 def test_real_size_results_are_not_called_incomparable(tmp_path):
     write_run(tmp_path / "run")
     for path in (tmp_path / "run" / "results").glob("*.json"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "queries": SYSU_QUERIES}))
-    assert "cannot be compared" not in write_report(tmp_path / "run").read_text()
+        path.write_text(json.dumps({**json.loads(path.read_text()), "queries": SYSU_MM01_QUERIES}))
+    assert "cannot be compared" not in write_report(tmp_path / "run", SETTINGS).read_text()
 
 
 def test_what_was_scored_otherwise_afterwards_is_named_and_comes_second(tmp_path):
+    """Whatever the names of the files are."""
     write_run(tmp_path)
     folder = tmp_path / "results"
     own = json.loads((folder / "all_search-1.json").read_text())
-    for name, facts in (("full", {"embedding": "full"}), ("rerank", {"rerank": {"k1": 20, "k2": 6, "lambda": 0.3}})):
+    for name, facts in (
+        ("a", {"embedding": "global_only"}),
+        ("b", {"rerank": {"k1": 20, "k2": 6, "lambda": 0.3}}),
+    ):
         other = {**own, **facts, "mean": {**own["mean"], "rank1": 0.0123, "mAP": 0.0321}}
-        (folder / f"all_search-1-{name}.json").write_text(json.dumps(other))
-    page = write_report(tmp_path).read_text()
+        (folder / f"{name}.json").write_text(json.dumps(other))
+    page = write_report(tmp_path, SETTINGS).read_text()
     headline = f"Rank-1 <b>{100 * own['mean']['rank1']:.1f} %</b>"
     assert headline in page
     assert page.count("<td>sysu_mm01, all_search</td>") == 2  # 1 and 10 shots
-    assert page.count("<td>sysu_mm01, all_search, full</td>") == page.count("all_search, re-ranked</td>") == 1
+    assert page.count("<td>sysu_mm01, all_search, global_only</td>") == page.count("all_search, re-ranked</td>") == 1
     assert "1.2/3.2" not in page
 
 
 def test_no_results_no_report(tmp_path):
     with pytest.raises(InputError, match="expected results in"):
-        write_report(tmp_path)
+        write_report(tmp_path, SETTINGS)
     assert not (tmp_path / "report.html").exists()
 
 
@@ -122,7 +130,7 @@ def test_long_runs_keep_the_page_small():
 
 def test_figures_take_the_colours_of_the_page(tmp_path):
     write_run(tmp_path / "run")
-    page = write_report(tmp_path / "run").read_text()
+    page = write_report(tmp_path / "run", SETTINGS).read_text()
     assert "prefers-color-scheme: dark" in page
     for svg in re.findall(r"<svg.*?</svg>", page, re.S):
         assert "fill: currentColor" in svg, "text"
@@ -140,7 +148,7 @@ def test_a_term_that_comes_later_has_no_line_before(tmp_path):
 
 def test_every_trial_has_its_row(tmp_path):
     write_run(tmp_path)
-    page = write_report(tmp_path).read_text()
+    page = write_report(tmp_path, SETTINGS).read_text()
     trials = json.loads((tmp_path / "results/indoor_search-1.json").read_text())["trials"]
     assert len(trials) == 10
     for number, trial in enumerate(trials, 1):

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from shards.sources import manifest
+from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import Limits, decode, images_below, left_out_below
-from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.reader import ShardReader
 from tacaf.search.embedder import Embedder
 from tacaf.vocabulary import Embedding, InputError, Modality
@@ -70,7 +70,7 @@ def test_descriptors_are_those_of_the_evaluation_pipeline(embedder, sysu_shards)
         for image_CHW, row in zip(images_BCHW, rows.tolist(), strict=True):
             data = reader.read(row).tobytes()
             assert (embedder.read(data, Modality.VISIBLE) - image_CHW).abs().max() < 1.01 * LEVEL
-            modality = next(one for one in Modality if one.code == index.columns["modality"][row])
+            modality = Modality.of_code(index.columns["modality"][row])
             own_1D, pipeline_1D = embedder.embed([data], modality), embedder.embed_prepared(image_CHW[None], modality)
             assert (own_1D * pipeline_1D).sum() > 1 - 1e-4
             found += 1
@@ -136,9 +136,7 @@ def test_paths_bytes_images_and_arrays_are_one(embedder, tmp_path):
 
 def test_an_embedding_that_is_none_is_refused(embedder):
     for ask in (lambda: embedder.embed([scene()], "visible", "global"), lambda: embedder.embedding_width("global")):
-        with pytest.raises(
-            InputError, match="expected the embedding full or global_and_parts or global_only, got 'glob"
-        ):
+        with pytest.raises(InputError, match="'global'"):
             ask()
 
 
@@ -206,7 +204,7 @@ SINGLE = {
 
 @pytest.mark.parametrize("kind", SINGLE)
 def test_a_single_image_is_not_taken_apart(embedder, kind):
-    with pytest.raises(InputError, match="images: expected a list of images"):
+    with pytest.raises(InputError, match="images: "):
         embedder.embed(SINGLE[kind], "visible")
 
 
@@ -266,7 +264,7 @@ def test_of_an_animation_the_first_picture_counts():
 
 
 def test_a_wrong_modality_is_named(embedder):
-    with pytest.raises(InputError, match="visible or infrared, got 'thermal'"):
+    with pytest.raises(InputError, match="'thermal'"):
         embedder.embed([scene()], "thermal")
 
 
@@ -283,7 +281,7 @@ def test_images_below_a_folder_keep_inside(tmp_path):
     assert [text.split(":")[0] for text in left_out_below(inside)] == [
         str(inside / name) for name in ("link.png", "linked", "notes.txt")
     ]
-    with pytest.raises(InputError, match="expected a folder of images"):
+    with pytest.raises(InputError, match=r"a\.png"):
         images_below(inside / "a.png")
 
 
@@ -291,7 +289,7 @@ def test_load_takes_a_run_or_its_file_and_nothing_else(run, embedder, tmp_path):
     assert Embedder.load(str(run / "model.safetensors")).model_sha256 == embedder.model_sha256
     (tmp_path / "model.safetensors").write_bytes(b"hello")
     for path in (tmp_path, tmp_path / "none", run / "config.yaml"):
-        with pytest.raises(InputError, match="expected a model file"):
+        with pytest.raises(InputError, match=re.escape(str(path))):
             Embedder.load(path)
-    with pytest.raises(InputError, match="expected a device that is here, got 'nothing'"):
+    with pytest.raises(InputError, match="'nothing'"):
         Embedder.load(run, "nothing")

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 
-from launch.evaluate import circumstances_of, embed_identities, score_all, write_results
 from tacaf.data.index import ShardIndex
+from tacaf.evaluation.results import write_results
+from tacaf.evaluation.score import score_all
 from tacaf.model.file import load_model
 from tacaf.train.config import Config, dump_config, load_config
 from tacaf.train.engine import Place
 from tacaf.train.new_model import build_model, save_model
+from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 
 DEMO = Path(__file__).parent.parent.parent / "launch" / "configs" / "demo.yaml"
 TINY = [
@@ -38,9 +40,11 @@ def write_scores(run: Path, config: Config) -> None:
     index = ShardIndex.open(config.data.shards)
     place = Place(0, 1, torch.device("cpu"))
     pids = index.pids_of("test")
-    features, _ = embed_identities(model, index, pids, card.height, card.width, config.evaluation, place)
-    facts = circumstances_of(config.evaluation, card, "test")
-    write_results(score_all(features, config.evaluation, config.evaluation.asked(), facts), run / "results")
+    extraction = Extraction.of(card.height, card.width, config.evaluation)
+    features, _ = embed_identities(model, index, pids, extraction, place)
+    known = circumstances_of(card, "test", extraction)
+    settings = config.evaluation
+    write_results(score_all(features, settings.settings(), settings.scoring, known), run / "results")
     features.save(run / "results" / "features.npz")
     step = {"kind": "step", "epoch": 0, "step": 0, "global_step": 1, "loss": 2.0, "terms": {"identity": 2.0}}
     step |= {"lr": {"new": 0.1}, "images_per_s": 9.0, "data_wait_share": 0.1}

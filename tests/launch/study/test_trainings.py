@@ -1,18 +1,15 @@
-"""A training that was begun is gone on with only where every value that has a part in it is the same."""
+"""A training is resumed only where every value that has a part in it is the same, and signals reach the trainings."""
 
 import os
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from launch import local_ranks
 from launch.study.trainings import SCRIPT, Training, run_all
 from tacaf.checkpoint import refuse_other
-from tacaf.child_processes import child_environment
 from tacaf.data.index import ShardIndex
 from tacaf.train.config import dump_config, load_config
 from tacaf.train.state import BEFORE, must_match
@@ -42,7 +39,7 @@ def begin(folder, *settings) -> None:
 )
 def test_another_value_is_refused_by_name(tmp_path, before, now, name):
     begin(tmp_path / "run", *before)
-    with pytest.raises(InputError, match=f"expected {name} = .*, with which this training was made, got"):
+    with pytest.raises(InputError, match=f"{name} = "):
         Training(tmp_path / "run", DEMO, now).refuse_other_settings()
 
 
@@ -61,7 +58,7 @@ def test_values_of_a_module_that_is_off_are_no_difference(tmp_path, idle):
 def test_what_leaves_weights_and_scores_as_they_are_is_no_difference(tmp_path):
     begin(tmp_path / "run")
     Training(tmp_path / "run", DEMO, ("data.threads=7", "train.keep=5", "train.save_every=9")).refuse_other_settings()
-    with pytest.raises(InputError, match=r"expected train.start_from = None"):
+    with pytest.raises(InputError, match=r"train\.start_from = None"):
         Training(tmp_path / "run", DEMO, ("train.start_from=a.safetensors",)).refuse_other_settings()
 
 
@@ -77,36 +74,12 @@ def test_a_checkpoint_is_compared_by_the_same_rule_and_one_of_an_older_release_i
 
     assert facts(NO_CMAAM) == facts(NO_CMAAM, "loss.dt=7")
     assert facts() != facts("loss.dt=7")
-    assert facts() == facts("evaluation.every=7", "train.keep=9", "data.threads=1")
+    assert facts() == facts("evaluation.every=7", "train.keep=9", "data.threads=1", "model.kernels=reference")
     older = {name: value for name, value in facts("model.cmaam.mask=norm").items() if name not in BEFORE}
-    assert len(older) == len(facts()) - 2
+    assert len(older) == len(facts()) - len(BEFORE)
     refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=norm"), Path("step-1"))
     with pytest.raises(InputError, match="mask: the checkpoint has 'norm', this run 'deviation'"):
         refuse_other({**BEFORE, **older}, facts("model.cmaam.mask=deviation"), Path("step-1"))
-
-
-FAILS = """
-import os, sys, time
-if os.environ["RANK"] == "0":
-    sys.exit("error: the only line") if sys.argv[1] == "text" else sys.exit(int(sys.argv[1]))
-time.sleep(60)
-"""
-
-
-@pytest.mark.parametrize(
-    ("word", "status", "said"), [("2", 2, ""), ("75", 75, ""), ("text", 1, "error: the only line\n")]
-)
-def test_ranks_of_this_machine_end_with_the_status_of_the_one_that_failed(tmp_path, word, status, said):
-    (tmp_path / "fails.py").write_text(FAILS)
-    command = [sys.executable, str(SCRIPT.with_name("local_ranks.py")), "2", str(tmp_path / "fails.py"), word]
-    done = subprocess.run(command, capture_output=True, text=True, env=child_environment())
-    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)
-
-
-def test_no_ranks_without_a_number(capsys):
-    for words in ([], ["2"], ["x", "y"], ["-1", "y"]):
-        assert local_ranks.main(words) == 2
-        assert capsys.readouterr().err.count("\n") == 1
 
 
 SAVES = """

@@ -1,0 +1,147 @@
+"""One training of an ablation: what is kept of it, and how its scores are collected from the finished run."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from launch.study.identity_scores import IdentityScores, score_identities
+from launch.study.kept import KeptScores, KeptTraining, Scored
+from launch.study.trainings import SCRIPT, Training, refuse_other_values
+from tacaf.evaluation.features import load_features
+from tacaf.evaluation.results import read_result
+from tacaf.files import shown
+from tacaf.provenance import published
+from tacaf.run_files import read_starts
+from tacaf.train.config import Config
+from tacaf.vocabulary import InputError
+
+_WHERE = ("run", "data.shards")  # of a configuration: where files are, which differs between users
+
+
+class Cell(NamedTuple):
+    """One training of the ablation's tables, and where its scores are kept."""
+
+    benchmark: str
+    row: str
+    seed: int
+    training: Training
+    store: KeptScores
+
+    def kept(self) -> KeptTraining | None:
+        """What is kept of this training; None if nothing is."""
+        return self.store.find(self.row, self.seed)
+
+    def check(self) -> None:
+        """InputError if the run or the scores that are kept were made with other values, or must not be scored."""
+        evaluation = self.training.config().evaluation
+        if (evaluation.protocol, evaluation.split, evaluation.rerank) != ("sysu_mm01", "val", None):
+            raise InputError(
+                "expected evaluation.protocol sysu_mm01, split val and no rerank, since choices are made on validation"
+                f" identities by plain distances, got {evaluation.protocol}, {evaluation.split} and"
+                f" {evaluation.rerank}; set them, and data.split to train"
+            )
+        self.training.refuse_other_settings()
+        kept = self.kept()
+        if kept is not None:
+            refuse_other_values(
+                self._where(), self._config_of(kept), self.training.config(), aside=_WHERE, option="--results"
+            )
+
+    def trained_at(self) -> list[str]:
+        """The commits that a kept training was made at, one a start."""
+        kept = self.kept()
+        return [start["commit"] for start in kept.trainings if start["commit"]] if kept else []
+
+    def can_collect(self, split: Scored) -> bool:
+        """Whether `collect` need not embed anything."""
+        return self.training.finished() and (split == "val" or all(path.exists() for path in self._test_files()))
+
+    def scores(self, split: Scored) -> IdentityScores | None:
+        """The scores that are kept of this split; None if there are none yet."""
+        kept = self.kept()
+        found = kept.scores.get(split) if kept else None
+        return IdentityScores.of_lists(found["people"]) if found else None
+
+    def collect(self, split: Scored) -> None:
+        """Keep the scores of the finished training. The test identities are embedded here if they were not before.
+
+        The scores of both splits that are kept of a training are those of one model.
+        """
+        results = self.training.folder / "results"
+        scores: dict[Scored, dict[str, Any]] = {
+            "val": self._scores_in("val", results / "features.npz", sorted(results.glob("*.json")))
+        }
+        kept = self.kept()
+        if split == "test":
+            scores["test"] = self._test_scores()
+        elif kept is not None and kept.scores.get("val") == scores["val"]:
+            scores = kept.scores
+        config = self.training.config()
+        content = {
+            "benchmark": self.benchmark,
+            "row": self.row,
+            "seed": self.seed,
+            "settings": list(self.training.settings_beside(_WHERE)),
+            "scores": scores,
+            "config": config.model_dump(mode="json", exclude={"run": True, "data": {"shards"}}),
+            "trainings": read_starts(self.training.folder / "environment.json"),
+        }
+        self.store.keep(KeptTraining(**published(content)))
+
+    def _test_files(self) -> tuple[Path, Path]:
+        return self.training.folder / "test.npz", self.training.folder / "test.json"
+
+    def _test_scores(self) -> dict[str, Any]:
+        """The scores of the test identities, which launch/evaluate.py embeds unless it has done so before."""
+        features, result = self._test_files()
+        if not self.can_collect("test"):
+            config = self.training.config()
+            asked, evaluation = config.evaluation.asked()[0], config.evaluation
+            words = ["--run", self.training.folder, "--shards", config.data.shards, "--split", "test"]
+            words += ["--protocol", evaluation.protocol, "--mode", asked.mode, "--shots", asked.shots]
+            words += ["--metric", evaluation.metric, "--embedding", evaluation.embedding]
+            words += ["--gallery-draw", evaluation.gallery_draw] if evaluation.gallery_draw else []
+            words += ["--splits", evaluation.splits] if evaluation.splits else []
+            words += ["--features", features, "--json", result]
+            command = [sys.executable, str(SCRIPT.with_name("evaluate.py")), *map(str, words)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode != 0:
+                raise InputError(
+                    f"{self.training.folder}: the test identities could not be scored: {done.stderr.strip()[-300:]};"
+                    " correct that, and run the same command again"
+                )
+        return self._scores_in("test", features, [result])
+
+    def _scores_in(self, split: Scored, features: Path, paths: Sequence[Path]) -> dict[str, Any]:
+        """The result of that split among the files, as it was written, with the same scores by identity."""
+        evaluation = self.training.config().evaluation
+        asked = evaluation.asked()[0]
+        people = score_identities(load_features(features), evaluation.setting(asked), evaluation.metric)
+        for result in map(read_result, paths):
+            same = (result.split, result.mode, result.shots) == (split, asked.mode, asked.shots)
+            if same and result.scored_as(evaluation):
+                means = people.means()
+                assert all(abs(result.mean[name] - means[name]) < 1e-6 for name in means), "scores of other features"
+                return {**result.as_json(), "people": people.as_lists()}
+        raise InputError(
+            f"{self.training.folder}: expected a result of {split} identities among"
+            f" {', '.join(path.name for path in paths) or 'none'}; remove the run, and it is trained again"
+        )
+
+    def _where(self) -> str:
+        return f"{shown(self.store.file)}, row {self.row}, seed {self.seed}"
+
+    def _config_of(self, kept: KeptTraining) -> Config:
+        """With today's defaults for keys that are newer than the file."""
+        try:
+            values = {**kept.config, "run": self.training.folder}
+            return Config.model_validate({**values, "data": {**values["data"], "shards": "-"}})
+        except (KeyError, TypeError, ValidationError):
+            raise InputError(
+                f"{self._where()}: its configuration is not one of this release; use the release that made it, or"
+                " remove the line"
+            ) from None

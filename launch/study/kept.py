@@ -1,0 +1,64 @@
+"""The scores that an ablation keeps of its trainings: one JSON Lines file for a benchmark, with a line for a training.
+
+A line is small enough to be published, and enough to make every table again without the run or its features.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from tacaf.documents import Document, parse
+from tacaf.files import locked, read_bytes, shown, write_whole
+
+MOST_BYTES = 2**28  # of the file of a benchmark; a training takes about 15 kB
+Scored = Literal["val", "test"]
+_CURE = "remove the line, and the training's scores are written again"
+
+
+class KeptTraining(Document):
+    """One training of an ablation: its scores, by identity too, and the circumstances it was made under."""
+
+    benchmark: str
+    row: str
+    seed: int
+    settings: list[str]
+    scores: dict[Scored, dict[str, Any]]  # the score file of that split, with `people`: the same scores by identity
+    config: dict[str, Any]  # resolved, without the run folder and the place of the shards
+    trainings: list[dict[str, Any]]  # one environment for every start
+
+
+class KeptScores:
+    """The file of one benchmark. It is read once, when it is first needed."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._lines: dict[tuple[str, int], KeptTraining] | None = None
+
+    def find(self, row: str, seed: int) -> KeptTraining | None:
+        """What is kept of a training; None if nothing is. InputError names the line that cannot be read."""
+        if self._lines is None:
+            self._lines = _read(self.file)
+        return self._lines.get((row, seed))
+
+    def keep(self, training: KeptTraining) -> None:
+        """Write a training's line, in the place of an older one; no other line changes."""
+        with locked(self.file.with_name(f".{self.file.name}.lock")):
+            lines = _read(self.file)  # again: another process may have added its own
+            lines[training.row, training.seed] = training
+            text = "".join(json.dumps(line.model_dump(mode="json"), allow_nan=False) + "\n" for line in lines.values())
+            write_whole(self.file, text)
+            self._lines = lines
+
+
+def kept_file(folder: Path, benchmark: str) -> Path:
+    return folder / f"ablation_{benchmark}.jsonl"
+
+
+def _read(file: Path) -> dict[tuple[str, int], KeptTraining]:
+    if not file.exists():
+        return {}
+    found: dict[tuple[str, int], KeptTraining] = {}
+    for number, line in enumerate(read_bytes(file, MOST_BYTES).splitlines(), 1):
+        training = parse(line, KeptTraining, f"{shown(file)}, line {number}", MOST_BYTES, _CURE)
+        found[training.row, training.seed] = training
+    return found

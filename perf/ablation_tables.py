@@ -1,0 +1,152 @@
+"""The ablation's tables as a page of the documentation, from the scores that are kept of every training.
+
+    python perf/ablation_tables.py [--results perf/results] [--out docs/ablation_tables.md]
+
+Nothing is trained or embedded. The page is a function of the files `ablation_<benchmark>.jsonl` alone.
+"""
+
+from tacaf.start import start
+
+if __name__ == "__main__":
+    start("perf.ablation_tables")
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from launch.study.ablation_table import MeasuredRow, markdown, record
+from launch.study.bootstrap import RESAMPLINGS
+from launch.study.identity_scores import IdentityScores
+from launch.study.kept import KeptScores, KeptTraining, Scored, kept_file
+from launch.study.rows import CORE, ROWS, varied_row
+from shards.pedestrians.benchmarks import BENCHMARKS
+from tacaf.command import Parser, entry, to_path
+from tacaf.files import shown, write_whole
+from tacaf.vocabulary import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+INNER = ("no_ring", "no_self", "no_pair", "consistency", "norm_mask", "one_way")
+HEAD = """# Tables of the ablation
+
+This page is written by `python perf/ablation_tables.py` from `perf/results/ablation_*.jsonl`; do not edit it.
+[ablation.md](ablation.md) says how the trainings were made and what the tables show.
+
+Every model is the small network of `launch/configs/ablation.yaml`, trained from scratch and scored after its last
+epoch: all_search, single shot, literature draw, 10 trials, cosine distance, no flip, no re-ranking. Figures are per
+cent, mean ± sample standard deviation over seeds. The benchmarks are procedural and say nothing about the public data
+sets.
+
+Differences are in points, with 95 % intervals: Student's, with the standard error of a bootstrap over identities and
+seeds. They are bold where the interval leaves zero out. ¹ One seed or two: the interval knows nothing, or hardly
+anything, of the spread over seeds, and no such difference counts.
+"""
+
+
+class Table(NamedTuple):
+    """A table of the page for each of `splits`: these rows of a benchmark with these seeds."""
+
+    title: str
+    benchmark: str
+    rows: tuple[str, ...]  # a row's name, or that of a `--try`: ROW+a.b=c+...
+    seeds: tuple[int, ...] = (0, 1, 2)
+    splits: tuple[Scored, ...] = ("val", "test")
+    folder: str = ""  # below the results, for scores that another length of training gave
+
+
+TABLES = (
+    Table("core rows", "plain_1", CORE, seeds=(0, 1, 2, 3, 4)),
+    Table("all rows", "plain_1", (*CORE, "ipcam", "cmaam", "both", *INNER)),
+    Table("rows with CMAAM", "misaligned_1", ("baseline", "aug", "aug_cmaam", "cmaam")),
+    Table("trained three times as long", "misaligned_1", ("baseline", "aug", "aug_cmaam"), folder="longer"),
+    Table("rows with IPCAM", "occluded_1", ("baseline", "aug", "aug_ipcam", "ipcam")),
+    Table(
+        "tries",
+        "plain_1",
+        (
+            *("aug", "aug_cmaam", "full"),
+            "aug_cmaam+loss.dt=0.5",
+            "aug_cmaam+loss.dt=4",
+            "aug_cmaam+loss.dt=6+model.cmaam.mask=norm",
+            "aug_cmaam+model.cmaam.matching=deviations",
+            "full+model.cmaam.layers=[3]",
+            "full+loss.dt=1",
+            "full+loss.dt=4",
+        ),
+        seeds=(0,),
+        splits=("val",),
+    ),
+    Table(
+        "tries",
+        "misaligned_1",
+        (
+            *("aug", "aug_cmaam"),
+            "aug_cmaam+model.cmaam.mask=norm",
+            "aug_cmaam+loss.dt=6+model.cmaam.mask=norm",
+            "aug_cmaam+loss.dense_margin=2+model.cmaam.mask=norm",
+            "aug_cmaam+loss.ic=0.3+model.cmaam.consistency=true",
+            "aug_cmaam+model.cmaam.matching=deviations",
+        ),
+        seeds=(0,),
+        splits=("val",),
+    ),
+)
+
+
+def page(results: Path, tables: Sequence[Table]) -> str:
+    """The whole page, as Markdown. InputError names a training whose scores are missing."""
+    parts = [section(results, table, split) for table in tables for split in table.splits]
+    return "\n".join([HEAD, *parts])
+
+
+def section(results: Path, table: Table, split: Scored) -> str:
+    """One table under its own heading."""
+    store = KeptScores(kept_file(results / table.folder, table.benchmark))
+    kept = {(row, seed): _find(store, row, seed) for row in table.rows for seed in table.seeds}
+    rows = [_row(key, {seed: kept[key, seed] for seed in table.seeds}, split) for key in table.rows]
+    identities = "validation" if split == "val" else "test"
+    return markdown(
+        record(
+            rows,
+            RESAMPLINGS,
+            {"title": f"{table.benchmark}, {table.title}, {identities} identities", "notes": _notes(table, kept)},
+        ),
+        level=2,
+    )
+
+
+def _row(name: str, kept: dict[int, KeptTraining], split: Scored) -> MeasuredRow:
+    base, *settings = name.split("+")
+    row = varied_row(base, *settings) if settings else ROWS[base]
+    scores = {seed: IdentityScores.of_lists(training.scores[split]["people"]) for seed, training in kept.items()}
+    return MeasuredRow(row, scores, lacks=())
+
+
+def _notes(table: Table, kept: dict[tuple[str, int], KeptTraining]) -> list[str]:
+    """What is not the same for all tables: the benchmark, the length of the training, the commits."""
+    kind = BENCHMARKS[table.benchmark]
+    length = {one.config["train"]["epochs"] * one.config["train"]["steps_per_epoch"] for one in kept.values()}
+    commits = {start["commit"] for one in kept.values() for start in one.trainings if start["commit"]}
+    return [
+        f"Benchmark: {kind.about}; {kind.identities} procedural people, seed {kind.seed}, generator version"
+        f" {kind.generator_version}. Steps: {' or '.join(f'{steps:,}' for steps in sorted(length))}. Trained at"
+        f" {', '.join(sorted(commit[:7] + commit[40:] for commit in commits))}."
+    ]
+
+
+def _find(store: KeptScores, row: str, seed: int) -> KeptTraining:
+    found = store.find(row, seed)
+    if found is None:
+        raise InputError(f"{shown(store.file)} has no scores of row {row} with seed {seed}")
+    return found
+
+
+@entry()
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=to_path, default=ROOT / "perf" / "results", help="default: perf/results")
+    parser.add_argument("--out", type=to_path, default=ROOT / "docs" / "ablation_tables.md", help="default: the page")
+    args = parser.parse_args(argv)
+    write_whole(args.out, page(args.results, TABLES))
+    print(f"written: {shown(args.out)}")
+    return 0

@@ -1,0 +1,81 @@
+"""Facts of the public data sets, each written once: cameras, locations, splits, and the published counts.
+
+SYSU-MM01: its own README and evaluation program; counts of images: computed from its rand_perm_cam.mat. RegDB and LLCM:
+their papers and split files. Our synthetic sets have the same layouts, but not these counts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from tacaf.vocabulary import Modality, Split
+
+
+class ImageCount(NamedTuple):
+    """How many images of a modality (None: of both together) the published set has in these splits together."""
+
+    splits: tuple[str, ...]
+    modality: Modality | None
+    images: int
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A public data set as its authors published it. `name` is also that of its protocol and of its shard set."""
+
+    name: str
+    identities: Mapping[str, int]  # by split; of RegDB, in each of its numbered splits
+    images: tuple[ImageCount, ...]
+    cameras: Mapping[Modality, tuple[int, ...]] = field(default_factory=dict)  # empty: the set does not name them
+    locations: Mapping[int, int] = field(default_factory=dict)  # camera to the place it looks at; empty: unknown
+    numbered_splits: tuple[int, ...] = ()  # train_1 and test_1, ...; each needs a model of its own
+
+    @property
+    def modality_of_camera(self) -> dict[int, Modality]:
+        """For a set whose cameras see one modality each, ascending by camera."""
+        return dict(sorted((camid, modality) for modality, cameras in self.cameras.items() for camid in cameras))
+
+    @property
+    def training_identities(self) -> tuple[int, ...]:
+        """How many identities a model of this set is trained on: those of train and val together, or of train alone."""
+        train, val = self.identities["train"], self.identities.get("val")
+        return (train + val, train) if val else (train,)
+
+
+SYSU_MM01_QUERIES = 3_803  # infrared images of the test identities
+SYSU_MM01_INDOOR = (1, 2)  # the visible cameras indoors
+SYSU_MM01 = DataSet(
+    name="sysu_mm01",
+    identities={"train": 296, "val": 99, "test": 96},
+    images=(
+        ImageCount(("train", "val"), Modality.VISIBLE, 22_258),
+        ImageCount(("train", "val"), Modality.INFRARED, 11_909),
+        ImageCount(("test",), Modality.INFRARED, SYSU_MM01_QUERIES),
+    ),
+    cameras={Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)},
+    locations={1: 1, 2: 2, 3: 2, 4: 4, 5: 5, 6: 6},  # cameras 2 and 3 look at the same room
+)
+REGDB = DataSet(
+    name="regdb",
+    identities={"train": 206, "test": 206},
+    images=(
+        ImageCount(("train", "test"), Modality.VISIBLE, 4_120),
+        ImageCount(("train", "test"), Modality.INFRARED, 4_120),
+    ),
+    numbered_splits=tuple(range(1, 11)),
+)
+LLCM = DataSet(
+    name="llcm",
+    identities={"train": 713, "test": 351},
+    images=(ImageCount(("train", "test"), None, 46_767),),
+    cameras={  # every camera sees both modalities, but for camera 3
+        Modality.VISIBLE: tuple(range(1, 10)),
+        Modality.INFRARED: (1, 2, 4, 5, 6, 7, 8, 9),
+    },
+)
+PUBLIC = {data_set.name: data_set for data_set in (SYSU_MM01, REGDB, LLCM)}
+
+
+def own_test_split(training_split: str) -> str:
+    """The list a model is scored on: test, or for a model of the numbered split train_3 its own test_3."""
+    return training_split.replace("train", "test", 1) if training_split.startswith("train_") else Split.TEST.value
