@@ -39,12 +39,12 @@ class FeatureSet:
         return int(self.features.shape[1])
 
     def check(self, where: str = "the features") -> "FeatureSet":
-        """This set, if it can be scored; otherwise an InputError that names the array, the row and the mend."""
+        """This set, if it can be scored; otherwise an InputError that names the array, the row and the remedy."""
         self.zero_rows(where)
         return self
 
     def zero_rows(self, where: str = "the features") -> np.ndarray:
-        """As `check`; the rows whose features are all zero, which have no direction and so no place in a ranking."""
+        """As `check`; the rows whose features are all zero, which have no direction and therefore no rank."""
         _check_shapes(self, where)
         zero = _check_values(self, where)
         _check_images(self, where)

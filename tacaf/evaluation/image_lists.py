@@ -1,4 +1,4 @@
-"""Lists of images that ask or answer: text files with one key a line, as the shards name their samples."""
+"""Lists of query or gallery images: text files with one key a line, as the shards name their samples."""
 
 import hashlib
 import re
@@ -26,7 +26,7 @@ class ImageList:
 
     @classmethod
     def read(cls, path: Path) -> "ImageList":
-        """Empty lines and lines that begin with # are passed over; zeros in front of a number say nothing.
+        """Empty lines and lines that begin with # are skipped; leading zeros of a number are ignored.
 
         InputError names the line that is no key, or a key a second time.
         """

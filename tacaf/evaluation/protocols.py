@@ -1,4 +1,4 @@
-"""The protocols as tables (method §7): who asks, who answers, what is left out, how the gallery comes about.
+"""The protocols as tables (method §7): queries, gallery, what is left out, how the gallery is drawn.
 
 Code elsewhere reads these rows and never asks for a protocol's name.
 """
@@ -38,7 +38,7 @@ class Layout(Enum):
 
 @dataclass(frozen=True)
 class Search:
-    """Who asks whom. Cameras None: every camera. Modalities None: lists of images say it."""
+    """Queries and gallery. Cameras None: every camera. Modalities None: lists of images decide."""
 
     query: Modality | None
     gallery: Modality | None
@@ -74,7 +74,7 @@ class Protocol:
 
     @property
     def default_searches(self) -> tuple[str, ...]:
-        """What is scored where nothing else is asked for: every search across the modalities."""
+        """What is scored unless something else is chosen: every search from one modality to the other."""
         return tuple(name for name, search in self.searches.items() if search.crosses)
 
 

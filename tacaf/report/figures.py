@@ -1,4 +1,4 @@
-"""What features show, as inline SVG: CMC curves, distances of pairs of images, a map of embeddings."""
+"""What features show, as figures: CMC curves, distances of pairs of images, a map of embeddings."""
 
 from collections.abc import Mapping
 
@@ -23,7 +23,7 @@ _PALETTE = (
 
 
 def cmc(ranks: Ranks, ranks_shown: int = CMC_RANKS) -> np.ndarray:
-    """The share of the queries with a match whose first match stands at rank k or before; float64 [ranks_shown]."""
+    """The share of the queries with a match whose first match is at rank k or before; float64 [ranks_shown]."""
     first_Q = ranks.first_Q[ranks.matches_Q > 0]
     return (first_Q[:, None] <= np.arange(1, ranks_shown + 1)).mean(axis=0)
 

@@ -12,8 +12,8 @@ from tacaf.evaluation.results import Result, read_results
 from tacaf.evaluation.text import cell
 from tacaf.files import write_whole
 from tacaf.pages import render
+from tacaf.report.curves import draw_curves
 from tacaf.report.overlay import Line
-from tacaf.report.plots import draw_curves
 from tacaf.report.published import NOT_MEASURED, PUBLISHED, TABLE_1_NOTE
 from tacaf.run_files import read_metrics, read_starts
 from tacaf.vocabulary import InputError

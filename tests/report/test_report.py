@@ -11,8 +11,8 @@ from PIL import Image
 from tacaf.datasets import SYSU_MM01_QUERIES
 from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.score import score
+from tacaf.report.curves import POINTS, draw_curves
 from tacaf.report.overlay import MASK, match_lines, overlay, webp
-from tacaf.report.plots import POINTS, draw_curves
 from tacaf.report.report import Match, PairPicture, Pictures, RankedList, write_report
 from tacaf.vocabulary import InputError
 from tests.evaluation.sets import feature_set
