@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 # The identities of the demo's synthetic set: four fifths train, one fifth is scored.
 DEMO_IDENTITIES ?= 160
+# Processes that share the tests. Each needs about 2 GB, with what it starts.
+WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores : 8)))
+PYTEST := python -m pytest --numprocesses $(WORKERS) --dist worksteal
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test test-all test-processors gpu-host-test gpu-host-rehearsal check format lock clean
+.PHONY: demo test quick test-all test-processors gpu-host-test gpu-host-rehearsal check format lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready $(DEMO)/shards/index.json
@@ -16,10 +19,14 @@ demo: $(VENV)/ready $(DEMO)/shards/index.json
 	    --set run=$(DEMO)/run --set data.shards=$(DEMO)/shards $(if $(wildcard $(DEMO)/run/config.yaml),--resume)
 
 test: $(VENV)/ready
-	python -m pytest -m "not long"
+	$(PYTEST) -m "not long"
+
+# What starts no process and takes no seconds, of every package: before each commit.
+quick: $(VENV)/ready
+	$(PYTEST) --quick
 
 test-all: $(VENV)/ready gpu-host-test
-	python -m pytest
+	$(PYTEST)
 
 # As on other processors and on a busy machine: six times `make test`, and a table.
 test-processors: $(VENV)/ready

@@ -1,12 +1,17 @@
 """What several rooms' tests share: a small raw set, the same set packed, and where the authors' own files lie."""
 
 import os
+
+# One thread a process, before anything imports PyTorch: the processes of a parallel run do not fight for the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -14,17 +19,51 @@ from hypothesis import HealthCheck, settings
 
 from shards.pedestrians.synth import synthesise
 from shards.sources import sysu_mm01
+from tacaf.files import locked
 from tests.processes import LIMIT_S
 
+pytest_plugins = ("tests.quick",)
 ROOT = Path(__file__).parent.parent
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 
+class Once(Protocol):
+    def __call__(self, name: str, make: Callable[[Path], object]) -> Path: ...
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Once:
+    """`once(name, make)`: the file or folder `name`, made by the first worker of a parallel run that needs it.
+
+    `make` gets its path, where nothing is yet. The others wait meanwhile. No test may change what was made.
+    """
+    shared = _shared(tmp_path_factory)
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with locked(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this run of pytest, which all its workers see."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "once"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _own_key(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Checkpoints are signed with a key of the tests, not with that of the user who runs them."""
-    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+    os.environ["XDG_STATE_HOME"] = str(_shared(tmp_path_factory) / "state")
 
 
 @pytest.fixture(autouse=True)
@@ -37,25 +76,31 @@ def _own_environment() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def raw_sysu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def raw_sysu(once: Once) -> Path:
     """A procedural raw set in the SYSU-MM01 layout: 12 identities, 3 images a camera, 96 pixels high. Read only."""
-    out = tmp_path_factory.mktemp("raw") / "sysu_mm01"
-    synthesise(out, layout="sysu_mm01", identities=12, seed=0, images_per_camera=3, height=96, workers=1)
-    return out
+
+    def make(out: Path) -> None:
+        synthesise(out, layout="sysu_mm01", identities=12, seed=0, images_per_camera=3, height=96, workers=1)
+
+    return once("raw_sysu", make)
 
 
 @pytest.fixture(scope="session")
-def sysu_shards(raw_sysu: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sysu_shards(raw_sysu: Path, once: Once) -> Path:
     """`raw_sysu` packed into one shard. Read only: copy it before changing it."""
-    return sysu_mm01.pack(raw_sysu, tmp_path_factory.mktemp("shards") / "sysu_mm01").folder
+    return once("sysu_shards", lambda out: sysu_mm01.pack(raw_sysu, out))
 
 
 @pytest.fixture(scope="session")
-def sysu_shards_many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sysu_shards_many(once: Once) -> Path:
     """80 identities, 2 images a camera, in several shards of about 1 MiB. Read only."""
-    raw = tmp_path_factory.mktemp("raw") / "many"
-    synthesise(raw, layout="sysu_mm01", identities=80, seed=1, images_per_camera=2, height=128, workers=2)
-    return sysu_mm01.pack(raw, tmp_path_factory.mktemp("shards") / "many", shard_mib=1).folder
+
+    def make(out: Path) -> None:
+        raw = out.with_name(f"{out.name}.raw")
+        synthesise(raw, layout="sysu_mm01", identities=80, seed=1, images_per_camera=2, height=128, workers=1)
+        sysu_mm01.pack(raw, out, shard_mib=1, workers=1)
+
+    return once("sysu_shards_many", make)
 
 
 @pytest.fixture(scope="session")

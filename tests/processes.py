@@ -9,7 +9,7 @@ import pytest
 
 # For what takes seconds on an idle machine. No test may fail because the machine is slow, so that only what hangs for
 # good comes to this limit.
-LIMIT_S = 900.0
+LIMIT_S = 500.0
 
 
 def free_port(among: Iterable[int] | None = None) -> int:

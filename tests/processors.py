@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
+# As `make test` runs them.
+TESTS = ("--numprocesses", str(min(os.cpu_count() or 1, 8)), "--dist", "worksteal", "-m", "not long")
 BUSY = "while True: pass"
 
 
@@ -58,7 +60,7 @@ def main(words: Sequence[str]) -> int:
 
 def run(setting: Setting, words: Sequence[str]) -> tuple[int, str]:
     """Pytest's exit status and the text of its last line; its output is shown as it comes."""
-    command = [sys.executable, "-m", "pytest", *(words or ("-m", "not long"))]
+    command = [sys.executable, "-m", "pytest", *(words or TESTS)]
     environment, last = {**os.environ, **setting.environment}, ""
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout

@@ -115,13 +115,13 @@ def test_any_step_cold_equals_in_sequence():
 
 
 def test_bad_combinations():
-    with pytest.raises(ValidationError, match="multiple of pair_group"):
+    with pytest.raises(ValidationError, match="pair_group"):
         PlanConfig(identities_per_batch=7)
-    with pytest.raises(ValidationError, match="greater than or equal to 2"):
+    with pytest.raises(ValidationError, match="equal to 2"):
         PlanConfig(identities_per_batch=1)
     with pytest.raises(InputError, match="identities_per_batch = 12"):
         Plan(PLAN.training_set, PlanConfig(identities_per_batch=12), 0)
-    with pytest.raises(InputError, match="divide among the ranks, got 3"):
+    with pytest.raises(InputError, match="ranks, got 3"):
         PLAN.check_ranks(3)
 
 

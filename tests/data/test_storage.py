@@ -105,9 +105,9 @@ def test_a_lasting_trouble_is_named_and_leaves_nothing(local, server, config, tr
 
 
 def test_a_missing_shard_and_a_missing_set_are_named(local, server, config):
-    with pytest.raises(InputError, match="which the index names, found none"):
+    with pytest.raises(InputError, match="found none"):
         open_store(server.address, config).open(File("sysu_mm01-000099.tar", 10, "0" * 64))
-    with pytest.raises(InputError, match=r"found no index\.json"):
+    with pytest.raises(InputError, match=r"index\.json"):
         ShardIndex.open(f"{server.address}/elsewhere", config)
 
 
@@ -117,7 +117,7 @@ def test_a_server_that_is_not_there(config):
 
 
 def test_an_address_nobody_reads(config):
-    with pytest.raises(InputError, match="expected an address that an installed package reads, got carrier-pigeon"):
+    with pytest.raises(InputError, match="carrier-pigeon"):
         ShardIndex.open("carrier-pigeon://set", config)
 
 
@@ -135,7 +135,7 @@ def test_the_limit_is_kept_and_the_longest_unused_goes_first(local, server, conf
 def test_what_is_open_is_not_removed(local, server, config):
     small = config.model_copy(update={"limit_gib": (local.shards[0].size + 1) / GIB})
     store = open_store(server.address, small)
-    with store.open(local.shards[0]), pytest.raises(CacheFullError, match=r"raise data\.remote\.limit_gib"):
+    with store.open(local.shards[0]), pytest.raises(CacheFullError, match=r"data\.remote\.limit_gib"):
         store.open(local.shards[1])
     store.open(local.shards[1]).close()
     assert whole_files(config) == {f"{local.shards[1].sha256}.whole"}
@@ -206,7 +206,7 @@ def test_a_download_under_way_keeps_its_room(local, server, config):
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError, match="cannot write the cache"):
+    with pytest.raises(InputError, match="cache"):
         CachedStore("http://127.0.0.1:9", RemoteConfig(cache=tmp_path / "file" / "cache"))
 
 
@@ -257,7 +257,7 @@ def test_a_local_shard_of_another_length_is_refused(local, sysu_shards_many, tmp
     index = ShardIndex.open(shutil.copytree(sysu_shards_many, tmp_path / "set"))
     path = tmp_path / "set" / index.shards[0].name
     path.write_bytes(path.read_bytes() + bytes(512))
-    with pytest.raises(InputError, match="the set was replaced while in use"):
+    with pytest.raises(InputError, match="replaced"):
         ShardReader(index).read(int(rows_of_shard(local, 0)[0]))
 
 
@@ -297,7 +297,7 @@ def test_a_hash_of_a_hostile_server_names_no_file(hostile, config, tmp_path, nam
     edited(hostile.folder, lambda values: facts(values).update(sha256=name))
     assert "sha256" in refused(hostile, config, tmp_path)
     assert not any(".npy" in asked or ".tar" in asked for asked in hostile.asked)
-    with pytest.raises(InputError, match="expected a sha256"):
+    with pytest.raises(InputError, match="sha256"):
         open_store(hostile.address, config).open(File("x.tar", 10, name))
 
 

@@ -30,6 +30,7 @@ def authors(golden, tmp_path_factory):
     return out, {(result["mode"], result["shots"]): result for result in expected}, folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "shots"), SETTINGS)
 def test_the_scores_are_the_authors(authors, mode, shots):
     out, expected, folder = authors

@@ -100,6 +100,7 @@ def test_bad_input(change, error, words):
         ring_aggregate(**({"parts_BRD": u, "theta_BRA": theta, "phi_BRA": phi, "rounds": 2} | change))
 
 
+@pytest.mark.slow
 def test_no_width_uses_a_tensor_core():
     """From 16 parts on, Triton turns a sum of products into a TF32 product, unless the exact one is asked for."""
     compile_report = pytest.importorskip("perf.compile_report")

@@ -37,6 +37,7 @@ def words(out, *more) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, capsys):
     assert ablate.main(words(tmp_path, "--seeds", "0", "1")) == 0, capsys.readouterr()
     table = json.loads((tmp_path / "results" / "ablation_plain_1_val.json").read_text())
@@ -95,6 +96,7 @@ def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, cap
     assert "--results" in said
 
 
+@pytest.mark.slow
 def test_a_damaged_result_file_is_refused_and_a_wanted_one_is_not_made(small, tmp_path, capsys):
     path = tmp_path / "results" / "ablation_plain_1.jsonl"
     path.parent.mkdir(parents=True)
@@ -110,6 +112,7 @@ def test_a_damaged_result_file_is_refused_and_a_wanted_one_is_not_made(small, tm
     assert "1 of 1 seeds not finished" in (tmp_path / "results" / "ablation_plain_1_val.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_table_that_is_not_whole_says_so(small, tmp_path, monkeypatch, capsys):
     sound = Training.command
 
@@ -131,6 +134,7 @@ def test_a_table_that_is_not_whole_says_so(small, tmp_path, monkeypatch, capsys)
     assert table["rows"][0]["lacks"] == ["1 of 2 seeds not finished"]
 
 
+@pytest.mark.slow
 def test_a_try_is_a_row_of_its_own_table(small, tmp_path, capsys):
     tried = ["--try", "full", "loss.dt=2", "model.cmaam.beta=20", "--name", "tries"]
     only = ["--out", str(tmp_path), "--rows", "full", "--seeds", "0", "--resamplings", "50", *SETTINGS, *tried]

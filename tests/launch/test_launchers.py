@@ -40,10 +40,12 @@ def losses_of(folder: Path) -> list[tuple]:
 
 
 @pytest.fixture(scope="module")
-def by_torchrun(sysu_shards, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "torchrun"
-    torchrun = [BIN / "torchrun", "--nnodes", 1, "--nproc_per_node", 2, "--master_port", free_port()]
-    end(begin([*torchrun, *command_of(sysu_shards, folder, *MANY)]))
+def by_torchrun(sysu_shards, once) -> Path:
+    def make(folder: Path) -> None:
+        torchrun = [BIN / "torchrun", "--nnodes", 1, "--nproc_per_node", 2, "--master_port", free_port()]
+        end(begin([*torchrun, *command_of(sysu_shards, folder, *MANY)]))
+
+    folder = once("by_torchrun", make)
     assert len(losses_of(folder)) == EPOCHS * STEPS
     return folder
 

@@ -77,6 +77,7 @@ def test_regdb_scores_its_splits_together(tmp_path):
         assert [trial["rank1"] for trial in result["trials"]] == pytest.approx(singles)
 
 
+@pytest.mark.slow
 def test_a_row_that_failed_is_named_and_the_others_stand(tmp_path, monkeypatch, capsys):
     sound = Training.command
 

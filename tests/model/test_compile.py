@@ -11,6 +11,7 @@ from tests.model.cases import pairs_of, tiny_batch, tiny_model
 from tests.tolerances import assert_same_gradients
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("bf16", "tolerance"), [(False, 1e-4), (True, 5e-2)])
 def test_one_graph(bf16, tolerance):
     model, data = tiny_model().train(), tiny_batch()

@@ -10,6 +10,7 @@ from perf import bench_accuracy
 from tacaf.vocabulary import InputError
 from tests.train.finished import DEMO, TINY
 
+pytestmark = pytest.mark.slow  # trains
 SETTINGS = ["train.epochs=2", "train.steps_per_epoch=2", "evaluation.every=1", "evaluation.modes=[all_search]"]
 
 

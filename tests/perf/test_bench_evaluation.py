@@ -12,6 +12,7 @@ from perf.parts.usual_scoring import usual_rerank
 from tacaf.evaluation.rerank import Distances, Rerank, reranked
 
 
+@pytest.mark.slow
 def test_a_streamed_gallery_is_measured_and_other_sections_stay(tmp_path):
     (tmp_path / "out.json").write_text('{"ranking": 1}')
     sizes = ["--queries", "60", "--gallery", "3000", "--width", "32", "--folder", str(tmp_path)]
@@ -25,6 +26,7 @@ def test_a_streamed_gallery_is_measured_and_other_sections_stay(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"], "the gallery was temporary"
 
 
+@pytest.mark.slow
 def test_no_figure_on_wrong_places(tmp_path):
     case = StreamedCase(queries=10, gallery=400, width=16)
     _write(case, tmp_path)

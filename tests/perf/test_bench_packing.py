@@ -16,6 +16,7 @@ def small(monkeypatch):
 WORDS = ["--identities", "8", "--copies", "2", "--shard-mib", "1", "--repeats", "1"]
 
 
+@pytest.mark.slow
 def test_a_run(tmp_path, capsys):
     (tmp_path / "here").mkdir()
     result = tmp_path / "results" / "packing.json"
@@ -31,6 +32,7 @@ def test_a_run(tmp_path, capsys):
     assert all(action in shown for action in actions)
 
 
+@pytest.mark.slow
 def test_no_figure_on_a_wrong_result(tmp_path, monkeypatch, capsys):
     verified = []
 

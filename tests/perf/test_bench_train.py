@@ -19,6 +19,7 @@ def rows() -> list[dict]:
         return bench_train.measure(WANTED, say=lambda _: None)
 
 
+@pytest.mark.slow
 def test_every_way_to_do_the_step_has_the_same_loss(rows):
     """By definitions or kernels, in whatever layout; and different modules differ."""
     for what in ((False, False), (False, True), (True, False), (True, True)):
@@ -28,6 +29,7 @@ def test_every_way_to_do_the_step_has_the_same_loss(rows):
     assert len({round(row["first_loss"], 2) for row in rows}) == 4
 
 
+@pytest.mark.slow
 def test_the_figures_are_of_the_step(rows):
     for row in rows:
         assert row["step_ms"] == pytest.approx(sum(row[f"{phase}_ms"] for phase in bench_train.PHASES), rel=1e-6)
@@ -39,6 +41,7 @@ def test_the_figures_are_of_the_step(rows):
     assert bench_train.table(rows).count("\n") == len(rows)
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_larger_step_is_larger():
     whole = next(variant for variant in bench_train.VARIANTS if variant.name == bench_train.PLAIN)
     one, four = (bench_train.cpu_peak_mib(argparse.Namespace(small=True, groups=groups), whole) for groups in (1, 4))

@@ -17,6 +17,7 @@ def findings(groups, tries, tmp_path):
     return [one for one in found if not one.held]
 
 
+@pytest.mark.slow
 def test_damaged_files_are_refused_or_harmless(tmp_path):
     assert findings(["files"], 300, tmp_path) == []
 

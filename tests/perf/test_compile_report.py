@@ -14,23 +14,27 @@ from perf.compile_report import DTYPES, OPS, SHARED_LIMIT, SPILL_LIMIT, usage
 ROOT = Path(__file__).parents[2]
 
 
-def report(folder: Path, choices: str) -> list[dict]:
-    """The rows of all architectures, each compiled in a process of its own: the compiler works on one core."""
+def compile_all(folder: Path, choices: str) -> None:
+    """Write the rows of all architectures, each compiled in a process of its own: the compiler works on one core."""
+    folder.mkdir(exist_ok=True)
 
-    def one(arch: int) -> list[dict]:
+    def one(arch: int) -> None:
         path = folder / f"{arch}.json"
         command = ["perf/compile_report.py", "--arch", str(arch), "--choices", choices, "--json", str(path)]
         done = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        return json.loads(path.read_text())
 
     with ThreadPoolExecutor(2) as pool:
-        return [row for rows in pool.map(one, SHARED_LIMIT) for row in rows]
+        list(pool.map(one, SHARED_LIMIT))
+
+
+def rows_in(folder: Path) -> list[dict]:
+    return [row for arch in SHARED_LIMIT for row in json.loads((folder / f"{arch}.json").read_text())]
 
 
 @pytest.fixture(scope="module")
-def defaults(tmp_path_factory) -> list[dict]:
-    return report(tmp_path_factory.mktemp("report"), "default")
+def defaults(once) -> list[dict]:
+    return rows_in(once("compiled", lambda folder: compile_all(folder, "default")))
 
 
 def test_nothing_spills_and_shared_memory_suffices(defaults):
@@ -74,7 +78,8 @@ def test_the_log_of_a_spilling_kernel_is_understood():
 
 @pytest.mark.long
 def test_every_tuning_choice(tmp_path):
-    rows = report(tmp_path, "all")
+    compile_all(tmp_path, "all")
+    rows = rows_in(tmp_path)
     wanted = {
         json.dumps(choice)
         for _, choices in OPS.values()

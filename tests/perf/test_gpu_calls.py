@@ -79,6 +79,7 @@ def test_the_memory_checkers_count(output, errors):
     assert errors_in(output) == errors
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_tests_records_each_result(tmp_path):
     (tmp_path / "test_it.py").write_text(
         "import pytest\n@pytest.mark.parametrize('k', range(4))\ndef test_it(k):\n    assert k != 3, 'three'\n"
@@ -110,6 +111,7 @@ def test_rows_that_make_no_table_cost_one_line():
     assert "make no table" in line
 
 
+@pytest.mark.slow
 def test_a_variant_that_fails_leaves_the_others_and_rows_are_written_one_by_one(tmp_path, monkeypatch, capsys):
     built, seen, file = bench_train.Step.__init__, [], tmp_path / "train.json"
 
@@ -220,6 +222,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "wheels").iterdir()] == [tiny.name]
 
 
+@pytest.mark.slow
 def test_a_cache_gathered_ahead_is_taken_where_kernels_are_missing(tmp_path):
     gathered, used = tmp_path / "gathered", tmp_path / "used"
     for folder in (gathered / "A", gathered / "B", used / "A"):
@@ -242,6 +245,7 @@ def compile_kernels_anew() -> int:
     return compile_share("gem_pyramid", "bf16", 0, 1)["in_cache"]
 
 
+@pytest.mark.slow
 def test_kernels_compiled_ahead_are_found_in_another_place(tmp_path, monkeypatch):
     """As on a GPU machine: compiled into one folder, stripped, copied to another, compiled again there."""
     found = []

@@ -137,6 +137,7 @@ def test_a_set_of_one_modality_has_distances_within_it_only():
     assert len(map_embeddings(alone, "cosine", 0).pid_N) == 16
 
 
+@pytest.mark.slow
 def test_the_map_keeps_identities_together_and_repeats_itself():
     points = map_embeddings(feature_set(pids=30, noise=0.1), "cosine", seed=0)
     assert points.method == "t-SNE"

@@ -85,6 +85,7 @@ def test_real_size_results_are_not_called_incomparable(tmp_path):
     assert "cannot be compared" not in write_report(tmp_path / "run", SETTINGS).read_text()
 
 
+@pytest.mark.slow
 def test_what_was_scored_otherwise_afterwards_is_named_and_comes_second(tmp_path):
     """Whatever the names of the files are."""
     write_run(tmp_path)
@@ -110,6 +111,7 @@ def test_no_results_no_report(tmp_path):
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_long_runs_keep_the_page_small():
     records = [
         {
@@ -128,6 +130,7 @@ def test_long_runs_keep_the_page_small():
     assert len(re.findall(r"L \d", loss)) <= 2 * POINTS + 100
 
 
+@pytest.mark.slow
 def test_figures_take_the_colours_of_the_page(tmp_path):
     write_run(tmp_path / "run")
     page = write_report(tmp_path / "run", SETTINGS).read_text()
@@ -138,6 +141,7 @@ def test_figures_take_the_colours_of_the_page(tmp_path):
         assert not re.search(r"(fill|stroke): (#000000|#ffffff|black|white)", svg)
 
 
+@pytest.mark.slow
 def test_a_term_that_comes_later_has_no_line_before(tmp_path):
     write_run(tmp_path)
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -146,6 +150,7 @@ def test_a_term_that_comes_later_has_no_line_before(tmp_path):
     assert ">late</text>" in draw_curves(records)["Loss"]
 
 
+@pytest.mark.slow
 def test_every_trial_has_its_row(tmp_path):
     write_run(tmp_path)
     page = write_report(tmp_path, SETTINGS).read_text()

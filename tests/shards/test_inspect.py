@@ -59,10 +59,10 @@ def test_a_damaged_set_is_refused_and_an_older_sheet_stays(sysu_shards, tmp_path
     sheet = tmp_path / "sheet.html"
     sheet.write_text("kept")
     tar.write_bytes(tar.read_bytes()[: int(np.median(column(folder, "offset")))])
-    with pytest.raises(InputError, match="run verify"):
+    with pytest.raises(InputError, match="verify"):
         write_contact_sheet(shard_set, sheet)
     assert sheet.read_text() == "kept"
-    with pytest.raises(InputError, match="expected a sound shard set"):
+    with pytest.raises(InputError, match="sound"):
         open_set(folder)
-    with pytest.raises(InputError, match="expected --identities of at least 1"):
+    with pytest.raises(InputError, match="--identities"):
         write_contact_sheet(open_set(sysu_shards), sheet, identities=0)

@@ -105,7 +105,7 @@ def test_removals_add_up(folder):
     assert index_of(folder)["removed"] == {"pids": [1, 6], "images": 8}
     assert verify(folder) == []
     assert summary_text(open_set(folder)).splitlines()[0].endswith("; 8 images of 2 persons removed")
-    with pytest.raises(InputError, match="got 1, which has been removed before"):
+    with pytest.raises(InputError, match="got 1, "):
         remove(folder, ["1"])
 
 
@@ -120,7 +120,7 @@ def test_names_serve_too(tmp_path):
     assert "Bob" not in (folder / "index.json").read_text()
     assert set(index_of(folder)["pid_names"]) == {"1", "3", "4", "6", "7", "8"}
     before = snapshot(folder)
-    with pytest.raises(InputError, match=r"but 7 may be pid 4 or 7; write pid=7 or name=7"):
+    with pytest.raises(InputError, match=r"pid 4 or 7.*pid=7 or name=7"):
         remove(folder, ["7"])
     assert snapshot(folder) == before
     assert remove(folder, ["pid=7"]).pids == [7]
@@ -154,11 +154,11 @@ def test_the_last_images_of_one_modality_stay(tmp_path):
     root = tmp_path / "raw"
     records = [r for r in noise_records(root) if r.modality == "visible" or r.pid in (1, 3)]
     pack(records, tmp_path / "a", "noise", noise_splits(), root=root, source="noise")
-    with pytest.raises(InputError, match="infrared images to stay in split train, but pid 1 has the last"):
+    with pytest.raises(InputError, match=r"infrared .*split train, .*pid 1 "):
         remove(tmp_path / "a", ["1"])
     free = [type(r)(r.path, r.pid, r.camid, r.modality, None, r.number) for r in records if r.pid != 3]
     pack(free, tmp_path / "b", "noise", {}, root=root, source="noise")
-    with pytest.raises(InputError, match="infrared images to stay in the set, but pid 1 has the last"):
+    with pytest.raises(InputError, match=r"infrared .*the set, .*pid 1 "):
         remove(tmp_path / "b", ["1"])
     assert remove(tmp_path / "b", ["2"]).images == 2
 
@@ -179,10 +179,10 @@ def test_a_damaged_shard_is_not_given_a_new_hash(folder):
     data[700] ^= 0xFF
     tar.write_bytes(data)
     before = snapshot(folder.parent)
-    with pytest.raises(InputError, match=r"noise-000000\.tar: its sha256 is not the one"):
+    with pytest.raises(InputError, match=r"noise-000000\.tar: .*sha256"):
         remove(folder, ["1"])
     tar.write_bytes(data[:-512])
-    with pytest.raises(InputError, match="expected a sound shard set"):
+    with pytest.raises(InputError, match="sound"):
         remove(folder, ["5"])
     tar.write_bytes(data)
     assert snapshot(folder.parent) == before

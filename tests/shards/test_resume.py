@@ -61,6 +61,7 @@ def identities(folder: Path) -> dict[str, tuple[int, int]]:
     return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tars}
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_bytes(tmp_path):
     """With bad images, and a shard of nothing but bad images: the numbers of the shards have no gap."""
     records = raw(tmp_path / "raw", pids=6)
@@ -200,7 +201,7 @@ def test_one_packing_at_a_time(tmp_path):
 
     def first() -> None:
         with new_set(tmp_path / "set", False):
-            with pytest.raises(InputError, match=f"nobody else at work on .*set, but process {os.getpid()} is"):
+            with pytest.raises(InputError, match=f"set, but process {os.getpid()} "):
                 pack_raw(tmp_path / "raw", tmp_path / "set", records)
             pack_raw(tmp_path / "raw", tmp_path / "other", records)
             raise RuntimeError("enough")
@@ -214,7 +215,7 @@ def test_one_packing_at_a_time(tmp_path):
 def test_the_working_folder_must_be_ours(tmp_path):
     (tmp_path / "set.packing").mkdir()
     (tmp_path / "set.packing/thesis.txt").write_text("years")
-    with pytest.raises(InputError, match=r"leftovers in .*set\.packing, found thesis\.txt"):
+    with pytest.raises(InputError, match=r"set\.packing, .*thesis\.txt"):
         pack_raw(tmp_path / "raw", tmp_path / "set", raw(tmp_path / "raw"))
     assert snapshot(tmp_path / "set.packing") == {"thesis.txt": b"years"}
 
@@ -281,10 +282,11 @@ def test_links_fail_for_a_reason(tmp_path):
 def test_a_mount_point_cannot_be_renamed(tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     monkeypatch.setattr(output.os.path, "ismount", lambda path: path == tmp_path / "set")
-    with pytest.raises(InputError, match="got the mount point"):
+    with pytest.raises(InputError, match="mount point"):
         pack_raw(tmp_path / "raw", tmp_path / "set", raw(tmp_path / "raw"))
 
 
+@pytest.mark.slow
 def test_progress_counts_the_images_of_all_workers(tmp_path):
     records = raw(tmp_path / "raw")
     jobs = list(plan(records, tmp_path / "raw", tmp_path, MIB, skip_bad=False))
@@ -474,7 +476,7 @@ def test_a_set_in_one_shard_says_nothing_of_going_on(tmp_path, capsys):
 
 @pytest.mark.parametrize("workers", [0, -1, 2000])
 def test_a_wrong_number_of_workers(tmp_path, workers):
-    with pytest.raises(InputError, match="--workers from 1 to 1024"):
+    with pytest.raises(InputError, match=r"--workers .*1024"):
         pack_raw(tmp_path / "raw", tmp_path / "set", raw(tmp_path / "raw"), workers=workers)
 
 

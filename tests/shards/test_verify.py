@@ -238,7 +238,7 @@ def test_damage_is_named(damaged, name):
 
 
 def test_what_is_no_folder_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="expected the folder of a shard set"):
+    with pytest.raises(InputError, match="folder of a shard set"):
         verify(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert len(verify(tmp_path / "empty")) == 1
@@ -250,6 +250,7 @@ def test_the_index_names_its_own_hashes(sysu_shards):
     assert sum(shard.images for shard in index.shards) == index.images == len(samples(sysu_shards))
 
 
+@pytest.mark.slow
 def test_any_number_of_workers_finds_the_same(tmp_path):
     records = noise_records(tmp_path / "raw", pids=6)
     for record in records[::4]:
@@ -268,5 +269,5 @@ def test_any_number_of_workers_finds_the_same(tmp_path):
     assert verify(folder, workers=3) == problems
     numbers = [problem[:12].removeprefix("noise-") for problem in problems]
     assert [number.lstrip("0") or "0" for number in numbers] == list("2011445015"), problems
-    with pytest.raises(InputError, match="--workers from 1"):
+    with pytest.raises(InputError, match="--workers"):
         verify(folder, workers=0)

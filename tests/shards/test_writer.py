@@ -306,7 +306,7 @@ def test_nothing_but_bad_images_is_no_set(tmp_path):
     records = noise_records(tmp_path / "raw")
     for record in records:
         record.path.write_bytes(b"")
-    with pytest.raises(InputError, match="none of the 16 images"):
+    with pytest.raises(InputError, match="16 images"):
         _pack(tmp_path / "raw", tmp_path / "set", records, skip_bad=True)
     assert not (tmp_path / "set").exists()
 
@@ -320,11 +320,11 @@ def test_a_list_may_name_identities_without_images(tmp_path):
 def test_splits_without_identities_or_without_a_modality(tmp_path):
     root = tmp_path / "raw"
     records = noise_records(root)
-    with pytest.raises(InputError, match="split val, found none"):
+    with pytest.raises(InputError, match="split val"):
         _pack(root, tmp_path / "set", records, {**noise_splits(), "val": [70]})
     for modality in Modality:
         one_sided = [r for r in records if r.split is Split.TRAIN or r.modality is modality]
-        with pytest.raises(InputError, match=f"expected {modality.other} images in split test"):
+        with pytest.raises(InputError, match=f"{modality.other} .*split test"):
             _pack(root, tmp_path / "set", one_sided)
 
 
@@ -352,7 +352,7 @@ def test_images_lie_below_the_root_and_are_images(tmp_path):
             _pack(root, tmp_path / "set", [*records, replace(outside, path=path)])
     with pytest.raises(InputError, match="expected an image"):
         _pack(root, tmp_path / "set", [*records, replace(outside, path=root / "x.gif.exe")])
-    with pytest.raises(InputError, match="found none; check --root"):
+    with pytest.raises(InputError, match="--root"):
         _pack(root, tmp_path / "set", [])
     with pytest.raises(InputError, match="--shard-mib"):
         _pack(root, tmp_path / "set", records, shard_mib=0)

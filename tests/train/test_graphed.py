@@ -17,7 +17,7 @@ from tests.model.cases import pairs_of, tiny_batch, tiny_model
 from tests.train.engine_cases import DEMO
 from tests.train.test_training import command_of, records_of, run, same_run, train
 
-pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")]
 ON = ("train.cuda_graph=true", "deepspeed.zero_optimization.stage=0")
 
 

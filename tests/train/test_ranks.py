@@ -1,8 +1,10 @@
 """The same mathematics on any number of ranks and under every ZeRO stage, and a checkpoint for another number."""
 
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,26 +36,32 @@ def run_ranks(ranks: int, what: str, shards: Path, out: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("ranks")
+def trained(sysu_shards, once) -> Callable[[int], Path]:
+    """The folder of what so many ranks wrote while they trained."""
+
+    def by(ranks: int) -> Path:
+        def make(folder: Path) -> None:
+            folder.mkdir()
+            run_ranks(ranks, "train", sysu_shards, folder)
+
+        return once(f"ranks-{ranks}", make)
+
+    return by
 
 
 @pytest.fixture(scope="module")
-def one(sysu_shards, out) -> dict:
-    run_ranks(1, "train", sysu_shards, out)
-    return torch.load(out / "ranks-1.pt")
+def one(trained) -> dict:
+    return torch.load(trained(1) / "ranks-1.pt")
 
 
 @pytest.fixture(scope="module")
-def two(sysu_shards, out) -> dict:
-    run_ranks(2, "train", sysu_shards, out)
-    return torch.load(out / "ranks-2.pt")
+def two(trained) -> dict:
+    return torch.load(trained(2) / "ranks-2.pt")
 
 
 @pytest.fixture(scope="module")
-def four(sysu_shards, out) -> dict:
-    run_ranks(4, "train", sysu_shards, out)
-    return torch.load(out / "ranks-4.pt")
+def four(trained) -> dict:
+    return torch.load(trained(4) / "ranks-4.pt")
 
 
 def same_training(one: dict, found: dict) -> None:
@@ -78,8 +86,9 @@ def test_four_ranks_too(one, four, stage):
     same_training(one, four[stage, "sgd"])
 
 
-def test_a_checkpoint_is_the_same_after_a_way_through_another_number_of_ranks(two, sysu_shards, out):
+def test_a_checkpoint_is_the_same_after_a_way_through_another_number_of_ranks(trained, sysu_shards, tmp_path):
     """Two ranks' checkpoints into one process and out again: every tensor of every stage bit for bit."""
+    out = shutil.copytree(trained(2), tmp_path / "ranks")
     lines = re.findall(r"stage \d \w+: (\d+) tensors, (\d+) differ: (.*)", run_ranks(1, "regroup", sysu_shards, out))
     assert len(lines) == 3
     for tensors, differing, names in lines:
@@ -87,9 +96,9 @@ def test_a_checkpoint_is_the_same_after_a_way_through_another_number_of_ranks(tw
         assert int(differing) == 0, names
 
 
-def test_an_infinite_gradient_moves_nothing(sysu_shards, out):
+def test_an_infinite_gradient_moves_nothing(sysu_shards, tmp_path):
     """Under every stage, on both of two ranks; the next update works."""
-    printed = run_ranks(2, "nonfinite", sysu_shards, out)
+    printed = run_ranks(2, "nonfinite", sysu_shards, tmp_path)
     for stage in STAGES:
         assert printed.count(f"stage {stage}: loss times inf, norm finite: False") == 2
         assert printed.count(f"stage {stage}: loss times 1.0, norm finite: True") == 2

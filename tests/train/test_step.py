@@ -24,6 +24,7 @@ from tacaf.transfer import HostCopy
 from tests.fake_gpu import DEVICE, Operators, without_pinning
 from tests.model import cases as model_cases
 from tests.model.cases import tiny_batch, tiny_model
+from tests.processes import LIMIT_S
 from tests.train.test_training import ROOT, TINY, command_of, refused, run, same_run, steps_of
 
 
@@ -99,11 +100,15 @@ CASES = [f"{case}-{kind}" for case in ("first", "later", "waits") for kind in KI
 
 
 @pytest.fixture(scope="module")
-def cases() -> dict[str, dict]:
-    words = [sys.executable, "-W", "ignore", "-m", "tests.train.step_cases", *CASES]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+def cases(once) -> dict[str, dict]:
+    def make(file: Path) -> None:
+        words = [sys.executable, "-W", "ignore", "-m", "tests.train.step_cases", *CASES]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        file.write_text(done.stdout)
+
+    lines = once("step_cases", make).read_text().splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("{")]
     return {case["case"]: case for case in found}
 
 

@@ -94,6 +94,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_ctrl_c_reaches_us_alone_and_the_trainings_are_asked_to_save(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Training, "command", lambda one, ranks: [sys.executable, "-c", SAVES])

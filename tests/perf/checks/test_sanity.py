@@ -120,6 +120,7 @@ def thimble(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("check", sanity.CHECKS)
 def test_a_check_writes_its_figures_and_a_verdict(thimble, monkeypatch, capsys, check):
     small = replace(BENCHMARKS["plain_1"], height=96)
@@ -180,6 +181,7 @@ def test_an_unfinished_run_and_a_folder_without_a_set_are_refused(thimble, tmp_p
     assert "expected at least 2 in --people" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_another_run_left_in_the_work_folder_is_not_taken(thimble, sysu_shards, tmp_path):
     rows = sanity.listed(thimble / "raw")
     rows = [row for row in rows if row["split"] == "val"]

@@ -54,13 +54,13 @@ def test_other_facts_are_refused(tmp_path):
     synthesise(tmp_path / "raw", identities=8, height=48, images_per_camera=1, workers=1)
     assert benchmarks.set_name(tmp_path / "raw") is None
     (tmp_path / "raw" / FACTS).write_text('{"name": "plain_1", "seed": 1}')
-    with pytest.raises(InputError, match="expected the facts of a benchmark"):
+    with pytest.raises(InputError, match="benchmark"):
         sysu_mm01.pack(tmp_path / "raw", tmp_path / "shards")
 
 
 def test_a_changed_generator_needs_a_new_name(tmp_path, monkeypatch):
     monkeypatch.setattr(benchmarks, "GENERATOR_VERSION", 99)
-    with pytest.raises(InputError, match="expected generator version 1, got 99"):
+    with pytest.raises(InputError, match=r"version 1, .*99"):
         benchmarks.make("plain_1", tmp_path / "raw")
-    with pytest.raises(InputError, match="expected a benchmark of plain_1"):
+    with pytest.raises(InputError, match="plain_1"):
         benchmarks.make("nonsense", tmp_path / "raw")

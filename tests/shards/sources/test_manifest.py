@@ -264,10 +264,10 @@ def test_wrong_options(tmp_path, options, message):
 def test_a_draw_and_a_column_exclude_each_other(tmp_path):
     path = write(tmp_path, lines())
     for options in ({"seed": 3}, {"test_share": 0.3}):
-        with pytest.raises(InputError, match="expected no column split where"):
+        with pytest.raises(InputError, match="column split"):
             pack(tmp_path, path, **options)
     alone = write(tmp_path, without("split", lines(("1",))))
-    with pytest.raises(InputError, match="at least 2 identities to draw"):
+    with pytest.raises(InputError, match="2 identities"):
         pack(tmp_path, alone)
 
 

@@ -118,7 +118,7 @@ def test_a_split_that_leaks_is_refused(tmp_path):
         train = (root / f"idx/train_{kind}_2.txt").read_text()
         with (root / f"idx/test_{kind}_2.txt").open("a") as file:
             file.write(train)
-    with pytest.raises(InputError, match=r"2 in both train_2 and test_2 \(2, 12\)"):
+    with pytest.raises(InputError, match=r"train_2 and test_2 \(2, 12\)"):
         regdb.pack(root, tmp_path / "set")
 
 
@@ -126,5 +126,5 @@ def test_a_split_without_identities_is_refused(tmp_path):
     root = write_regdb(tmp_path / "raw")
     for kind in ("visible", "thermal"):
         (root / f"idx/test_{kind}_1.txt").write_text("\n")
-    with pytest.raises(InputError, match="expected identities in split test_1"):
+    with pytest.raises(InputError, match="split test_1"):
         regdb.pack(root, tmp_path / "set")

@@ -92,7 +92,7 @@ def test_mat_lists_serve_where_there_is_no_text(tmp_path):
     sysu_mm01.pack(root, tmp_path / "b")
     assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
     (root / "exp/val_id.mat").write_bytes(b"no mat file")
-    with pytest.raises(InputError, match=r"val_id\.mat: expected a MATLAB file with id"):
+    with pytest.raises(InputError, match=r"val_id\.mat: "):
         sysu_mm01.pack(root, tmp_path / "c")
 
 
