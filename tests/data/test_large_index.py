@@ -30,6 +30,7 @@ def test_the_whole_index_takes_less_than_a_gigabyte(folder):
     assert found["peak_memory_mib"] < 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [{}, {"window_shards": 64}, {"sampler": "camera"}], ids=["whole", "windows", "cameras"]
 )

@@ -27,6 +27,8 @@ from tacaf.train.new_model import build_model, save_model
 from tacaf.vocabulary import InputError
 from tests.processes import LIMIT_S, free_port
 
+pytestmark = pytest.mark.slow  # starts a rank in this process, which builds DeepSpeed's op
+
 ROOT = Path(__file__).parent.parent.parent
 TINY = (
     "model.backbone={width: 8, blocks: [1, 1, 1, 1]}",

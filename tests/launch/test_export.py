@@ -42,6 +42,7 @@ def safetensors(run):
     return run / "export-safetensors"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 3])
 @pytest.mark.parametrize("modality", list(Modality))
 @pytest.mark.parametrize("embedding", get_args(Embedding))
@@ -54,6 +55,7 @@ def test_onnx_gives_the_runs_descriptors(run, onnx, modality, embedding, size):
     np.testing.assert_allclose(loaded.embed(images, modality, embedding), expected_BD, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_graphs_names_are_the_documented_ones(onnx):
     import onnxruntime
 
@@ -63,6 +65,7 @@ def test_the_graphs_names_are_the_documented_ones(onnx):
     assert isinstance(given.shape[0], str), "the batch is dynamic"
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_bytes_and_no_path_of_this_machine(run, onnx, tmp_path):
     assert export.main(["--run", str(run), "--to", "onnx", "--out", str(tmp_path / "again")]) == 0
     for path in onnx.iterdir():
@@ -85,6 +88,7 @@ def test_the_safetensors_hold_no_classifier_and_give_the_same(run, safetensors):
     assert exported.model_sha256 == own.model_sha256
 
 
+@pytest.mark.slow
 def test_the_card_says_what_a_user_must_know(run, onnx, safetensors):
     own = Embedder.load(run)
     for folder in (onnx, safetensors):
@@ -102,6 +106,7 @@ def test_the_card_says_what_a_user_must_know(run, onnx, safetensors):
             assert card[word]
 
 
+@pytest.mark.slow
 def test_unless_told_otherwise_a_descriptor_is_of_the_kind_that_was_scored(run, onnx, safetensors):
     image = np.random.default_rng(0).integers(0, 255, (90, 40, 3), dtype=np.uint8)
     result = json.loads(next(run.glob("results/*.json")).read_text())
@@ -163,6 +168,7 @@ def test_what_is_there_is_not_written_over(run, safetensors, capsys):
     assert "export-safetensors" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_changed_or_missing_graph_is_refused(onnx, tmp_path):
     for name in ("changed", "missing", "cardless"):
         shutil.copytree(onnx, tmp_path / name)
@@ -175,6 +181,7 @@ def test_a_changed_or_missing_graph_is_refused(onnx, tmp_path):
             Embedder.load(tmp_path / name / "visible.onnx")
 
 
+@pytest.mark.slow
 def test_an_onnx_export_is_not_exported_again(onnx, tmp_path, capsys):
     words = ["--run", str(onnx), "--to", "onnx", "--out", str(tmp_path / "x")]
     assert export.main(words) == 2
@@ -210,6 +217,7 @@ def test_a_model_that_is_not_the_one_of_its_card_is_refused(run, safetensors, tm
         assert "model.safetensors" in refused(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["card.json", "model.safetensors", "visible.onnx"])
 @pytest.mark.parametrize(("count", "seed"), [(40, 0), pytest.param(3000, 1, marks=pytest.mark.long)])
 def test_a_changed_byte_of_an_export_is_noticed(onnx, safetensors, tmp_path, name, count, seed):
@@ -220,6 +228,7 @@ def test_a_changed_byte_of_an_export_is_noticed(onnx, safetensors, tmp_path, nam
         assert name in refused(folder), what
 
 
+@pytest.mark.slow
 def test_a_card_of_another_form_is_refused(onnx):
     facts = json.loads((onnx / "card.json").read_text())
     free = ("preprocessing", "results", "check", "onnx")  # for people
@@ -234,6 +243,7 @@ def test_a_card_of_another_form_is_refused(onnx):
     assert refusals > 600
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -256,6 +266,7 @@ def test_a_card_that_does_not_fit_its_graphs_is_refused(onnx, tmp_path, changes)
     refused(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(1000), b"\x08\x07" * 50])
 def test_an_onnx_file_that_is_none_is_one_error(onnx, tmp_path, content):
     """With the right hash in the card."""
@@ -266,6 +277,7 @@ def test_an_onnx_file_that_is_none_is_one_error(onnx, tmp_path, content):
     assert "visible.onnx" in refused(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "hello", "null", "[]", '{"format": NaN}', "[" * 9000])
 def test_a_card_that_is_none_is_named(onnx, safetensors, tmp_path, content):
     for folder in (onnx, safetensors):
@@ -275,6 +287,7 @@ def test_a_card_that_is_none_is_named(onnx, safetensors, tmp_path, content):
         shutil.rmtree(copy)
 
 
+@pytest.mark.slow
 def test_a_card_without_a_hash_is_refused(onnx, tmp_path):
     folder = copy_of(onnx, tmp_path)
     facts = json.loads((folder / "card.json").read_text())

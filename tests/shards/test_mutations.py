@@ -327,6 +327,7 @@ def test_random_changes_of_values_are_one_clear_error_or_nothing(folder):
         verify(folder, quick=True)
 
 
+@pytest.mark.slow
 def test_random_bytes_in_a_tar_whose_hash_agrees_never_end_in_a_traceback(folder):
     draw = np.random.default_rng(0)
     path = folder / "noise-000000.tar"

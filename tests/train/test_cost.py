@@ -35,6 +35,7 @@ def test_parameters_are_counted_as_they_are_built_in_pieces_or_not():
     assert parameters_of(ModelConfig(), 1_000_000) > 1_000_000 * (2048 + 10 * 512 + 256), "nothing is allocated"
 
 
+@pytest.mark.slow
 def test_in_pieces_the_logits_of_one_piece_are_counted():
     def saved(chunk, identities):
         values = {"run": "r", "data": {"shards": "s", "augment": {"height": 96, "width": 48}}, "model": TINY}

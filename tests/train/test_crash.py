@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 from perf import crash_test
+
+pytestmark = pytest.mark.slow  # trains
 
 
 def test_killed_and_resumed_is_the_uninterrupted_run(sysu_shards, tmp_path):

@@ -103,6 +103,7 @@ def test_a_report_on_a_full_disk(run, small_disk, capsys):
     assert not list(copy.rglob("*.partial"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "below a file", "too long", "NUL"])
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_place_where_nothing_can_be_written(command, kind, run, people, sysu_shards, tmp_path, capsys):
@@ -160,6 +161,7 @@ def test_names_of_any_bytes_in_a_gallery(run, people, tmp_path, capsys):
     assert all(line.isprintable() for line in capsys.readouterr().out.splitlines())
 
 
+@pytest.mark.slow
 def test_a_run_with_signs_in_its_name(run, sysu_shards, tmp_path, capsys):
     home = tmp_path / SIGNS
     shutil.copytree(run, home)
@@ -182,6 +184,7 @@ def test_a_run_whose_name_is_not_utf8_is_refused_before_the_training(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_tilde_in_every_option(run, people, sysu_shards, tmp_path, monkeypatch, capsys):
     for name, place in (("run", run), ("people", people), ("shards", sysu_shards)):
         (tmp_path / name).symlink_to(place)

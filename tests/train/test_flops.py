@@ -42,6 +42,7 @@ def test_a_network_counted_by_hand(sysu_shards):
     assert found == pytest.approx(images * (3 * forward - stem), rel=1e-9)
 
 
+@pytest.mark.slow
 def test_the_attention_modules_add_to_it(sysu_shards):
     plain = flops_of(sysu_shards, "model.cmaam.enabled=false", "model.ipcam.enabled=false")[0]
     without = flops_of(sysu_shards)[0]
