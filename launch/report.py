@@ -9,7 +9,7 @@ if __name__ == "__main__":
     start("launch.report")
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def rows_of(index: ShardIndex, features: FeatureSet) -> np.ndarray:
     return np.array(found, dtype=np.int64)
 
 
-def _facts(columns: dict, rows: np.ndarray) -> list[tuple[int, ...]]:
+def _facts(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> list[tuple[int, ...]]:
     return list(zip(*(np.asarray(columns[name])[rows].tolist() for name in FACTS), strict=True))
 
 

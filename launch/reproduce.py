@@ -19,7 +19,7 @@ from launch.study.comparison import write_comparison
 from launch.study.reproduction import Reproduction
 from launch.study.rows import CORE, ROWS, choose_rows
 from launch.study.trainings import Training, run_all
-from shards.__main__ import DATA_SETS
+from shards.data_sets import DATA_SETS
 from tacaf.command import Parser, entry, to_path
 from tacaf.datasets import REGDB
 from tacaf.files import shown

@@ -6,25 +6,21 @@ if __name__ == "__main__":
     start("shards.__main__")
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from shards import inspect
+from shards.data_sets import DATA_SETS
 from shards.pedestrians import benchmarks, synth
 from shards.remove import remove
-from shards.sources import llcm, manifest, regdb, sysu_mm01
+from shards.sources import manifest, sysu_mm01
+from shards.sources.manifest_file import MODALITIES
 from shards.verify import verify
-from shards.writer import Packed, PackOptions
+from shards.writer import PackOptions
 from tacaf.command import Parser, entry, program, to_path
 from tacaf.files import shown
 from tacaf.images import given_scale
 from tacaf.vocabulary import InputError, Modality
 
-# A data set with folders and lists of its own: what `--root` must hold, and its packer.
-DATA_SETS: dict[str, tuple[str, Callable[..., Packed]]] = {
-    sysu_mm01.NAME: ("cam1 to cam6 and exp/{train,val,test}_id.txt", sysu_mm01.pack),
-    regdb.NAME: ("Visible, Thermal and idx/{train,test}_{visible,thermal}_{1..10}.txt", regdb.pack),
-    llcm.NAME: ("vis, nir, test_vis, test_nir and idx/{train_vis,train_nir,test_id}.txt", llcm.pack),
-}
 SYNTH_OPTIONS = {"layout": sysu_mm01.NAME, "identities": 64, "seed": 0, "images_per_camera": 4, "height": 256}
 
 
@@ -59,7 +55,7 @@ def _synth(args: argparse.Namespace) -> int:
     return 0
 
 
-def _listed(made: dict) -> str:
+def _listed(made: dict[str, int | str]) -> str:
     return ", ".join(f"{name} {value}" for name, value in made.items())
 
 
@@ -182,9 +178,7 @@ def _pack_parser(data_set: argparse.ArgumentParser, holds: str) -> None:
 
 def _manifest_parser(data_sets: "argparse._SubParsersAction[Parser]") -> None:
     also = {
-        modality: ", ".join(
-            word for word, meant in manifest.MODALITIES.items() if meant is modality and word != modality
-        )
+        modality: ", ".join(word for word, meant in MODALITIES.items() if meant is modality and word != modality)
         for modality in Modality
     }
     parser = data_sets.add_parser(

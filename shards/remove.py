@@ -103,7 +103,8 @@ def _open(folder: Path) -> tuple[IndexFile, Columns]:
     problems = verify(folder, quick=True)
     if problems:
         raise InputError(
-            f"expected a sound shard set in {folder}, got {len(problems)} problems, first: {problems[0]}; mend it first"
+            f"expected a sound shard set in {folder}, got {len(problems)} problems, first: {problems[0]}; pack it"
+            " again first"
         )
     index = read_index(folder)
     return index, {name: np.array(read_column(folder, name, index)) for name in COLUMNS}

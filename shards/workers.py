@@ -8,7 +8,7 @@ from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import active_children, get_context
 from multiprocessing.sharedctypes import Synchronized
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -33,7 +33,9 @@ def process_count(workers: int | None, images: int) -> int:
     return workers
 
 
-def in_order(work: Callable[[Job, Progress], Result], jobs: Sequence[Job], workers: int, bar: tqdm) -> Iterator[Result]:
+def in_order(
+    work: Callable[[Job, Progress], Result], jobs: Sequence[Job], workers: int, bar: "tqdm[Any]"
+) -> Iterator[Result]:
     """The results of `work(job, progress)`, in the order of `jobs`, from up to `workers` processes.
 
     The first error in that order is raised when every job before it is done; jobs under way after it are killed, so

@@ -147,7 +147,7 @@ def _ordered(records: Iterable[Record]) -> list[Record]:
         if not (0 <= record.pid < 2**62 and 0 <= record.camid < 2**15 and 1 <= record.number < 2**31):
             raise InputError(
                 f"{shown(record.path)}: expected pid >= 0, camid from 0 to 32767 and number >= 1, "
-                f"got {record.pid}, {record.camid}, {record.number}; mend the data set's list"
+                f"got {record.pid}, {record.camid}, {record.number}; correct the data set's list"
             )
         if before is not None and before.key == record.key:
             raise InputError(
@@ -167,8 +167,8 @@ def _check_membership(ordered: list[Record], splits: Mapping[str, Collection[int
     for record in ordered:
         if record.split is not None and record.pid not in members[record.split]:
             raise InputError(
-                f"{shown(record.path)}: expected the list of split {record.split} to name pid {record.pid}; mend"
-                " the list"
+                f"{shown(record.path)}: expected the list of split {record.split} to name pid {record.pid};"
+                " correct the list"
             )
     pids = np.array([record.pid for record in ordered])
     kept = {split: sorted(set(members).intersection(pids.tolist())) for split, members in splits.items()}

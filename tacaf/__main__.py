@@ -14,7 +14,7 @@ import argparse
 import difflib
 from collections.abc import Sequence
 
-import tacaf
+from tacaf import __version__
 from tacaf.command import Parser, entry
 from tacaf.files import shown
 from tacaf.provenance import git_commit
@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.version:
-        print(f"tacaf {tacaf.__version__}, commit {git_commit() or 'unknown'}")
+        print(f"tacaf {__version__}, commit {git_commit() or 'unknown'}")
         return 0
     command = args.words[0] if args.words else None
     near = difflib.get_close_matches(command or "", COMMANDS, n=1)

@@ -81,7 +81,7 @@ def mend(folder: Path) -> None:
             shutil.rmtree(old) if final.exists() else old.rename(final)
 
 
-def commit(folder: Path, global_step: int, facts: dict, keep: int, best: bool = False) -> Path:
+def commit(folder: Path, global_step: int, facts: dict[str, Any], keep: int, best: bool = False) -> Path:
     """Make the temporary checkpoint of this step real (rank 0 only, after a barrier), and drop old ones.
 
     `facts` go into the manifest in plain JSON, so that a checkpoint can be judged before anything is opened.

@@ -40,7 +40,7 @@ class _Sum(torch.autograd.Function):
         return _summed(tensor)
 
     @staticmethod
-    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(_: Any, gradient: torch.Tensor) -> torch.Tensor:
         return _summed(gradient)
 
 
@@ -53,7 +53,7 @@ class _Gather(torch.autograd.Function):
         return _gathered(tensor_B)
 
     @staticmethod
-    def backward(ctx: Any, gradient_G: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient_G: torch.Tensor) -> torch.Tensor:
         first = rank() * ctx.rows
         return _summed(gradient_G)[first : first + ctx.rows]
 
@@ -85,11 +85,11 @@ def gather_rows(tensor_B: torch.Tensor) -> torch.Tensor:
     return _Gather.apply(tensor_B) if tensor_B.requires_grad else _gathered(tensor_B)
 
 
-def gather_objects(value: object) -> list:
+def gather_objects(value: object) -> list[Any]:
     """One picklable object from every rank, in rank order, on every rank. Only for our own small facts."""
     if world_size() == 1:
         return [value]
-    values: list = [None] * world_size()
+    values: list[Any] = [None] * world_size()
     dist.all_gather_object(values, value)
     return values
 

@@ -36,7 +36,9 @@ class Stream(IntEnum):
     REPORT = 13
 
 
-def philox(counter: tuple, key: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def philox(
+    counter: tuple[ArrayLike, ...], key: tuple[int, int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Philox4x32-10: four counter words and two key words below 2**32, to four uint64 arrays of 32 bits."""
     c0, c1, c2, c3 = np.broadcast_arrays(*(np.asarray(word, dtype=np.uint64) for word in counter))
     k0, k1 = key

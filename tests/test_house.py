@@ -54,7 +54,7 @@ MAY_IMPORT = {
     **dict.fromkeys(NO_TORCH, NO_TORCH),
     **{f"tacaf.{name}": FLOOR_1 for name in WITH_TORCH},
     "tacaf.vocabulary": (),  # the lowest of all
-    "tacaf.__main__": FLOOR_1,  # starts the commands above by name and imports none of them
+    "tacaf.__main__": ("tacaf.__version__", *FLOOR_1),  # starts the commands above by name and imports none of them
     "tacaf.model": ("kernels", *FLOOR_1),
     "tacaf.losses": ("kernels", *FLOOR_1),
     "tacaf.data": FLOOR_1,

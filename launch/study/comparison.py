@@ -124,7 +124,7 @@ def _column_text(column: Column) -> str:
     return name.replace("_", " ") + (f", {shots} shot{'s' * (shots != 1)}" if shots else "")
 
 
-def _published(data_set: str, columns: Sequence[Column]) -> list[dict]:
+def _published(data_set: str, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Published rank-1/mAP under the columns they belong to; rows that would be empty are left out."""
     fields = [_published_field(data_set, *column) for column in columns]
     found = []

@@ -29,7 +29,7 @@ def draw_forest(table: Mapping[str, Any]) -> str:
     return text.getvalue()[text.getvalue().index("<svg") :]
 
 
-def _values(axes: Axes, rows: Sequence[dict]) -> None:
+def _values(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     for offset, (name, label, colour) in zip((0.13, -0.13), NAMES, strict=True):
         for place, row in enumerate(rows):
             values = [100 * means[name] for means in row["seeds"].values()]
@@ -40,7 +40,7 @@ def _values(axes: Axes, rows: Sequence[dict]) -> None:
     axes.set_xlabel("per cent; a dot is a seed, a bar their mean")
 
 
-def _differences(axes: Axes, compared: Sequence[tuple[dict, str]], texts: Mapping[str, str]) -> None:
+def _differences(axes: Axes, compared: Sequence[tuple[dict[str, Any], str]], texts: Mapping[str, str]) -> None:
     for offset, (name, label, colour) in zip((0.13, -0.13), NAMES, strict=True):
         for place, (row, key) in enumerate(compared):
             found = row["against"][key][name]

@@ -25,13 +25,13 @@ class IdentityScores(NamedTuple):
     def means(self) -> dict[str, float]:
         return {name: float(values.sum() / self.queries_P.sum()) for name, values in self.sums.items()}
 
-    def as_lists(self) -> dict[str, list]:
+    def as_lists(self) -> dict[str, list[float]]:
         """For a result file; `of_lists` reads it back. Six decimals: a mean over all queries loses less than 1e-6."""
         sums = {name: [round(float(value), 6) for value in values] for name, values in self.sums.items()}
         return {"pid": self.pid_P.tolist(), "queries": self.queries_P.tolist(), **sums}
 
     @classmethod
-    def of_lists(cls, lists: Mapping[str, list]) -> "IdentityScores":
+    def of_lists(cls, lists: Mapping[str, list[float]]) -> "IdentityScores":
         sums = {name: np.array(lists[name], float) for name in SHOWN}
         return cls(np.array(lists["pid"]), np.array(lists["queries"]), sums)
 

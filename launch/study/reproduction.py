@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from launch.study.comparison import MeasuredRow
 from launch.study.rows import Row
 from launch.study.trainings import Training
-from shards.__main__ import DATA_SETS
+from shards.data_sets import DATA_SETS
 from shards.verify import verify
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.circumstances import join_circumstances

@@ -77,7 +77,7 @@ def run_all(
     One at a time writes to our output; several write to files beside their folders, <folder>.log. SIGTERM and SIGUSR1
     are passed on as SIGTERM, which every launcher gives to its ranks, and end the rest.
     """
-    waiting, active, told = list(trainings), dict[Training, subprocess.Popen](), False
+    waiting, active, told = list(trainings), dict[Training, subprocess.Popen[bytes]](), False
     with _signals() as asked:
         try:
             while (waiting and not asked) or active:
@@ -105,7 +105,7 @@ def run_all(
     return not asked
 
 
-def _start(one: Training, to_file: bool, ranks: int, environment: Mapping[str, str] | None) -> subprocess.Popen:
+def _start(one: Training, to_file: bool, ranks: int, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
     one.folder.parent.mkdir(parents=True, exist_ok=True)
     variables = child_environment(**(environment or {}))
     # In a session of its own: Ctrl-C reaches us alone, and we ask it to save and stop.

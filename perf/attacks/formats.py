@@ -16,7 +16,7 @@ from PIL import Image
 
 from launch.export import main as export
 from shards.pedestrians.synth import synthesise
-from shards.sources import manifest, sysu_mm01
+from shards.sources import manifest_file, sysu_mm01
 from shards.sources.layout import read_ids
 from shards.verify import verify
 from tacaf import checkpoint
@@ -255,7 +255,7 @@ def _configuration(folder: Path) -> Any:
 
 
 def _listed(folder: Path, jsonl: bool) -> Any:
-    rows, _ = manifest.read(folder / ("list.jsonl" if jsonl else "list.csv"), folder, jsonl)
+    rows, _ = manifest_file.read(folder / ("list.jsonl" if jsonl else "list.csv"), folder, jsonl)
     return [(row.path, row.pid, row.modality, row.camid) for row in rows]
 
 

@@ -71,7 +71,7 @@ BENCHMARKS = {
 }
 
 
-def make(name: str, out: Path, workers: int | None = None) -> dict:
+def make(name: str, out: Path, workers: int | None = None) -> dict[str, int | str]:
     """Write the benchmark's raw folders to `out`; what `synthesise` returns. InputError for an unknown name, or one
     that was made by another generator version.
     """

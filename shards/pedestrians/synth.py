@@ -194,7 +194,7 @@ def synthesise(
     workers: int | None = None,
     difficulty: Difficulty = BENCHMARK,
     texts: Mapping[str, str] | None = None,
-) -> dict:
+) -> dict[str, int | str]:
     """Write a procedural set to the folder `out`, which must be new or empty, and return what was written.
 
     `height` is in pixels and varies by 10 % between pictures; `workers` is the number of processes (None: one per core

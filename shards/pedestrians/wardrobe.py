@@ -108,7 +108,7 @@ class Dice:
     def between(self, low: float, high: float) -> float:
         return low + (high - low) * float(next(self._draws))
 
-    def choice(self, options: Sequence) -> object:
+    def choice(self, options: Sequence[object]) -> object:
         return options[int(next(self._draws) * len(options))]
 
     def chance(self, probability: float) -> bool:

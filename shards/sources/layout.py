@@ -127,7 +127,7 @@ def check_disjoint(splits: dict[str, list[int]], holds: str) -> None:
                 some = ", ".join(map(str, shared[:5]))
                 raise InputError(
                     f"expected splits without common identities, got {len(shared)} in both {name} and {other} "
-                    f"({some}); mend {holds}"
+                    f"({some}); correct {holds}"
                 )
 
 

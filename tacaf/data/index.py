@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -69,11 +69,11 @@ class ShardIndex:
         """Folder or address, for messages."""
         return self.store.where("").rstrip("/")
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         """Columns travel as the names of their files, not as gigabytes, wherever they were mapped."""
         return {**self.__dict__, "columns": {name: _Mapped.of(column) for name, column in self.columns.items()}}
 
-    def __setstate__(self, state: dict) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.columns.update({name: column.array() for name, column in state["columns"].items()})
 

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Thread
-from typing import Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
 Make: TypeAlias = Callable[[int], T]
-Tasks: TypeAlias = "SimpleQueue[tuple[int, Future] | None]"
+Tasks: TypeAlias = "SimpleQueue[tuple[int, Future[Any]] | None]"
 
 
 class ReadAhead(Generic[T]):
@@ -48,14 +48,14 @@ class ReadAhead(Generic[T]):
         self._end()
 
 
-def _end(tasks: Tasks, asked: "deque[Future]", threads: int) -> None:
+def _end(tasks: Tasks, asked: "deque[Future[Any]]", threads: int) -> None:
     for future in asked:
         future.cancel()
     for _ in range(threads):
         tasks.put(None)
 
 
-def _work(make: Make, tasks: Tasks) -> None:
+def _work(make: Make[Any], tasks: Tasks) -> None:
     """A thread's work. It holds nothing of ReadAhead itself, which could not be deleted otherwise."""
     while (task := tasks.get()) is not None:
         number, future = task

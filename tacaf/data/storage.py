@@ -129,7 +129,7 @@ class CachedStore:
                 f"cannot write the cache {shown(self.cache)}: {reason_of(error)}; set data.remote.cache"
             ) from None
 
-    def __getstate__(self) -> dict:
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_files": None, "_kept": []}
 
     def keep(self, file: BufferedReader) -> None:

@@ -172,5 +172,5 @@ def _read_lists(
     return queries, gallery
 
 
-def one_of(values: Iterable) -> str:
+def one_of(values: Iterable[object]) -> str:
     return " or ".join(str(value) for value in values)

@@ -18,7 +18,7 @@ class _Steps:
         self.at: list[float] = []
         self.series: dict[str, list[float]] = {}
 
-    def add(self, record: dict) -> None:
+    def add(self, record: dict[str, Any]) -> None:
         """A name that comes later, or stays away for a step, has no number where it is missing."""
         values = {"loss": record["loss"], "speed": record["images_per_s"], "wait": record["data_wait_share"]}
         values |= {f"term {name}": value for name, value in record["terms"].items()}
@@ -36,7 +36,7 @@ class _Steps:
         return {name.removeprefix(kind): self.line(name) for name in self.series if name.startswith(kind)}
 
 
-def draw_curves(records: Iterable[dict]) -> dict[str, str]:
+def draw_curves(records: Iterable[dict[str, Any]]) -> dict[str, str]:
     """Title to SVG, one figure a subject, from the records of metrics.jsonl; subjects without records are left out."""
     steps, scores = _Steps(), []
     for record in records:
@@ -64,7 +64,7 @@ def _loss(axes: Axes, steps: _Steps) -> None:
     axes.set_yscale("log")
 
 
-def _scores(axes: Axes, scores: Sequence[dict]) -> None:
+def _scores(axes: Axes, scores: Sequence[dict[str, Any]]) -> None:
     for split, marker in zip(sorted({record["split"] for record in scores}), "os^v", strict=False):
         own = [record for record in scores if record["split"] == split]
         at = [record["global_step"] for record in own]

@@ -76,7 +76,7 @@ def regrouped(path: Path, stage: int) -> Path:
 
 
 @data_only()
-def load_regrouped(engine: Any, whole: Path) -> dict:
+def load_regrouped(engine: Any, whole: Path) -> dict[str, Any]:
     """Load what `regrouped` made into an engine of the same stage; the checkpoint's client state.
 
     Hyperparameters stay as they were built: ZeRO-3's loader would give every group those of the first. Buffers (the

@@ -22,8 +22,8 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory, sysu_shards):
-    pytest.importorskip("starlette", reason="pip install 'tacaf[app]'", exc_type=ImportError)
-    pytest.importorskip("uvicorn", reason="pip install 'tacaf[app]'", exc_type=ImportError)
+    pytest.importorskip("starlette", reason="pip install -e '.[app]'", exc_type=ImportError)
+    pytest.importorskip("uvicorn", reason="pip install -e '.[app]'", exc_type=ImportError)
     folder = tmp_path_factory.mktemp("page") / "run"
     write_model(folder, sysu_shards)
     return folder

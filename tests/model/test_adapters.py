@@ -162,7 +162,7 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
         return real(name, *rest)
 
     monkeypatch.setattr(builtins, "__import__", absent)
-    with pytest.raises(InputError, match=r"pip install 'tacaf\[backbones\]'"):
+    with pytest.raises(InputError, match=r"transformers.*\[backbones\]"):
         config_of("dinov2").check_input(96, 64)
 
 

@@ -39,7 +39,7 @@ def test_no_queries_give_no_lists():
 
 
 def test_faiss_equals_exact():
-    pytest.importorskip("faiss", reason="pip install 'tacaf[faiss]'")
+    pytest.importorskip("faiss", reason="pip install -e '.[faiss]'")
     query_QD, gallery_GD = unit(9, 32, seed=1), unit(300, 32)
     gallery_GD[200] = gallery_GD[100]
     query_QD[0] = gallery_GD[100]  # an equal in the middle of the list

@@ -23,8 +23,8 @@ from tests.processes import LIMIT_S, wait_until
 from tests.test_image_bombs import progressive, run_length_bmp
 from tests.train.finished import write_model
 
-pytest.importorskip("starlette", reason="pip install 'tacaf[app]'", exc_type=ImportError)
-pytest.importorskip("uvicorn", reason="pip install 'tacaf[app]'", exc_type=ImportError)
+pytest.importorskip("starlette", reason="pip install -e '.[app]'", exc_type=ImportError)
+pytest.importorskip("uvicorn", reason="pip install -e '.[app]'", exc_type=ImportError)
 
 from launch.page.app import MOST_UPLOADS, MOST_WAITING, Page
 from launch.page.guard import HEADERS, Guard
