@@ -28,10 +28,9 @@ from launch.study.results import Cell, result_file
 from launch.study.trainings import SCRIPT, Training, run_all
 from shards.pedestrians import benchmarks
 from shards.sources import sysu_mm01
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import EXIT_STOPPED, Parser, entry, to_path
 from tacaf.files import write_whole
 from tacaf.provenance import command, git_commit, published, versions
-from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 CONFIG = SCRIPT.parent / "configs" / "ablation.yaml"
@@ -106,7 +105,7 @@ def ablate(wanted: argparse.Namespace) -> int:
         try:
             if status == 0:
                 by_training[one].collect(wanted.split)
-            elif status != EXIT_CODE:
+            elif status != EXIT_STOPPED:
                 failures[one] = f"its training ended with status {status}, see {one.folder.name}.log"
         except InputError as error:
             words = failures[one] = str(error)
@@ -126,7 +125,7 @@ def ablate(wanted: argparse.Namespace) -> int:
         threads = {"OMP_NUM_THREADS": "1"} if wanted.parallel > 1 else None
         if not run_all([cell.training for cell in todo], ended, wanted.parallel, environment=threads):
             print("asked to stop; the same command goes on from there", flush=True)
-            return EXIT_CODE
+            return EXIT_STOPPED
     for path in write_tables(wanted, table, failures):
         print(path.read_text())
     return 1 if failures else 0

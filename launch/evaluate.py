@@ -27,10 +27,10 @@ from tacaf.evaluation.protocols import PROTOCOLS
 from tacaf.files import shown, write_whole
 from tacaf.images import far_apart
 from tacaf.model.file import ModelCard, load_model
-from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import load_config
 from tacaf.train.evaluation_options import chosen_settings
 from tacaf.train.leak import own_split, refuse_leak, refuse_mixed
+from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.scoring import circumstances_of, embed_identities, joined, score_all, show, write_results
 from tacaf.vocabulary import Embedding, InputError
 
@@ -38,7 +38,7 @@ MODEL = "model.safetensors"
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    place = deepspeed_engine.start_distributed()
+    place = start_distributed()
     with distributed.together():
         index = ShardIndex.open(arguments.shards, remote_of(arguments.run[0]))
         cards = [load_model(run / MODEL)[1] for run in arguments.run]
@@ -190,5 +190,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         evaluate(args)
     finally:
-        deepspeed_engine.stop_distributed()
+        stop_distributed()
     return 0

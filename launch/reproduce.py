@@ -21,14 +21,13 @@ from launch.study.comparison import Measured, write_comparison
 from launch.study.trainings import Training, run_all
 from shards.__main__ import DATA_SETS
 from shards.verify import verify
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import EXIT_STOPPED, Parser, entry, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import on_own_set, read_result
 from tacaf.evaluation.score import score
 from tacaf.files import shown
 from tacaf.provenance import git_commit, versions
-from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -96,7 +95,7 @@ def reproduce(wanted: argparse.Namespace) -> int:
         return write_comparison(wanted.out, wanted.data_set, table_rows(wanted, table, failures), facts_of(wanted))
 
     def ended(one: Training, status: int) -> None:
-        if status not in (0, EXIT_CODE):
+        if status not in (0, EXIT_STOPPED):
             failures[one] = f"its training ended with status {status}"
         write()
 
@@ -104,7 +103,7 @@ def reproduce(wanted: argparse.Namespace) -> int:
     print(f"{len(table) - len(todo)} of {len(table)} trainings are finished", flush=True)
     if not run_all(todo, ended, ranks=wanted.ranks):
         print("asked to stop; the same command goes on from there", flush=True)
-        return EXIT_CODE
+        return EXIT_STOPPED
     paths = write()
     print(paths[0].read_text())
     print("written: " + ", ".join(map(shown, paths)))

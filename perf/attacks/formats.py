@@ -27,14 +27,14 @@ from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.evaluation.gallery_draws import load_permutations
 from tacaf.files import write_json
 from tacaf.images import PER_IMAGE, decode
-from tacaf.model.file import load_model
+from tacaf.model.file import load_model, write_model
 from tacaf.provenance import environment
 from tacaf.run_files import read_metrics, read_starts
 from tacaf.search.catalogue import Catalogue
 from tacaf.search.embedder import Embedder, weights_sha256
 from tacaf.train.config import Config, dump_config, load_config
-from tacaf.train.engine import Place
-from tacaf.train.new_model import build_model, save_model
+from tacaf.train.new_model import build_model, model_facts
+from tacaf.train.processes import Place
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 CONFIG = Path(__file__).parents[2] / "launch" / "configs" / "demo.yaml"
@@ -117,7 +117,8 @@ def _make_run(run: Path, packed: Path) -> None:
     (run / "config.yaml").write_text(dump_config(config))
     model, _ = build_model(config, IDENTITIES)
     index = ShardIndex.open(packed)
-    save_model(run / "model.safetensors", model.state_dict(), config, IDENTITIES, index, "last epoch (0)")
+    facts = model_facts(config, IDENTITIES, index, "last epoch (0)")
+    write_model(run / "model.safetensors", model.state_dict(), facts)
     figures = {"loss": 2.0, "terms": {}, "lr": {"new": 0.1}, "images_per_s": 9.0, "data_wait_share": 0.1}
     steps = [{"kind": "step", "epoch": 0, "step": n, "global_step": n + 1, **figures} for n in range(8)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))

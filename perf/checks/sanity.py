@@ -52,9 +52,9 @@ from tacaf.model.tacafnet import TacafNet
 from tacaf.provenance import environment, git_commit
 from tacaf.search.embedder import MODEL, Embedder
 from tacaf.train.config import Config, dump_config, load_config
-from tacaf.train.engine import Place
 from tacaf.train.leak import refuse_other_set
 from tacaf.train.new_model import build_model
+from tacaf.train.processes import Place
 from tacaf.vocabulary import InputError, Modality
 
 SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that "where it was" is wrong by two

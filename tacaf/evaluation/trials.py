@@ -76,8 +76,12 @@ def choose_setting(
     locations: Mapping[int, int] | None = None,
     query_list: Path | None = None,
     gallery_list: Path | None = None,
+    read: bool = True,
 ) -> Setting:
-    """Fill in the defaults and refuse what the protocol does not define (InputError). Arguments as in `score`."""
+    """Fill in the defaults and refuse what the protocol does not define (InputError). Arguments as in `score`.
+
+    `read`: read the permutations and lists. Without it, only the choices are checked, and their files may be absent.
+    """
     table = PROTOCOLS.get(protocol)
     if table is None:
         raise InputError(f"expected protocol {_one_of(PROTOCOLS)}, got {protocol!r}; choose one of them")
@@ -88,7 +92,8 @@ def choose_setting(
         raise InputError(f"expected shots {_one_of(table.shots or (1,))} under {protocol}, got {shots}; change shots")
     if unique_ids is not None and unique_ids != table.unique_pids and not table.unique_pids_optional:
         raise InputError(f"expected unique ids {table.unique_pids} under {protocol}, got {unique_ids}; leave it out")
-    draw, permutations = _choose_draw(table, gallery_draw, splits)
+    draw, path = _choose_draw(table, gallery_draw, splits, read)
+    permutations = gallery_draws.load_permutations(path) if read and path else None
     exclusion, places = _choose_exclusion(table, exclude, locations)
     return Setting(
         table,
@@ -99,12 +104,12 @@ def choose_setting(
         permutations,
         exclusion,
         places,
-        *_read_lists(table, search, query_list, gallery_list),
+        *_read_lists(table, search, query_list, gallery_list, read),
     )
 
 
-def _choose_draw(table: Protocol, asked: str | None, splits: Path | None) -> tuple[str | None, np.ndarray | None]:
-    """The gallery draw and, for the official one, the authors' permutations."""
+def _choose_draw(table: Protocol, asked: str | None, splits: Path | None, read: bool) -> tuple[str | None, Path | None]:
+    """The gallery draw and, for the official one, the file of the authors' permutations."""
     if asked is not None and asked not in table.draws:
         raise InputError(
             f"expected gallery draw {_one_of(table.draws) or 'none'} under {table.name}, got {asked!r}; change it"
@@ -113,7 +118,7 @@ def _choose_draw(table: Protocol, asked: str | None, splits: Path | None) -> tup
         raise InputError(f"expected no splits under {table.name}, which has no official draw, got {shown(splits)}")
     if not table.draws:
         return None, None
-    path = gallery_draws.find_permutations(splits)
+    path = gallery_draws.find_permutations(splits) if read else splits
     draw = asked or ("official" if path else "literature")
     if draw != "official":
         return draw, None
@@ -122,7 +127,7 @@ def _choose_draw(table: Protocol, asked: str | None, splits: Path | None) -> tup
             f"expected {gallery_draws.PERMUTATIONS_FILE} for the official draw, got no splits; give --splits "
             "with the folder that holds it (from the data set authors' evaluation program), or use the literature draw"
         )
-    return draw, gallery_draws.load_permutations(path)
+    return draw, path
 
 
 def _choose_exclusion(
@@ -149,13 +154,13 @@ def _choose_exclusion(
 
 
 def _read_lists(
-    table: Protocol, search: str, query_list: Path | None, gallery_list: Path | None
+    table: Protocol, search: str, query_list: Path | None, gallery_list: Path | None, read: bool
 ) -> tuple[ImageList | None, ImageList | None]:
     if not table.open and (query_list or gallery_list):
         raise InputError(f"expected no lists of images under {table.name}; leave them out, or use generic")
     if search == LISTED and not (query_list and gallery_list):
         raise InputError("expected a query list and a gallery list for direction listed; give both, or a direction")
-    asking, answering = (ImageList.read(path) if path else None for path in (query_list, gallery_list))
+    asking, answering = (ImageList.read(path) if read and path else None for path in (query_list, gallery_list))
     return asking, answering
 
 

@@ -2,8 +2,9 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,8 @@ from tacaf.evaluation.score import score
 from tacaf.files import write_whole
 from tacaf.model.file import ModelCard
 from tacaf.model.tacafnet import TacafNet
-from tacaf.train.engine import Place
 from tacaf.train.leak import own_split
-from tacaf.train.stop import StopRequest
+from tacaf.train.processes import Place
 from tacaf.vocabulary import Embedding, InputError, Modality
 
 # What makes two results of one name different things, and not one that was scored again.
@@ -37,12 +37,13 @@ def embed_identities(
     settings: EvaluationConfig,
     place: Place,
     flip: bool = False,
-    stop: StopRequest | None = None,
+    watched: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> tuple[FeatureSet, np.ndarray]:
     """Features of every image of these identities and their rows in the index; the same on every rank.
 
-    With `flip` the embedding is the normalised mean of the image's and its mirror image's. With `stop`, StoppedError
-    between two batches, the model as it was.
+    With `flip` the embedding is the normalised mean of the image's and its mirror image's. `watched`
+    passes the batches on (`Run.watched`), given how many of them every rank has at least; the model stays as it was if
+    it raises.
     """
     rows = index.rows_of(pids)
 
@@ -66,9 +67,8 @@ def embed_identities(
         ranks=place.world_size,
         device_id=place.device_id,
     )
-    if stop is not None:
-        shared = math.ceil(len(rows) // place.world_size / settings.batch_size)
-        batches = stop.between(batches, shared)
+    if watched is not None:
+        batches = watched(batches, math.ceil(len(rows) // place.world_size / settings.batch_size))
     try:
         features = extract(embed, ((images.to(place.device), found) for images, found in batches), index.columns, rows)
     finally:

@@ -19,10 +19,11 @@ from tacaf.child_processes import child_environment
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import read_result
+from tacaf.model.file import write_model
 from tacaf.report.report import write_report
 from tacaf.train.config import dump_config, load_config
 from tacaf.train.leak import own_split, refuse_leak
-from tacaf.train.new_model import build_model, save_model
+from tacaf.train.new_model import build_model, model_facts
 from tacaf.vocabulary import InputError
 from tests.processes import LIMIT_S, free_port
 
@@ -50,7 +51,8 @@ def made_run(folder: Path, shards: Path, split: str = "trainval", protocol: str 
     index = ShardIndex.open(shards)
     identities = len(index.pids_of(split))
     model, _ = build_model(config, identities)
-    save_model(folder / "model.safetensors", model.state_dict(), config, identities, index, "last epoch (0)")
+    facts = model_facts(config, identities, index, "last epoch (0)")
+    write_model(folder / "model.safetensors", model.state_dict(), facts)
     (folder / "config.yaml").write_text(dump_config(config))
     return folder
 

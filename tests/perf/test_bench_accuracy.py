@@ -72,7 +72,6 @@ def test_by_definitions_means_every_op(monkeypatch):
 
     seen, before = [], ops()
     monkeypatch.setattr(bench_accuracy.train, "main", lambda words: seen.append((words, ops())) or 0)
-    monkeypatch.setattr(bench_accuracy.train.STOP, "listen", lambda: None)
     assert bench_accuracy.main([bench_accuracy.PLAIN, "--config", "x.yaml"]) == 0
     ((words, inside),) = seen
     assert words == ["--config", "x.yaml"]

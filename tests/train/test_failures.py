@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tacaf.command import EXIT_LOST_RANK, EXIT_STOPPED
 from tacaf.train import engine as deepspeed_engine
-from tacaf.train.stop import EXIT_CODE
-from tacaf.train.watchdog import EXIT_CODE as LOST
 from tacaf.train.watchdog import PERIOD_S, Watchdog
 from tests.disks import fill
 from tests.processes import LIMIT_S, free_port, wait_until
@@ -55,7 +54,7 @@ def test_a_lost_rank_ends_the_run_and_is_named(sysu_shards, tmp_path, number, st
         for rank in ranks:
             rank.kill()
             rank.communicate()
-    assert ranks[0].returncode == LOST, err[-3000:]
+    assert ranks[0].returncode == EXIT_LOST_RANK, err[-3000:]
     assert "Traceback" not in err
     named = {
         int(rank): (int(pid), how, place)
@@ -169,7 +168,7 @@ def test_a_disk_that_is_full_during_the_steps_ends_the_run_in_one_line_and_it_go
         wait_until(lambda: len(whole_lines(folder)) > 6, process)
         process.terminate()
         process.communicate(timeout=LIMIT_S)
-    assert process.returncode == EXIT_CODE
+    assert process.returncode == EXIT_STOPPED
     assert [step["global_step"] for step in steps_of(folder)] == list(range(1, len(steps_of(folder)) + 1))
 
 
@@ -207,7 +206,7 @@ def test_a_signal_during_the_imports_counts(sysu_shards, tmp_path):
         wait_until(lambda: caught(status.read_text()) >> (signal.SIGTERM - 1) & 1, process)
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == EXIT_CODE, out[-2000:] + err[-2000:]
+    assert process.returncode == EXIT_STOPPED, out[-2000:] + err[-2000:]
     assert "saved after step 0" in out
     assert not steps_of(folder)
 
