@@ -169,7 +169,7 @@ def test_asked_to_stop_it_saves_and_goes_on_as_if_nothing_had_been(sysu_shards, 
         process.send_signal(number)
         out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == EXIT_STOPPED, out[-2000:] + err[-2000:]
-    assert "--resume goes on from there" in out
+    assert "--resume" in out
     assert "Traceback" not in err
     assert not (folder / "model.safetensors").exists()
     assert steps <= len(steps_of(folder)) < 2 * STEPS
