@@ -154,7 +154,7 @@ def test_a_regdb_model_is_scored_on_its_own_split_and_several_in_one_table(regdb
     assert results_of(tmp_path) == before
 
 
-def test_a_run_is_scored_where_the_files_and_packages_of_its_configuration_are_missing(
+def test_a_run_is_scored_without_the_files_and_packages_that_its_configuration_names(
     sysu_shards, tmp_path, monkeypatch
 ):
     run = made_run(tmp_path / "run", sysu_shards)

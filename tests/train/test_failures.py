@@ -22,7 +22,7 @@ from tests.train.test_training import ROOT, command_of, records_of, refused, sta
 
 
 def two_ranks_of(shards: Path, folder: Path, *more: str) -> list[subprocess.Popen]:
-    """Both ranks of an endless training, started without a launcher, once their heartbeats come from inside an epoch."""
+    """Both ranks of an endless training, started without a launcher, once they are inside an epoch."""
     port, ranks = free_port(), []
     for rank in range(2):
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
@@ -194,7 +194,7 @@ def test_too_little_room_is_seen_before_anything_is_written(tmp_path, monkeypatc
 
     usage = shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(saving.NotSavedError, match="step 5.*14 MiB"):
+    with pytest.raises(saving.NotSavedError, match=r"step 5.*14 MiB"):
         saving.save(Engine(), tmp_path / "checkpoints", 5, {}, keep=1)
 
 
