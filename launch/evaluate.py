@@ -26,15 +26,13 @@ from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.protocols import PROTOCOLS
 from tacaf.files import shown, write_whole
 from tacaf.images import far_apart
-from tacaf.model.file import ModelCard, load_model
+from tacaf.model.file import MODEL, ModelCard, load_model
 from tacaf.train.config import load_config
 from tacaf.train.evaluation_options import chosen_settings
 from tacaf.train.leak import own_split, refuse_leak, refuse_mixed
 from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.scoring import circumstances_of, embed_identities, joined, score_all, show, write_results
 from tacaf.vocabulary import Embedding, InputError
-
-MODEL = "model.safetensors"
 
 
 def evaluate(arguments: argparse.Namespace) -> None:

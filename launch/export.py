@@ -34,11 +34,11 @@ from tacaf.data.reader import ShardReader
 from tacaf.evaluation.results import read_result
 from tacaf.files import sha256_of, shown, whole_folder, write_whole
 from tacaf.model.card import CARD, write_card
-from tacaf.model.file import open_model, write_model
+from tacaf.model.file import MODEL, open_model, write_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.provenance import versions
-from tacaf.search.embedder import MODEL, ONNX_FILES, Embedder
+from tacaf.search.embedder import ONNX_FILES, Embedder
 from tacaf.train.config import load_config
 from tacaf.vocabulary import InputError, Modality
 

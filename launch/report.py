@@ -18,7 +18,7 @@ from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.files import shown
-from tacaf.model.file import load_model
+from tacaf.model.file import MODEL, load_model
 from tacaf.report.pictures import make_pictures
 from tacaf.report.report import write_report
 from tacaf.train.config import load_config
@@ -38,7 +38,7 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
     index = ShardIndex.open(shards or config.data.shards, config.data.remote)
     features = load_features(features_file or run / "results" / "features.npz")
     rows = rows_of(index, features)
-    model, card = load_model(run / "model.safetensors")
+    model, card = load_model(run / MODEL)
     if features.width != model.embedding_width(config.evaluation.embedding):
         raise InputError(
             f"expected features {model.embedding_width(config.evaluation.embedding)} wide, as the run's model makes"

@@ -19,8 +19,8 @@ from pathlib import Path
 from tacaf import checkpoint, distributed
 from tacaf.command import EXIT_LOST_RANK, EXIT_STOPPED, INPUT, Parser, entry, say, to_path
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.train.config import Config, load_config
@@ -87,7 +87,6 @@ def train_step(run: Run, state: TrainState) -> TrainState:
     config, here = run.config, f"epoch {state.epoch}, step {state.step}"
     run.dog.at(f"{here}, reading the batch")
     batch = next(run.batches).to(run.place.device)
-    wait_s = run.batches.wait_s
     run.dog.at(f"{here}, forward and backward")
     first, last = config.train.first_of_update(batch.step), config.train.ends_update(batch.step)
     factor = rate_factor(config.optim, batch.epoch, first, run.data.steps_per_epoch, config.train.epochs)
@@ -97,7 +96,7 @@ def train_step(run: Run, state: TrainState) -> TrainState:
     norm = optimize(run.engine, clip_norm=config.optim.clip_norm, last=last)
     # Reads the step before this one, so that the GPU always has work while the host waits.
     run.dog.at(f"{here}, comparing losses")
-    run.reader.add(launched(state.global_step, batch, rates, wait_s, computed, norm))
+    run.reader.add(launched(state.global_step, batch, rates, batch.wait_s, computed, norm))
     return state.after_step(run.data.steps_per_epoch)._replace(skipped=run.reader.skipped)
 
 

@@ -18,7 +18,6 @@ if __name__ == "__main__":
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from launch import train
 from launch.study.trainings import SCRIPT, Training, run_all
-from perf.bench_train import plain_definitions
 from perf.plot import STYLE
 from tacaf.command import EXIT_STOPPED, Parser, entry, to_location, to_path
 from tacaf.evaluation.results import read_results
@@ -39,26 +36,19 @@ from tacaf.vocabulary import InputError
 
 WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}
 COLOURS = {"definitions": "#9aa4ad", "kernels": "#2563a8"}
-PLAIN = "--by-definitions"  # first word of the process that trains without the kernels
+KERNELS = {"definitions": "reference", "kernels": "auto"}  # model.kernels of each
 NEARLY = 0.9  # of the lower final score: how long each takes to get there is compared
 SCORES = ("rank1", "mAP", "mINP")
-
-
-class ByDefinitions(Training):
-    """A training without the kernels: this file in the place of launch/train.py."""
-
-    def command(self, ranks: int) -> list[str]:
-        words = super().command(ranks)
-        place = words.index(str(SCRIPT))
-        return [*words[:place], __file__, PLAIN, *words[place + 1 :]]
 
 
 def trainings(wanted: argparse.Namespace) -> dict[str, Training]:
     """Both, by way."""
     place = wanted.shards if "://" in wanted.shards else Path(wanted.shards).resolve()
     settings = (*wanted.set, f"data.shards={place}", "train.log_every=1")
-    kinds = {"definitions": ByDefinitions, "kernels": Training}
-    return {way: kind(wanted.out / way, wanted.config, settings) for way, kind in kinds.items()}
+    return {
+        way: Training(wanted.out / way, wanted.config, (*settings, f"model.kernels={kernels}"))
+        for way, kernels in KERNELS.items()
+    }
 
 
 def curve(run: Path) -> dict[str, Any]:
@@ -185,14 +175,10 @@ def measure(wanted: argparse.Namespace) -> int:
 
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    words = list(sys.argv[1:] if argv is None else argv)
-    if words[:1] == [PLAIN]:
-        with plain_definitions():
-            return train.main(words[1:])
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=to_location, required=True, help="a packed set: a folder or an address")
     parser.add_argument("--out", type=to_path, required=True, metavar="DIR", help="the runs go there")
     parser.add_argument("--config", type=to_path, default=SCRIPT.parent / "configs" / "sysu_mm01.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for both trainings")
     parser.add_argument("--json", type=to_path)
-    return measure(parser.parse_args(words))
+    return measure(parser.parse_args(argv))

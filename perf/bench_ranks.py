@@ -33,8 +33,8 @@ from tacaf import distributed
 from tacaf.child_processes import child_environment
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.files import write_json
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer

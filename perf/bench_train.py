@@ -16,7 +16,6 @@ if __name__ == "__main__":
 
 import argparse
 import fnmatch
-import functools
 import itertools
 import math
 import statistics
@@ -31,9 +30,6 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-import tacaf.model.cmaam as cmaam
-import tacaf.model.ipcam as ipcam
-import tacaf.model.pooling as pooling
 from perf.bench_kernels import MIB
 from tacaf.child_processes import child_environment
 from tacaf.command import Parser, entry, to_path
@@ -46,8 +42,6 @@ from tacaf.provenance import environment
 from tacaf.train.capture import captured, reason_of
 from tacaf.vocabulary import Branch, InputError
 
-# where the model calls each op
-CALLS = ((cmaam, "align_layer"), (ipcam, "ring_aggregate"), (pooling, "gem_pyramid"))
 PER_IDENTITY, PAIR_GROUP, CLASSES = 4, 2, 395
 PHASES = ("forward", "backward", "optimizer")
 MEASURED_RATE = 790e12  # bf16 matrix products a second, one H200, on random data
@@ -101,19 +95,6 @@ WARM_UP = 3  # steps on the stream of a capture before it
 SAME_LOSS = 1e-2  # of a replayed step and of the same step as it is, relative
 
 
-@contextmanager
-def plain_definitions() -> Iterator[None]:
-    """Inside, the model runs every op by its definition."""
-    kept = [getattr(module, name) for module, name in CALLS]
-    try:
-        for (module, name), op in zip(CALLS, kept, strict=True):
-            setattr(module, name, functools.partial(op, backend="reference"))
-        yield
-    finally:
-        for (module, name), op in zip(CALLS, kept, strict=True):
-            setattr(module, name, op)
-
-
 def batch(device: str, groups: int, height: int, width: int) -> dict[str, torch.Tensor]:
     """Noise images of three branches, visible first, with the labels of a planned batch."""
     identities = groups * PAIR_GROUP
@@ -141,6 +122,7 @@ class Step:
         sections: dict[str, Any] = {name: dict(values) for name, values in SMALL.items()} if small else {}
         sections.setdefault("ipcam", {})["enabled"] = variant.ipcam
         sections["cmaam"] = {"enabled": variant.cmaam, "recompute": variant.recompute}
+        sections["kernels"] = "auto" if variant.kernels else "reference"
         self.variant, self.device = variant, device
         model = TacafNet(ModelConfig.model_validate(sections), CLASSES).to(device).train()
         self.pairs = pairs_of(data, model.config.pair_layers)
@@ -165,8 +147,7 @@ class Step:
         """What a step of this variant wants set while it is launched."""
         before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, self.variant.cudnn_benchmark
         try:
-            with nullcontext() if self.variant.kernels else plain_definitions():
-                yield
+            yield
         finally:
             torch.backends.cudnn.benchmark = before
 

@@ -40,6 +40,7 @@ _SAMPLED = 128  # values of an image that its set's range is measured from
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples' fractions fill 0 to 1 evenly and fall in step with no image's width
 _BLOCK = 2**20  # values that are looked at or mapped at once
 LITTLE_USED = 0.1  # an image that uses less of the range looks flat
+_PILLOWS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # its warnings, as Python's list of filters has them
 _ROBUST = (0.1, 99.9)  # percentiles that bound a measured range: a dead pixel decides nothing
 
 
@@ -104,10 +105,9 @@ def open_image(data: bytes) -> Image.Image:
         raise ImageError("an empty file")
     if len(data) > MOST_BYTES:
         raise ImageError(f"{len(data):,} bytes, more than {MOST_BYTES:,}")
+    _ignore_warnings()  # Pillow warns of large images; ours is an error
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large images; ours is an error
-            image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+        image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
     except Image.UnidentifiedImageError:
         raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow raises many kinds on damaged data
@@ -290,12 +290,21 @@ def decode_problem(data: bytes, scale: GreyScale | None = None) -> str | None:
 
 
 def _loaded(image: Image.Image) -> Image.Image:
+    _ignore_warnings()  # Pillow's of damaged EXIF data, without which the image is whole
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's of damaged EXIF data, without which the image is whole
-            image.load()
-            if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-                return image  # the next line would copy it
-            return ImageOps.exif_transpose(image)
+        image.load()
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # the next line would copy it
+        return ImageOps.exif_transpose(image)
     except Exception as error:  # Pillow raises many kinds on damaged data
         raise ImageError(f"unreadable or truncated ({error})") from None
+
+
+def _ignore_warnings() -> None:
+    """Ignore Pillow's warnings from here on.
+
+    Not with `warnings.catch_warnings`, which changes the filters of all threads: where two of them decode at once, one
+    puts back what the other had set, and every warning of the process may be lost for good.
+    """
+    if warnings.filters[:1] != [_PILLOWS]:
+        warnings.filterwarnings("ignore", module=_PILLOWS[3].pattern)

@@ -38,6 +38,7 @@ class Batch(NamedTuple):
     step: int
     pairs3: Pairs | None = None  # the draws for layer 3 and layer 4; None where the model wants none, or none are drawn
     pairs4: Pairs | None = None
+    wait_s: float = 0.0  # how long the caller waited for the batch
 
     def to(self, device: torch.device) -> "Batch":
         """Images, labels and pairs on `device`, in copies that the host does not wait for.

@@ -68,7 +68,7 @@ MAY_IMPORT = {
 # heavy package -> the files that alone may import it (perf measures them, so it may too)
 HEAVY = {
     "triton": ("kernels/*/*kernel.py", "perf/**/*.py"),
-    "nvidia.dali": ("tacaf/data/pipeline.py", "perf/**/*.py"),
+    "nvidia.dali": ("tacaf/data/dali_graph.py", "perf/**/*.py"),
     "deepspeed": ("tacaf/train/engine.py", "tacaf/train/regroup.py", "perf/**/*.py"),
     "transformers": ("tacaf/model/library.py",),
     "onnxruntime": ("tacaf/search/embedder.py",),

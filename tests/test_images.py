@@ -1,5 +1,8 @@
 """Image files: one list of formats, one limit, and the scale that grey values of more than 8 bits go through."""
 
+import threading
+import warnings
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +18,7 @@ from tacaf.images import (
     given_scale,
     look,
     measured,
+    open_image,
     sample_of,
     scaled,
     share_used,
@@ -266,3 +270,30 @@ def colour_16(values: np.ndarray) -> bytes:
     )
     after = b"\x10\0" * 3 + len(entries).to_bytes(2, "little") + table + bytes(4)
     return b"II*\0" + (bits + 6).to_bytes(4, "little") + pixels + after
+
+
+def test_decoding_in_two_threads_loses_no_warning_of_the_process(monkeypatch):
+    """The one that begins last ends last: what it found set is what the other had set."""
+    inside, both_inside, ended = threading.Event(), threading.Event(), threading.Event()
+    opened = Image.open
+
+    def slow(*args, **options):
+        if threading.current_thread() is first:
+            inside.set()
+            assert both_inside.wait(60)
+        else:
+            both_inside.set()
+            assert ended.wait(60)
+        return opened(*args, **options)
+
+    data = encoded(np.zeros((4, 4), np.uint8), "PNG")
+    monkeypatch.setattr(Image, "open", slow)
+    first, second = (threading.Thread(target=open_image, args=(data,), daemon=True) for _ in range(2))
+    first.start()
+    assert inside.wait(60)
+    second.start()
+    first.join(60)
+    ended.set()
+    second.join(60)
+    with pytest.raises(UserWarning, match="somebody's"):
+        warnings.warn("somebody's", UserWarning, stacklevel=1)

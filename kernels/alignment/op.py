@@ -4,18 +4,21 @@ Legend: B images, L = H*W positions, C channels, N pairs.
 """
 
 from types import ModuleType
+from typing import Any
 
 import torch
 
 from kernels.alignment import plain, reference
-from kernels.common import (
-    alignment_obstacle,
-    check_alignment,
-    check_row_range,
-    choose_path,
-    compute_dtype,
-    refuse_double_backward,
-)
+from kernels.alignment.checks import check_alignment, check_row_range, triton_obstacle
+from kernels.common.checks import refuse_double_backward
+from kernels.common.dtypes import compute_dtype
+from kernels.common.path import Backend, choose_path
+
+# What the custom op returns: reconstruction, both distances and co-mask; then what the backward needs (`_forward`).
+Aligned = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
+]  # fmt: skip
 
 
 def align(
@@ -25,7 +28,7 @@ def align(
     positive_N: torch.Tensor,
     negative_N: torch.Tensor,
     beta: float,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rebuild each anchor image from its positive target and measure its distance to both targets (method §4).
 
@@ -41,7 +44,7 @@ def align(
     """
     check_alignment(features_BLC, mask_BL, anchor_N, positive_N, beta)
     check_alignment(features_BLC, mask_BL, anchor_N, negative_N, beta)
-    path = choose_path(backend, features_BLC, alignment_obstacle(features_BLC))
+    path = choose_path(backend, features_BLC, triton_obstacle(features_BLC))
     if path == "reference":
         for target_N in (positive_N, negative_N):
             check_row_range(anchor_N, target_N, len(features_BLC))
@@ -57,7 +60,7 @@ def soft_align(
     anchor_N: torch.Tensor,
     target_N: torch.Tensor,
     beta: float,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rebuild each anchor image from its target's features (paper §4; LbA's CMAlign; method §4, eq. 1-6).
 
@@ -65,7 +68,7 @@ def soft_align(
     N x L = |f - reconstruction| over channels and co-mask N x L, both float32 (float64 for float64).
     """
     check_alignment(features_BLC, mask_BL, anchor_N, target_N, beta)
-    path = choose_path(backend, features_BLC, alignment_obstacle(features_BLC))
+    path = choose_path(backend, features_BLC, triton_obstacle(features_BLC))
     if path == "reference":
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.soft_align(features_BLC, mask_BL, anchor_N, target_N, beta)
@@ -80,18 +83,20 @@ def align_distance(
     anchor_N: torch.Tensor,
     target_N: torch.Tensor,
     beta: float,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> torch.Tensor:
     """The distance `soft_align` would return, without its reconstruction: nothing N x L x C is written (method §4.1).
 
     Arguments, errors and backends as in `align`. Returns distance N x L over channels, float32 (float64 for float64).
     """
     check_alignment(features_BLC, mask_BL, anchor_N, target_N, beta)
-    path = choose_path(backend, features_BLC, alignment_obstacle(features_BLC))
+    path = choose_path(backend, features_BLC, triton_obstacle(features_BLC))
     if path == "reference":
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.align_distance(features_BLC, mask_BL, anchor_N, target_N, beta)
-    return _forward(features_BLC, mask_BL.detach(), anchor_N, target_N[:0], target_N, float(beta), path)[2]
+    inputs = (features_BLC, mask_BL.detach(), anchor_N, target_N[:0], target_N, float(beta), path)
+    distance: torch.Tensor = _forward(*inputs)[2]
+    return distance
 
 
 @torch.library.custom_op("kernels::align", mutates_args=())
@@ -103,10 +108,7 @@ def _forward(
     negative_N: torch.Tensor,
     beta: float,
     path: str,
-) -> tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
-]:  # fmt: skip
+) -> Aligned:
     """Reconstruction, both distances and co-mask; then what the backward wants, of the positives first.
 
     That is |f - w| and the similarities, and on the plain path the Gram matrices of the targets and nothing; in Triton
@@ -116,7 +118,8 @@ def _forward(
         check_row_range(anchor_N, target_N, len(features_BLC))
     inputs = (features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta)
     with torch.autocast(features_BLC.device.type, enabled=False):
-        return _module(path).forward(*inputs)
+        aligned: Aligned = _module(path).forward(*inputs)
+        return aligned
 
 
 def _module(path: str) -> ModuleType:
@@ -136,10 +139,7 @@ def _(
     negative_N: torch.Tensor,
     beta: float,
     path: str,
-) -> tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor,
-]:  # fmt: skip
+) -> Aligned:
     positives, (images, length, channels) = len(positive_N), features_BLC.shape
     pairs, dtype = positives + len(negative_N), compute_dtype(features_BLC)
     reconstruction = features_BLC.new_empty(positives, length, channels)
@@ -176,15 +176,24 @@ def _backward(
     inputs = (features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta)
     saved = (reconstruction_NLC, root_NL, similarity_NLP, kept, sums)
     with torch.autocast(features_BLC.device.type, enabled=False):
-        return _module(path).backward(grad_reconstruction_NLC, grad_positive_NL, grad_negative_NL, *inputs, *saved)
+        gradient: torch.Tensor = _module(path).backward(
+            grad_reconstruction_NLC, grad_positive_NL, grad_negative_NL, *inputs, *saved
+        )
+        return gradient
 
 
 @_backward.register_fake
-def _(grad_reconstruction_NLC, grad_positive_NL, grad_negative_NL, features_BLC, *saved):  # type: ignore[no-untyped-def]
+def _(
+    grad_reconstruction_NLC: torch.Tensor,
+    grad_positive_NL: torch.Tensor,
+    grad_negative_NL: torch.Tensor,
+    features_BLC: torch.Tensor,
+    *saved: Any,
+) -> torch.Tensor:
     return torch.empty_like(features_BLC, memory_format=torch.contiguous_format)
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     *tensors, ctx.beta, ctx.path = inputs
     reconstruction, *_, root, similarity, kept, sums = output
     if ctx.path != "plain":
@@ -193,7 +202,7 @@ def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
     ctx.set_materialize_grads(False)  # zeros for the five outputs that carry no gradient would cost as much as a kernel
 
 
-def _differentiate(ctx, *gradients):  # type: ignore[no-untyped-def]
+def _differentiate(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     tensors, saved = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
     features, _, _, positive, negative = tensors
     length, dtype = features.shape[1], compute_dtype(features)

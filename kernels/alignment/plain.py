@@ -6,7 +6,7 @@ Legend: B images, L positions, C channels, N pairs.
 import torch
 
 from kernels.alignment import plain_distance, plain_soft_align
-from kernels.common import compute_dtype
+from kernels.common.dtypes import compute_dtype
 
 
 def forward(

@@ -7,7 +7,8 @@ Legend: B images, L positions, C channels, N pairs; a the anchor, k the target o
 
 import torch
 
-from kernels.common import CANCELS, compute_dtype, distance_floor, norms, similarity_backward
+from kernels.alignment.plain_terms import CANCELS, distance_floor, norms, similarity_backward
+from kernels.common.dtypes import compute_dtype
 
 
 def forward(

@@ -7,7 +7,9 @@ Legend: B images, L positions, C channels, N pairs; a the anchor, k the target o
 
 import torch
 
-from kernels.common import compute_dtype, distance_floor, minmax, norms, similarity_backward
+from kernels.alignment.mask import minmax
+from kernels.alignment.plain_terms import distance_floor, norms, similarity_backward
+from kernels.common.dtypes import compute_dtype
 
 
 def forward(

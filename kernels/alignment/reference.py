@@ -1,20 +1,52 @@
 """The definition of soft cross-modal alignment in plain PyTorch: contract and test truth (paper §4; LbA's CMAlign).
 
+`matching` and `comask` are the formulas of the attention itself, for any two maps; the operations put them together.
 Legend: B images, L = H*W positions (p of the anchor, s of the target), C channels, N pairs.
 """
 
 import torch
 
-from kernels.common import DISTANCE_FLOOR, NORM_FLOOR, compute_dtype, minmax
+from kernels.alignment.mask import minmax
+from kernels.common.dtypes import compute_dtype
+
+NORM_FLOOR = 1e-12  # LbA clamps norms here; a shorter vector has no direction, so no gradient flows through it (ours)
+DISTANCE_FLOOR = 1e-12  # the squared distance is at least this times the anchor's squared norm (ours, method §4.1)
+
+
+def matching(
+    anchor_NLC: torch.Tensor, target_NLC: torch.Tensor, beta: float, self_similarity: float = 0.0
+) -> torch.Tensor:
+    """How much of each anchor position is at each target position: P = softmax_s(beta * cosine) (eq. 1, 2).
+
+    anchor_NLC: N x L x C, target_NLC: N x S x C, float32 or float64. Returns N x L x S; its rows sum to 1.
+    self_similarity: replaces the cosines S by (1 - self_similarity) S + self_similarity softmax(beta S_aa) S, with the
+    anchor's similarities to itself S_aa ("pedestrian feature self-similarity", paper §4; the mixing is ours).
+    """
+    anchor, target = _unit(anchor_NLC), _unit(target_NLC)
+    similarity_NLS = anchor @ target.mT
+    if self_similarity > 0:
+        itself_NLL = torch.softmax(beta * anchor @ anchor.mT, dim=-1)
+        similarity_NLS = torch.lerp(similarity_NLS, itself_NLL @ similarity_NLS, self_similarity)
+    return torch.softmax(beta * similarity_NLS, dim=-1)
+
+
+def comask(matching_NLS: torch.Tensor, anchor_mask_NL: torch.Tensor, target_mask_NS: torch.Tensor) -> torch.Tensor:
+    """Anchor positions that are person here and match a person there, N x L in [0, 1]; no gradient to the matching."""
+    return minmax(anchor_mask_NL * (matching_NLS.detach() @ target_mask_NS.unsqueeze(-1)).squeeze(-1))  # eq. 6
 
 
 def soft_align(
-    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, target_N: torch.Tensor, beta: float
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    target_N: torch.Tensor,
+    beta: float,
+    self_similarity: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rebuild each anchor image from its target's features (method §4, eq. 1-6).
 
     features_BLC: B x L x C, channels-last maps flattened; mask_BL: B x L in [0, 1], carries no gradient;
-    anchor_N, target_N: int64 rows of the batch; beta multiplies the cosine similarity.
+    anchor_N, target_N: int64 rows of the batch; beta multiplies the cosine; self_similarity as in `matching`.
     Returns reconstruction N x L x C (dtype of the features), distance N x L and co-mask N x L (float32; float64 for
     float64); the co-mask carries no gradient.
     """
@@ -22,37 +54,31 @@ def soft_align(
         features = features_BLC.to(compute_dtype(features_BLC))
         mask = mask_BL.detach().to(features.dtype)
         anchor, target, anchor_mask = features[anchor_N], features[target_N], mask[anchor_N].unsqueeze(-1)
-        probability_NLL = torch.softmax(beta * (_unit(anchor) @ _unit(target).mT), dim=-1)  # eq. 1, 2
+        probability_NLL = matching(anchor, target, beta, self_similarity)
         warp = probability_NLL @ target  # eq. 3, un-normalised values
         reconstruction = anchor_mask * warp + (1 - anchor_mask) * anchor  # eq. 5
-        # d = |f - reconstruction| = m |f - w|. The mask stays outside the root: inside, m = 0 makes the gradient NaN
-        # (ours).
-        squared = (anchor - warp).square().sum(-1)
-        floor = DISTANCE_FLOOR * anchor.detach().norm(dim=-1).clamp_min(NORM_FLOOR).square()
-        distance = anchor_mask.squeeze(-1) * torch.where(squared > floor, squared, floor).sqrt()
-        comask = minmax(anchor_mask.squeeze(-1) * (probability_NLL.detach() @ mask[target_N].unsqueeze(-1)).squeeze(-1))
-    return reconstruction.to(features_BLC.dtype), distance, comask
+        distance = _distance(anchor, warp, anchor_mask.squeeze(-1))
+        shared = comask(probability_NLL, anchor_mask.squeeze(-1), mask[target_N])
+    return reconstruction.to(features_BLC.dtype), distance, shared
 
 
 def align_distance(
-    features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, target_N: torch.Tensor, beta: float
+    features_BLC: torch.Tensor,
+    mask_BL: torch.Tensor,
+    anchor_N: torch.Tensor,
+    target_N: torch.Tensor,
+    beta: float,
+    self_similarity: float = 0.0,
 ) -> torch.Tensor:
     """How far each anchor feature is from its reconstruction out of the target (method §4, eq. 1-5).
 
-    features_BLC: B x L x C, channels-last maps flattened; mask_BL: B x L in [0, 1], carries no gradient;
-    anchor_N, target_N: int64 rows of the batch; beta multiplies the cosine similarity.
-    Returns distance N x L over channels, float32 (float64 for float64).
+    Arguments as in `soft_align`. Returns distance N x L over channels, float32 (float64 for float64).
     """
     with torch.autocast(features_BLC.device.type, enabled=False):
         features = features_BLC.to(compute_dtype(features_BLC))
         anchor, target = features[anchor_N], features[target_N]
-        probability_NLL = torch.softmax(beta * (_unit(anchor) @ _unit(target).mT), dim=-1)
-        warp = probability_NLL @ target
-        # |f - (m w + (1 - m) f)| = m |f - w|. The mask stays outside the root: inside, m = 0 makes the gradient NaN
-        # (ours).
-        squared = (anchor - warp).square().sum(-1)
-        floor = DISTANCE_FLOOR * anchor.detach().norm(dim=-1).clamp_min(NORM_FLOOR).square()
-        return mask_BL.detach().to(features.dtype)[anchor_N] * torch.where(squared > floor, squared, floor).sqrt()
+        warp = matching(anchor, target, beta, self_similarity) @ target
+        return _distance(anchor, warp, mask_BL.detach().to(features.dtype)[anchor_N])
 
 
 def align(
@@ -62,14 +88,26 @@ def align(
     positive_N: torch.Tensor,
     negative_N: torch.Tensor,
     beta: float,
+    self_similarity: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A layer's pairs together: `soft_align` with the positives, `align_distance` with the negatives.
 
     Returns reconstruction N x L x C, both distances N x L and the co-mask N x L.
     """
-    reconstruction, positive_distance, comask = soft_align(features_BLC, mask_BL, anchor_N, positive_N, beta)
-    negative_distance = align_distance(features_BLC, mask_BL, anchor_N, negative_N, beta)
-    return reconstruction, positive_distance, negative_distance, comask
+    shared = (features_BLC, mask_BL, anchor_N)
+    reconstruction, positive_distance, comask_NL = soft_align(*shared, positive_N, beta, self_similarity)
+    negative_distance = align_distance(*shared, negative_N, beta, self_similarity)
+    return reconstruction, positive_distance, negative_distance, comask_NL
+
+
+def _distance(anchor_NLC: torch.Tensor, warp_NLC: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
+    """|f - (m w + (1 - m) f)| = m |f - w| over channels, N x L.
+
+    The mask stays outside the root (ours): inside, m = 0 would make the gradient NaN.
+    """
+    squared = (anchor_NLC - warp_NLC).square().sum(-1)
+    floor = DISTANCE_FLOOR * anchor_NLC.detach().norm(dim=-1).clamp_min(NORM_FLOOR).square()
+    return mask_NL * torch.where(squared > floor, squared, floor).sqrt()
 
 
 def _unit(features_NLC: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ def precision(dtype: torch.dtype) -> str:
 
 def padded_length(length: int) -> int:
     """LP: rows of every L x L matrix start at a multiple of 16 elements, so that loads are 16 bytes wide."""
-    return triton.cdiv(length, 16) * 16
+    return (length + 15) // 16 * 16
 
 
 def rows_of(length: int, most: int) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def forward_kernel(
         b_sum += tl.where(inside[:, None], b_stripe[None, :], 0.0)
     first_rows, level = _member(0, LEVELS, FINE, BLOCK_N)
     mean = tl.maximum(b_sum * (level.to(tl.float32) / positions)[:, None], 1e-38)
-    # exp2(log2 / P) is off by some units in the last place; one Newton step on y^P = mean mends that
+    # exp2(log2 / P) is off by some units in the last place; one Newton step on y^P = mean corrects that
     root = tl.exp2(tl.log2(mean) / P)
     if P > 1:
         root = root * ((P - 1.0) / P + mean / _power(root, P) / P)

@@ -5,17 +5,20 @@ Legend: B images, H x W positions, C channels, N = sum(levels) pooled stripes.
 
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from kernels.common import check_positive, check_tensor, choose_path, compute_dtype, refuse_double_backward
+from kernels.common.checks import check_positive, check_tensor, refuse_double_backward
+from kernels.common.dtypes import compute_dtype
+from kernels.common.path import Backend, choose_path
 from kernels.gem_pyramid import plain, reference
 
 WHOLE_POWERS = range(1, 9)  # the kernel multiplies; other powers are left to PyTorch
 
 
 def gem_pyramid(
-    features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, backend: str = "auto"
+    features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, backend: Backend = "auto"
 ) -> torch.Tensor:
     """Generalised mean of every horizontal stripe of every level, from one read of the map (method §5.1).
 
@@ -31,7 +34,8 @@ def gem_pyramid(
     path = choose_path(backend, features_BHWC, "" if p in WHOLE_POWERS else f"p = {p} (whole p up to 8)")
     if path == "reference":
         return reference.gem_pyramid(features_BHWC, levels, p, eps)
-    return _forward(features_BHWC, levels, float(p), float(eps), path)
+    pooled_BNC: torch.Tensor = _forward(features_BHWC, levels, float(p), float(eps), path)
+    return pooled_BNC
 
 
 def _check(features_BHWC: torch.Tensor, levels: list[int], p: float, eps: float) -> None:
@@ -62,7 +66,8 @@ def _module(path: str) -> ModuleType:
 
 @torch.library.custom_op("kernels::gem_pyramid", mutates_args=())
 def _forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, path: str) -> torch.Tensor:
-    return _module(path).forward(features_BHWC, levels, p, eps)
+    pooled_BNC: torch.Tensor = _module(path).forward(features_BHWC, levels, p, eps)
+    return pooled_BNC
 
 
 @_forward.register_fake
@@ -81,20 +86,21 @@ def _backward(
     eps: float,
     path: str,
 ) -> torch.Tensor:
-    return _module(path).backward(grad_BNC, features_BHWC, pooled_BNC, levels, p, eps)
+    gradient_BHWC: torch.Tensor = _module(path).backward(grad_BNC, features_BHWC, pooled_BNC, levels, p, eps)
+    return gradient_BHWC
 
 
 @_backward.register_fake
-def _(grad_BNC, features_BHWC, *_):  # type: ignore[no-untyped-def]
+def _(grad_BNC: torch.Tensor, features_BHWC: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     features_BHWC, *ctx.settings = inputs
     ctx.save_for_backward(features_BHWC, output)
 
 
-def _differentiate(ctx, grad_BNC):  # type: ignore[no-untyped-def]
+def _differentiate(ctx: Any, grad_BNC: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return _backward(grad_BNC, *ctx.saved_tensors, *ctx.settings), None, None, None, None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.common import compute_dtype
+from kernels.common.dtypes import compute_dtype
 
 
 def forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float) -> torch.Tensor:
@@ -16,7 +16,7 @@ def forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: f
     rows = features_BHWC.new_empty(images, height, channels, dtype=compute_dtype(features_BHWC))
     for image, row in zip(features_BHWC, rows, strict=True):
         torch.sum(_power(image.to(row.dtype).clamp_min(eps), p), dim=1, out=row)
-    means = [rows.unflatten(1, (level, -1)).sum(2) * (level / (height * width)) for level in levels]
+    means = [torch.unflatten(rows, 1, (level, -1)).sum(2) * (level / (height * width)) for level in levels]
     return torch.cat(means, dim=1).pow_(1 / p)
 
 
@@ -31,11 +31,12 @@ def backward(
     """dx = max(x, eps)^(p-1) [x >= eps] * sum over levels of grad * pooled^(1-p) / (positions of the stripe)."""
     _, height, width, _ = features_BHWC.shape
     slope_BNC = grad_BNC * pooled_BNC.pow(1 - p)
-    stripes = slope_BNC.split(list(levels), dim=1)
+    stripes = torch.split(slope_BNC, list(levels), dim=1)
     slope_BHC = sum(
         (s * (level / (height * width))).repeat_interleave(height // level, dim=1)
         for s, level in zip(stripes, levels, strict=True)
     )
+    assert isinstance(slope_BHC, torch.Tensor)  # sum gives 0 for no levels, of which there is at least one
     gradient = torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
     for image, slope_HC, out in zip(features_BHWC, slope_BHC, gradient, strict=True):
         x = image.to(slope_HC.dtype)

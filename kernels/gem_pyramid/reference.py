@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.common import compute_dtype
+from kernels.common.dtypes import compute_dtype
 
 
 def gem_pyramid(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float) -> torch.Tensor:
@@ -18,5 +18,5 @@ def gem_pyramid(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, ep
     """
     with torch.autocast(features_BHWC.device.type, enabled=False):
         powers = features_BHWC.to(compute_dtype(features_BHWC)).clamp_min(eps).pow(p)
-        stripes = [powers.unflatten(1, (level, -1)).mean(dim=(2, 3)) for level in levels]
+        stripes = [torch.unflatten(powers, 1, (level, -1)).mean(dim=(2, 3)) for level in levels]
         return torch.cat(stripes, dim=1).pow(1 / p)

@@ -4,17 +4,19 @@ Legend: B images, R parts of the ring, D node width, A projection width.
 """
 
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from kernels.common import check_tensor, choose_path, refuse_double_backward
+from kernels.common.checks import check_tensor, refuse_double_backward
+from kernels.common.path import Backend, choose_path
 from kernels.ring_aggregate import plain, reference
 
 MAX_PARTS = 16  # the kernel keeps R x R x R numbers in registers
 
 
 def ring_aggregate(
-    parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int, backend: str = "auto"
+    parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int, backend: Backend = "auto"
 ) -> torch.Tensor:
     """Let every part of a ring look at itself and its two neighbours, `rounds` times (paper §3; method §5.2).
 
@@ -31,7 +33,8 @@ def ring_aggregate(
     path = choose_path(backend, parts_BRD, obstacle)
     if path == "reference":
         return reference.ring_aggregate(parts_BRD, theta_BRA, phi_BRA, rounds)
-    return _forward(parts_BRD, theta_BRA, phi_BRA, rounds, path)
+    mixed_BRD: torch.Tensor = _forward(parts_BRD, theta_BRA, phi_BRA, rounds, path)
+    return mixed_BRD
 
 
 def _check(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int) -> None:
@@ -66,7 +69,8 @@ def _forward(
     parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int, path: str
 ) -> torch.Tensor:
     with torch.autocast(parts_BRD.device.type, enabled=False):
-        return _module(path).forward(parts_BRD, theta_BRA, phi_BRA, rounds)
+        mixed_BRD: torch.Tensor = _module(path).forward(parts_BRD, theta_BRA, phi_BRA, rounds)
+        return mixed_BRD
 
 
 @_forward.register_fake
@@ -84,20 +88,21 @@ def _backward(
     path: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     with torch.autocast(parts_BRD.device.type, enabled=False):
-        return _module(path).backward(grad_BRD, parts_BRD, theta_BRA, phi_BRA, rounds)
+        d_parts, d_theta, d_phi = _module(path).backward(grad_BRD, parts_BRD, theta_BRA, phi_BRA, rounds)
+        return d_parts, d_theta, d_phi
 
 
 @_backward.register_fake
-def _(grad_BRD, *inputs):  # type: ignore[no-untyped-def]
+def _(grad_BRD: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3])
 
 
-def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
+def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     *tensors, ctx.rounds, ctx.path = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, grad_BRD):  # type: ignore[no-untyped-def]
+def _differentiate(ctx: Any, grad_BRD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return *_backward(grad_BRD, *ctx.saved_tensors, ctx.rounds, ctx.path), None, None
 
 

@@ -7,7 +7,7 @@ Legend: B images, R parts, D node width, A projection width.
 
 import torch
 
-from kernels.common import compute_dtype
+from kernels.common.dtypes import compute_dtype
 
 
 def forward(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ Legend: B images, R parts of the ring, D node width, A projection width.
 
 import torch
 
-from kernels.common import compute_dtype
+from kernels.common.dtypes import compute_dtype
 
 
 def ring_aggregate(

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from perf.bench_train import plain_definitions
 from perf.calls.images_on_device import ImagesOnDevice
 from perf.calls.plan import SCORE_SETTINGS
 from perf.calls.rows import RowsFile
@@ -33,7 +32,7 @@ from tacaf.train.config import Config, load_config
 from tacaf.train.forward import forward
 from tacaf.vocabulary import Modality
 
-WAYS = ("kernels", "definitions")
+WAYS = {"kernels": "auto", "definitions": "reference"}  # way -> model.kernels
 
 
 class Training:
@@ -111,20 +110,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = "demo.yaml" if args.small else "sysu_mm01.yaml"
     short = ("train.epochs=1", "train.steps_per_epoch=2", "optim.warmup_epochs=0") if args.small else ()
     words = [f"data.shards={args.shards}", "run=unused", *SCORE_SETTINGS, *short]
-    config = load_config(ROOT / "launch" / "configs" / name, words)
+    path = ROOT / "launch" / "configs" / name
+    config = load_config(path, words)
     index = ShardIndex.open(args.shards)
     rows = index.rows_of(index.pids_of(config.evaluation.split))
     needed = np.concatenate([rows, index.rows_of(index.pids_of(config.data.split))])
     size = (config.data.augment.height, config.data.augment.width)
     images = ImagesOnDevice(index, needed, *size, device, os.cpu_count() or 1)
     file = RowsFile(args.json, images=len(images.rows), decoding_s=time.monotonic() - began, device=device)
-    for place, way in enumerate(WAYS):
+    for place, (way, kernels) in enumerate(WAYS.items()):
         left_s = began + args.limit_s - time.monotonic()
         until = time.monotonic() + left_s / (len(WAYS) - place)
         torch.backends.cudnn.benchmark = True
-        with plain_definitions() if way == "definitions" else nullcontext():
-            for row in epochs_of(Training(config, index, images, device), rows, until):
-                file.add(way=way, **row)
+        training = Training(load_config(path, [*words, f"model.kernels={kernels}"]), index, images, device)
+        for row in epochs_of(training, rows, until):
+            file.add(way=way, **row)
     file.write(complete=True)
     return 0
 

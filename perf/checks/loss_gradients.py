@@ -23,15 +23,14 @@ from safetensors.torch import load_file
 
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.files import write_json
 from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
-from tacaf.model.file import load_model
+from tacaf.model.file import MODEL, load_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.provenance import environment
-from tacaf.search.embedder import MODEL
 from tacaf.train.config import Config, load_config
 from tacaf.train.forward import forward
 from tacaf.train.leak import refuse_other_set

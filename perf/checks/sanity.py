@@ -7,7 +7,7 @@ anew, with the first run's configuration; what is finished in WORK is kept. Exit
 
 correspondence  pairs with a known answer (known_people.py): the share of a person's positions whose best match
                 under CMAAM's similarity lies within one cell of the truth; before and after training, against chance
-                and against the answer "where it was"; on features and on their deviations (model.cmaam.matching)
+                and against the answer "where it was"
 modality        a linear probe tells the modality from the embedding of unseen identities, before and after training
 shuffled        a training whose labels were shuffled must not beat the untrained network; with the queries' identities
                 permuted, a trained one must be at chance
@@ -27,7 +27,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -43,14 +43,13 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.score import score
 from tacaf.files import write_json, write_whole
-from tacaf.model.cmaam import Matched
 from tacaf.model.correspondence import LAYERS, Correspondence, correspondences
-from tacaf.model.file import load_model
+from tacaf.model.file import MODEL, load_model
 from tacaf.model.norm import BatchNorm1d, BatchNorm2d
 from tacaf.model.pooling import gem
 from tacaf.model.tacafnet import TacafNet
 from tacaf.provenance import environment, git_commit
-from tacaf.search.embedder import MODEL, Embedder
+from tacaf.search.embedder import Embedder
 from tacaf.train.config import Config, dump_config, load_config
 from tacaf.train.leak import refuse_other_set
 from tacaf.train.new_model import build_model
@@ -129,24 +128,20 @@ def matches(matching_LL: torch.Tensor, person_HW: torch.Tensor, other_HW: torch.
 
 
 def correspondence(subjects: list[Subject], benchmark: Benchmark, people: int) -> dict[str, Any]:
-    """Matched as the model was trained to, and in the other way; the verdict is on its own."""
+    """How often the best match is right, before and after training."""
     pairs = [moved_pair(benchmark, number, SHIFT) for number in range(people)]
     found: dict[str, Any] = {"pairs": people, "shift": SHIFT, "runs": {}}
     verdicts = []
     for subject in subjects:
-        embedder, config = Embedder.load(subject.run), subject.config.model.cmaam
+        embedder = Embedder.load(subject.run)
         visible, infrared = (
             read(embedder, [pair[side] for pair in pairs], modality) for side, modality in enumerate(Modality)
         )
-        own = found["runs"][subject.run.name] = {"beta": config.beta, "matching": config.matching}
-        for way in get_args(Matched):
-            looked = config.model_copy(update={"matching": way})
-            for time, model in (("before", subject.before), ("after", subject.after)):
-                seen = correspondences(model, visible, Modality.VISIBLE, infrared, Modality.INFRARED, looked)
-                for layer in LAYERS:
-                    own[f"{way}, layer {layer}, {time}"] = spread(_shares(seen[layer], pairs))
-        ways = [[own[f"{config.matching}, layer {layer}, {time}"] for time in ("before", "after")] for layer in LAYERS]
-        verdicts += [finds_more(before, after) for before, after in ways]
+        own = found["runs"][subject.run.name] = {"beta": subject.config.model.cmaam.beta}
+        for time, model in (("before", subject.before), ("after", subject.after)):
+            seen = correspondences(model, visible, Modality.VISIBLE, infrared, Modality.INFRARED)
+            own |= {f"layer {layer}, {time}": spread(_shares(seen[layer], pairs)) for layer in LAYERS}
+        verdicts += [finds_more(own[f"layer {layer}, before"], own[f"layer {layer}, after"]) for layer in LAYERS]
     found["rule"] = "after training: within one cell more often than before, than chance and than where it was"
     found["holds"] = all(verdicts)
     return found

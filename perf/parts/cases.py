@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from kernels.alignment import align, align_distance, soft_align
 from kernels.alignment import reference as alignment_reference
-from kernels.common import DISTANCE_FLOOR, NORM_FLOOR, feature_mask, minmax
+from kernels.alignment.mask import feature_mask, minmax
+from kernels.alignment.reference import DISTANCE_FLOOR, NORM_FLOOR
 from kernels.gem_pyramid import gem_pyramid
 from kernels.gem_pyramid import reference as gem_pyramid_reference
 from kernels.ring_aggregate import reference as ring_aggregate_reference

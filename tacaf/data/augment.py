@@ -1,7 +1,7 @@
 """Augmentation by channel relationship: every image's parameters, drawn here, and the reference of each operation.
 
 resize -> pad with raw 0 -> crop -> flip -> normalise -> erase -> channel matrix (paper §2, CAJ; method §2). The DALI
-graph in `pipeline.py` and the tensors of `pixels.py` execute exactly these parameters; the functions below are their
+graph in `dali_graph.py` and the tensors of `pixels.py` execute exactly these parameters; the functions below are their
 definition and their test.
 B images, H x W pixels, C = 3 channels.
 """

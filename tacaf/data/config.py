@@ -41,7 +41,10 @@ class DataConfig(Settings):
     threads: int = Field(2, ge=1, le=1024, description="DALI threads per rank.")
     prefetch: int = Field(2, ge=1, le=1024, description="Batches prepared ahead.")
     workers: int = Field(
-        0, ge=0, le=1024, description="Processes per rank that read images, for slow storage; 0: the rank itself reads."
+        0,
+        ge=0,
+        le=1024,
+        description="Threads per rank that read beside the training, for slow storage; 0: it reads between its steps.",
     )
     on_bad_sample: Literal["stop", "replace"] = Field(
         "stop",

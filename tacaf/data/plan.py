@@ -172,11 +172,12 @@ class Plan:
 
     def _windows(self, epoch: int, cycle: int) -> "_Windows":
         """The windows of a cycle; the last few are kept, because a cycle has many steps."""
-        if (epoch, cycle) not in self._drawn:
-            if len(self._drawn) > 2:
-                self._drawn.clear()
-            self._drawn[epoch, cycle] = self._draw_windows(epoch, cycle)
-        return self._drawn[epoch, cycle]
+        found = self._drawn.get((epoch, cycle))
+        if found is None:
+            found = self._draw_windows(epoch, cycle)
+            kept = self._drawn if len(self._drawn) <= 2 else {}
+            self._drawn = {**kept, (epoch, cycle): found}  # a new one: other threads may be looking at the old one
+        return found
 
     def _draw_windows(self, epoch: int, cycle: int) -> "_Windows":
         """The shards in the random order of this cycle, cut into windows."""

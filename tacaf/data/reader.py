@@ -4,20 +4,21 @@ That is the file in the tar, as it is, but for grey of more than 8 bits, which g
 formats that DALI does not decode alike.
 """
 
-import mmap
 import os
 import time
+import weakref
 from collections import OrderedDict
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from tacaf.data.index import ShardIndex
 from tacaf.data.storage import CacheFullError
+from tacaf.files import reason_of
 from tacaf.images import GreyScale, ImageError, decode, decode_problem, for_dali
 from tacaf.vocabulary import InputError, Modality
 
-OPEN_SHARDS = 256  # mapped at a time: far below the files a process may open
+OPEN_SHARDS = 256  # at a time: far below the files a process may open
 WAIT_FOR_ROOM_S = 60.0  # in a full cache, for other processes of the node to leave the window before
 
 
@@ -30,16 +31,23 @@ class BadSampleError(InputError):
 
 
 class ShardReader:
-    """Reads from memory-mapped tars, opened on first use. Can be pickled: the maps stay behind."""
+    """Reads from tars that are opened on first use and stay open, `open_shards` of them at a time.
 
-    def __init__(self, index: ShardIndex) -> None:
-        self.index = index
-        self._maps: OrderedDict[int, mmap.mmap] = OrderedDict()
+    Not for several threads at once. Can be pickled: the open files stay behind.
+
+    The tars are read and not memory-mapped: a page of a map that is not in memory keeps every thread of the process
+    waiting for it, and one that cannot be read kills the process.
+    """
+
+    def __init__(self, index: ShardIndex, open_shards: int = OPEN_SHARDS) -> None:
+        self.index, self.open_shards = index, open_shards
+        self._files: OrderedDict[int, BinaryIO] = OrderedDict()
         self._as_it_is = np.zeros(len(index), dtype=bool)  # rows whose files are known to need no change
         self._asked_for_room = False
+        weakref.finalize(self, _close_all_but, 0, self._files)
 
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_maps": OrderedDict(), "_as_it_is": np.zeros(len(self.index), dtype=bool)}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardReader, (self.index, self.open_shards)
 
     def read(self, row: int) -> np.ndarray:
         """The image of a row as a file for DALI, uint8 [bytes]. BadSampleError names shard, key and what came instead.
@@ -57,9 +65,16 @@ class ShardReader:
         return np.frombuffer(data, dtype=np.uint8)
 
     def original(self, row: int) -> bytes:
-        """The file that was packed. BadSampleError if the shard ends before it."""
+        """The file that was packed. BadSampleError if the shard ends before it or cannot be read there."""
         shard, offset, size = self._place(row)
-        data = self._map(shard)[offset : offset + size]
+        file = self._file(shard)
+        size_here = max(0, min(size, self.index.shards[shard].size - offset))  # a wrong size fills no memory
+        try:
+            data = _bytes_at(file, offset, size_here)
+        except OSError as error:
+            raise BadSampleError(
+                row, f"{self.where(row)}: cannot read {size} bytes at offset {offset}: {reason_of(error)}"
+            ) from None
         if len(data) != size:
             raise BadSampleError(row, self._undecodable(row, f"{len(data)} bytes"))
         return data
@@ -103,14 +118,13 @@ class ShardReader:
             " or set data.on_bad_sample: replace)"
         )
 
-    def _map(self, shard: int) -> mmap.mmap:
-        if shard in self._maps:
-            self._maps.move_to_end(shard)
-            return self._maps[shard]
-        with self._opened(shard) as file:
-            self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # keeps the file, and its lock
-        self._keep(OPEN_SHARDS)
-        return self._maps[shard]
+    def _file(self, shard: int) -> BinaryIO:
+        if shard in self._files:
+            self._files.move_to_end(shard)
+        else:
+            self._files[shard] = self._opened(shard)  # with its lock, if it has one
+            _close_all_but(self.open_shards, self._files)
+        return self._files[shard]
 
     def _opened(self, shard: int) -> BinaryIO:
         file, began = self.index.shards[shard], time.monotonic()
@@ -121,7 +135,7 @@ class ShardReader:
             except CacheFullError:
                 if time.monotonic() - began > WAIT_FOR_ROOM_S:
                     raise
-            self._keep(0)  # what this reader holds cannot be removed to make room
+            _close_all_but(0, self._files)  # what this reader holds cannot be removed to make room
             if self._asked_for_room:  # nor can what others hold, who let go of it when they reach the same window
                 time.sleep(0.1)
             self._asked_for_room = True
@@ -135,11 +149,21 @@ class ShardReader:
         return opened
 
     def keep_only(self, shards: np.ndarray) -> None:
-        """Unmap every other shard, so that a cache may remove it."""
-        for shard in self._maps.keys() - set(shards.tolist()):
-            self._maps.pop(shard).close()
+        """Close every other shard, so that a cache may remove it."""
+        for shard in self._files.keys() - set(shards.tolist()):
+            self._files.pop(shard).close()
 
-    def _keep(self, count: int) -> None:
-        """Unmap all but the `count` shards used last."""
-        while len(self._maps) > count:
-            self._maps.popitem(last=False)[1].close()
+
+def _close_all_but(count: int, files: "OrderedDict[int, BinaryIO]") -> None:
+    """Close all but the `count` files used last."""
+    while len(files) > count:
+        files.popitem(last=False)[1].close()
+
+
+def _bytes_at(file: BinaryIO, offset: int, size: int) -> bytes:
+    """So many bytes from there, or fewer where the file ends. OSError if they cannot be read."""
+    parts: list[bytes] = []
+    while size and (part := os.pread(file.fileno(), size, offset)):  # at most 2 GiB at once, or less on some systems
+        parts.append(part)
+        offset, size = offset + len(part), size - len(part)
+    return b"".join(parts)

@@ -265,11 +265,12 @@ class CachedStore:
     def _connected(self) -> AbstractFileSystem:
         if self._files is None:
             try:
-                self._files, self._root = url_to_fs(self.address, **_options(self.address, self.config))
+                files, self._root = url_to_fs(self.address, **_options(self.address, self.config))
             except (ImportError, ValueError) as error:
                 raise InputError(
                     f"data.shards: expected an address that an installed package reads, got {self.address} ({error})"
                 ) from None
+            self._files = files  # last: other threads take both as soon as they see it
         return self._files
 
 

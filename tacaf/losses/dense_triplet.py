@@ -1,4 +1,4 @@
-"""CMAAM's dense triplet: at every position the positive reconstruction must lie closer than the negative one.
+"""CMAAM's dense triplet: at every position the positive reconstruction must be closer than the negative one.
 
 N anchors, L positions.
 """

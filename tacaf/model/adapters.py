@@ -1,7 +1,7 @@
-"""Backbones by kind, all of one form: two stems, a layer-3 map, a layer-4 map, and the way from the one to the other.
+"""Backbones by kind, all with one interface: two stems, a layer-3 map, a layer-4 map, and the layers between the two.
 
-The ResNet has it by itself; the adapters give it to networks of transformers. Maps are B x C x H x W. A network's maps
-have positive and negative values, unlike a ResNet's after its ReLU: GeM pools the positive part of each.
+The ResNet has this interface itself; adapters give it to the networks of transformers. Maps are B x C x H x W. The maps
+of these networks have positive and negative values, unlike a ResNet's after its ReLU; GeM pools the positive part.
 """
 
 import copy
@@ -37,7 +37,7 @@ class _Stems(nn.Module):
         self.rows = 0  # how many of the next images are visible, where the network itself calls its stem
 
     def forward(self, images_BCHW: torch.Tensor, **more: Any) -> Any:
-        """What the stem gives for all images, visible ones first: a tensor, or a tuple that begins with one."""
+        """The stem's output for all images, visible ones first: a tensor, or a tuple that begins with one."""
         found = []
         if self.rows > 0:
             found.append(self.visible(images_BCHW[: self.rows], **more))
@@ -49,7 +49,7 @@ class _Stems(nn.Module):
 
 
 class LibraryBackbone(nn.Module):
-    """What the adapters share. `width`: channels of the layer-4 map."""
+    """The base of the adapters. `width`: channels of the layer-4 map."""
 
     def __init__(self, config: LibraryConfig, network: Any) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ class LibraryBackbone(nn.Module):
         self.width = network.channels[-1]
 
     def load_weights(self) -> str:
-        """Put the weights of `config.weights` in, into both stems; a line that says what was taken."""
+        """Load the weights of `config.weights`, into both stems; returns a line that says what was taken."""
         network, said = trained_network(self.config)
         self.load_state_dict(type(self)(self.config, network).state_dict())
         return said
 
     def layer4(self, layer3_BCHW: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("this backbone cannot go on from a layer-3 map; the configuration refuses it")
+        raise AssertionError("this backbone cannot continue from a layer-3 map; the configuration refuses it")
 
 
 class Staged(LibraryBackbone):
@@ -83,7 +83,8 @@ class Staged(LibraryBackbone):
         return features_BCHW, self.layer4(features_BCHW)
 
     def layer4(self, layer3_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.norm(self.stages[-1](layer3_BCHW))
+        layer4_BCHW: torch.Tensor = self.norm(self.stages[-1](layer3_BCHW))
+        return layer4_BCHW
 
 
 class Tokens(LibraryBackbone):
@@ -120,11 +121,12 @@ class Tokens(LibraryBackbone):
     def _rest(self, tokens_BTC: torch.Tensor) -> torch.Tensor:
         for block in self.blocks[self.split :]:
             tokens_BTC = block(tokens_BTC)
-        return self.norm(tokens_BTC)
+        normed_BTC: torch.Tensor = self.norm(tokens_BTC)
+        return normed_BTC
 
 
 class Maps(LibraryBackbone):
-    """Any network that hands out its last two maps (Swin): the package's own forward, and no way back in."""
+    """Any network that returns its last two maps (Swin): the package's own forward, which cannot start at layer 3."""
 
     def __init__(self, config: LibraryConfig, network: Any) -> None:
         super().__init__(config, network)

@@ -36,7 +36,8 @@ class BackboneConfig(Settings):
 
     def stage_width(self, stage: int) -> int:
         """Output channels of stage 1..4."""
-        return self.width * 2 ** (stage - 1) * self.expansion
+        width: int = self.width * 2 ** (stage - 1) * self.expansion
+        return width
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the stage-4 map for an image of this size: every stride-2 step rounds up."""
@@ -59,7 +60,8 @@ class Stem(nn.Module):
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
+        features_BCHW: torch.Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
+        return features_BCHW
 
 
 class _Block(nn.Module):
@@ -77,7 +79,8 @@ class _Block(nn.Module):
 
     def forward(self, features_BCHW: torch.Tensor) -> torch.Tensor:
         shortcut = features_BCHW if self.downsample is None else self.downsample(features_BCHW)
-        return self.relu(self.residual(features_BCHW) + shortcut)
+        summed: torch.Tensor = self.relu(self.residual(features_BCHW) + shortcut)
+        return summed
 
 
 class Bottleneck(_Block):
@@ -94,7 +97,8 @@ class Bottleneck(_Block):
 
     def residual(self, features_BCHW: torch.Tensor) -> torch.Tensor:
         inner = self.relu(self.bn1(self.conv1(features_BCHW)))
-        return self.bn3(self.conv3(self.relu(self.bn2(self.conv2(inner)))))
+        outer: torch.Tensor = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(inner)))))
+        return outer
 
 
 class BasicBlock(_Block):
@@ -108,7 +112,8 @@ class BasicBlock(_Block):
         self.bn2 = BatchNorm2d(width, norm)
 
     def residual(self, features_BCHW: torch.Tensor) -> torch.Tensor:
-        return self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features_BCHW)))))
+        outer: torch.Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features_BCHW)))))
+        return outer
 
 
 class Backbone(nn.Module):

@@ -12,7 +12,7 @@ from tacaf.model.file import ModelFacts
 from tacaf.vocabulary import InputError
 
 CARD = "card.json"
-CARD_FORMAT, CARD_VERSION = "tacaf-card", 2  # 2: with a seal
+CARD_FORMAT, CARD_VERSION = "tacaf-card", 2
 MOST_CARD_BYTES = 2**24
 CURE = "export the run again"
 
@@ -23,7 +23,7 @@ Text = Annotated[str, Field(max_length=4096)]
 
 
 class EmbeddingFacts(Document):
-    """Which numbers of the full descriptor are what: [first, end) by name, one after the other."""
+    """The parts of the full descriptor by name, each as [first, end), one after another."""
 
     width: Width
     global_width: Width
@@ -49,7 +49,7 @@ class ExportCard(ModelFacts):
     """The card of an export. What only people read (preprocessing, results, licence) is free JSON."""
 
     format: Literal["tacaf-card"]
-    format_version: Literal[1, 2]
+    format_version: Literal[2]
     embedding: EmbeddingFacts
     model_sha256: Sha256 = Field(description="of everything that decides a descriptor")
     preprocessing: dict[str, Any]
@@ -61,18 +61,17 @@ class ExportCard(ModelFacts):
     onnx: dict[str, Any] | None = None
     files: dict[SafeName, Sha256] = Field(min_length=1, description="name -> sha256")
     check: dict[str, Any] | None = Field(None, description="how far the export's descriptors are from the run's")
-    seal: Sha256 | None = Field(None, description="sha256 of this file with 64 zeros in place of the seal")
+    seal: Sha256 = Field(description="sha256 of this file with 64 zeros in place of the seal")
 
 
 def read_card(folder: Path) -> ExportCard:
-    """The card of the export in `folder`. InputError if there is none, or one that is wrong or has changed."""
+    """The card of the export in `folder`. Raises InputError if it is missing, wrong, or has changed."""
     path = folder / CARD
     if not path.is_file():
         raise InputError(f"expected the card of an export at {shown(path)}, got no such file; {CURE}")
     data = read_bytes(path, MOST_CARD_BYTES)
     card = parse(data, ExportCard, shown(path), MOST_CARD_BYTES, CURE)
-    if card.format_version > 1 or card.seal is not None:
-        check_seal(data, shown(path), CURE)
+    check_seal(data, shown(path), CURE)
     return card
 
 
@@ -84,7 +83,7 @@ def write_card(folder: Path, values: dict[str, Any]) -> None:
 
 
 def checked_file(folder: Path, name: str, card: ExportCard) -> Path:
-    """The path of one of the export's files. InputError if it is not there, or another than the card's hash says."""
+    """The path of one of the export's files. Raises InputError if it is missing or does not have the card's hash."""
     path = folder / name
     if name not in card.files or not path.is_file() or sha256_of(path) != card.files[name]:
         raise InputError(f"{shown(path)}: expected the file whose hash {CARD} holds, got none or another; {CURE}")

@@ -49,7 +49,7 @@ class Classifier(nn.ModuleList):
 
     def __init__(self, weight: torch.Tensor, chunk: int) -> None:
         """`weight` is drawn whole (I x C or N x I x C), so that no value depends on `chunk`; pieces are views of it."""
-        super().__init__(_Piece(part.contiguous()) for part in weight.detach().split(chunk, dim=-2))
+        super().__init__(_Piece(part.contiguous()) for part in torch.split(weight.detach(), chunk, dim=-2))
         self.identities = weight.shape[-2]
         self.chunk = chunk
 

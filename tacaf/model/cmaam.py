@@ -4,15 +4,15 @@ Paper §4, LbA's CMAlign; exact in method §4. It has no parameters and is not r
 C channels, H x W map, L = H*W positions; p is an anchor position, s a target position.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field, model_validator
 
-from kernels.alignment import align as align_layer
-from kernels.alignment import feature_mask
-from kernels.common import compute_dtype
+from kernels.alignment import align as align_pairs
+from kernels.alignment import feature_mask, reference
+from kernels.common.dtypes import compute_dtype
+from kernels.common.path import Backend
 from tacaf.distributed import sum_over_ranks, world_size
 from tacaf.interfaces import Alignment, Pairs
 from tacaf.model.pairs import Direction
@@ -20,7 +20,6 @@ from tacaf.model.pooling import map_BCHW, rows_BHWC
 from tacaf.settings import Settings
 
 MaskKind = Literal["norm", "deviation"]
-Matched = Literal["features", "deviations"]
 
 
 class CmaamConfig(Settings):
@@ -41,13 +40,6 @@ class CmaamConfig(Settings):
             " scratch the norm follows the border, not the person)."
         ),
     )
-    matching: Matched = Field(
-        "features",
-        description=(
-            "What the matching is read from: the features (LbA), or their deviations from the same mean (ours, because"
-            " trained layer-4 features hold their place in the image, and the best match is where it was; slow, plain)."
-        ),
-    )
     direction: Direction = Field(
         "both", description="both: every image is an anchor; visible_to_infrared: visible images only."
     )
@@ -61,8 +53,21 @@ class CmaamConfig(Settings):
         0.0,
         ge=0,
         le=1,
-        description="Share of the matching smoothed by the anchor's similarity to itself (slow, plain).",
+        description="Share of the matching smoothed by the anchor's similarity to itself; the kernels do not have it.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_matching(cls, values: Any) -> Any:
+        """Files written before the key was removed name the only matching that is left."""
+        if not isinstance(values, dict) or "matching" not in values:
+            return values
+        if values["matching"] != "features":
+            raise ValueError(
+                f"matching: expected features, got {values['matching']!r}; the key was removed, because matching"
+                " deviations lowers accuracy: delete it"
+            )
+        return {name: value for name, value in values.items() if name != "matching"}
 
     @model_validator(mode="after")
     def _each_layer_once(self) -> "CmaamConfig":
@@ -71,98 +76,48 @@ class CmaamConfig(Settings):
         return self
 
 
-def matching(anchor_NLC: torch.Tensor, target_NLC: torch.Tensor, beta: float, weight: float = 0.0) -> torch.Tensor:
-    """Where each anchor position lies in the target: softmax over its positions of beta times the cosine (eq. 1, 2).
-
-    anchor_NLC: N x L x C, target_NLC: N x S x C, float32 or float64. Returns N x L x S whose rows sum to 1.
-    `weight` is the share of the smoothing by the anchor's similarity to itself (`plain_align`).
-    """
-    unit_anchor, unit_target = F.normalize(anchor_NLC, dim=-1), F.normalize(target_NLC, dim=-1)
-    similarity_NLS = unit_anchor @ unit_target.mT
-    if weight > 0:
-        itself_NLL = (beta * unit_anchor @ unit_anchor.mT).softmax(dim=-1)
-        similarity_NLS = torch.lerp(similarity_NLS, itself_NLL @ similarity_NLS, weight)
-    return (beta * similarity_NLS).softmax(dim=-1)
-
-
-def plain_align(
-    features_BLC: torch.Tensor,
-    mask_BL: torch.Tensor,
-    anchor_N: torch.Tensor,
-    target_N: torch.Tensor,
-    beta: float,
-    matched_BLC: torch.Tensor | None = None,
-    weight: float = 0.0,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`kernels.alignment.soft_align` in plain float32 PyTorch, with what the kernels have not.
-
-    matched_BLC: what the matching is read from, if not the features. weight: S is replaced by (1 - weight) S + weight
-    softmax(beta S_aa) S, where S_aa are the anchor's similarities to itself ("pedestrian feature self-similarity",
-    paper §4; the mixing is ours). Returns reconstruction N x L x C, distance N x L and the detached co-mask N x L.
-    """
-    matched_BLC = features_BLC if matched_BLC is None else matched_BLC
-    matching_NLL = matching(matched_BLC[anchor_N].float(), matched_BLC[target_N].float(), beta, weight)
-    anchor_NLC, target_NLC = features_BLC[anchor_N].float(), features_BLC[target_N].float()
-    mask_NL = mask_BL[anchor_N]
-    gap_NLC = anchor_NLC - matching_NLL @ target_NLC
-    # The floor and the mask outside the root keep the gradient finite where mask or gap is 0 (method §4.1).
-    floor_NL = 1e-12 * anchor_NLC.detach().square().sum(-1) + torch.finfo(torch.float32).tiny
-    distance_NL = mask_NL * gap_NLC.square().sum(-1).clamp_min(floor_NL).sqrt()
-    both_NL = mask_NL * (matching_NLL.detach() @ mask_BL[target_N][..., None])[..., 0]
-    low, high = both_NL.amin(1, keepdim=True), both_NL.amax(1, keepdim=True)
-    reconstruction_NLC = anchor_NLC - mask_NL[..., None] * gap_NLC
-    return reconstruction_NLC.to(features_BLC.dtype), distance_NL, (both_NL - low) / (high - low + 1e-12)
-
-
 def modality_means(features_BLC: torch.Tensor, visible: int) -> torch.Tensor:
     """Mean over all ranks' visible and infrared images at every position, 2 x L x C, detached, float32 or float64.
 
-    The first `visible` rows are the visible images; every rank has as many of each. This is what all images have at a
-    place: the modality's offset, and the answer to the padding at the border. Source: ours.
+    The first `visible` rows are the visible images; every rank has the same number of each. This mean is what all
+    images have in common at a position: the modality's offset, and the response to the padding at the border (ours).
     """
     values_BLC = features_BLC.detach().to(compute_dtype(features_BLC))
-    modalities = values_BLC.split([visible, len(values_BLC) - visible])
+    modalities = torch.split(values_BLC, [visible, len(values_BLC) - visible])
     total_MLC = torch.stack([part.sum(dim=0) / max(1, len(part)) for part in modalities])
-    return sum_over_ranks(total_MLC) / world_size()
-
-
-def deviations(features_BLC: torch.Tensor, mean_MLC: torch.Tensor, visible: int) -> torch.Tensor:
-    """Features less their modality's mean at each position, in the features' dtype; the mean is a constant."""
-    modalities = features_BLC.split([visible, len(features_BLC) - visible])
-    less = [part - mean_LC for part, mean_LC in zip(modalities, mean_MLC, strict=True)]
-    return torch.cat(less).to(features_BLC.dtype)
+    mean_MLC: torch.Tensor = sum_over_ranks(total_MLC) / world_size()
+    return mean_MLC
 
 
 def person_mask(features_BLC: torch.Tensor, visible: int, kind: MaskKind) -> torch.Tensor:
     """Where the person is, float32 B x L in [0, 1], detached; the first `visible` rows are the visible images.
 
-    norm: LbA, method §4 eq. 4. deviation: the norm of the `deviations`; ours, because in a network from scratch the
-    features' own norm follows the border, not the person.
+    norm: LbA, method §4 eq. 4. deviation: the norm of the features less their modality's mean at each position; ours,
+    because in a network from scratch the features' own norm follows the border, not the person.
     """
     if kind == "deviation":
-        features_BLC = deviations(features_BLC.detach(), modality_means(features_BLC, visible), visible)
+        modalities = torch.split(features_BLC.detach(), [visible, len(features_BLC) - visible])
+        means_MLC = modality_means(features_BLC, visible)
+        deviations = [part - mean_LC for part, mean_LC in zip(modalities, means_MLC, strict=True)]
+        features_BLC = torch.cat(deviations).to(features_BLC.dtype)
     return feature_mask(features_BLC)
 
 
 def align(
-    config: CmaamConfig, features_BCHW: torch.Tensor, pairs: Pairs, visible: int
+    config: CmaamConfig, features_BCHW: torch.Tensor, pairs: Pairs, visible: int, backend: Backend = "auto"
 ) -> tuple[torch.Tensor, Alignment]:
     """One layer: the positive's reconstruction, N x C x H x W channels-last, and what the dense triplet needs.
 
-    The first `visible` of the B maps are of visible images.
+    The first `visible` of the B maps are of visible images. backend: as `kernels.alignment.align`; with self-similarity
+    the definition runs, whatever it says.
     """
     height, width = features_BCHW.shape[2:]
     with torch.autocast(features_BCHW.device.type, enabled=False):
         features_BLC = rows_BHWC(features_BCHW).flatten(1, 2)
-        mask_BL = person_mask(features_BLC, visible, config.mask)
-        positive = (features_BLC, mask_BL, pairs.anchor_N, pairs.positive_N, config.beta)
-        negative = (features_BLC, mask_BL, pairs.anchor_N, pairs.negative_N, config.beta)
-        if config.self_similarity > 0 or config.matching == "deviations":
-            matched_BLC = features_BLC
-            if config.matching == "deviations":
-                matched_BLC = deviations(features_BLC, modality_means(features_BLC, visible), visible)
-            reconstruction_NLC, near_NL, comask_NL = plain_align(*positive, matched_BLC, config.self_similarity)
-            far_NL = plain_align(*negative, matched_BLC, config.self_similarity)[1]
+        inputs = (features_BLC, person_mask(features_BLC, visible, config.mask), *pairs, config.beta)
+        if config.self_similarity > 0:
+            aligned = reference.align(*inputs, config.self_similarity)
         else:
-            reconstruction_NLC, near_NL, far_NL, comask_NL = align_layer(features_BLC, mask_BL, *pairs, config.beta)
-    return map_BCHW(reconstruction_NLC, height, width), Alignment(near_NL, far_NL, comask_NL)
+            aligned = align_pairs(*inputs, backend=backend)
+    reconstruction_NLC, positive_NL, negative_NL, comask_NL = aligned
+    return map_BCHW(reconstruction_NLC, height, width), Alignment(positive_NL, negative_NL, comask_NL)

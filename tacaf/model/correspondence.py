@@ -1,15 +1,16 @@
-"""Where each place of an image lies in another one, and where the person is: CMAAM's matching and masks, to look at.
+"""Which position of an image corresponds to which of another one, and where the person is: CMAAM's matching and masks.
 
-CMAAM is not run at test time; here its formulas (method §4) read the maps of a trained model, of two images that need
-not be of one identity. N pairs, C channels, L = H*W positions of a map, row by row; p of the query, s of the other.
+CMAAM is not run at test time. Here its formulas (method §4) are applied to the maps of a trained model, for people to
+look at; the two images need not show one identity. N pairs, C channels, L = H*W positions of a map, row by row.
 """
 
 from typing import Literal, NamedTuple
 
 import torch
 
-from kernels.common import feature_mask, minmax
-from tacaf.model.cmaam import CmaamConfig, matching
+from kernels.alignment import feature_mask
+from kernels.alignment.reference import comask, matching
+from tacaf.model.cmaam import CmaamConfig
 from tacaf.model.pooling import rows_BHWC
 from tacaf.model.tacafnet import TacafNet
 from tacaf.vocabulary import Modality
@@ -46,25 +47,20 @@ def correspond(
 ) -> Correspondence:
     """Row n of the query's maps against row n of the other's: two maps of the same layer and size.
 
-    `config` gives beta, the self-similarity and what is matched and masked, as in training; they count even where CMAAM
-    was switched off. `empty`, two maps 1 x C x H x W, stand in for the modalities' means where that is deviations.
+    `config` gives beta, the self-similarity and the kind of mask, as in training; they count even where CMAAM was
+    switched off. `empty`, two maps 1 x C x H x W, replace the modalities' means where the mask is of deviations.
     """
     height, width = query_NCHW.shape[2:]
-    maps = (query_NCHW, other_NCHW)
-    assert empty is not None or not of_deviations(config), "deviations need maps to deviate from"
-    beyond = maps if empty is None else [each - nothing for each, nothing in zip(maps, empty, strict=True)]
-    masked, matched = (
-        [_rows(each) for each in (beyond if deviates else maps)]
-        for deviates in (config.mask == "deviation", config.matching == "deviations")
-    )
-    query_mask_NL, other_mask_NL = map(feature_mask, masked)
-    matching_NLL = matching(matched[0], matched[1], config.beta, config.self_similarity)
-    both_NL = query_mask_NL * (matching_NLL @ other_mask_NL[..., None])[..., 0]
-    return Correspondence(matching_NLL, query_mask_NL, other_mask_NL, minmax(both_NL), height, width)
-
-
-def of_deviations(config: CmaamConfig) -> bool:
-    return config.mask == "deviation" or config.matching == "deviations"
+    query_NLC, other_NLC = _rows(query_NCHW), _rows(other_NCHW)
+    if config.mask == "deviation":
+        assert empty is not None, "the mask of deviations needs maps to deviate from"
+        query_mask_NL = feature_mask(_rows(query_NCHW - empty[0]))
+        other_mask_NL = feature_mask(_rows(other_NCHW - empty[1]))
+    else:
+        query_mask_NL, other_mask_NL = feature_mask(query_NLC), feature_mask(other_NLC)
+    matching_NLL = matching(query_NLC, other_NLC, config.beta, config.self_similarity)
+    comask_NL = comask(matching_NLL, query_mask_NL, other_mask_NL)
+    return Correspondence(matching_NLL, query_mask_NL, other_mask_NL, comask_NL, height, width)
 
 
 def correspondences(
@@ -73,23 +69,23 @@ def correspondences(
     query_modality: Modality,
     other_NCHW: torch.Tensor,
     other_modality: Modality,
-    config: CmaamConfig | None = None,
 ) -> dict[Layer, Correspondence]:
     """Layer to correspondence of N query images with N others, preprocessed as for `embed`; any two modalities.
 
-    `config`: the model's own unless given. Where it asks for deviations, the answer to an empty image, of the mean
-    colour, stands in for the mean of a batch, which a single pair does not have.
+    The configuration is the model's own. Where its mask is of deviations, the maps of an empty image, of the mean
+    colour, replace the mean of a batch, which a single pair does not have.
     """
-    config = config or model.config.cmaam
-    query, other = (query_NCHW, query_modality), (other_NCHW, other_modality)
-    query_maps, other_maps = (layer_maps(model, *images) for images in (query, other))
-    empty: list[dict[Layer, torch.Tensor]] = []
-    if of_deviations(config):
-        empty = [layer_maps(model, torch.zeros_like(images[:1]), modality) for images, modality in (query, other)]
+    query_maps, other_maps = (
+        layer_maps(model, images, modality)
+        for images, modality in ((query_NCHW, query_modality), (other_NCHW, other_modality))
+    )
+    empty: dict[Layer, tuple[torch.Tensor, torch.Tensor]] = {}
+    if model.config.cmaam.mask == "deviation":
+        nothing = torch.zeros_like(query_NCHW[:1])
+        blank, other_blank = (layer_maps(model, nothing, modality) for modality in (query_modality, other_modality))
+        empty = {layer: (blank[layer], other_blank[layer]) for layer in LAYERS}
     return {
-        layer: correspond(
-            config, query_maps[layer], other_maps[layer], (empty[0][layer], empty[1][layer]) if empty else None
-        )
+        layer: correspond(model.config.cmaam, query_maps[layer], other_maps[layer], empty.get(layer))
         for layer in LAYERS
     }
 

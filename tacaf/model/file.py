@@ -1,4 +1,7 @@
-"""model.safetensors: a trained TACAFNet's file, written and read with what one must know to use it, in its metadata."""
+"""Model files: `model.safetensors` holds a trained TACAFNet, and in its metadata a card with all one needs to use it.
+
+This module writes these files and reads them.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,12 +16,12 @@ from tacaf.files import shown
 from tacaf.images import GreyScale
 from tacaf.model.library import LibraryConfig
 from tacaf.model.tacafnet import ModelConfig, TacafNet
-from tacaf.model.weights import CLASSIFIER, embedder, fits
+from tacaf.model.weights import CLASSIFIER, fits, inference_model
 from tacaf.tensors import TensorFile, save_sealed
 from tacaf.vocabulary import Embedding, InputError, Modality
 
-FORMAT = "tacaf-model"
-FORMAT_VERSION = 3  # 2: classifiers in pieces; 3: with a seal
+MODEL = "model.safetensors"  # its name in the folder of a run or of an export
+FORMAT, FORMAT_VERSION = "tacaf-model", 3
 CURE = "copy it again, or export the run again"
 MOST_WIDTH = 2**20  # of any one number in a card's model; its tensors are bounded by those of its file
 MOST_LAYERS = 512
@@ -39,23 +42,21 @@ class TrainedOn(TypedDict):
 
 
 class ModelFacts(Document):
-    """What a model file and the card of an export say of the model alike."""
+    """What both a model file and the card of an export say about the model."""
 
     model: ModelConfig
     identities: Annotated[int, Field(ge=1, lt=2**31)]
     height: Side
     width: Side
     trained_on: TrainedOn
-    scales: dict[Modality, GreyScale] = Field(
-        {}, description="of the training set: how grey of more than 8 bits becomes 8"
-    )
+    scales: dict[Modality, GreyScale] = Field(description="of the training set: how grey of more than 8 bits becomes 8")
     seed: Count
     chosen: Text = Field(description='"last epoch" or "validation, epoch e"')
-    usual_embedding: Embedding = Field("full", description="the one the run was scored with; older files do not say")
+    usual_embedding: Embedding = Field(description="the one the run was scored with")
 
     @model_validator(mode="after")
     def _bounded(self) -> "ModelFacts":
-        """A card can make nobody build a giant, fetch anything, or give the network images that it cannot take."""
+        """No card can make its reader build a huge network, fetch weights, or pass images that the network refuses."""
         backbone = self.model.backbone
         if isinstance(backbone, LibraryConfig) and (backbone.weights is not None or backbone.download):
             raise ValueError("model.backbone.weights: expected none in the card of a model file, got some")
@@ -64,30 +65,32 @@ class ModelFacts(Document):
 
 
 class ModelCard(ModelFacts):
-    """What stands in the metadata of a model file."""
+    """The metadata of a model file."""
 
     format: Literal["tacaf-model"]
-    format_version: Literal[2, 3]
-    versions: dict[str, str | None] = Field(default_factory=dict)
-    commit: str | None = None
-    seal: Sha256 | None = Field(
-        None, description="sha256 of the file with 64 zeros in place of the seal; from version 3"
-    )
+    format_version: Literal[3]
+    versions: dict[str, str | None] = Field(description="of the packages that made it")
+    commit: str | None = Field(description="of the code that made it")
+    seal: Sha256 = Field(description="sha256 of the file with 64 zeros in place of the seal")
 
 
 def write_model(path: Path, state: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Write a model file, whole or not at all. facts: the fields of `ModelCard` but for format, version and seal."""
+    """Write a model file, whole or not at all. facts: the fields of `ModelCard` except format, version and seal.
+
+    Raises InputError if the file cannot be written.
+    """
     save_sealed(path, state, {"format": FORMAT, "format_version": FORMAT_VERSION, **facts})
 
 
 def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
-    """The model of a file written by `write_model`, for `embed`, and its card. The classifiers stay in the file.
+    """The model in a file written by `write_model`, for `embed`, and its card. The classifiers are not loaded.
 
-    InputError for a file that is none, has changed, holds NaN, or has other tensors than the model it describes.
+    Raises InputError if this is not a model file, or if it has changed, holds NaN, or does not hold the tensors of the
+    model that it describes.
     """
     file, card = open_model(path)
     state = file.read(name for name in file.tensors if CLASSIFIER not in name)
-    return embedder(card.model, state, shown(path)), card
+    return inference_model(card.model, state, shown(path)), card
 
 
 def open_model(path: Path) -> tuple[TensorFile, ModelCard]:
@@ -95,9 +98,7 @@ def open_model(path: Path) -> tuple[TensorFile, ModelCard]:
     try:
         file = TensorFile.open(path)
     except InputError as error:
-        raise InputError(
-            f"expected a model file at {shown(path)}, got: {error}; a finished run has model.safetensors"
-        ) from None
+        raise InputError(f"expected a model file at {shown(path)}, got: {error}; a finished run has {MODEL}") from None
     card = file.document(ModelCard, CURE)
     try:
         shapes = {name: facts.shape for name, facts in file.tensors.items() if CLASSIFIER not in name}
@@ -105,8 +106,7 @@ def open_model(path: Path) -> tuple[TensorFile, ModelCard]:
         card.model.check_input(card.height, card.width)
     except InputError as error:
         raise InputError(f"{shown(path)}: {error}") from None
-    if card.format_version > 2 or card.seal is not None:
-        file.check_seal(CURE)
+    file.check_seal(CURE)
     return file, card
 
 

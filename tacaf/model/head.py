@@ -32,4 +32,5 @@ class Head(nn.Module):
         self.classifier = new_classifier(width, identities, chunk)
 
     def forward(self, pooled_BC: torch.Tensor, label_B: torch.Tensor) -> Scores:
-        return self.classifier(self.neck(pooled_BC), label_B)
+        scores: Scores = self.classifier(self.neck(pooled_BC), label_B)
+        return scores

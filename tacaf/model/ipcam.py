@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
 
+from kernels.common.path import Backend
 from kernels.ring_aggregate import ring_aggregate
 from tacaf.interfaces import Scores
 from tacaf.model.classifier import Classifier
@@ -96,15 +97,19 @@ def graph_mask(levels: tuple[int, ...]) -> torch.Tensor:
 
 def _rows_norm(norm: BatchNorm1d, values_BND: torch.Tensor) -> torch.Tensor:
     """ReLU(BN(x)) with the statistics over images and nodes together."""
-    return F.relu(norm(values_BND.flatten(0, 1))).unflatten(0, values_BND.shape[:2])
+    return torch.unflatten(F.relu(norm(values_BND.flatten(0, 1))), 0, values_BND.shape[:2])
 
 
 class Ipcam(nn.Module):
-    """Stages 1-3: pooled stripes B x N x C to nodes n', B x N x D float32. Runs in training and at test time."""
+    """Stages 1-3: pooled stripes B x N x C to nodes n', B x N x D float32. Runs in training and at test time.
 
-    def __init__(self, config: IpcamConfig, width: int, norm: NormMode) -> None:
+    backend: as `kernels.ring_aggregate`.
+    """
+
+    def __init__(self, config: IpcamConfig, width: int, norm: NormMode, backend: Backend = "auto") -> None:
         super().__init__()
         self.config = config
+        self.backend: Backend = backend
         inner = config.node_width
         self.embed = nn.ModuleList(nn.Linear(width, inner, bias=False) for _ in config.levels)
         self.embed_norm = nn.ModuleList(BatchNorm1d(inner, norm) for _ in config.levels)
@@ -123,13 +128,14 @@ class Ipcam(nn.Module):
 
     def _parts(self, pooled_BNC: torch.Tensor) -> list[torch.Tensor]:
         """Stage 1: one embedding per level, shared by its stripes."""
-        stripes = pooled_BNC.split(self.config.levels, dim=1)
+        stripes = torch.split(pooled_BNC, list(self.config.levels), dim=1)
         steps = zip(self.embed, self.embed_norm, stripes, strict=True)
         return [_rows_norm(cast(BatchNorm1d, norm), embed(stripe)) for embed, norm, stripe in steps]
 
     def _cyclic(self, fine_BRD: torch.Tensor) -> torch.Tensor:
         """Stage 2: rounds of attention to the two neighbours on the ring, then the self-connection once."""
-        mixed_BRD = ring_aggregate(fine_BRD, self.theta(fine_BRD), self.phi(fine_BRD), self.config.rounds)
+        projected = (self.theta(fine_BRD), self.phi(fine_BRD))
+        mixed_BRD = ring_aggregate(fine_BRD, *projected, self.config.rounds, self.backend)
         return mixed_BRD + fine_BRD if self.config.self_connection else mixed_BRD
 
     def _graph(self, nodes_BND: torch.Tensor) -> torch.Tensor:

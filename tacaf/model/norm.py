@@ -68,7 +68,7 @@ class _SharedNorm(torch.autograd.Function):
         return torch.batch_norm_elemt(features, weight_C, bias_C, mean_C, scale_C, eps)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         features, weight_C, mean_C, scale_C, count_R = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=_layout(features))
         # The weights' own gradients stay this rank's: the engine averages them over ranks, as all others.
@@ -135,7 +135,10 @@ class _RankNorm(_BatchNorm):
         if not self.running_frozen:
             assert self.num_batches_tracked is not None
             self.num_batches_tracked.add_(1)
-        return _SharedNorm.apply(features, self.weight, self.bias, running, self._momentum, self.eps)
+        normalised: torch.Tensor = _SharedNorm.apply(
+            features, self.weight, self.bias, running, self._momentum, self.eps
+        )
+        return normalised
 
     @property
     def _momentum(self) -> float:
@@ -145,6 +148,7 @@ class _RankNorm(_BatchNorm):
         """The native op with statistics of our own: on a CPU it sums channels-last maps in one running fp32 number a
         channel, which is off by 5e-6 in 36,000 positions, a hundred times as much as contiguous maps or `sync`.
         """
+        normalised_BCHW: torch.Tensor
         normalised_BCHW, mean_C, variance_C = _ExactNorm.apply(features_BCHW, self.weight, self.bias, self.eps)
         if not self.running_frozen:
             count = features_BCHW.numel() / features_BCHW.shape[1]

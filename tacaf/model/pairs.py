@@ -1,4 +1,4 @@
-"""The draw of cross-modal pairs: who is rebuilt from whom. Pairs come from identities, never from the place in a batch.
+"""The draw of cross-modal pairs: which image is rebuilt from which. Pairs depend on identities, never on batch order.
 
 Every draw is keyed by the image's position in the *global* batch, so the pairs are the same for every batch order and
 world size (method §1, §4; ours). B rows of a rank, N anchors.
@@ -68,7 +68,8 @@ def _slot_order(slots: _Slots, uniform_BD: np.ndarray, label: int, branch: int) 
             f"expected as many images of an identity in either modality, got {len(anchors)} and {len(targets)} for"
             f" label {label}; fill each identity up to images_per_identity by repeating"
         )
-    return np.argsort(uniform_BD[targets, branch], kind="stable").tolist()
+    order: list[int] = np.argsort(uniform_BD[targets, branch], kind="stable").tolist()
+    return order
 
 
 def draw_pairs(

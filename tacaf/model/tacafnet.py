@@ -1,4 +1,4 @@
-"""TacafNet: backbone, head, CMAAM and IPCAM as one model with switches; with everything off it is the AGW/LbA baseline.
+"""TacafNet: backbone, head, CMAAM and IPCAM as one model with switches; with all of them off, the AGW/LbA baseline.
 
 B images of a rank, visible first, C channels, H x W, N stripes or nodes, I identities.
 """
@@ -34,7 +34,13 @@ class ModelConfig(Settings):
     bn: NormMode = Field(
         "sync", description="sync: batch statistics over all ranks, equal to one process; local: each rank its own."
     )
-
+    kernels: Literal["auto", "reference"] = Field(
+        "auto",
+        description=(
+            "auto: the fast kernels, Triton on a GPU and plain PyTorch on a CPU; reference: every operation by its"
+            " definition, to compare with. A model trained with either can be used with the other."
+        ),
+    )
     chunk: int = Field(
         65536,
         ge=1,
@@ -57,17 +63,16 @@ class ModelConfig(Settings):
         again = self.cmaam.enabled and self.cmaam.consistency and 3 in self.cmaam.layers
         if again and isinstance(self.backbone, LibraryConfig) and not self.backbone.reenters:
             raise ValueError(
-                "cmaam.consistency: expected a backbone that can go on from a layer-3 map (the ResNet,"
+                "cmaam.consistency: expected a backbone that can continue from a layer-3 map (the ResNet,"
                 f" {', '.join(STAGED + TOKENS)}), got {self.backbone.name}; set model.cmaam.consistency: false or"
                 " model.cmaam.layers: [4]"
             )
         return self
 
     def portable(self) -> "ModelConfig":
-        """The same model without need of any file, for the card of a model file."""
-        if not isinstance(self.backbone, LibraryConfig):
-            return self
-        return self.model_copy(update={"backbone": portable(self.backbone)})
+        """The same model for the card of a model file: it needs no file, and runs with the default kernels."""
+        backbone = portable(self.backbone) if isinstance(self.backbone, LibraryConfig) else self.backbone
+        return self.model_copy(update={"backbone": backbone, "kernels": "auto"})
 
     def check_input(self, height: int, width: int) -> None:
         """InputError unless the layer-4 map of such an image divides into the part levels."""
@@ -83,7 +88,7 @@ class ModelConfig(Settings):
 
 
 class TacafNet(nn.Module):
-    """Training: `forward`, all that the losses need. Test: `embed`, one descriptor per image."""
+    """`forward` is a training pass and returns all that the losses need; `embed` gives one descriptor per image."""
 
     def __init__(self, config: ModelConfig, identities: int) -> None:
         super().__init__()
@@ -96,7 +101,7 @@ class TacafNet(nn.Module):
         self.node_head: NodeHead | None = None
         self.pair_stage: PairStage | None = None
         if config.ipcam.enabled:
-            self.ipcam = Ipcam(config.ipcam, self.width, config.bn)
+            self.ipcam = Ipcam(config.ipcam, self.width, config.bn, config.kernels)
             self.node_head = NodeHead(config.ipcam, identities, config.bn, config.chunk)
             if config.ipcam.pair_stage:
                 self.pair_stage = PairStage(config.ipcam, identities, config.bn, config.chunk)
@@ -115,7 +120,7 @@ class TacafNet(nn.Module):
         `pairs3` and `pairs4` are the draws of `ModelConfig.pair_layers` (`pairs.draw_pairs`).
         """
         layer3_BCHW, layer4_BCHW = self.backbone(images_BCHW, visible)
-        pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if self.ipcam else (1,))
+        pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if self.ipcam else (1,), self.config.kernels)
         pooled_BC = pooled_BNC[:, 0]
         # Collected first and built once: torch.compile of PyTorch 2.11 fails on a NamedTuple's _replace.
         found: dict[str, Any] = {"scores": self.head(pooled_BC, label_B)}
@@ -134,7 +139,9 @@ class TacafNet(nn.Module):
         alignments, scores = [], []
         for layer, features_BCHW, pairs in maps:
             assert pairs is not None, f"CMAAM on layer {layer} needs the pairs of that layer"
-            reconstruction_NCHW, alignment = align(self.config.cmaam, features_BCHW, pairs, visible)
+            reconstruction_NCHW, alignment = align(
+                self.config.cmaam, features_BCHW, pairs, visible, self.config.kernels
+            )
             alignments.append(alignment)
             if self.config.cmaam.consistency:
                 scores.append(self._classify_reconstruction(reconstruction_NCHW, label_B[pairs.anchor_N], layer))
@@ -149,7 +156,9 @@ class TacafNet(nn.Module):
         elif layer == 3:
             reconstruction_NCHW = self._reenter(reconstruction_NCHW)
         with own_statistics(self.head):
-            return self.head(gem(reconstruction_NCHW)[:, 0], label_N)
+            pooled_NC = gem(reconstruction_NCHW, backend=self.config.kernels)[:, 0]
+            scores: Scores = self.head(pooled_NC, label_N)
+            return scores
 
     def _reenter(self, reconstruction_NCHW: torch.Tensor) -> torch.Tensor:
         with own_statistics(self.backbone):  # inside, so that it holds in a recomputation as well
@@ -183,7 +192,7 @@ class TacafNet(nn.Module):
         # shape, not len: an exported graph keeps it open
         visible = images_BCHW.shape[0] if modality is Modality.VISIBLE else 0
         _, layer4_BCHW = self.backbone(images_BCHW, visible)
-        pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if whole else (1,))
+        pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if whole else (1,), self.config.kernels)
         global_BC = F.normalize(self.head.neck(pooled_BNC[:, 0]).float())
         if not whole:
             return global_BC
@@ -201,10 +210,10 @@ class TacafNet(nn.Module):
         return self.width + nodes * self.config.ipcam.node_width
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """What may come from ImageNet and learns at the lower rate."""
+        """The parameters that may come from ImageNet and learn at the lower rate."""
         return (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
 
     def new_parameters(self) -> Iterator[nn.Parameter]:
-        """Everything else that learns: neck, classifiers, IPCAM."""
+        """All other parameters that learn: neck, classifiers, IPCAM."""
         named = self.named_parameters()
         return (value for name, value in named if value.requires_grad and not name.startswith("backbone."))

@@ -1,7 +1,7 @@
 """Weights from files: ImageNet ResNets into the backbone, or a trained TACAFNet but for its classifiers.
 
-Strict: a tensor that is missing, of another shape or unknown ends the load before the model has changed; what was
-taken is reported. Nothing but tensors is unpickled.
+Loading is strict: a tensor that is missing, unknown or of another shape raises before the model has changed, and a
+report says what was taken. Nothing but tensors and plain values is unpickled.
 """
 
 import pickle
@@ -87,10 +87,12 @@ def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
     return _copy(model, path, state, renamed, wanted, ignored, "a TACAFNet of the same `model` section")
 
 
-def embedder(config: ModelConfig, state: State, where: str = "the model") -> TacafNet:
-    """A model for `embed` with these weights, in evaluation mode on CPU. `state` may come with its classifiers or not:
-    they serve training alone and may be many times the rest, so the model has them for one identity. InputError if
-    anything else is missing, unknown, of another shape or not finite: a part left at random would score without a word.
+def inference_model(config: ModelConfig, state: State, where: str = "the model") -> TacafNet:
+    """A model for `embed` with these weights, in evaluation mode on the CPU.
+
+    `state` may hold the classifiers or not. Only training needs them, and they can be many times larger than everything
+    else, so the model is built with classifiers of one identity. Raises InputError if anything else is missing,
+    unknown, of another shape or not finite: a part left at its random values would still give scores.
     """
     kept = {name: tensor for name, tensor in state.items() if CLASSIFIER not in name}
     fits(config, {name: tuple(tensor.shape) for name, tensor in kept.items()})
@@ -102,9 +104,9 @@ def embedder(config: ModelConfig, state: State, where: str = "the model") -> Tac
 
 
 def fits(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """InputError unless a model of this configuration has exactly these tensors beside its classifiers.
+    """Raise InputError unless a model of this configuration has exactly these tensors, its classifiers aside.
 
-    It is built without memory for its tensors, so that a file cannot make us build a larger model than it holds.
+    The model is built without memory for its tensors, so no file can make us build a larger model than it holds.
     """
     try:
         with torch.device("meta"):
@@ -159,9 +161,9 @@ def _copy(
 
 
 def _read(path: Path) -> State:
-    """The tensors of a file by name, without the wrappings people save: a `state_dict` entry, a `module.` prefix.
+    """The tensors of a file by name, without the usual wrappings: a `state_dict` entry, a `module.` prefix.
 
-    InputError for what holds something else than finite tensors by name, or needs code to be read.
+    Raises InputError for a file that holds anything but finite tensors by name, or that needs code to be unpickled.
     """
     path = Path(path)
     _refuse_unlikely(path)
@@ -181,7 +183,7 @@ def _read(path: Path) -> State:
 
 
 def _refuse_unlikely(path: Path) -> None:
-    """InputError for what is no weights file by its name, its size or its first bytes."""
+    """Raise InputError if the name, the size or the first bytes show that this is not a file of weights."""
     name, kinds = shown(path), ", ".join(SUFFIXES)
     if not path.is_file():
         raise InputError(f"{name} is not a file" if path.exists() else f"{name} does not exist")
@@ -221,7 +223,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _unwrapped(found: Any, path: Path) -> State:
-    """The mapping of names to tensors, out of the entries that people put it under."""
+    """The mapping of names to tensors, taken out of the entries in which it is usually saved."""
     for _ in range(3):  # such as {"model": {"state_dict": ...}}
         inner = (
             [found[key] for key in _WRAPPINGS if isinstance(found.get(key), dict)] if isinstance(found, dict) else []

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from tacaf.data.augment import MEAN, STD
+from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex
-from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.reader import ShardReader
 from tacaf.evaluation.config import Asked, EvaluationConfig
 from tacaf.evaluation.features import FeatureSet

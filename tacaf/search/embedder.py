@@ -21,12 +21,11 @@ from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
 from tacaf.files import shown
 from tacaf.images import GreyScale, ThermalRange, given_scale
 from tacaf.model.card import CARD, ExportCard, checked_file, read_card
-from tacaf.model.file import ModelFacts, load_model
+from tacaf.model.file import MODEL, ModelFacts, load_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.vocabulary import Embedding, InputError, Modality
 
-MODEL = "model.safetensors"
 ONNX_FILES = {modality: f"{modality}.onnx" for modality in Modality}
 
 # images float32 [b, 3, H, W], modality, embedding -> descriptors [b, d]
@@ -48,7 +47,7 @@ class Embedder:
         self._run = run
         self.height, self.width = height, width  # of the model's input, pixels
         self.card = card  # what is known of the model: training set, seed, preprocessing, results
-        self.usual_embedding: Embedding = card.get("usual_embedding", "full")  # what the model was scored with
+        self.usual_embedding: Embedding = card["usual_embedding"]  # what the model was scored with
         self.scales = scales  # how grey of more than 8 bits becomes 8
         self.model_sha256 = sha256  # of the weights: descriptors of two models never compare
         self.model: TacafNet | None = None  # None for ONNX
@@ -188,8 +187,8 @@ def describe_embedding(model: TacafNet) -> dict[str, Any]:
 
 def weights_sha256(model: TacafNet) -> str:
     """Of everything that decides a descriptor: the same for a run and its exports, whatever the file."""
-    # what CMAAM masks and matches in training has no part in a descriptor, and is younger than some indexes
-    config = model.config.portable().model_dump(mode="json", exclude={"cmaam": {"mask", "matching"}})
+    # neither CMAAM's mask in training nor the choice of kernels is part of a descriptor
+    config = model.config.portable().model_dump(mode="json", exclude={"cmaam": {"mask"}, "kernels": True})
     found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if CLASSIFIER not in name:

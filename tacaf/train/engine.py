@@ -21,7 +21,7 @@ from tacaf import checkpoint, distributed
 from tacaf.documents import what_is_wrong
 from tacaf.files import first_line, locked
 from tacaf.model.tacafnet import TacafNet
-from tacaf.model.weights import CLASSIFIER, embedder
+from tacaf.model.weights import CLASSIFIER, inference_model
 from tacaf.train.config import Config
 from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.update import decides_on_device
@@ -175,7 +175,7 @@ def whole_model(engine: Any, config: Config) -> TacafNet:
     """
     if engine.zero_optimization_stage() < 3:
         return engine.module
-    return embedder(config.model, whole_state(engine)).to(engine.device)
+    return inference_model(config.model, whole_state(engine)).to(engine.device)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.trials import make_trials
 from tacaf.files import shown, whole_path
-from tacaf.model.file import load_model, write_model
+from tacaf.model.file import MODEL, load_model, write_model
 from tacaf.report.pictures import make_pictures
 from tacaf.report.report import write_report
 from tacaf.train.config import Config
@@ -23,7 +23,6 @@ from tacaf.train.scoring import circumstances_of, embed_identities, score_all, s
 from tacaf.train.state import TrainState
 
 BEST = "best.safetensors"
-MODEL = "model.safetensors"
 
 
 def scored_split(config: Config, index: ShardIndex) -> str:

@@ -13,10 +13,11 @@ import torch
 from tacaf import distributed, provenance
 from tacaf.checkpoint import mend
 from tacaf.data.index import ShardIndex
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.files import locked, reason_of, shown, write_whole
 from tacaf.interfaces import Batch
+from tacaf.model.file import MODEL
 from tacaf.run_files import add_start, unused
 from tacaf.train.config import Config, dump_config
 from tacaf.train.processes import Place
@@ -31,7 +32,7 @@ T = TypeVar("T")
 
 CONFIG, METRICS, ENVIRONMENT = "config.yaml", "metrics.jsonl", "environment.json"
 # What a run writes, by what it must be if it already exists.
-_FILES = (CONFIG, METRICS, ENVIRONMENT, ".lock", "model.safetensors", "best.safetensors", "report.html")
+_FILES = (CONFIG, METRICS, ENVIRONMENT, ".lock", MODEL, "best.safetensors", "report.html")
 _FOLDERS = ("checkpoints", "ranks", "results", "watch")
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex
-from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.evaluation.__main__ import result_table
 from tacaf.evaluation.config import Asked, EvaluationConfig
 from tacaf.evaluation.extract import extract

@@ -14,6 +14,7 @@ from tacaf.train.config import Config, TrainConfig
 # Settings that a resumed run may change: where files are, how often something is written, and which of several
 # implementations computes the same thing.
 FREE = {
+    "model": ("kernels",),
     "data": ("shards", "remote", "threads", "prefetch", "workers", "bad_sample_share"),
     "train": (
         "save_every",

@@ -7,9 +7,9 @@ import pytest
 
 from tacaf.data.augment import AugmentConfig
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan, PlanConfig
 from tacaf.data.storage import RemoteConfig
+from tacaf.data.training_pipeline import TrainingPipeline
 from tests.data.server import serving
 
 SIZE = AugmentConfig(height=32, width=16, pad=2)
@@ -61,11 +61,12 @@ def test_after_a_resume(index, expected, ranks):
 
 
 @pytest.mark.parametrize(("ranks", "first"), [(1, 0), (2, 1)])
-def test_read_by_other_processes(index, expected, ranks, first):
+def test_read_beside_the_training(index, expected, ranks, first):
     assert hashes(index, plan_of(index), ranks, first, workers=2) == expected[first:]
 
 
-def test_from_a_server_through_windows(index, sysu_shards_many, tmp_path):
+@pytest.mark.parametrize("workers", [0, 3])
+def test_from_a_server_through_windows(index, sysu_shards_many, tmp_path, workers):
     """A cache that holds two windows and not the set gives what the folder gives."""
     plan = plan_of(index, window_shards=1, identities_per_batch=8)
     sizes = sorted(shard.size for shard in index.shards)
@@ -74,7 +75,7 @@ def test_from_a_server_through_windows(index, sysu_shards_many, tmp_path):
     assert room < columns + sum(sizes)
     with serving(sysu_shards_many) as server:
         remote = ShardIndex.open(server.address, RemoteConfig(cache=tmp_path, limit_gib=(room + 1) / 2**30))
-        assert hashes(remote, plan) == hashes(index, plan)
+        assert hashes(remote, plan, workers=workers) == hashes(index, plan)
 
 
 def test_another_seed_window_or_sampler_is_another_run(index, expected):

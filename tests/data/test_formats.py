@@ -7,8 +7,8 @@ from PIL import Image
 
 from shards.sources import manifest
 from tacaf.data.augment import MEAN, STD
+from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex
-from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.reader import BadSampleError, ShardReader
 from tacaf.images import PER_IMAGE, GreyScale, decode, for_dali
 from tacaf.vocabulary import Modality

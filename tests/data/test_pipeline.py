@@ -1,9 +1,14 @@
 """The DALI graph against the references pixel by pixel, the same batches for all ranks, exact resume, damage named."""
 
+import errno
+import gc
 import io
+import os
 import pickle
 import shutil
 import struct
+import threading
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -16,11 +21,13 @@ from nvidia.dali import Pipeline, fn
 from PIL import Image
 
 from tacaf.data.augment import MEAN, STD, AugmentConfig, draw_parameters, normalise, reference
+from tacaf.data.dali_graph import crop, decode
+from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import EvaluationPipeline, TrainingPipeline, _crop, _decode
 from tacaf.data.plan import Plan, PlanConfig
-from tacaf.data.reader import ShardReader
+from tacaf.data.reader import BadSampleError, ShardReader
 from tacaf.data.storage import File
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.vocabulary import InputError
 
 LEVEL = 1 / (255 * STD.min())  # one of 256 levels after normalisation
@@ -77,8 +84,8 @@ def test_the_slice_takes_its_arguments_from_the_cpu():
     parameters = ([np.zeros(2, np.int32)], [np.zeros((), np.int32)])
     with Pipeline(batch_size=1, num_threads=1, device_id=0):
         encoded = fn.external_source(source=lambda: [np.zeros(4, np.uint8)])
-        crop, mirror = fn.external_source(source=lambda: parameters, num_outputs=2)
-        cropped = _crop(_decode(encoded, SIZE.height, SIZE.width, 0), SIZE.height, SIZE.width, crop, mirror)
+        corner, mirror = fn.external_source(source=lambda: parameters, num_outputs=2)
+        cropped = crop(decode(encoded, SIZE.height, SIZE.width, 0), SIZE.height, SIZE.width, corner, mirror)
     image, *arguments = cropped.source.inputs[0].source.inputs
     assert image.device == "gpu"
     assert [argument.device for argument in arguments] == ["cpu"], "the corner alone; the shape is a named constant"
@@ -174,7 +181,7 @@ def test_a_bad_image_is_named(index, tmp_path, plan, kind):
     assert "broken.tar" in str(caught.value)
 
 
-def test_the_reader_can_be_sent_to_a_worker(index):
+def test_the_reader_can_be_sent_to_another_process(index):
     reader = ShardReader(index)
     reader.read(0)
     assert (pickle.loads(pickle.dumps(reader)).read(0) == reader.read(0)).all()
@@ -299,14 +306,76 @@ def test_a_wrong_offset_is_named(index, plan, change):
         next(TrainingPipeline(wrong, plan, SIZE))
 
 
-def test_a_killed_worker_is_replaced(index, plan):
-    """The signal that asks a run to stop may reach its workers first."""
-    running = TrainingPipeline(index, plan, SIZE, workers=1)
-    next(running)
-    for child in psutil.Process().children(recursive=True):
-        if "spawn_main" in " ".join(child.cmdline()):
-            child.kill()
-    undisturbed = TrainingPipeline(index, plan, SIZE)
-    expected = [next(undisturbed).images_BCHW for _ in range(6)]
-    for images in expected[1:]:
-        assert torch.equal(next(running).images_BCHW, images)
+@pytest.mark.parametrize("kind", ["stop", "replace"])
+def test_workers_are_threads_that_end_with_the_pipeline(index, tmp_path, plan, kind):
+    """A process could be killed alone, by the signal that stops the run or for lack of memory, and outlive the run."""
+    children, threads = psutil.Process().children(recursive=True), set(threading.enumerate())
+    row = int(plan.global_batch(0, 1).row_B[0])
+    running = TrainingPipeline(
+        broken_set(index, tmp_path, [row]), plan, SIZE, workers=3,
+        on_bad_sample=kind, bad_sample_share=0.5, report=lambda text: None,
+    )  # fmt: skip
+    if kind == "stop":
+        with pytest.raises(InputError, match=index.key(row)):
+            list(running)
+    else:
+        undisturbed = TrainingPipeline(index, plan, SIZE)
+        assert torch.equal(next(running).images_BCHW, next(undisturbed).images_BCHW)
+        assert not torch.equal(next(running).images_BCHW, next(undisturbed).images_BCHW)
+    started = set(threading.enumerate()) - threads
+    assert [thread for thread in started if thread.name == "read"]
+    assert psutil.Process().children(recursive=True) == children
+    del running
+    gc.collect()
+    for thread in started:
+        if thread.name == "read":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_a_batch_says_how_long_it_was_waited_for(index, plan):
+    began = time.perf_counter()
+    wait_s = next(TrainingPipeline(index, plan, SIZE)).wait_s
+    assert 0 < wait_s < time.perf_counter() - began
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_the_disk_cannot_read_is_named(index, plan, workers, monkeypatch):
+    row = int(plan.global_batch(0, 0).row_B[3])
+    bad, pread = int(index.columns["offset"][row]), os.pread
+
+    def broken(handle: int, size: int, offset: int) -> bytes:
+        if offset == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return pread(handle, size, offset)
+
+    monkeypatch.setattr(os, "pread", broken)
+    with pytest.raises(InputError, match="(?i)" + os.strerror(errno.EIO)) as caught:
+        next(TrainingPipeline(index, plan, SIZE, workers=workers))
+    assert index.key(row) in str(caught.value)
+
+
+def test_a_shard_that_loses_its_end_while_in_use_is_named(index, tmp_path):
+    """Reading a map past the end of its file would kill the process."""
+    last = int(np.argmax(index.columns["offset"]))
+    shard = int(index.columns["shard"][last])
+    path = Path(shutil.copy(index.store.where(index.shards[shard].name), tmp_path / "shrinks.tar"))
+    shards = list(index.shards)
+    shards[shard] = File(str(path), index.shards[shard].size, "")
+    reader = ShardReader(replace(index, shards=shards))
+    reader.read(last)
+    os.truncate(path, int(index.columns["offset"][last]) + 10)
+    with pytest.raises(BadSampleError, match=r"shrinks\.tar.*got one that does not decode \(10 bytes\)"):
+        reader.read(last)
+
+
+def test_a_reader_keeps_so_many_shards_open(sysu_shards_many):
+    index = ShardIndex.open(sysu_shards_many)
+    assert len(index.shards) > 2
+    before = psutil.Process().num_fds()
+    reader = ShardReader(index, 2)
+    for row in np.unique(index.columns["shard"], return_index=True)[1].tolist() * 2:
+        reader.read(row)
+    assert psutil.Process().num_fds() == before + 2
+    del reader
+    assert psutil.Process().num_fds() == before

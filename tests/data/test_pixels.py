@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tacaf.data.augment import AugmentConfig, Parameters, draw_parameters, normalise, pad_crop, reference
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.pixels import finish, finish_whole
+from tacaf.data.training_pipeline import TrainingPipeline
 from tests.fake_gpu import DEVICE, Operators, without_pinning
 
 COUNT = 60

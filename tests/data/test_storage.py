@@ -16,8 +16,8 @@ import pytest
 from pydantic import ValidationError
 
 from tacaf.data import reader, storage
+from tacaf.data.fetch_ahead import FetchAhead
 from tacaf.data.index import ShardIndex
-from tacaf.data.pipeline import FetchAhead
 from tacaf.data.reader import ShardReader
 from tacaf.data.storage import GIB, CachedStore, CacheFullError, File, RemoteConfig, open_store
 from tacaf.vocabulary import INDEX_FILE, InputError

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from kernels.common import feature_mask
+from kernels.alignment import feature_mask
 
 
 def alignment_case(

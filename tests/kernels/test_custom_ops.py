@@ -54,7 +54,5 @@ def test_double_backward_is_refused(name):
     first = torch.autograd.grad(
         (out[0] if isinstance(out, tuple) else out).square().sum(), leaves[0], create_graph=True
     )
-    with pytest.raises(
-        RuntimeError, match=f'kernels.{CUSTOM.get(name, name)}: expected one backward.*backend="reference"'
-    ):
+    with pytest.raises(RuntimeError, match=f'kernels.{CUSTOM.get(name, name)}: .*"reference"'):
         first[0].sum().backward()

@@ -90,16 +90,16 @@ def test_an_empty_batch():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"features_BHWC": torch.rand(2, 6, 3)}, ValueError, "expected B x H x W x C"),
-        ({"features_BHWC": torch.rand(2, 6, 0, 4)}, ValueError, "no empty dimension but B"),
-        ({"features_BHWC": torch.ones(2, 6, 3, 4, dtype=torch.int32)}, TypeError, "expected float16"),
-        ({"levels": (1, 4)}, ValueError, "divisors of the map's height 6, got 4"),
-        ({"levels": (0,)}, ValueError, "divisors of the map's height 6, got 0"),
-        ({"levels": ()}, ValueError, "at least one number of stripes"),
-        ({"p": 0.0}, ValueError, "p: expected a finite number > 0"),
-        ({"p": 40.0}, ValueError, r"expected eps\^p >="),
-        ({"eps": 0.0}, ValueError, "eps: expected a finite number > 0"),
-        ({"backend": "fast"}, ValueError, "backend: expected one of"),
+        ({"features_BHWC": torch.rand(2, 6, 3)}, ValueError, r"features_BHWC: .*\(2, 6, 3\)"),
+        ({"features_BHWC": torch.rand(2, 6, 0, 4)}, ValueError, r"features_BHWC: .*\(2, 6, 0, 4\)"),
+        ({"features_BHWC": torch.ones(2, 6, 3, 4, dtype=torch.int32)}, TypeError, "features_BHWC: .*int32"),
+        ({"levels": (1, 4)}, ValueError, "levels: .* 6, got 4"),
+        ({"levels": (0,)}, ValueError, "levels: .* 6, got 0"),
+        ({"levels": ()}, ValueError, "levels: "),
+        ({"p": 0.0}, ValueError, r"^p: .*got 0\.0"),
+        ({"p": 40.0}, ValueError, r"eps: .*1e-06\^40\.0"),
+        ({"eps": 0.0}, ValueError, r"eps: .*got 0\.0"),
+        ({"backend": "fast"}, ValueError, "backend: .*'fast'"),
     ],
 )
 def test_bad_input(change, error, words):

@@ -83,15 +83,15 @@ def test_an_empty_batch():
 @pytest.mark.parametrize(
     ("change", "error", "words"),
     [
-        ({"parts_BRD": torch.rand(3, 6)}, ValueError, "expected B x R x D"),
-        ({"parts_BRD": torch.rand(3, 2, 5)}, ValueError, "ring of R >= 3 parts, got 2"),
-        ({"parts_BRD": torch.ones(3, 6, 5, dtype=torch.int64)}, TypeError, "expected float16"),
-        ({"theta_BRA": torch.rand(3, 5, 4)}, ValueError, r"theta_BRA: expected shape \(3, 6, 4\)"),
-        ({"phi_BRA": torch.rand(3, 6, 3)}, ValueError, r"phi_BRA: expected shape \(3, 6, 4\), got \(3, 6, 3\)"),
-        ({"phi_BRA": torch.rand(3, 6, 4, device="meta")}, ValueError, "expected device cpu"),
-        ({"rounds": 0}, ValueError, "rounds: expected at least 1"),
-        ({"rounds": 1.0}, TypeError, "rounds: expected an integer"),
-        ({"backend": "fast"}, ValueError, "backend: expected one of"),
+        ({"parts_BRD": torch.rand(3, 6)}, ValueError, r"parts_BRD: .*\(3, 6\)"),
+        ({"parts_BRD": torch.rand(3, 2, 5)}, ValueError, "parts_BRD: .*got 2"),
+        ({"parts_BRD": torch.ones(3, 6, 5, dtype=torch.int64)}, TypeError, "parts_BRD: .*int64"),
+        ({"theta_BRA": torch.rand(3, 5, 4)}, ValueError, r"theta_BRA: .*\(3, 6, 4\)"),
+        ({"phi_BRA": torch.rand(3, 6, 3)}, ValueError, r"phi_BRA: .*\(3, 6, 4\), got \(3, 6, 3\)"),
+        ({"phi_BRA": torch.rand(3, 6, 4, device="meta")}, ValueError, "phi_BRA: .*cpu, got meta"),
+        ({"rounds": 0}, ValueError, "rounds: .*got 0"),
+        ({"rounds": 1.0}, TypeError, "rounds: .*float"),
+        ({"backend": "fast"}, ValueError, "backend: .*'fast'"),
     ],
 )
 def test_bad_input(change, error, words):

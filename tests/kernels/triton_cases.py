@@ -89,12 +89,12 @@ def test_ring_aggregate_of_mixed_dtypes_and_of_nothing():
     assert [len(x) for x in empty] == [0, 0, 0, 0]
 
 
-def test_what_the_kernels_do_not_hold_is_refused():
-    with pytest.raises(ValueError, match=r"got p = 2.5 \(whole p up to 8\)"):
+def test_what_the_kernels_do_not_support_is_refused():
+    with pytest.raises(ValueError, match=r"p = 2\.5"):
         gem_pyramid(_randn(1, 2, 2, 8).float().to(DEVICE), (1,), 2.5, 1e-2, backend="triton")
-    with pytest.raises(ValueError, match=r"got 17 parts \(up to 16\)"):
+    with pytest.raises(ValueError, match="17 parts"):
         ring_aggregate(*_randn(3, 1, 17, 8).float().to(DEVICE), 1, backend="triton")
-    with pytest.raises(ValueError, match="got float64"):
+    with pytest.raises(ValueError, match="float64"):
         ring_aggregate(*_randn(3, 1, 3, 8).to(DEVICE), 1, backend="triton")
 
 
@@ -175,5 +175,5 @@ def test_a_pair_outside_the_batch_gives_nan_and_no_fault():
         assert outputs[2].isnan().all()
         assert not outputs[1].isnan().any()
     else:
-        with pytest.raises(ValueError, match="expected rows in"):
+        with pytest.raises(ValueError, match="_N: "):
             align(f.half(), m.half(), a, k, torch.full_like(n, len(f)), 5.0, backend="triton")

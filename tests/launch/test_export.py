@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from safetensors.numpy import save_file
 from safetensors.torch import load_file
 
 from launch import export
@@ -112,16 +111,6 @@ def test_unless_told_otherwise_a_descriptor_is_of_the_kind_that_was_scored(run, 
         assert np.array_equal(found_1D, embedder.embed([image], "visible", result["embedding"]))
         assert found_1D.shape[1] == embedder.embedding_width() == result["embedding_width"]
         assert found_1D.shape[1] < embedder.embedding_width("full")
-
-
-def test_a_model_file_that_does_not_say_what_was_scored_gives_the_full_descriptor(run, tmp_path):
-    with safe_open(run / "model.safetensors", "np") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-        facts = json.loads(file.metadata()["tacaf"])
-    facts["format_version"] = 2  # of then
-    del facts["usual_embedding"], facts["seal"]
-    save_file(tensors, tmp_path / "model.safetensors", {"tacaf": json.dumps(facts)})
-    assert Embedder.load(tmp_path).usual_embedding == "full"
 
 
 def test_the_first_slice_is_the_global_feature(run):
@@ -281,12 +270,12 @@ def test_a_card_that_is_none_is_named(onnx, safetensors, tmp_path, content):
         shutil.rmtree(copy)
 
 
-def test_a_card_of_version_1_has_no_hash_and_is_read(onnx, tmp_path):
+def test_a_card_without_a_hash_is_refused(onnx, tmp_path):
     folder = copy_of(onnx, tmp_path)
     facts = json.loads((folder / "card.json").read_text())
-    del facts["seal"], facts["scales"]
-    (folder / "card.json").write_text(json.dumps({**facts, "format_version": 1}, indent=1))
-    assert Embedder.load(folder).height == 96
+    del facts["seal"]
+    (folder / "card.json").write_text(json.dumps(facts, indent=1))
+    assert "seal" in refused(folder)
 
 
 def test_weights_that_are_not_finite_are_not_exported(run, tmp_path, capsys):

@@ -16,10 +16,11 @@ from launch.evaluate import scale_warnings
 from launch.page.gallery import Gallery, of_folder
 from shards.sources import sysu_mm01
 from tacaf.data.augment import MEAN, STD
+from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import EvaluationPipeline, TrainingPipeline
 from tacaf.data.plan import Plan
 from tacaf.data.reader import ShardReader
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.images import PER_IMAGE, GreyScale
 from tacaf.model.file import load_model
 from tacaf.report.pictures import shrink

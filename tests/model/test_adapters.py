@@ -12,7 +12,7 @@ from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.adapters import build_backbone, map_size
 from tacaf.model.library import LibraryConfig, portable
 from tacaf.model.tacafnet import ModelConfig, TacafNet
-from tacaf.model.weights import embedder, load_imagenet_resnet
+from tacaf.model.weights import inference_model, load_imagenet_resnet
 from tacaf.vocabulary import InputError, Modality
 from tests.model.cases import pairs_of, tiny_batch, tiny_model, train_forward
 
@@ -126,7 +126,7 @@ def test_a_token_map_goes_on_through_the_remaining_blocks_as_a_grid(name):
 
 @pytest.mark.parametrize("name", ["swin", "swinv2"])
 def test_consistency_on_layer_3_is_refused_where_the_network_cannot_go_on_from_a_map(name):
-    with pytest.raises(ValidationError, match="expected a backbone that can go on from a layer-3 map"):
+    with pytest.raises(ValidationError, match=r"cmaam\.consistency"):
         config_of(name, cmaam={})
     for cmaam in ({"layers": [4]}, {"consistency": False}, {"enabled": False}):
         config_of(name, cmaam=cmaam)
@@ -191,16 +191,16 @@ def test_weights_come_from_a_folder_into_both_stems(folder):
 
 def test_weights_that_do_not_fit_are_refused(folder):
     config = LibraryConfig(kind="transformers", name="convnextv2", weights=str(folder))
-    with pytest.raises(InputError, match=r"set model\.backbone\.name to it"):
+    with pytest.raises(InputError, match=r"model\.backbone\.name"):
         build_backbone(config.model_copy(update={"name": "convnext"}), "local")
     state = load_file(folder / "model.safetensors")
     del state["convnextv2.encoder.stages.2.layers.0.dwconv.weight"]
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(InputError, match=r"1 are missing \(first encoder\.stages\.2\.layers\.0\.dwconv\.weight\)"):
+    with pytest.raises(InputError, match=r"1 .*encoder\.stages\.2\.layers\.0\.dwconv\.weight"):
         build_backbone(config, "local").load_weights()
     torch.save(state, folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"expected a folder with config\.json and"):
+    with pytest.raises(InputError, match=r"model\.backbone\.weights.*config\.json"):
         build_backbone(config, "local").load_weights()
 
 
@@ -217,12 +217,12 @@ def test_the_card_of_a_model_needs_no_folder(folder):
 @pytest.mark.parametrize("name", KINDS)
 def test_a_saved_model_embeds_as_before(name):
     model, images = TacafNet(config_of(name), 5).eval(), batch_of(name).images_BCHW[:2]
-    again = embedder(config_of(name).portable(), model.state_dict())
+    again = inference_model(config_of(name).portable(), model.state_dict())
     with torch.inference_mode():
         assert torch.equal(model.embed(images, Modality.VISIBLE), again.embed(images, Modality.VISIBLE))
 
 
 def test_an_imagenet_resnet_goes_into_the_resnet_alone(tmp_path):
     torch.save(tiny_model().backbone.state_dict(), tmp_path / "resnet.pth")
-    with pytest.raises(InputError, match=r"give its own model\.backbone\.weights"):
+    with pytest.raises(InputError, match=r"model\.backbone\.weights"):
         load_imagenet_resnet(TacafNet(config_of("dinov2"), 5), tmp_path / "resnet.pth")

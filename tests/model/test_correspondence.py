@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels.alignment.reference import soft_align
-from tacaf.model.cmaam import CmaamConfig, matching, plain_align
+from tacaf.model.cmaam import CmaamConfig
 from tacaf.model.correspondence import LAYERS, correspond, correspondences, layer_maps
 from tacaf.vocabulary import Modality
 from tests.model.cases import randomise_norms, tiny_model
@@ -73,22 +73,6 @@ def test_a_model_of_deviations_shows_what_an_empty_image_does_not_have():
     torch.testing.assert_close(alone.query_mask_NL, found[4].query_mask_NL[:1], rtol=1e-4, atol=1e-4)
 
 
-def test_a_model_of_deviations_matches_what_an_empty_image_does_not_have():
-    made = tiny_model(cmaam={"matching": "deviations", "beta": 9.0}).eval()
-    randomise_norms(made)
-    query, other = images(2, seed=1), images(2, seed=2)
-    found = correspondences(made, query, Modality.VISIBLE, other, Modality.INFRARED)[3]
-    seen = [
-        rows(layer_maps(made, each, kind)[3] - layer_maps(made, torch.zeros(1, 3, 96, 32), kind)[3])
-        for each, kind in ((query, Modality.VISIBLE), (other, Modality.INFRARED))
-    ]
-    torch.testing.assert_close(found.matching_NLL, matching(*seen, 9.0), rtol=1e-4, atol=1e-5)
-    # masks are asked for apart, and another configuration may be looked through
-    usual = correspondences(made, query, Modality.VISIBLE, other, Modality.INFRARED, CmaamConfig(beta=9.0))[3]
-    torch.testing.assert_close(found.query_mask_NL, usual.query_mask_NL)
-    assert (found.matching_NLL - usual.matching_NLL).abs().max() > 0.01
-
-
 def test_each_modality_goes_through_its_own_stem(model):
     same = images(1, seed=3)
     across = correspondences(model, same, Modality.INFRARED, same, Modality.VISIBLE)[4]
@@ -113,7 +97,7 @@ def test_the_smoothed_matching_is_the_one_that_was_trained():
     found = correspond(config, maps[:1], maps[1:])
     mask_BL = torch.cat([found.query_mask_NL, found.other_mask_NL])
     first, second = torch.tensor([0]), torch.tensor([1])
-    _, _, comask_NL = plain_align(rows(maps), mask_BL, first, second, 5.0, weight=0.5)
+    _, _, comask_NL = soft_align(rows(maps), mask_BL, first, second, 5.0, self_similarity=0.5)
     torch.testing.assert_close(found.comask_NL, comask_NL)
     plain = correspond(CmaamConfig(beta=5.0), maps[:1], maps[1:])
     assert (plain.matching_NLL - found.matching_NLL).abs().max() > 1e-3

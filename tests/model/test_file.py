@@ -1,4 +1,4 @@
-"""Model files: whole ones load, of either version; whatever is damaged, foreign or too large is one error by name."""
+"""Model files: whole ones load; whatever is damaged, foreign or too large is one error by name."""
 
 import json
 import struct
@@ -77,10 +77,23 @@ def test_what_is_written_is_read_and_the_bytes_are_the_same_every_time(path, sta
     assert (tmp_path / "again").read_bytes() == path.read_bytes()
 
 
-def test_a_file_of_version_2_has_no_hash_and_loads(path, state):
-    older = {name: value for name, value in FACTS.items() if name not in ("scales", "usual_embedding")}
-    save_file(state, path, {METADATA: json.dumps({"format": "tacaf-model", "format_version": 2, **older})})
-    assert load_model(path)[1].trained_on["split"] == "train"
+def test_a_file_without_a_hash_is_refused(path, state):
+    facts = {"format": "tacaf-model", "format_version": 3, **FACTS}
+    save_file(state, path, {METADATA: json.dumps(facts)})
+    refused(path, "seal")
+
+
+def test_a_card_from_before_a_key_of_the_model_was_removed_or_added_loads(path, state):
+    model = {name: value for name, value in FACTS["model"].items() if name != "kernels"}
+    facts = {**facts_of(path), "model": {**model, "cmaam": {**model["cmaam"], "matching": "features"}}}
+    save_sealed(path, state, facts)
+    assert load_model(path)[1].model == CONFIG
+
+
+def test_a_model_trained_with_the_definitions_is_used_with_the_kernels(path, state):
+    trained = CONFIG.model_copy(update={"kernels": "reference"})
+    write_model(path, state, {**FACTS, "model": trained.portable().model_dump(mode="json")})
+    assert load_model(path)[0].config.kernels == "auto"
 
 
 def test_a_damaged_file_is_noticed(path):
@@ -139,7 +152,9 @@ def test_metadata_that_is_no_card_is_refused(path, state, text):
         ({"seed": -1}, "seed"),
         ({"usual_embedding": "all"}, "usual_embedding"),
         ({"trained_on": {"set": "some", "split": "train"}}, "trained_on.sha256"),
+        ({"format_version": 2}, "format_version"),
         ({"format_version": 4}, "format_version"),
+        (model_with("cmaam", {"matching": "deviations"}), "matching"),
         ({"more": 1}, "more"),
         (model_with("backbone", {"width": 10**9}), "width"),
         (model_with("backbone", {"width": 4.0}), "width"),

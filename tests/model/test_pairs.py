@@ -119,19 +119,19 @@ def test_a_larger_group_reaches_further():
 
 def test_an_identity_alone_in_its_group_is_refused():
     batch = tiny_batch(identities=3, pair_group=2)
-    with pytest.raises(InputError, match=r"at least two identities in a pair group, got label 2 alone in group 1"):
+    with pytest.raises(InputError, match=r"label 2 .*group 1"):
         pairs_of(batch)
 
 
 def test_an_identity_without_a_modality_is_refused():
     batch = tiny_batch()
     lacking = taken(batch, ~((batch.label_B == 1) & (batch.branch_B == Branch.INFRARED)))
-    with pytest.raises(InputError, match=r"got none in branch infrared for label 1; leave identities that lack"):
+    with pytest.raises(InputError, match="infrared for label 1"):
         pairs_of(lacking)
 
 
 def test_unequal_numbers_of_images_are_refused():
     batch = tiny_batch(images=2)
     fewer = taken(batch, batch.position_B != batch.position_B[-1])
-    with pytest.raises(InputError, match=r"as many images of an identity in either modality, got 2 and 1 for label 3"):
+    with pytest.raises(InputError, match="2 and 1 for label 3"):
         pairs_of(fewer)

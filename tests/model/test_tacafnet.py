@@ -179,14 +179,14 @@ def test_the_layer_4_map_must_divide_into_the_levels(height, fits):
     if fits:
         tiny_config().check_input(height, 32)
     else:
-        with pytest.raises(InputError, match=rf"got height {height} with a map of {height // 16} rows; take height"):
+        with pytest.raises(InputError, match=rf"height {height} .*{height // 16} rows.*take height"):
             tiny_config().check_input(height, 32)
     tiny_config(ipcam=OFF).check_input(height, 32)
 
 
 def test_the_height_the_error_proposes_is_one_that_works():
     config = tiny_config(backbone={"last_stride": 2})
-    with pytest.raises(InputError, match=r"take height 192, or other model\.ipcam\.levels"):
+    with pytest.raises(InputError, match=r"height 192, .*model\.ipcam\.levels"):
         config.check_input(224, 112)
     config.check_input(192, 112)
 

@@ -1,12 +1,12 @@
 """Accuracy against time: both trainings run, one really without the kernels, and the figures are of their logs."""
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
 from perf import bench_accuracy
-from perf.bench_train import CALLS
 from tacaf.vocabulary import InputError
 from tests.train.finished import DEMO, TINY
 
@@ -66,17 +66,15 @@ def test_what_is_finished_is_kept_when_the_other_training_fails(found, sysu_shar
     assert partial["ways"] == {"kernels": found["ways"]["kernels"]}
 
 
-def test_by_definitions_means_every_op(monkeypatch):
-    def ops() -> list:
-        return [getattr(module, name) for module, name in CALLS]
-
-    seen, before = [], ops()
-    monkeypatch.setattr(bench_accuracy.train, "main", lambda words: seen.append((words, ops())) or 0)
-    assert bench_accuracy.main([bench_accuracy.PLAIN, "--config", "x.yaml"]) == 0
-    ((words, inside),) = seen
-    assert words == ["--config", "x.yaml"]
-    assert [op.keywords for op in inside] == [{"backend": "reference"}] * len(CALLS)
-    assert ops() == before
+def test_the_ways_differ_in_their_kernels_alone(sysu_shards, tmp_path):
+    args = argparse.Namespace(shards=str(sysu_shards), out=tmp_path, config=DEMO, set=[])
+    configs = {way: one.config() for way, one in bench_accuracy.trainings(args).items()}
+    assert {way: config.model.kernels for way, config in configs.items()} == {
+        "definitions": "reference",
+        "kernels": "auto",
+    }
+    plain, fast = (config.model_dump(exclude={"run": True, "model": {"kernels"}}) for config in configs.values())
+    assert plain == fast
 
 
 def test_the_ratio_is_of_times_and_the_goal_of_the_worse_score():

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from shards.sources import manifest
+from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex
 from tacaf.data.photo import Limits, decode, images_below, left_out_below
-from tacaf.data.pipeline import EvaluationPipeline
 from tacaf.data.reader import ShardReader
 from tacaf.search.embedder import Embedder
 from tacaf.vocabulary import Embedding, InputError, Modality

@@ -15,8 +15,8 @@ import torch
 
 from tacaf import distributed
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
 from tacaf.train.config import Config, load_config

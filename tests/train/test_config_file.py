@@ -52,6 +52,8 @@ def refused(*overrides: str) -> str:
         ("model.backbone.blocks=[1, -1, 1, 1]", ("model.backbone.blocks[1]", "-1")),
         ("model.backbone.blocks=[1, 1]", ("model.backbone.blocks", "4")),
         ("model.cmaam.layers=[4, 3]", ("model.cmaam.layers", "[4, 3]")),
+        ("model.cmaam.matching=deviations", ("model.cmaam", "matching", "deviations")),
+        ("model.kernels=triton", ("model.kernels", "triton")),
         ("model.ipcam.levels=[1, 3, 99999]", ("model.ipcam.levels[2]", "99999")),
         ("data.augment.erase_area=[0.4, 0.02]", ("data.augment.erase_area", "[0.4, 0.02]")),
         ("data.split=../train", ("data.split", "../train")),

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tacaf.data.index import ShardIndex, select_training
-from tacaf.data.pipeline import TrainingPipeline
 from tacaf.data.plan import Plan
+from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.train.config import Config, load_config
 from tacaf.train.forward import draw, pairs_of

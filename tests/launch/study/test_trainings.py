@@ -77,7 +77,7 @@ def test_a_checkpoint_is_compared_by_the_same_rule(sysu_shards):
 
     assert facts(NO_CMAAM) == facts(NO_CMAAM, "loss.dt=7")
     assert facts() != facts("loss.dt=7")
-    assert facts() == facts("evaluation.every=7", "train.keep=9", "data.threads=1")
+    assert facts() == facts("evaluation.every=7", "train.keep=9", "data.threads=1", "model.kernels=reference")
     with pytest.raises(InputError, match=r"model\.cmaam\.mask: .*'norm'.*'deviation'"):
         refuse_other(facts("model.cmaam.mask=norm"), facts("model.cmaam.mask=deviation"), Path("step-1"))
 

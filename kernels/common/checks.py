@@ -1,0 +1,37 @@
+"""Checks that every operation makes before any work.
+
+A shape is written as its dimensions by name: "B x L x C".
+"""
+
+from typing import NoReturn
+
+import torch
+
+from kernels.common.dtypes import FLOATS
+
+
+def check_tensor(name: str, tensor: torch.Tensor, shape: str, device: torch.device | None = None) -> None:
+    """Raise TypeError or ValueError unless this is a floating tensor with the dimensions of `shape`, on `device`."""
+    rank = len(shape.split(" x "))
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor {shape}, got {type(tensor).__name__}; pass a torch.Tensor")
+    if tensor.dtype not in FLOATS:
+        raise TypeError(f"{name}: expected float16, bfloat16, float32 or float64, got {tensor.dtype}; convert it")
+    if tensor.dim() != rank:
+        raise ValueError(f"{name}: expected {shape}, got shape {tuple(tensor.shape)}; reshape it to {rank} dimensions")
+    if device is not None and tensor.device != device:
+        raise ValueError(f"{name}: expected device {device}, got {tensor.device}; move all inputs to one device")
+
+
+def check_positive(name: str, value: float) -> None:
+    """Raise ValueError unless 0 < value < infinity."""
+    if not value > 0 or value == float("inf"):
+        raise ValueError(f"{name}: expected a finite number > 0, got {value}; choose a positive one")
+
+
+def refuse_double_backward(op: str) -> NoReturn:
+    """The backward of every backward: raise RuntimeError."""
+    raise RuntimeError(
+        f"kernels.{op}: expected one backward, got a backward through the backward (create_graph=True or a Hessian); "
+        f'use backend="reference", which is differentiable any number of times'
+    )

@@ -1,0 +1,88 @@
+"""The DALI graphs, on CPU or GPU, and the only file that knows DALI: they execute what they are given, decide nothing.
+
+Encoded bytes and every random parameter come in through one external source, a pure function of the batch's number, so
+a graph holds no random operator and resuming means starting to count elsewhere. V0 and V1 are two crops of one decoded
+image. Erasing and the channel matrix follow in `pixels.py`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from nvidia.dali import Pipeline, fn, types
+
+from tacaf.data.augment import MEAN, STD
+from tacaf.vocabulary import Branch, Modality
+
+Node: TypeAlias = Any  # DALI's data node
+# From the number of a graph's batch, counted from 0, to its inputs: for each of them one array an image.
+Source: TypeAlias = Callable[[int], tuple[list[np.ndarray], ...]]
+PARAMETERS = 2  # external inputs per branch: crop, mirror
+
+
+def training_graph(
+    source: Source, branches: Sequence[Branch], height: int, width: int, *,
+    images_per_modality: int, threads: int, device_id: int | None, prefetch: int,
+) -> Pipeline:  # fmt: skip
+    """Inputs: the files of the visible images, those of the infrared ones, then crop and mirror of each branch.
+
+    Outputs: each branch's images, float32 [b, 3, H, W].
+    """
+    graph = Pipeline(images_per_modality, threads, device_id, prefetch_queue_depth=prefetch)
+    with graph:
+        inputs = _inputs(source, len(Modality) + PARAMETERS * len(branches))
+        decoded = {modality: decode(inputs[modality.code], height, width, device_id) for modality in Modality}
+        outputs = []
+        for place, branch in enumerate(branches):
+            first = len(Modality) + place * PARAMETERS
+            outputs.append(crop(decoded[branch.modality], height, width, *inputs[first : first + PARAMETERS]))
+        graph.set_outputs(*outputs)
+    graph.build()
+    return graph
+
+
+def evaluation_graph(
+    source: Source, height: int, width: int, *, batch_size: int, threads: int, device_id: int | None
+) -> Pipeline:
+    """Input: image files. Output: the images as they are, float32 [b, 3, H, W]."""
+    graph = Pipeline(batch_size, threads, device_id)
+    with graph:
+        graph.set_outputs(_normalise(decode(_inputs(source, 1)[0], height, width, device_id)))
+    graph.build()
+    return graph
+
+
+def next_outputs(graph: Pipeline, device_id: int | None) -> list[torch.Tensor]:
+    """The outputs for the next batch, in DALI's memory, which the batch after it uses again."""
+    # With the stream that will read them, so that their memory is not used again before it has.
+    stream = None if device_id is None else torch.cuda.current_stream(device_id)
+    return [torch.from_dlpack(output.as_tensor()) for output in graph.run(stream)]
+
+
+def decode(encoded: Node, height: int, width: int, device_id: int | None) -> Node:
+    """RGB uint8 HWC of the wanted size; bilinear, no antialiasing."""
+    image = fn.decoders.image(encoded, device="cpu" if device_id is None else "mixed", output_type=types.RGB)
+    return fn.resize(image, resize_y=height, resize_x=width, interp_type=types.INTERP_LINEAR, antialias=False)
+
+
+def crop(image: Node, height: int, width: int, corner: Node, mirror: Node) -> Node:
+    """Crop from the image padded with raw 0, mirror, normalise; float32 CHW."""
+    # A shape given as a positional argument becomes a GPU node, whose values DALI copies back at every run; as a named
+    # argument it stays on the CPU beside the anchors.
+    image = fn.slice(image, start=corner, shape=[height, width], axes=[0, 1], out_of_bounds_policy="pad")
+    return _normalise(image, mirror)
+
+
+def _normalise(image: Node, mirror: Node | int = 0) -> Node:
+    mean, std = (255 * MEAN).tolist(), (255 * STD).tolist()
+    return fn.crop_mirror_normalize(
+        image, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT, output_layout="CHW"
+    )  # fmt: skip
+
+
+def _inputs(source: Source, count: int) -> Sequence[Node]:
+    # Never parallel: DALI's worker processes hang the training when one of them is killed, and outlive it.
+    return fn.external_source(
+        source=lambda info: source(info.iteration), num_outputs=count, batch=True, batch_info=True, parallel=False
+    )

@@ -1,0 +1,180 @@
+"""The batches of a training: read, decoded, augmented, for one rank, from any step on."""
+
+import functools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+
+from tacaf.data.augment import AugmentConfig, Parameters
+from tacaf.data.dali_graph import next_outputs, training_graph
+from tacaf.data.fetch_ahead import FetchAhead
+from tacaf.data.index import ShardIndex
+from tacaf.data.pixels import finish, finish_whole
+from tacaf.data.plan import Plan, PlannedBatch
+from tacaf.data.read_ahead import ReadAhead
+from tacaf.data.reader import OPEN_SHARDS, BadSampleError, ShardReader
+from tacaf.data.training_source import Feed, ReadBatch, TrainingSource
+from tacaf.interfaces import Batch, Pairs
+from tacaf.vocabulary import Branch, InputError
+
+DrawPairs: TypeAlias = Callable[[PlannedBatch, int, int], dict[str, Pairs]]  # a plan of (epoch, step) to Batch.pairs*
+
+
+class TrainingPipeline:
+    """This rank's share of every global batch from (epoch, step) on, for ever.
+
+    With `workers` that many threads read beside the training, which helps where storage is slow; batches are the same.
+    An image that cannot be read or decoded raises InputError naming shard and key, or with `on_bad_sample` "replace"
+    gives way to the next sound one of its identity and modality; `replaced` counts those, `report` gets a sentence for
+    each, and beyond `bad_sample_share` of the training images the error comes after all. `draw_pairs` draws the batch's
+    pairs on the host; without it, none.
+    """
+
+    def __init__(
+        self, index: ShardIndex, plan: Plan, augment: AugmentConfig, *,
+        rank: int = 0, ranks: int = 1, device_id: int | None = None,
+        start: tuple[int, int] = (0, 0), steps_per_epoch: int | None = None,
+        threads: int = 2, prefetch: int = 2, workers: int = 0,
+        on_bad_sample: Literal["stop", "replace"] = "stop", bad_sample_share: float = 0.001,
+        report: Callable[[str], None] = print, draw_pairs: DrawPairs | None = None,
+    ) -> None:  # fmt: skip
+        plan.check_ranks(ranks)
+        self.plan, self.augment, self.report, self.draw_pairs = plan, augment, report, draw_pairs
+        self.device_id, self.threads, self.prefetch, self.workers = device_id, threads, prefetch, workers
+        self.on_bad_sample, self.bad_sample_share = on_bad_sample, bad_sample_share
+        self.reader = ShardReader(index)
+        self.source = TrainingSource(plan, augment, steps_per_epoch or plan.steps_per_epoch, rank, ranks)
+        self.next = start[0] * self.source.steps + start[1]
+        self.instead: dict[int, int] = {}  # unusable row -> the row shown in its place
+        self.fetching = FetchAhead(ShardReader(index)) if index.remote and plan.config.window_shards else None
+        self.reading, self.feed, self.graph = self._build()
+
+    @property
+    def replaced(self) -> int:
+        """Images of this rank's share that were unusable so far, each counted once."""
+        return len(self.instead)
+
+    def _build(self) -> tuple[ReadAhead[ReadBatch] | None, Feed, Any]:
+        """The graph, from the next step on, and what feeds it."""
+        reading = self._read_ahead() if self.workers else None
+        feed = Feed(reading.take if reading else self._read(self.reader), self.next)
+        graph = training_graph(
+            feed, self.plan.config.branches, self.augment.height, self.augment.width,
+            images_per_modality=self.plan.config.images_per_modality // self.source.ranks,
+            threads=self.threads, device_id=self.device_id, prefetch=self.prefetch,
+        )  # fmt: skip
+        return reading, feed, graph
+
+    def _read(self, reader: ShardReader) -> Callable[[int], ReadBatch]:
+        """Reads a batch by its number, with the images replaced that are known now."""
+        return functools.partial(self.source.read, reader, dict(self.instead))
+
+    def _read_ahead(self) -> ReadAhead[ReadBatch]:
+        # A cache that holds two windows has no room for readers in three: one reads, in order, what was fetched ahead.
+        workers = 1 if self.fetching else self.workers
+        share = max(1, OPEN_SHARDS // workers)  # of the files that a process may open
+        reads = [self._read(ShardReader(self.reader.index, share)) for _ in range(workers)]
+        return ReadAhead(reads, self.next, self.prefetch + workers)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        epoch, step = self.source.where(self.next)
+        if self.fetching is not None:
+            self.fetching.want(self.plan.shards_ahead(epoch, step, self.source.steps))
+        # Before the wait for the images, which DALI's threads prepare meanwhile. A replaced image changes no pair.
+        pairs = self.draw_pairs(self._foreseen(), epoch, step) if self.draw_pairs else {}
+        branches = self._outputs()
+        planned, drawn = self.feed.came_out(self.next)
+        images_BCHW = self._finished(branches, drawn)
+        self.next += 1
+        label, branch, group, position, row = (
+            torch.from_numpy(column)
+            for column in (planned.label_B, planned.branch_B, planned.group_B, planned.position_B, planned.row_B)
+        )
+        visible = int((planned.branch_B != Branch.INFRARED).sum())
+        wait_s = time.perf_counter() - began
+        return Batch(
+            images_BCHW, label, branch, group, position, row, visible, epoch, step, **pairs, wait_s=wait_s
+        )  # fmt: skip
+
+    def _foreseen(self) -> PlannedBatch:
+        """The plan of the next batch, but for images that will be replaced."""
+        return self.feed.foreseen(self.next) or self.source.planned(self.next, self.instead)
+
+    def _finished(self, branches: list[torch.Tensor], drawn: Parameters) -> torch.Tensor:
+        """The batch in memory of its own: DALI will use that of its outputs again."""
+        first = branches[0]
+        if first.device.type != "cpu":
+            return finish_whole(torch.cat(branches), drawn, self.augment.channel_augment_space)
+        size = sum(len(images) for images in branches)
+        out_BCHW = torch.empty((size, *first.shape[1:]), dtype=first.dtype, device=first.device)
+        start = 0
+        for images in branches:
+            own = slice(start, start + len(images))
+            part = Parameters(*(values[own] for values in drawn))
+            finish(images, part, self.augment.channel_augment_space, out_BCHW[own])
+            start += len(images)
+        return out_BCHW
+
+    def _outputs(self) -> list[torch.Tensor]:
+        """The graph's outputs for the next batch; after replacing what is unusable, from a graph built anew."""
+        while True:
+            try:
+                return next_outputs(self.graph, self.device_id)
+            except Exception as error:  # DALI's own, or one from a reader
+                problem = self._find_problem()
+                if problem is None:
+                    raise self.feed.error or error from None
+                if self.on_bad_sample == "stop":
+                    raise problem from None
+                self._replace(problem)
+                if self.reading is not None:
+                    self.reading.close()
+                del self.graph  # its memory is free before the new one takes as much
+                self.reading, self.feed, self.graph = self._build()
+
+    def _find_problem(self) -> BadSampleError | None:
+        """The first unusable image of the batches that the graph may have been working on."""
+        ahead = range(self.next, self.next + self.prefetch + 2)
+        rows = np.concatenate([self.source.planned(number, self.instead).row_B for number in ahead])
+        for row in dict.fromkeys(rows.tolist()):
+            try:
+                self.reader.check(row)
+            except BadSampleError as problem:
+                return problem
+        return None
+
+    def _replace(self, problem: BadSampleError) -> None:
+        """The next sound image of the same identity and modality, in the order of the index and round to its start.
+
+        So the choice depends on the images alone, not on rank, step or what was replaced before.
+        """
+        start, stop = self.plan.training_set.range_of(problem.row)
+        others = [*range(problem.row + 1, stop), *range(start, problem.row)]
+        found = next((row for row in others if row not in self.instead and self._sound(row)), None)
+        if found is None:
+            raise InputError(f"{problem}; no other image of this identity and modality can take its place") from None
+        self.instead[problem.row] = found
+        share = self.replaced / sum(self.plan.training_set.images)
+        self.report(
+            f"{problem}; {self.reader.index.key(found)} takes its place; replaced so far: {self.replaced} images"
+            f" ({100 * share:.2g} %)"
+        )
+        if share > self.bad_sample_share:
+            raise InputError(
+                f"expected at most {100 * self.bad_sample_share:g} % unusable images (data.bad_sample_share), got"
+                f" {self.replaced} of {sum(self.plan.training_set.images)}, the last: {problem}"
+            )
+
+    def _sound(self, row: int) -> bool:
+        try:
+            self.reader.check(row)
+        except BadSampleError:
+            return False
+        return True
