@@ -24,8 +24,7 @@ from launch.study.ablation_cell import Cell
 from launch.study.rows import CORE, ROWS, choose_rows, varied_row
 from launch.study.trainings import SCRIPT, Training, run_all
 from shards.pedestrians import benchmarks
-from tacaf.command import Parser, entry, to_path
-from tacaf.train.stop import EXIT_CODE
+from tacaf.command import EXIT_STOPPED, Parser, entry, to_path
 from tacaf.vocabulary import InputError
 
 CONFIG = SCRIPT.parent / "configs" / "ablation.yaml"
@@ -82,7 +81,7 @@ def ablate(study: Ablation, parallel: int, only_tables: bool) -> int:
         threads = {"OMP_NUM_THREADS": "1"} if parallel > 1 else None
         if not run_all([cell.training for cell in todo], collecting.ended, parallel, environment=threads):
             print("stopped as asked; the same command resumes from here", flush=True)
-            return EXIT_CODE
+            return EXIT_STOPPED
     for path in write_tables(study, cells, collecting.failures):
         print(path.read_text())
     return 1 if collecting.failures else 0
@@ -102,7 +101,7 @@ class Collecting:
         try:
             if status == 0:
                 self.cells[training].collect(self.study.split)
-            elif status != EXIT_CODE:
+            elif status != EXIT_STOPPED:
                 self.failures[training] = f"its training ended with status {status}, see {training.folder.name}.log"
         except InputError as error:
             said = self.failures[training] = str(error)

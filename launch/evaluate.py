@@ -34,10 +34,9 @@ from tacaf.evaluation.text import result_tables
 from tacaf.files import shown, write_whole
 from tacaf.images import far_apart
 from tacaf.model.file import MODEL, ModelCard, load_model
-from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import load_config
-from tacaf.train.engine import Place
 from tacaf.train.leak import check_protocol, refuse_leak, refuse_mixed
+from tacaf.train.processes import Place, start_distributed, stop_distributed
 from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 from tacaf.vocabulary import Embedding, InputError
 
@@ -61,7 +60,7 @@ class Embedded(NamedTuple):
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    place = deepspeed_engine.start_distributed()
+    place = start_distributed()
     with distributed.together():
         index = ShardIndex.open(args.shards, remote_of(args.run[0]))
         cards = [load_model(run / MODEL)[1] for run in args.run]
@@ -197,5 +196,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         evaluate(args)
     finally:
-        deepspeed_engine.stop_distributed()
+        stop_distributed()
     return 0

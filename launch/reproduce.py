@@ -20,10 +20,9 @@ from launch.study.reproduction import Reproduction
 from launch.study.rows import CORE, ROWS, choose_rows
 from launch.study.trainings import Training, run_all
 from shards.data_sets import DATA_SETS
-from tacaf.command import Parser, entry, to_path
+from tacaf.command import EXIT_STOPPED, Parser, entry, to_path
 from tacaf.datasets import REGDB
 from tacaf.files import shown
-from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -65,7 +64,7 @@ def reproduce(study: Reproduction, ranks: int) -> int:
         return write_comparison(study.out, study.data_set, study.measured(cells, failures), study.facts())
 
     def ended(training: Training, status: int) -> None:
-        if status not in (0, EXIT_CODE):
+        if status not in (0, EXIT_STOPPED):
             failures[training] = f"its training ended with status {status}"
         write()
 
@@ -73,7 +72,7 @@ def reproduce(study: Reproduction, ranks: int) -> int:
     print(f"{len(cells) - len(todo)} of {len(cells)} trainings are finished", flush=True)
     if not run_all(todo, ended, ranks=ranks):
         print("stopped as asked; the same command resumes from here", flush=True)
-        return EXIT_CODE
+        return EXIT_STOPPED
     paths = write()
     print(paths[0].read_text())
     print("written: " + ", ".join(map(shown, paths)))

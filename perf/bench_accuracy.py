@@ -27,12 +27,11 @@ from matplotlib.figure import Figure
 
 from launch.study.trainings import SCRIPT, Training, run_all
 from perf.plot import STYLE
-from tacaf.command import Parser, entry, to_location, to_path
+from tacaf.command import EXIT_STOPPED, Parser, entry, to_location, to_path
 from tacaf.evaluation.results import read_results
 from tacaf.files import write_whole
 from tacaf.provenance import environment, published
 from tacaf.run_files import read_metrics, read_starts
-from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}
@@ -149,7 +148,7 @@ def measure(args: argparse.Namespace) -> int:
         args.json.parent.mkdir(parents=True, exist_ok=True)
 
     def ended(one: Training, status: int) -> None:
-        if status not in (0, EXIT_CODE):
+        if status not in (0, EXIT_STOPPED):
             failed.append(f"{one.folder.name}: its training ended with status {status}")
         elif args.json:  # what is finished, in case that the other training is not
             finished = {name: curve(other.folder) for name, other in runs.items() if other.finished()}
@@ -157,7 +156,7 @@ def measure(args: argparse.Namespace) -> int:
 
     if not run_all([one for one in runs.values() if not one.finished()], ended):
         print("asked to stop; the same command goes on from there", flush=True)
-        return EXIT_CODE
+        return EXIT_STOPPED
     if failed:
         raise SystemExit("; ".join(failed))
     ways = {name: curve(one.folder) for name, one in runs.items()}

@@ -34,10 +34,11 @@ from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.optim import build_optimizer
 from tacaf.provenance import environment
-from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import Config
 from tacaf.train.cost import MIB, parameters_of, states_of
+from tacaf.train.engine import build_engine
 from tacaf.train.forward import forward, noise_batch
+from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.update import update
 
 STEPS = 3
@@ -79,7 +80,7 @@ def config_of(stage: int, chunk: int) -> Config:
 
 def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
     """This process as one rank: build, three steps, and what they took."""
-    place = deepspeed_engine.start_distributed()
+    place = start_distributed()
     config = config_of(stage, chunk or identities)
     before = resident_mib()
     torch.manual_seed(0)
@@ -91,7 +92,7 @@ def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
     groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // place.world_size
     batch = noise_batch(config, groups)
     batch = batch._replace(label_B=batch.label_B * (identities // 8))
-    engine = deepspeed_engine.build_engine(config, model, optimizer, len(batch.label_B))
+    engine = build_engine(config, model, optimizer, len(batch.label_B))
     criterion, peaks = TacafLoss(config.loss), []
     for _ in range(STEPS):
         restart_peak()
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         row = measure(*map(int, args.child[1:]))
         if os.environ["RANK"] == "0":
             Path(args.child[0]).write_text(json.dumps(row))
-        deepspeed_engine.stop_distributed()
+        stop_distributed()
         return 0
     full = ModelConfig.model_validate({"ipcam": {"classifiers": "shared"}})
     result: dict[str, Any] = {"table": table(full, images=96), "measured": []}

@@ -39,11 +39,11 @@ from tacaf.files import write_json
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
 from tacaf.provenance import environment
-from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import Config, load_config
-from tacaf.train.engine import Place
+from tacaf.train.engine import build_engine
 from tacaf.train.forward import forward
 from tacaf.train.new_model import build_model
+from tacaf.train.processes import Place, start_distributed, stop_distributed
 from tacaf.train.run_log import peak_memory_mib
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +68,7 @@ class Way:
             self.model: Any = DistributedDataParallel(model, broadcast_buffers=False)
         else:
             share = plan.images // place.world_size
-            self.model = deepspeed_engine.build_engine(self.config, model, self.optimizer, share)
+            self.model = build_engine(self.config, model, self.optimizer, share)
         self.criterion = TacafLoss(config.loss)
         self.batches = TrainingPipeline(
             index,
@@ -126,7 +126,7 @@ class Way:
 
 def child(args: argparse.Namespace) -> None:
     """One rank; the first one prints the rows."""
-    place = deepspeed_engine.start_distributed()
+    place = start_distributed()
     config = load_config(args.config, [f"data.shards={args.shards}", "run=unused", "data.threads=1", *args.set])
     index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
@@ -155,7 +155,7 @@ def child(args: argparse.Namespace) -> None:
         )
     if place.rank == 0:
         print(json.dumps({"rows": rows, "peak_memory_mib_of_all_ways": peak_memory_mib(place.device)}))
-    deepspeed_engine.stop_distributed()
+    stop_distributed()
 
 
 def run_ranks(ranks: int, shards: Path, args: argparse.Namespace) -> list[dict]:

@@ -39,7 +39,7 @@ class SavedFile(Document):
 
 
 class Manifest(Document):
-    """The content of manifest.json. Those of older versions have facts and files alone."""
+    """The content of manifest.json."""
 
     format: Literal["tacaf-checkpoint"] = "tacaf-checkpoint"
     format_version: Literal[1] = 1
@@ -129,8 +129,7 @@ def manifest_of(path: Path) -> Manifest:
     where = path / MANIFEST
     data = read_bytes(where, MOST_MANIFEST_BYTES)
     manifest = parse(data, Manifest, shown(where), MOST_MANIFEST_BYTES)
-    if manifest.seal is not None or "format" in manifest.model_fields_set:  # older ones have neither
-        check_seal(data, shown(where))
+    check_seal(data, shown(where))
     return manifest
 
 
@@ -164,7 +163,7 @@ def refuse_strange(path: Path) -> None:
     ):
         return
     else:
-        why = "was not written here by you, or by an older version"
+        why = "was not written here by you"
     raise InputError(
         f"{shown(path)} {why}. A checkpoint can run code of its maker when it is loaded; if you know who made it, add"
         " --trust"

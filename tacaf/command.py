@@ -12,7 +12,8 @@
     def main(argv: Sequence[str] | None = None) -> int: ...
 
 Statuses: 0 done; 1 an unexpected error, or `verify` found problems; 2 input that cannot be used; 130 Ctrl-C; 143
-SIGTERM (129 SIGHUP); 141 the reader of a pipe went away. A training has more (docs/cluster.md).
+SIGTERM (129 SIGHUP); 141 the reader of a pipe went away. A training has two more: 70 a rank died or hangs; 75 it was
+asked to stop, and everything is saved (docs/cluster.md).
 """
 
 import argparse
@@ -42,6 +43,7 @@ from tacaf.vocabulary import InputError
 
 UNEXPECTED, INPUT, PIPE = 1, 2, 128 + signal.SIGPIPE
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+EXIT_STOPPED, EXIT_LOST_RANK = os.EX_TEMPFAIL, os.EX_SOFTWARE  # 75, "try again later", and 70
 PATIENCE_S = 5.0  # for the cleaning up after a signal, before another one counts
 
 Main = Callable[[Sequence[str] | None], int]

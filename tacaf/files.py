@@ -178,6 +178,11 @@ def reason_of(error: Exception) -> str:
     return text[:1].lower() + text[1:] if first[1:].islower() or len(first) == 1 else text
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, which libraries continue over pages; its type if it has no text."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shown(name: object) -> str:
     """A name for a message or a page: control characters, direction marks and bytes outside UTF-8 are escaped."""
     text = os.fsdecode(name) if isinstance(name, bytes | os.PathLike) else str(name)

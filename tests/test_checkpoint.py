@@ -9,7 +9,8 @@ import pytest
 
 from perf.attacks.mutations import mutate
 from tacaf import checkpoint, trust
-from tacaf.train.state import SavedFacts
+from tacaf.documents import seal
+from tacaf.train.state import SavedFacts, TrainState
 from tacaf.vocabulary import InputError
 
 
@@ -123,14 +124,15 @@ def test_every_difference_is_named(tmp_path):
         {"facts": 3},
         {"facts": None},
         {"more": 1},
-        {"format": "tacaf-checkpoint"},
+        {"format": "tacaf"},
+        {"format_version": 2},
     ],
 )
 def test_a_manifest_of_another_form_counts_as_damaged(tmp_path, change):
     saved(tmp_path, 1)
     manifest = saved(tmp_path, 2) / "manifest.json"
-    whole = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps({"facts": whole["facts"], "files": whole["files"], **change}))
+    whole = {**json.loads(manifest.read_text()), **change, "seal": "0" * 64}
+    manifest.write_text(seal(json.dumps(whole)))
     said: list[str] = []
     assert checkpoint.newest_whole(tmp_path, said.append) == tmp_path / "step-00000001"
     assert len(said) == 1
@@ -142,20 +144,18 @@ def test_facts_of_another_form_count_as_damaged(tmp_path):
         temporary = tmp_path / checkpoint.temporary_tag(step)
         temporary.mkdir()
         (temporary / "weights.bin").write_text("weights")
-        state = {"epoch": 0, "step": step, "global_step": step}
+        state = TrainState(step=step, global_step=step)._asdict()
         checkpoint.commit(tmp_path, step, {"ranks": ranks, "state": state}, keep=9)
     said: list[str] = []
     assert checkpoint.newest_whole(tmp_path, said.append, SavedFacts) == tmp_path / "step-00000001"
     assert "ranks" in said[0]
 
 
-def test_a_manifest_of_an_older_version_is_read(tmp_path):
-    path = saved(tmp_path, 1)
-    manifest = path / "manifest.json"
+def test_a_manifest_without_a_seal_counts_as_damaged(tmp_path):
+    manifest = saved(tmp_path, 1) / "manifest.json"
     whole = json.loads(manifest.read_text())
     manifest.write_text(json.dumps({"facts": whole["facts"], "files": whole["files"]}, indent=1))
-    assert newest(tmp_path) == path
-    assert checkpoint.facts_of(path) == {"seed": 1, "note": "weights"}
+    assert newest(tmp_path) is None
 
 
 def test_other_names_are_not_checkpoints_and_stay(tmp_path):

@@ -7,10 +7,10 @@ import pytest
 
 from perf.attacks.mutations import mutate
 from tacaf.files import locked
-from tacaf.report.plots import draw_curves
+from tacaf.report.curves import draw_curves
 from tacaf.run_files import MOST_LINE_BYTES, MetricsWriter, add_start, read_metrics, read_starts
 from tacaf.train.config import load_config
-from tacaf.train.run_folder import open_run, record_start
+from tacaf.train.run import open_folder, record_start
 from tacaf.vocabulary import InputError
 from tests.train.finished import DEMO
 
@@ -138,7 +138,7 @@ def config_of(run: Path):
 
 
 def opened(run: Path, resume: bool = False) -> None:
-    with open_run(config_of(run), resume):
+    with open_folder(config_of(run), resume):
         record_start(config_of(run))
 
 

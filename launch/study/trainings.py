@@ -11,9 +11,9 @@ from types import FrameType
 from typing import NamedTuple
 
 from tacaf.child_processes import child_environment
+from tacaf.command import EXIT_STOPPED
 from tacaf.provenance import published
 from tacaf.train.config import Config, load_config
-from tacaf.train.stop import EXIT_CODE
 from tacaf.vocabulary import InputError
 
 SCRIPT = Path(__file__).parent.parent / "train.py"
@@ -93,8 +93,8 @@ def run_all(
                     if status is None:
                         continue
                     del active[one]
-                    ended(one, EXIT_CODE if asked and status != 0 else status)
-                    if status == EXIT_CODE:
+                    ended(one, EXIT_STOPPED if asked and status != 0 else status)
+                    if status == EXIT_STOPPED:
                         asked.append(status)
                 time.sleep(0.1)
         finally:  # after an error here, no training keeps running unseen

@@ -28,7 +28,7 @@ from tacaf.evaluation.results import write_results
 from tacaf.evaluation.score import score_all
 from tacaf.files import write_json
 from tacaf.images import PER_IMAGE, decode
-from tacaf.model.file import load_model
+from tacaf.model.file import load_model, write_model
 from tacaf.provenance import environment
 from tacaf.run_files import read_metrics, read_starts
 from tacaf.search.catalogue import Catalogue
@@ -36,8 +36,8 @@ from tacaf.search.catalogue_file import open_catalogue, save_catalogue
 from tacaf.search.embedder import Embedder
 from tacaf.search.loaded_model import weights_sha256
 from tacaf.train.config import Config, dump_config, load_config
-from tacaf.train.engine import Place
-from tacaf.train.new_model import build_model, save_model
+from tacaf.train.new_model import build_model, model_facts
+from tacaf.train.processes import Place
 from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
@@ -121,7 +121,8 @@ def _make_run(run: Path, packed: Path) -> None:
     (run / "config.yaml").write_text(dump_config(config))
     model, _ = build_model(config, IDENTITIES)
     index = ShardIndex.open(packed)
-    save_model(run / "model.safetensors", model.state_dict(), config, IDENTITIES, index, "last epoch (0)")
+    facts = model_facts(config, IDENTITIES, index, "last epoch (0)")
+    write_model(run / "model.safetensors", model.state_dict(), facts)
     figures = {"loss": 2.0, "terms": {}, "lr": {"new": 0.1}, "images_per_s": 9.0, "data_wait_share": 0.1}
     steps = [{"kind": "step", "epoch": 0, "step": n, "global_step": n + 1, **figures} for n in range(8)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))

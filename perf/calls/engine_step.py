@@ -21,9 +21,10 @@ from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
 from tacaf.optim import build_optimizer
-from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import Config, load_config
+from tacaf.train.engine import build_engine
 from tacaf.train.forward import draw, forward, noise_batch
+from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.update import update
 
 CONFIGS = ROOT / "launch" / "configs"
@@ -74,7 +75,7 @@ def by_hand(config: Config, model: TacafNet) -> torch.Tensor:
 def by_engine(config: Config, model: TacafNet, device: torch.device) -> torch.Tensor:
     """All parameters after the same steps through the engine."""
     optimizer, criterion = parts_of(config, model)
-    engine = deepspeed_engine.build_engine(config, model, optimizer, len(batch_of(config, 0, 1).label_B))
+    engine = build_engine(config, model, optimizer, len(batch_of(config, 0, 1).label_B))
     for step in range(STEPS):
         batch = batch_of(config, step, 1).to(device)
         update(engine, criterion(forward(engine, batch, config), batch.label_B)[0], clip_norm=config.optim.clip_norm)
@@ -103,7 +104,7 @@ def timed(stage: int, device: torch.device, small: bool) -> dict[str, Any]:
     model = TacafNet(config.model, CLASSES).train()
     optimizer, criterion = parts_of(config, model)
     batch = batch_of(config, 0, groups).to(device)
-    engine = deepspeed_engine.build_engine(config, model, optimizer, len(batch.label_B))
+    engine = build_engine(config, model, optimizer, len(batch.label_B))
 
     def step() -> torch.Tensor:
         loss = criterion(forward(engine, batch, config), batch.label_B)[0]
@@ -134,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--small", action="store_true", help="the demo's model alone, for a rehearsal")
     args = parser.parse_args(argv)
-    place = deepspeed_engine.start_distributed()
+    place = start_distributed()
     torch.backends.cudnn.allow_tf32 = False  # of convolutions; products are exact by default
     file = RowsFile(args.json, device=str(place.device), tolerance=TOLERANCE)
     for stage in (0, 1):
@@ -143,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stage in (0, 1):
         file.add(**timed(stage, place.device, args.small))
     file.write(complete=True)
-    deepspeed_engine.stop_distributed()
+    stop_distributed()
     return 0 if all(row["right"] for row in file.rows) else 1
 
 

@@ -51,9 +51,9 @@ from tacaf.model.tacafnet import TacafNet
 from tacaf.provenance import environment, git_commit
 from tacaf.search.embedder import Embedder
 from tacaf.train.config import Config, dump_config, load_config
-from tacaf.train.engine import Place
 from tacaf.train.leak import refuse_other_set
 from tacaf.train.new_model import build_model
+from tacaf.train.processes import Place
 from tacaf.train.scoring import Extraction, embed_identities
 from tacaf.vocabulary import InputError, Modality
 

@@ -103,8 +103,9 @@ class EvaluationConfig(Settings):
             name = "shots" if self.modes else "modes"
             raise ValueError(f"{name}: expected at least one, got an empty list; name what is scored at the end")
         try:
+            # Not the files that are named: they may be on another machine, where this configuration is read too.
             for asked in self.asked():
-                self.setting(asked)
+                self.setting(asked, read=False)
             self.reranking  # noqa: B018 - for its error
         except InputError as error:
             raise ValueError(str(error)) from None
@@ -119,8 +120,11 @@ class EvaluationConfig(Settings):
             return [Asked(None, LISTED, 1)]
         return [Asked(None, direction, 1) for direction in self.directions or table.default_searches]
 
-    def setting(self, asked: Asked) -> Setting:
-        """The protocol with every choice made. InputError for what it does not define."""
+    def setting(self, asked: Asked, read: bool = True) -> Setting:
+        """The protocol with every choice made. InputError for what it does not define.
+
+        `read`: with the permutations and lists read from their files.
+        """
         return choose_setting(
             self.protocol,
             mode=asked.mode,
@@ -132,6 +136,7 @@ class EvaluationConfig(Settings):
             locations=self.locations,
             query_list=self.query_list,
             gallery_list=self.gallery_list,
+            read=read,
         )
 
     def settings(self) -> list[Setting]:

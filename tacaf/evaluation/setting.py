@@ -71,8 +71,11 @@ class Scoring:
     device: str = "cpu"
 
 
-def choose_setting(protocol: str, **choices: Unpack[Choices]) -> Setting:
-    """Fill in the defaults and read the files that are named. InputError for what the protocol does not define."""
+def choose_setting(protocol: str, *, read: bool = True, **choices: Unpack[Choices]) -> Setting:
+    """Fill in the defaults and read the files that are named. InputError for what the protocol does not define.
+
+    `read`: read the permutations and lists. Without it, only the choices are checked, and the files may be absent.
+    """
     table = PROTOCOLS.get(protocol)
     if table is None:
         raise InputError(f"expected protocol {one_of(PROTOCOLS)}, got {protocol!r}; choose one of them")
@@ -82,20 +85,20 @@ def choose_setting(protocol: str, **choices: Unpack[Choices]) -> Setting:
         raise InputError(f"expected shots {one_of(table.shots or (1,))} under {protocol}, got {shots}; change shots")
     if unique_ids is not None and unique_ids != table.unique_pids and not table.unique_pids_optional:
         raise InputError(f"expected unique ids {table.unique_pids} under {protocol}, got {unique_ids}; leave it out")
-    draw, permutations = _choose_draw(table, choices.get("gallery_draw"), choices.get("splits"))
+    draw, path = _choose_draw(table, choices.get("gallery_draw"), choices.get("splits"), read)
     exclusion, locations = _choose_exclusion(table, choices.get("exclude"), choices.get("locations"))
-    query_list, gallery_list = _read_lists(table, search, choices.get("query_list"), choices.get("gallery_list"))
+    query_list, gallery_list = _choose_lists(table, search, choices)
     return Setting(
         protocol=table,
         search_name=search,
         shots=shots if table.draws else None,
         gallery_draw=draw,
         unique_pids=table.unique_pids if unique_ids is None else unique_ids,
-        permutations=permutations,
+        permutations=load_permutations(path) if read and path else None,
         exclusion=exclusion,
         locations=locations,
-        query_list=query_list,
-        gallery_list=gallery_list,
+        query_list=ImageList.read(query_list) if read and query_list else None,
+        gallery_list=ImageList.read(gallery_list) if read and gallery_list else None,
     )
 
 
@@ -116,8 +119,10 @@ def _choose_search(table: Protocol, choices: Choices) -> str:
     return name
 
 
-def _choose_draw(table: Protocol, chosen: str | None, splits: Path | None) -> tuple[str | None, np.ndarray | None]:
-    """The gallery draw and, for the official one, the authors' permutations."""
+def _choose_draw(
+    table: Protocol, chosen: str | None, splits: Path | None, read: bool
+) -> tuple[str | None, Path | None]:
+    """The gallery draw and, for the official one, the file of the authors' permutations."""
     if chosen is not None and chosen not in table.draws:
         raise InputError(
             f"expected gallery draw {one_of(table.draws) or 'none'} under {table.name}, got {chosen!r}; change it"
@@ -126,7 +131,7 @@ def _choose_draw(table: Protocol, chosen: str | None, splits: Path | None) -> tu
         raise InputError(f"expected no splits under {table.name}, which has no official draw, got {shown(splits)}")
     if not table.draws:
         return None, None
-    path = find_permutations(splits)
+    path = find_permutations(splits) if read else splits
     draw = chosen or ("official" if path else "literature")
     if draw != "official":
         return draw, None
@@ -135,7 +140,7 @@ def _choose_draw(table: Protocol, chosen: str | None, splits: Path | None) -> tu
             f"expected {PERMUTATIONS_FILE} for the official draw, got no splits; give --splits with the folder that"
             " holds it (from the data set authors' evaluation program), or use the literature draw"
         )
-    return draw, load_permutations(path)
+    return draw, path
 
 
 def _choose_exclusion(
@@ -161,15 +166,14 @@ def _choose_exclusion(
     return exclusion, dict(locations or {})
 
 
-def _read_lists(
-    table: Protocol, search: str, query_list: Path | None, gallery_list: Path | None
-) -> tuple[ImageList | None, ImageList | None]:
+def _choose_lists(table: Protocol, search: str, choices: Choices) -> tuple[Path | None, Path | None]:
+    """The files of the query list and of the gallery list."""
+    query_list, gallery_list = choices.get("query_list"), choices.get("gallery_list")
     if not table.open and (query_list or gallery_list):
         raise InputError(f"expected no lists of images under {table.name}; leave them out, or use generic")
     if search == LISTED and not (query_list and gallery_list):
         raise InputError("expected a query list and a gallery list for direction listed; give both, or a direction")
-    queries, gallery = (ImageList.read(path) if path else None for path in (query_list, gallery_list))
-    return queries, gallery
+    return query_list, gallery_list
 
 
 def one_of(values: Iterable[object]) -> str:

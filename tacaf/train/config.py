@@ -1,8 +1,11 @@
-"""The configuration of a run: YAML with `base:`, `--set a.b=c` on top, checked by pydantic before anything starts."""
+"""The configuration of a run: its sections, what must hold between them, and its text.
 
-import importlib.util
+A configuration can be read on any machine: the files and packages that it names are checked by the command that needs
+them, when it starts.
+"""
+
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
@@ -16,139 +19,8 @@ from tacaf.optim import OptimConfig
 from tacaf.settings import Settings, UserPath
 from tacaf.train.config_errors import explain
 from tacaf.train.config_file import dotted, read_values
+from tacaf.train.train_config import TrainConfig
 from tacaf.vocabulary import InputError
-
-MOST_EPOCHS, MOST_STEPS, MOST_SECONDS = 10**6, 10**9, 1e8
-
-
-class TrainConfig(Settings):
-    """How long, how precise, and what is kept."""
-
-    epochs: int = Field(100, ge=1, le=MOST_EPOCHS, description="Epochs of the whole run.")
-    steps_per_epoch: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="Cut every epoch to this many steps; null: the plan's own number."
-    )
-    precision: Literal["fp32", "bf16"] = Field(
-        "bf16", description="bf16: autocast with fp32 parameters, norms, pooling, distances and losses."
-    )
-    channels_last: bool = Field(True, description="Keep maps channels-last in memory.")
-    accumulate: int = Field(
-        1,
-        ge=1,
-        le=MOST_STEPS,
-        description=(
-            "Batches per update: the mean of so many consecutive batches' gradients. A step is still one batch of the"
-            " plan, in epochs, rates, metrics and checkpoints; checkpoints are made after whole updates only."
-        ),
-    )
-    compile: bool = Field(
-        False, description="torch.compile the model's training pass; a minute or more at every start. Not with ZeRO-3."
-    )
-    cuda_graph: bool = Field(
-        False,
-        description=(
-            "On a GPU: capture forward, losses and backward of a step once in a CUDA graph and replay it, because the"
-            " host may need longer to launch a step's kernels than the GPU to run them. For one rank and ZeRO stage 0."
-            " If a step cannot be captured, the run warns, says why, and continues without the graph."
-        ),
-    )
-    deterministic: bool = Field(
-        False,
-        description=(
-            "On a GPU: take cuDNN's reproducible convolutions, not those that are fastest for the sizes of this run."
-        ),
-    )
-    weights: UserPath | None = Field(None, description="ImageNet ResNet-50 file (.pth or .safetensors) to start from.")
-    start_from: UserPath | None = Field(
-        None, description="model.safetensors of a trained TACAFNet to start from; classifiers are new."
-    )
-    save_every: int = Field(
-        1, ge=1, le=MOST_EPOCHS, description="Epochs between checkpoints; the last epoch is always saved."
-    )
-    save_every_steps: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="Also save after every so many steps of the run."
-    )
-    keep: int = Field(2, ge=1, le=MOST_STEPS, description="How many of the newest checkpoints stay.")
-    choose: Literal["last", "validation"] = Field(
-        "last",
-        description=(
-            "The model that is kept and scored: the last epoch's, or the best on validation identities (needs"
-            " data.split: train)."
-        ),
-    )
-    best_by: Literal["mAP", "rank1", "mINP"] = Field(
-        "mAP", description="What the best epoch on validation identities is best in; its checkpoint is kept as well."
-    )
-    log_every: int = Field(1, ge=1, le=MOST_STEPS, description="Steps between lines in metrics.jsonl.")
-    watch: tuple[Literal["csv_monitor", "tensorboard", "wandb"], ...] = Field(
-        (),
-        description=(
-            "DeepSpeed's monitors to write to as well, in <run>/watch; more settings in deepspeed.<name>. tensorboard"
-            " and wandb need their packages."
-        ),
-    )
-    on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="A loss or gradient that is no finite number: stop all ranks, or leave that step out."
-    )
-    nonfinite_limit: int = Field(
-        10, ge=1, le=MOST_STEPS, description="With skip: how many steps of the run may be left out."
-    )
-    start_limit_s: float = Field(600, gt=0, le=MOST_SECONDS, description="Seconds the ranks have to find each other.")
-    stall_limit_s: float = Field(
-        1800,
-        gt=0,
-        le=MOST_SECONDS,
-        description="Seconds without a step forward after which a rank ends the run and names who hangs.",
-    )
-
-    @model_validator(mode="after")
-    def _one_start(self) -> "TrainConfig":
-        if self.weights and self.start_from:
-            raise ValueError("expected weights or start_from, got both; leave one out")
-        return self
-
-    @model_validator(mode="after")
-    def _whole_updates(self) -> "TrainConfig":
-        for name in ("steps_per_epoch", "save_every_steps"):
-            steps = getattr(self, name)
-            if steps and steps % self.accumulate:
-                raise ValueError(
-                    f"{name}: expected a multiple of accumulate = {self.accumulate}, since checkpoints and epochs end"
-                    f" with a whole update, got {steps}; take {-(-steps // self.accumulate) * self.accumulate}"
-                )
-        if self.accumulate > 1 and self.on_nonfinite == "skip":
-            raise ValueError(
-                f"on_nonfinite: expected stop with accumulate = {self.accumulate}, since no step can be left out of an"
-                " update, got skip; change one of them"
-            )
-        return self
-
-    def steps_of_epoch(self, planned: int) -> int:
-        """`steps_per_epoch`, or all of the `planned` batches that fill whole updates."""
-        steps = self.steps_per_epoch or planned // self.accumulate * self.accumulate
-        if steps == 0:
-            raise InputError(
-                f"train.accumulate: expected at most the {planned} batches of an epoch, got {self.accumulate}; lower it"
-            )
-        return steps
-
-    def begins_update(self, step: int) -> bool:
-        """Whether no gradient waits before this step of an epoch."""
-        return step % self.accumulate == 0
-
-    def ends_update(self, step: int) -> bool:
-        """Whether an update stands at the end of this step of an epoch."""
-        return (step + 1) % self.accumulate == 0
-
-    @model_validator(mode="after")
-    def _can_watch(self) -> "TrainConfig":
-        for name in self.watch:
-            if name != "csv_monitor" and importlib.util.find_spec(name) is None:
-                raise ValueError(
-                    f"watch: expected the package {name} for the monitor {name!r}, found none; pip install {name}, or"
-                    " take it out"
-                )
-        return self
 
 
 class Config(Settings):

@@ -1,28 +1,15 @@
-"""Configuration files as plain values: YAML with limits, `base:` files below it, `--set a.b=c` above it.
+"""Configuration files: YAML, `base:` files below it, `--set a.b=c` above it."""
 
-A value is text, a number, true or false, null, a list, or a mapping with text as keys. YAML could say more: tags that
-build objects, dates, sets, keys given twice, aliases that grow without bound. All of that is refused, or is text.
-"""
-
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tacaf.files import path_of, read_bytes, reason_of, shown
+from tacaf.train.plain_yaml import parse_yaml, short_name
 from tacaf.vocabulary import InputError
 
 MOST_BYTES = 2**18  # of a file; the shipped ones have one thousand
-MOST_NODES = 20_000  # of a file, aliases counted as often as they are used
-MOST_DEPTH = 32
 MOST_BASES = 16
-_TAG = "tag:yaml.org,2002:"
-_SCALARS = ("str", "null", "bool", "int", "float", "timestamp", "merge", "value")
-_MOST_WHOLE = 2**63
-_OPEN = (yaml.SequenceStartEvent, yaml.MappingStartEvent)
-_CLOSE = (yaml.SequenceEndEvent, yaml.MappingEndEvent)
 
 
 def read_values(path: Path, overrides: list[str]) -> dict[str, Any]:
@@ -33,120 +20,8 @@ def read_values(path: Path, overrides: list[str]) -> dict[str, Any]:
     return values
 
 
-def parse_yaml(text: str, where: str, name: str = "") -> Any:
-    """The plain value of a YAML document, which is that of the key `name`.
-
-    InputError names `where`, line and key, and what was expected there.
-    """
-    key = f"{_short(name)}: " if name else ""
-    try:
-        _refuse_large(text, f"{where}: {key}".removesuffix(": "))
-        node = yaml.compose(text, yaml.SafeLoader)
-        return None if node is None else _Reader(where).plain(node, name)
-    except RecursionError:
-        raise InputError(f"{where}: {key}nested too deeply; see launch/configs/ for examples") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{where}: {_place_of(error)}{key}expected YAML, got {_problem_of(error)}; mend it") from None
-
-
-class _Reader:
-    """Turns YAML's nodes into plain values, counting them. `name` is always the dotted name of the place."""
-
-    def __init__(self, where: str) -> None:
-        self.where, self.nodes = where, 0
-        self.constructor = yaml.SafeLoader("")
-
-    def plain(self, node: yaml.Node, name: str = "", depth: int = 0) -> Any:
-        self.nodes += 1
-        if depth > MOST_DEPTH:
-            self.refuse(node, name, f"at most {MOST_DEPTH} levels of nesting, got more (an anchor inside itself?)")
-        if self.nodes > MOST_NODES:
-            self.refuse(node, name, f"at most {MOST_NODES:,} values, aliases counted, got more")
-        kind = node.tag.removeprefix(_TAG)
-        if isinstance(node, yaml.SequenceNode) and kind == "seq":
-            return [self.plain(below, f"{name}[{at}]", depth + 1) for at, below in enumerate(node.value)]
-        if isinstance(node, yaml.MappingNode) and kind == "map":
-            return self.mapping(node, name, depth)
-        if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
-            return self.scalar(node, kind, name)
-        tag = shown(node.tag.replace(_TAG, "!!"))
-        return self.refuse(node, name, f"a plain value, got the tag {tag[:80]}; take it out")
-
-    def mapping(self, node: yaml.MappingNode, name: str, depth: int) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
-        own: dict[str, Any] = {}
-        lines: dict[str, int] = {}
-        for key_node, value_node in node.value:
-            if key_node.tag == f"{_TAG}merge":
-                merged = {**self.merged(value_node, name, depth + 1), **merged}
-                continue
-            key, line = self.key(key_node, name), key_node.start_mark.line + 1
-            below = f"{name}.{key}" if name else key
-            if key in own:
-                self.refuse(key_node, below, f"the key once, got it in lines {lines[key]} and {line}; take one out")
-            own[key], lines[key] = self.plain(value_node, below, depth + 1), line
-        return {**merged, **own}
-
-    def key(self, node: yaml.Node, name: str) -> str:
-        kind = node.tag.removeprefix(_TAG)
-        if not isinstance(node, yaml.ScalarNode) or kind not in _SCALARS:
-            return self.refuse(node, name, "text or a whole number as a key, got something else")
-        return str(self.scalar(node, kind, name)) if kind == "int" else str(node.value)
-
-    def merged(self, node: yaml.Node, name: str, depth: int) -> dict[str, Any]:
-        """What `<<:` brings: a mapping, or several of which the first wins."""
-        found = self.plain(node, name, depth)
-        parts = found if isinstance(found, list) else [found]
-        if not all(isinstance(part, dict) for part in parts):
-            self.refuse(node, name, "a mapping, or a list of them, behind <<, got something else")
-        return {key: value for part in reversed(parts) for key, value in part.items()}
-
-    def scalar(self, node: yaml.ScalarNode, kind: str, name: str) -> Any:
-        text = str(node.value)
-        if kind == "null":
-            return None
-        if kind == "bool":
-            return self.constructor.construct_yaml_bool(node)
-        # A date is a name such as any other, and so is 12:30, which YAML takes for a number.
-        if kind not in ("int", "float") or ":" in text:
-            return text
-        build = self.constructor.construct_yaml_int if kind == "int" else self.constructor.construct_yaml_float
-        try:
-            number = build(node)
-        except (ValueError, OverflowError):  # an integer of thousands of digits is one, too
-            number = math.inf
-        if abs(number) < (_MOST_WHOLE if kind == "int" else math.inf):  # false for what is no number, too
-            return number
-        got = shown(text if len(text) <= 40 else f"{text[:20]}... of {len(text)} digits")
-        return self.refuse(node, name, f"a number that is finite and not huge, got {got}")
-
-    def refuse(self, node: yaml.Node, name: str, text: str) -> Any:
-        place = f"{_short(name)}: " if name else ""
-        raise InputError(f"{self.where}: line {node.start_mark.line + 1}: {place}expected {text}")
-
-
-def _refuse_large(text: str, where: str) -> None:
-    """InputError for what would take long to build, from the events alone."""
-    depth = 0
-    for count, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
-        depth += isinstance(event, _OPEN) - isinstance(event, _CLOSE)
-        if depth > MOST_DEPTH or count > 2 * MOST_NODES:
-            many = f"{MOST_DEPTH} levels of nesting" if depth > MOST_DEPTH else f"{MOST_NODES:,} values"
-            line = f"line {event.start_mark.line + 1}: " if event.start_mark else ""
-            raise InputError(f"{where}: {line}expected at most {many}, got more")
-
-
-def _place_of(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    return f"line {mark.line + 1}, column {mark.column + 1}: " if mark is not None else ""
-
-
-def _problem_of(error: yaml.YAMLError) -> str:
-    return shown(getattr(error, "problem", None) or " ".join(str(error).split()))[:200]
-
-
 def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    where = _short(path)
+    where = short_name(path)
     try:
         place, exists = path.resolve(), path.exists()
     except (OSError, ValueError, RuntimeError) as error:
@@ -158,20 +33,26 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if not exists:
         of = f", the base of {shown(seen[-1])}" if seen else "; give its path with --config"
         raise InputError(f"expected a configuration file, found none at {where}{of}")
-    try:
-        values = parse_yaml(read_bytes(path, MOST_BYTES).decode(), where)
-    except UnicodeDecodeError:
-        raise InputError(f"{where}: expected YAML, got bytes that are not UTF-8; mend the file") from None
-    if not isinstance(values, dict):
-        raise InputError(
-            f"{where}: expected a mapping of keys, got {_kind_of(values)}; see launch/configs/ for examples"
-        )
+    values = _mapping_in(path)
     base = values.pop("base", None)
     if base is None:
         return values
     if not isinstance(base, str) or not base or "\0" in base:
         raise InputError(f"{where}: base: expected the path of a configuration file, got {_kind_of(base)}")
     return _merged(_with_bases(path.parent / path_of(base), (*seen, place)), values)
+
+
+def _mapping_in(path: Path) -> dict[str, Any]:
+    where = short_name(path)
+    try:
+        values = parse_yaml(read_bytes(path, MOST_BYTES).decode(), where)
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: expected YAML, got bytes that are not UTF-8; correct the file") from None
+    if not isinstance(values, dict):
+        raise InputError(
+            f"{where}: expected a mapping of keys, got {_kind_of(values)}; see launch/configs/ for examples"
+        )
+    return values
 
 
 def _kind_of(value: Any) -> str:
@@ -191,7 +72,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _apply(values: dict[str, Any], override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
-        raise InputError(f"--set: expected key=value such as train.epochs=20, got {_short(override)}")
+        raise InputError(f"--set: expected key=value such as train.epochs=20, got {short_name(override)}")
     *parents, last = name.split(".")
     for parent in parents:
         values = values.setdefault(parent, {})
@@ -202,11 +83,6 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if len(text) > MOST_BYTES:
         raise InputError(f"--set {shown(name)}: expected at most {MOST_BYTES:,} letters, got {len(text):,}")
     values[last] = parse_yaml(text, "--set", name)
-
-
-def _short(name: str | Path) -> str:
-    text = str(name)
-    return shown(text if len(text) <= 80 else text[:77] + "...")
 
 
 def dotted(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -11,11 +11,12 @@ from tacaf.data.plan import Plan
 from tacaf.interfaces import Pairs
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import ModelConfig, TacafNet
-from tacaf.train.config import Config, TrainConfig, dump_config
+from tacaf.train.config import Config, dump_config
 from tacaf.train.engine import check_settings
 from tacaf.train.finish import check_scoring
 from tacaf.train.flops import BF16_RATES, step_flops
 from tacaf.train.forward import forward, noise_batch, pairs_of
+from tacaf.train.train_config import TrainConfig
 from tacaf.vocabulary import InputError
 
 OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # fp32 numbers an optimiser keeps per parameter

@@ -1,8 +1,6 @@
 """What happens beside the steps: evaluation after an epoch; the model, the scores and the report at the end."""
 
 import shutil
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,15 +14,14 @@ from tacaf.evaluation.score import score_all, score_setting
 from tacaf.evaluation.text import result_tables
 from tacaf.evaluation.trials import make_trials
 from tacaf.files import shown, whole_path
-from tacaf.model.file import MODEL, load_model
+from tacaf.model.file import MODEL, load_model, write_model
 from tacaf.report.pictures import make_pictures
 from tacaf.report.report import write_report
-from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import Config
-from tacaf.train.engine import Place
+from tacaf.train.engine import whole_model, whole_state
 from tacaf.train.leak import check_protocol, refuse_leak
-from tacaf.train.new_model import save_model
-from tacaf.train.run_log import Watcher
+from tacaf.train.new_model import model_facts
+from tacaf.train.run import Run
 from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 from tacaf.train.state import TrainState
 
@@ -66,17 +63,12 @@ def validates(config: Config, index: ShardIndex) -> bool:
     return config.data.split == "train" and "val" in index.splits
 
 
-def evaluate_epoch(
-    config: Config,
-    state: TrainState,
-    engine: Any,
-    index: ShardIndex,
-    place: Place,
-    run: Path,
-    watcher: Watcher,
-    identities: int,
-) -> TrainState:
-    """Score every so many epochs: held-out validation identities, else the test identities, to watch only."""
+def evaluate_epoch(run: Run, state: TrainState) -> TrainState:
+    """Score the model after an epoch: on validation identities that are held out, else on the test identities to watch.
+
+    Keeps the best model on validation identities. Returns the state with the evaluation counted.
+    """
+    config, index = run.config, run.data.index
     due = config.evaluation.every and state.epoch % config.evaluation.every == 0
     last = state.epoch == config.train.epochs
     held_out = validates(config, index)
@@ -85,60 +77,55 @@ def evaluate_epoch(
     if not (held_out if last else due):
         return state
     split = "val" if held_out else scored_split(config, index)
-    distributed.average_batchnorm_statistics(engine.module)
+    distributed.average_batchnorm_statistics(run.engine.module)
     extraction = Extraction.of(config.data.augment.height, config.data.augment.width, config.evaluation)
-    model = deepspeed_engine.whole_model(engine, config)
-    features, _ = embed_identities(model, index, index.pids_of(split), extraction, place, watcher.stop)
+    model, pids = whole_model(run.engine, config), index.pids_of(split)
+    features, _ = embed_identities(model, index, pids, extraction, run.place, run.watched)
     settings = settings_for(config, split)
     result = score_setting(features, settings.setting(settings.asked()[0]), settings.scoring)
-    watcher.evaluated(state, split, result)
+    run.log.evaluated(state, split, result)
     reached = result.mean[config.train.best_by]
     if split == "val" and reached > state.best:
         state = state._replace(best=reached, best_epoch=state.epoch)
-        tensors = deepspeed_engine.whole_state(engine)
-        if place.rank == 0:
-            save_model(run / BEST, tensors, config, identities, index, f"validation, epoch {state.epoch}")
+        save_model(run, BEST, f"validation, epoch {state.epoch}")
     return state
 
 
-def finish(
-    config: Config,
-    state: TrainState,
-    engine: Any,
-    index: ShardIndex,
-    place: Place,
-    run: Path,
-    watcher: Watcher,
-    identities: int,
-) -> None:
+def save_model(run: Run, name: str, chosen: str) -> None:
+    """Write the model into the run's folder. Every rank must call it; rank 0 writes."""
+    tensors = whole_state(run.engine)
+    if run.place.rank == 0:
+        facts = model_facts(run.config, run.data.identities, run.data.index, chosen)
+        write_model(run.folder / name, tensors, facts)
+
+
+def finish(run: Run, state: TrainState) -> None:
     """Write model.safetensors, score it by every setting of the config, write the report, print the table."""
-    distributed.average_batchnorm_statistics(engine.module)
-    tensors = deepspeed_engine.whole_state(engine)
-    if place.rank == 0:
-        if config.train.choose == "validation":
-            with whole_path(run / MODEL) as made:
-                shutil.copyfile(run / BEST, made)
-        else:
-            save_model(run / MODEL, tensors, config, identities, index, f"last epoch ({state.epoch})")
+    config, index, folder = run.config, run.data.index, run.folder
+    distributed.average_batchnorm_statistics(run.engine.module)
+    if config.train.choose == "last":
+        save_model(run, MODEL, f"last epoch ({state.epoch})")
+    elif run.place.rank == 0:
+        with whole_path(folder / MODEL) as made:
+            shutil.copyfile(folder / BEST, made)
     distributed.barrier()
-    model, card = load_model(run / MODEL)
+    model, card = load_model(folder / MODEL)
     split = scored_split(config, index)
     pids = index.pids_of(split)
     refuse_leak(index, card.trained_on, pids)
     extraction = Extraction.of(card.height, card.width, config.evaluation)
-    features, rows = embed_identities(model.to(place.device), index, pids, extraction, place, watcher.stop)
+    features, rows = embed_identities(model.to(run.place.device), index, pids, extraction, run.place, run.watched)
     with distributed.together():
-        if place.rank == 0:
+        if run.place.rank == 0:
             settings = settings_for(config, split)
             known = circumstances_of(card, split, extraction, index)
             results = score_all(features, settings.settings(), settings.scoring, known)
-            watcher.evaluated(state, split, results[0])
-            watcher.close()
-            write_results(results, run / "results")
-            features.save(run / "results" / "features.npz")
-            pictures = make_pictures(
-                features, rows, index, config.evaluation, config.seed, model.eval(), (card.height, card.width)
-            )
-            report = write_report(run, config.evaluation, pictures)
+            run.log.evaluated(state, split, results[0])
+            run.log.close()
+            write_results(results, folder / "results")
+            features.save(folder / "results" / "features.npz")
+            size = (card.height, card.width)
+            pictures = make_pictures(features, rows, index, config.evaluation, config.seed, model.eval(), size)
+            report = write_report(folder, config.evaluation, pictures)
             print(result_tables(results))
             print(f"report: {shown(report)}")

@@ -9,8 +9,8 @@ from tacaf.interfaces import Pairs
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
 from tacaf.train.config import Config
-from tacaf.train.engine import Place
 from tacaf.train.forward import noise_batch, pairs_of
+from tacaf.train.processes import Place
 
 # Dense matrix products in bf16 a second, by the makers' data sheets.
 BF16_RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12}

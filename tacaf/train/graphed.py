@@ -9,7 +9,7 @@ A capture executes nothing, and the steps before it are ordinary steps of the ru
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -20,17 +20,10 @@ from tacaf.model.classifier import Classifier
 from tacaf.train.capture import captured, reason_of
 from tacaf.train.config import Config
 from tacaf.train.forward import forward
-from tacaf.train.step_figures import stacked
+from tacaf.train.step_figures import Computed, stacked
 from tacaf.train.update import backward, poisoned
 
 WARM_UP = 3  # steps before the capture: they compile kernels, and cuDNN and the allocator find their choices
-
-
-class Computed(NamedTuple):
-    """What a step has computed when the gradients are there. The next step may write over it."""
-
-    terms: dict[str, torch.Tensor]
-    figures_F: torch.Tensor  # the loss and its terms, float32
 
 
 Compute = Callable[[Batch], Computed]

@@ -1,12 +1,11 @@
-"""A new model from the config, and the model file of a run: model.safetensors, which tacaf/model/file.py reads back."""
+"""A new model from the configuration, and what its file will say of it."""
 
-from pathlib import Path
+from typing import Any
 
 import torch
 
 from tacaf.data.index import ShardIndex
 from tacaf.model.adapters import LibraryBackbone
-from tacaf.model.file import write_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import load_imagenet_resnet, load_tacafnet
 from tacaf.provenance import git_commit, versions
@@ -26,11 +25,12 @@ def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
     return model, "weights: from scratch"
 
 
-def save_model(
-    path: Path, state: dict[str, torch.Tensor], config: Config, identities: int, index: ShardIndex, chosen: str
-) -> None:
-    """Write the model whole or not at all."""
-    facts = {
+def model_facts(config: Config, identities: int, index: ShardIndex, chosen: str) -> dict[str, Any]:
+    """What `write_model` puts into the file of a model of this training, beside its tensors.
+
+    `chosen`: which epoch's model it is, "last epoch (e)" or "validation, epoch e".
+    """
+    return {
         "model": config.model.portable().model_dump(mode="json"),
         "identities": identities,
         "height": config.data.augment.height,
@@ -43,4 +43,3 @@ def save_model(
         "versions": versions(),
         "commit": git_commit(),
     }
-    write_model(path, state, facts)

@@ -1,4 +1,4 @@
-"""What a run says of itself while it runs: metrics.jsonl, DeepSpeed's monitors, the progress line; and bad losses."""
+"""The log of a run: metrics.jsonl, DeepSpeed's monitors, the progress line, and what to do about non-finite losses."""
 
 import json
 import math
@@ -16,10 +16,9 @@ from tacaf.evaluation.results import Result
 from tacaf.files import write_whole
 from tacaf.progress import Progress
 from tacaf.run_files import MetricsWriter
-from tacaf.train.config import Config
-from tacaf.train.engine import Place
+from tacaf.train.processes import Place
 from tacaf.train.state import TrainState
-from tacaf.train.stop import StopRequest
+from tacaf.train.train_config import TrainConfig
 from tacaf.transfer import HostCopy
 from tacaf.vocabulary import InputError
 
@@ -27,8 +26,8 @@ MIB = 2**20
 NORM = "gradient_norm"
 
 
-class Launched(NamedTuple):
-    """A step of which everything is launched; on a GPU it may still be running."""
+class LaunchedStep(NamedTuple):
+    """A step that is launched as a whole; on a GPU it may still be running."""
 
     number: int  # steps of the run before it
     epoch: int
@@ -57,46 +56,52 @@ class StepFigures(NamedTuple):
         return {name: sum(losses[name] for losses in self.ranks) / len(self.ranks) for name in self.ranks[0]}
 
 
-class Watcher:
-    """Writes what a step was; silent on every rank but the first."""
+class Extent(NamedTuple):
+    """How much there is to do in a run, by which progress and speed are measured."""
+
+    steps: int  # of the whole run
+    images: int  # of a global batch
+    share_at_one_second: float | None  # of the GPUs' matrix rate, by a step of one second; see flops.py
+
+
+class RunLog:
+    """Logs a run's steps, scores and warnings. On every rank but the first it writes nothing and only warns."""
 
     def __init__(
-        self, config: Config, run: Path, place: Place, state: TrainState, total: int, images: int, stop: StopRequest
+        self, config: TrainConfig, folder: Path, place: Place, extent: Extent, *, done: int, monitor: Any
     ) -> None:
-        """`total` steps in the run, `images` in a global batch."""
+        """`done`: the run's steps before this start. `monitor`: DeepSpeed's, which may be switched off."""
         first = place.rank == 0
-        self.config, self.run, self.place, self.images, self.stop = config, run, place, images, stop
-        self.global_step = state.global_step
-        self.monitor: Any = None  # DeepSpeed's, once the engine stands
-        self.share_at_1s: float | None = None  # of the GPUs' matrix rate, see flops.py
-        self.metrics = MetricsWriter(run / "metrics.jsonl" if first else None, state.global_step)
-        self.progress = Progress(total, state.global_step, active=first)
+        self.config, self.folder, self.place, self.extent, self.monitor = config, folder, place, extent, monitor
+        self.global_step = done
+        self.metrics = MetricsWriter(folder / "metrics.jsonl" if first else None, done)
+        self.progress = Progress(extent.steps, done, active=first)
         self.began = time.perf_counter()
         if self.metrics.said is not None:
             self.warn(self.metrics.said)
 
     def gather(self, own: dict[str, float], wait_s: float) -> StepFigures:
-        """Every rank's losses of a step, "loss" and every term; the ranks meet here."""
+        """Every rank's losses of a step, "loss" and every term. A collective call."""
         rows = distributed.numbers_of_ranks([*own.values(), wait_s, peak_memory_mib(self.place.device)])
         ranks = [dict(zip(own, row, strict=False)) for row in rows]
         return StepFigures(ranks, max(row[-2] for row in rows), max(row[-1] for row in rows))
 
-    def step(self, step: Launched, figures: StepFigures, norm: float | None) -> None:
-        """Log one finished step; its time is without evaluation and saves. `norm`: of the gradient, if there is one."""
+    def step(self, step: LaunchedStep, figures: StepFigures, norm: float | None) -> None:
+        """Log one finished step. Its time excludes evaluations and saves. `norm`: the gradient's, after an update."""
         now = time.perf_counter()
         step_s, self.began = now - self.began, now
         self.global_step += 1
         mean = figures.mean
         loss = mean.pop("loss")
         speed = {
-            "images_per_s": round(self.images / step_s, 1),
+            "images_per_s": round(self.extent.images / step_s, 1),
             "data_wait_share": round(figures.wait_s / step_s, 4),
             "step_ms": round(1000 * step_s, 1),
             "peak_memory_mib": round(figures.peak_memory_mib, 1),
         }
-        if self.share_at_1s is not None:
-            speed["matrix_rate_share"] = round(self.share_at_1s / step_s, 4)
-        if self.global_step % self.config.train.log_every == 0:
+        if self.extent.share_at_one_second is not None:
+            speed["matrix_rate_share"] = round(self.extent.share_at_one_second / step_s, 4)
+        if self.global_step % self.config.log_every == 0:
             self.metrics.write(
                 kind="step",
                 epoch=step.epoch,
@@ -108,18 +113,18 @@ class Watcher:
                 lr=step.rates,
                 **speed,
             )
-            self._tell_monitors({"loss": loss, **mean, "gradient_norm": norm, **speed}, step.rates)
+            self._write_events({"loss": loss, **mean, "gradient_norm": norm, **speed}, step.rates)
         self.progress.step(
             f"epoch {step.epoch} | loss {loss:.3f} | {speed['images_per_s']:.0f} images/s | waits"
             f" {100 * speed['data_wait_share']:.1f} %"
         )
 
     def evaluated(self, state: TrainState, split: str, result: Result) -> None:
-        """Log the scores of an epoch, and leave the evaluation's time out of the next step's."""
+        """Log the scores of an epoch. The next step's time starts here."""
         mean = result["mean"]
         figures = {name: mean[name] for name in ("rank1", "mAP", "mINP")}
         self.metrics.write(kind="eval", epoch=state.epoch, global_step=state.global_step, split=split, **figures)
-        self._tell_monitors({f"{split} {name}": value for name, value in figures.items()}, {})
+        self._write_events({f"{split} {name}": value for name, value in figures.items()}, {})
         self.say(
             f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean['rank1']:.1f} % | mAP"
             f" {100 * mean['mAP']:.1f} %"
@@ -127,57 +132,63 @@ class Watcher:
         self.next_step()
 
     def next_step(self) -> None:
-        """What was done until now is not part of it."""
+        """The next step's time starts here."""
         self.began = time.perf_counter()
 
     def nonfinite(
-        self, figures: StepFigures, norm: float | None, step: Launched, keys: list[str], skipped: int
+        self, figures: StepFigures, norm: float | None, step: LaunchedStep, keys: list[str], skipped: int
     ) -> None:
-        """A loss or the gradient was no finite number; nothing was updated. Stop all ranks, or by config go on.
+        """Report a step with a non-finite loss or gradient, which updated nothing: InputError, or a warning to skip it.
 
-        Every rank concerned writes its samples, `keys`, into a file, for a replay. `skipped`: such steps before.
+        Every rank concerned writes the names of its samples, `keys`, into a file, so that the step can be repeated.
+        `skipped`: the run's skipped steps before this one.
         """
         bad = [rank for rank, losses in enumerate(figures.ranks) if not all(map(math.isfinite, losses.values()))]
         ranks = bad or list(range(len(figures.ranks)))
-        where = f"epoch {step.epoch}, step {step.step}"
-        path = self.run / f"nonfinite-step-{step.number}-rank-{self.place.rank}.json"
         if self.place.rank in ranks:
-            terms = {name: _plain(value) for name, value in figures.ranks[self.place.rank].items()}
-            facts = {"epoch": step.epoch, "step": step.step, "terms": terms, "gradient_norm": _plain(norm)}
-            write_whole(path, json.dumps({**facts, "samples": keys}, indent=1))
+            self._write_samples(figures, norm, step, keys)
         got = (
             f"losses {figures.ranks[ranks[0]]} on rank {ranks[0]}" if bad else f"finite losses and a gradient of {norm}"
         )
-        files = path.with_name(f"nonfinite-step-{step.number}-rank-*.json")
-        train = self.config.train
-        if train.on_nonfinite == "skip" and skipped < train.nonfinite_limit:
+        where = f"epoch {step.epoch}, step {step.step}"
+        files = self._samples_of(step, "*")
+        skips = self.config.on_nonfinite == "skip"
+        if skips and skipped < self.config.nonfinite_limit:
             self.warn_once(f"step {step.number} skipped: {got} at {where}; the samples are in {files}")
             return
-        more = f"; {skipped} steps were skipped before, the limit" if train.on_nonfinite == "skip" else ""
+        more = f"; {skipped} steps were skipped before, the limit" if skips else ""
         raise InputError(
             f"expected a finite loss and gradient, got {got} at {where}{more}; the samples are in {files}; lower the"
             " learning rate or the loss weights and resume from the last checkpoint",
             shared=True,
         )
 
+    def _write_samples(self, figures: StepFigures, norm: float | None, step: LaunchedStep, keys: list[str]) -> None:
+        terms = {name: _plain(value) for name, value in figures.ranks[self.place.rank].items()}
+        facts = {"epoch": step.epoch, "step": step.step, "terms": terms, "gradient_norm": _plain(norm)}
+        write_whole(self._samples_of(step, self.place.rank), json.dumps({**facts, "samples": keys}, indent=1))
+
+    def _samples_of(self, step: LaunchedStep, rank: int | str) -> Path:
+        return self.folder / f"nonfinite-step-{step.number}-rank-{rank}.json"
+
     def say(self, text: str) -> None:
         self.progress.say(text)
 
     def warn(self, text: str) -> None:
-        """In the first rank's metrics, and on every rank that says it."""
+        """Print a warning on this rank; the first rank logs it too."""
         self.metrics.write(kind="warning", global_step=self.global_step, text=text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def warn_once(self, text: str) -> None:
-        """What every rank knows, said by the first."""
+        """A warning that every rank has and only the first prints."""
         if self.place.rank == 0:
             self.warn(text)
 
     def close(self) -> None:
         self.progress.close()
 
-    def _tell_monitors(self, figures: dict[str, float | None], rates: dict[str, float]) -> None:
-        if self.monitor is None or not self.monitor.enabled:
+    def _write_events(self, figures: dict[str, float | None], rates: dict[str, float]) -> None:
+        if not self.monitor.enabled:
             return
         figures = {**figures, **{f"lr {name}": rate for name, rate in rates.items()}}
         self.monitor.write_events(
@@ -193,5 +204,5 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def _plain(value: float | None) -> float | None:
-    """For JSON, which knows no NaN: six digits behind the point, or null."""
+    """For JSON, which has no NaN: rounded to six decimals, or null."""
     return None if value is None or not math.isfinite(value) else round(value, 6)

@@ -1,8 +1,9 @@
 """Embeddings of a shard set's images by a model, and what a result says of both."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,7 @@ from tacaf.evaluation.extract import extract
 from tacaf.evaluation.features import FeatureSet
 from tacaf.model.file import ModelCard
 from tacaf.model.tacafnet import TacafNet
-from tacaf.train.engine import Place
-from tacaf.train.stop import StopRequest
+from tacaf.train.processes import Place
 from tacaf.vocabulary import Embedding, Modality
 
 
@@ -42,11 +42,12 @@ def embed_identities(
     pids: np.ndarray,
     extraction: Extraction,
     place: Place,
-    stop: StopRequest | None = None,
+    watched: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> tuple[FeatureSet, np.ndarray]:
     """Features of every image of these identities and their rows in the index; the same on every rank.
 
-    With `stop`, raises StoppedError between two batches; the model is then as it was.
+    `watched` passes the batches on (`Run.watched`), given how many of them every rank has at least; the model stays as
+    it was if that raises.
     """
     rows = index.rows_of(pids)
 
@@ -69,9 +70,8 @@ def embed_identities(
         ranks=place.world_size,
         device_id=place.device_id,
     )
-    if stop is not None:
-        shared = math.ceil(len(rows) // place.world_size / extraction.batch_size)
-        batches = stop.between(batches, shared)
+    if watched is not None:
+        batches = watched(batches, math.ceil(len(rows) // place.world_size / extraction.batch_size))
     try:
         features = extract(embed, ((images.to(place.device), found) for images, found in batches), index.columns, rows)
     finally:

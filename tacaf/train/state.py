@@ -1,4 +1,4 @@
-"""Where a run stands, and what a resumed run must have in common with it."""
+"""How far a run has come, and what a resumed run must have in common with it."""
 
 import hashlib
 import json
@@ -9,10 +9,11 @@ from pydantic import Field
 from tacaf.data.index import ShardIndex
 from tacaf.documents import Count, Document
 from tacaf.provenance import git_commit, versions
-from tacaf.train.config import Config, TrainConfig
+from tacaf.train.config import Config
+from tacaf.train.train_config import TrainConfig
 
-# Settings a resumed run may change: where things lie, how often something is written, what is scored, which kernels
-# and which of cuDNN's algorithms run, whether a CUDA graph does.
+# Settings that a resumed run may change: where files are, how often something is written, and which of several
+# implementations computes the same thing.
 FREE = {
     "model": ("kernels",),
     "data": ("shards", "remote", "threads", "prefetch", "workers", "bad_sample_share"),
@@ -34,12 +35,8 @@ FREE = {
 }
 
 
-# Settings that are younger than the checkpoint's format: what a checkpoint that has none was trained with.
-BEFORE = {"model.cmaam.mask": "norm"}
-
-
 class TrainState(NamedTuple):
-    """The next step to do, and the best validation so far: all there is to save beside the engine."""
+    """The next step, and the best validation so far: everything that is saved beside the engine."""
 
     epoch: int = 0
     step: int = 0
@@ -47,11 +44,11 @@ class TrainState(NamedTuple):
     best: float = -1.0  # train.best_by on validation identities
     best_epoch: int = -1
     evaluated: int = 0  # epochs whose evaluation is done
-    skipped: int = 0  # steps without an update, because a loss or the gradient was no finite number
+    skipped: int = 0  # steps without an update, because a loss or the gradient was non-finite
 
     @property
     def awaits_evaluation(self) -> bool:
-        """An epoch has ended and its evaluation has not; so it is after a stop in the middle of one."""
+        """An epoch has ended and its evaluation has not, as after a stop in the middle of an evaluation."""
         return self.step == 0 and self.epoch > self.evaluated
 
     @property
@@ -78,19 +75,19 @@ class TrainState(NamedTuple):
 
 
 class SavedState(Document):
-    """A `TrainState` as a checkpoint's manifest holds it; older ones have less."""
+    """A `TrainState` as a checkpoint's manifest holds it."""
 
     epoch: Count
     step: Count
     global_step: Count
-    best: float = -1.0
-    best_epoch: Annotated[int, Field(ge=-1, lt=2**53)] = -1
-    evaluated: Count = 0
-    skipped: Count = 0
+    best: float
+    best_epoch: Annotated[int, Field(ge=-1, lt=2**53)]
+    evaluated: Count
+    skipped: Count
 
 
 class SavedFacts(Document, extra="ignore"):
-    """What a resuming run reads of a checkpoint's facts; it compares the others with its own (`must_match`)."""
+    """The facts of a checkpoint that a resuming run reads; it compares the others with its own (`must_match`)."""
 
     ranks: Annotated[int, Field(ge=1, le=10**6)]
     state: SavedState
@@ -100,23 +97,24 @@ EPOCHS = "train.epochs"
 
 
 def extension(saved: dict[str, Any], config: Config) -> str | None:
-    """What more epochs than the checkpoint was to have mean for the learning rate; None where there are no more."""
+    """What it means for the learning rate that the run now has more epochs than its checkpoint; None if it has not."""
     before, now = saved.get(EPOCHS), config.train.epochs
     if isinstance(before, bool) or not isinstance(before, int) or now <= before:
         return None
     done = TrainState.of(saved).epoch
     if config.optim.schedule == "one_cycle":
         then = (
-            f"the cosine of optim.schedule one_cycle is stretched to the new end, so the rate from epoch {done} on is"
-            " another than the first plan's, and the run is not the one that was planned so long from the start"
+            f"the cosine of optim.schedule one_cycle is stretched to the new end, so the learning rate from epoch"
+            f" {done} on differs from the first plan's, and the run differs from one that had so many epochs from the"
+            " start"
         )
     else:
-        then = "optim.schedule milestones goes by epoch: the epochs done are those of the longer run too"
+        then = "with optim.schedule milestones the epochs done so far are the same as those of the longer run"
     return f"train.epochs is {now} instead of {before}; {then}"
 
 
 def must_match(config: Config, index: ShardIndex) -> dict:
-    """Flat facts that a checkpoint and the run resuming from it must share, so that a difference can be named."""
+    """The flat facts that a checkpoint and the run resuming from it must share, so that a difference can be named."""
     free = tuple(f"{section}.{key}" for section, keys in FREE.items() for key in keys)
     values = {
         name: value
@@ -131,7 +129,7 @@ def _below(name: str, keys: tuple[str, ...]) -> bool:
 
 
 def circumstances(config: Config, ranks: int) -> dict:
-    """What a checkpoint records beside, and a resuming run may have otherwise: ranks, code, versions."""
+    """What a checkpoint records besides, and may differ when the run resumes: ranks, code, versions."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return {
         "ranks": ranks,

@@ -1,15 +1,16 @@
-"""Being asked to stop: SIGTERM or SIGUSR1 to any rank becomes a checkpoint and an exit code to requeue on.
+"""Being asked to stop: SIGTERM or SIGUSR1 to any rank becomes a checkpoint and an exit status to requeue on.
 
-The signal only sets a flag; the ranks agree on it between steps and between the batches of an evaluation, so that all
-of them leave at the same place. Imports nothing slow: the signals are taken before anything else is loaded.
+The signal only sets a flag. The ranks agree on it between steps and between the batches of an evaluation, so that all
+of them leave at the same place.
 """
 
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-EXIT_CODE = 75  # EX_TEMPFAIL: try again later
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+from tacaf import distributed
+from tacaf.start import HELD
+
 T = TypeVar("T")
 
 
@@ -22,30 +23,33 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self.any_rank: Callable[[bool], bool] = bool  # how ranks agree; set once they can
-        self.moving: Callable[[], None] = lambda: None  # told at every batch of an evaluation
 
     def listen(self) -> "StopRequest":
-        """Take the signals from now on; only the main thread can."""
-        for number in SIGNALS:
+        """Handle the signals from now on, also one that arrived during the imports. Only the main thread can.
+
+        The handlers stay until the process ends, so that a second signal cannot change the exit status of a run that
+        has already been saved.
+        """
+        for number in HELD:
             signal.signal(number, self._ask)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
         return self
 
     def _ask(self, *_: Any) -> None:
         self.asked = True
 
     def check(self) -> None:
-        """StoppedError on all ranks if one was asked. Every rank must call it at the same place."""
-        if self.any_rank(self.asked):
+        """StoppedError on all ranks if one of them was asked. Every rank must call it at the same place."""
+        if distributed.any_rank(self.asked):
             raise StoppedError
 
-    def between(self, batches: Iterable[T], shared: int) -> Iterator[T]:
-        """The batches, with a check after each of the first `shared`, which every rank must have."""
+    def between(self, batches: Iterable[T], shared: int, moving: Callable[[], None]) -> Iterator[T]:
+        """The batches, with a check after each of the first `shared`, which every rank must have.
+
+        `moving` is called after every batch.
+        """
         for number, batch in enumerate(batches):
             yield batch
-            self.moving()
+            moving()
             if number < shared:
                 self.check()
-
-
-STOP = StopRequest()  # of this process, which has its signals only once

@@ -20,10 +20,12 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import read_result
+from tacaf.model.file import write_model
 from tacaf.report.report import write_report
+from tacaf.train import engine
 from tacaf.train.config import dump_config, load_config
 from tacaf.train.leak import refuse_leak
-from tacaf.train.new_model import build_model, save_model
+from tacaf.train.new_model import build_model, model_facts
 from tacaf.vocabulary import InputError
 from tests.processes import LIMIT_S, free_port
 
@@ -53,7 +55,8 @@ def made_run(folder: Path, shards: Path, split: str = "trainval", protocol: str 
     index = ShardIndex.open(shards)
     identities = len(index.pids_of(split))
     model, _ = build_model(config, identities)
-    save_model(folder / "model.safetensors", model.state_dict(), config, identities, index, "last epoch (0)")
+    facts = model_facts(config, identities, index, "last epoch (0)")
+    write_model(folder / "model.safetensors", model.state_dict(), facts)
     (folder / "config.yaml").write_text(dump_config(config))
     return folder
 
@@ -152,6 +155,21 @@ def test_a_regdb_model_is_scored_on_its_own_split_and_several_in_one_table(regdb
         assert error.count("\n") == 1
         assert says in error
     assert results_of(tmp_path) == before
+
+
+def test_a_run_is_scored_without_the_files_and_packages_that_its_configuration_names(
+    sysu_shards, tmp_path, monkeypatch
+):
+    run = made_run(tmp_path / "run", sysu_shards)
+    config = load_config(
+        run / "config.yaml",
+        ["evaluation.splits=/elsewhere/exp", "evaluation.gallery_draw=official", "train.watch=[wandb]"],
+    )
+    (run / "config.yaml").write_text(dump_config(config))
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    words = ("--mode", "all_search", "--shots", 1)
+    assert evaluate("--run", run, "--shards", sysu_shards, "--protocol", "sysu_mm01", *words) == 0
+    assert set(results_of(run / "results")) == {"sysu_mm01-all_search-1shot-literature"}
 
 
 def test_leakage_is_seen_in_a_set_that_was_packed_again(regdb_shards):

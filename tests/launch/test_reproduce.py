@@ -9,7 +9,7 @@ import pytest
 from launch import reproduce
 from launch.study.trainings import Training
 from shards.pedestrians.synth import synthesise
-from tacaf.train.stop import EXIT_CODE
+from tacaf.command import EXIT_STOPPED
 from tests.processes import LIMIT_S, wait_until
 from tests.train.test_training import TINY, refused, run, start, steps_of
 
@@ -37,7 +37,7 @@ def test_sysu_mm01_interrupted_and_resumed(raw_sysu, tmp_path):
         wait_until(lambda: steps_of(out / "runs" / "aug-seed0"), process)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=LIMIT_S)
-    assert process.returncode == EXIT_CODE
+    assert process.returncode == EXIT_STOPPED
     assert not (out / "table.json").exists() or not table_of(out)["complete"]
     # another recipe does not go on with that run: one table, one recipe
     refused(run(*command, "--set", "loss.margin=2", check=False), "expected loss.margin = 0.3")

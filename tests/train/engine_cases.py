@@ -19,8 +19,9 @@ from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.train.config import Config, load_config
-from tacaf.train.engine import build_engine, start_distributed, stop_distributed, whole_state
+from tacaf.train.engine import build_engine, whole_state
 from tacaf.train.forward import forward
+from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.update import update
 from tests.model.cases import tiny_batch, tiny_model
 from tests.tolerances import ADAMW_SHARE, SHARE, State, worst_difference

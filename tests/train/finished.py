@@ -9,9 +9,10 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.results import write_results
 from tacaf.evaluation.score import score_all
 from tacaf.model.file import load_model
+from tacaf.model.file import write_model as write_model_file
 from tacaf.train.config import Config, dump_config, load_config
-from tacaf.train.engine import Place
-from tacaf.train.new_model import build_model, save_model
+from tacaf.train.new_model import build_model, model_facts
+from tacaf.train.processes import Place
 from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 
 DEMO = Path(__file__).parent.parent.parent / "launch" / "configs" / "demo.yaml"
@@ -30,7 +31,8 @@ def write_model(run: Path, shards: Path, identities: int = 3, *settings: str) ->
     (run / "config.yaml").write_text(dump_config(config))
     model, _ = build_model(config, identities)
     index = ShardIndex.open(shards)
-    save_model(run / "model.safetensors", model.state_dict(), config, identities, index, "last epoch (0)")
+    facts = model_facts(config, identities, index, "last epoch (0)")
+    write_model_file(run / "model.safetensors", model.state_dict(), facts)
     return config
 
 

@@ -22,16 +22,16 @@ class CountedGraph(FakeGraph):
 
 
 def main(argv: list[str]) -> int:
-    start = launch.train.deepspeed_engine.start_distributed
+    load = launch.train.load_deepspeed
     with contextlib.ExitStack() as stack:
 
-        def start_and_fake(*arguments: Any) -> Any:
-            place = start(*arguments)  # DeepSpeed finds a CPU
+        def load_and_fake() -> Any:
+            deepspeed = load()  # which finds a CPU
             stack.enter_context(fake_gpu())
             torch.cuda.CUDAGraph = CountedGraph  # type: ignore[misc]
-            return place
+            return deepspeed
 
-        launch.train.deepspeed_engine.start_distributed = start_and_fake
+        launch.train.load_deepspeed = load_and_fake
         status = launch.train.main(argv)
     print(f"replays: {CountedGraph.replays}")
     return status

@@ -19,12 +19,13 @@ from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
-from tacaf.train import engine as deepspeed_engine
 from tacaf.train.config import Config, load_config
-from tacaf.train.engine import Place
+from tacaf.train.engine import build_engine, whole_state
 from tacaf.train.forward import forward
 from tacaf.train.new_model import build_model
+from tacaf.train.processes import Place, start_distributed, stop_distributed
 from tacaf.train.regroup import load_regrouped, regrouped
+from tacaf.train.saving import save
 from tacaf.train.update import update
 
 STEPS = 5
@@ -51,7 +52,7 @@ def build(shards: str, stage: int, kind: str, place: Place) -> tuple[Config, Any
     optimizer = build_optimizer(
         config.optim, model.backbone_parameters(), model.new_parameters(), config.data.plan.images_per_modality
     )
-    return config, deepspeed_engine.build_engine(config, model, optimizer, plan.images // place.world_size), index, plan
+    return config, build_engine(config, model, optimizer, plan.images // place.world_size), index, plan
 
 
 def batches_of(config: Config, index: ShardIndex, plan: Plan, place: Place) -> TrainingPipeline:
@@ -91,9 +92,9 @@ def train(shards: str, out: Path, place: Place) -> None:
             norm = update(engine, loss, clip_norm=0.0)
             steps.append({"loss": mean, "terms": dict(zip(terms, means, strict=True)), "gradient_norm": float(norm)})
         if place.world_size == 2 and (stage, kind) in KINDS.items():
-            deepspeed_engine.save(engine, out / f"{kind}-{stage}-2", STEPS, {"ranks": 2}, keep=1)
+            save(engine, out / f"{kind}-{stage}-2", STEPS, {"ranks": 2}, keep=1)
         distributed.average_batchnorm_statistics(engine.module)
-        state = {name: tensor.clone() for name, tensor in deepspeed_engine.whole_state(engine).items()}
+        state = {name: tensor.clone() for name, tensor in whole_state(engine).items()}
         found[stage, kind] = {"steps": steps, "state": state}
     if place.rank == 0:
         torch.save(found, out / f"ranks-{place.world_size}.pt")
@@ -117,7 +118,7 @@ def nonfinite(shards: str, out: Path, place: Place) -> None:
 
 
 def parameters_of(engine: Any) -> list[torch.Tensor]:
-    whole = deepspeed_engine.whole_state(engine)
+    whole = whole_state(engine)
     return [whole[name].clone() for name, _ in engine.module.named_parameters() if name in whole]
 
 
@@ -129,7 +130,7 @@ def regroup(shards: str, out: Path, place: Place) -> None:
         hyper = [{**group, "params": None} for group in engine.optimizer.optimizer.param_groups]
         assert load_regrouped(engine, first)["facts"] == {"ranks": 2}
         assert [{**group, "params": None} for group in engine.optimizer.optimizer.param_groups] == hyper
-        deepspeed_engine.save(engine, out / f"{kind}-{stage}-again", STEPS, {"ranks": 1}, keep=1)
+        save(engine, out / f"{kind}-{stage}-again", STEPS, {"ranks": 1}, keep=1)
         second = regrouped(out / f"{kind}-{stage}-again" / f"step-{STEPS:08d}", stage)
         names = sorted(str(path.relative_to(first)) for path in (first / "zero").rglob("*.pt"))
         names = [name for name in names if "optimizer_state" not in name]
@@ -154,6 +155,6 @@ def same(first: Path, second: Path) -> bool:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    here = deepspeed_engine.start_distributed()
+    here = start_distributed()
     {"train": train, "regroup": regroup, "nonfinite": nonfinite}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), here)
-    deepspeed_engine.stop_distributed()
+    stop_distributed()

@@ -19,8 +19,9 @@ from deepspeed.accelerator import get_accelerator
 
 from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
-from tacaf.train.engine import start_distributed, stop_distributed, whole_state
+from tacaf.train.engine import whole_state
 from tacaf.train.forward import forward
+from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.step_figures import stacked
 from tacaf.train.update import poisoned, update
 from tests.fake_gpu import Operators

@@ -5,8 +5,12 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tacaf.data.index import ShardIndex
+from tacaf.train import engine
 from tacaf.train.config import dump_config, load_config
-from tacaf.train.state import extension
+from tacaf.train.engine import check_settings
+from tacaf.train.finish import check_scoring
+from tacaf.train.state import TrainState, extension
 from tacaf.vocabulary import InputError
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "launch" / "configs").glob("*.yaml"))
@@ -62,7 +66,7 @@ def test_wrong_values_are_named(override, says):
 
 
 def test_more_epochs_are_told_by_what_they_do_to_the_schedule():
-    saved = {"train.epochs": 3, "ranks": 1, "state": {"epoch": 2, "step": 1, "global_step": 9}}
+    saved = {"train.epochs": 3, "ranks": 1, "state": TrainState(epoch=2, step=1, global_step=9)._asdict()}
     longer = load_config(DEMO, ["train.epochs=5"])
     assert "stretched" in str(extension(saved, longer))
     assert "epoch 2" in str(extension(saved, longer))
@@ -91,3 +95,29 @@ def test_files_that_are_no_config(tmp_path):
     path.write_text("base: config.yaml")
     with pytest.raises(InputError, match="goes round in a circle"):
         load_config(path, [])
+
+
+ELSEWHERE = {
+    "splits": ["evaluation.splits=/elsewhere/exp", "evaluation.gallery_draw=official"],
+    "query_list": [
+        "evaluation.protocol=generic",
+        "evaluation.query_list=/elsewhere/query.txt",
+        "evaluation.gallery_list=/elsewhere/gallery.txt",
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_a_configuration_is_read_without_the_files_it_names_and_a_training_refuses_to_start(kind, sysu_shards):
+    config = load_config(DEMO, [f"data.shards={sysu_shards}", *ELSEWHERE[kind]])
+    assert str(getattr(config.evaluation, kind)).startswith("/elsewhere/")
+    with pytest.raises(InputError, match=f"{getattr(config.evaluation, kind)}"):
+        check_scoring(config, ShardIndex.open(sysu_shards))
+
+
+def test_a_configuration_is_read_without_the_monitor_it_names_and_a_training_refuses_to_start(monkeypatch):
+    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    check_settings(load_config(DEMO, ["train.watch=[csv_monitor]"]))
+    config = load_config(DEMO, ["train.watch=[wandb]"])
+    with pytest.raises(InputError, match=r"train\.watch: .*wandb"):
+        check_settings(config)

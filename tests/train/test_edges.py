@@ -15,7 +15,7 @@ import pytest
 from launch import evaluate, export, report, search
 from tacaf.evaluation import __main__ as scoring
 from tacaf.train.config import load_config
-from tacaf.train.run_folder import open_run
+from tacaf.train.run import open_folder
 from tacaf.vocabulary import InputError
 from tests.disks import fill
 from tests.processes import LIMIT_S
@@ -178,7 +178,7 @@ def test_a_run_whose_name_is_not_utf8_is_refused_before_the_training(tmp_path):
     config = load_config(ROOT / "launch" / "configs" / "demo.yaml", ["data.shards=none", f"run={tmp_path / 'run'}"])
     with (
         pytest.raises(InputError, match=r"run: .*\\xff\\xfe"),
-        open_run(config.model_copy(update={"run": tmp_path / NOT_UTF8}), resume=False),
+        open_folder(config.model_copy(update={"run": tmp_path / NOT_UTF8}), resume=False),
     ):
         pass
     assert not list(tmp_path.iterdir())

@@ -9,9 +9,10 @@ import torch
 from perf.parts.fake_gpu import fake_gpu
 from tacaf.interfaces import Batch
 from tacaf.losses.total import LossConfig, TacafLoss
+from tacaf.train.capture import captured, reason_of
 from tacaf.train.config import load_config
-from tacaf.train.graphed import WARM_UP, Computed, GraphedStep, captured, obstacle, reason_of
-from tacaf.train.step_figures import stacked
+from tacaf.train.graphed import WARM_UP, GraphedStep, obstacle
+from tacaf.train.step_figures import Computed, stacked
 from tacaf.train.update import poisoned
 from tests.model.cases import pairs_of, tiny_batch, tiny_model
 from tests.train.engine_cases import DEMO

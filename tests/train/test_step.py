@@ -16,8 +16,8 @@ from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.train.config import Config, load_config
-from tacaf.train.engine import choose_convolutions
 from tacaf.train.forward import draw, pairs_of
+from tacaf.train.processes import choose_convolutions
 from tacaf.train.step_figures import lag_of, stacked
 from tacaf.train.update import poisoned
 from tacaf.transfer import HostCopy

@@ -1,0 +1,120 @@
+"""The processes of a run: which one this is, how they find each other, and what each sets for itself."""
+
+import os
+import socket
+import time
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+
+from tacaf import distributed
+from tacaf.files import first_line
+from tacaf.vocabulary import InputError
+
+
+class Place(NamedTuple):
+    """Where this process runs."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def device_id(self) -> int | None:
+        """DALI's device number; None is the CPU."""
+        return self.device.index if self.device.type == "cuda" else None
+
+
+def start_distributed(start_limit_s: float = 600, stall_limit_s: float = 1800) -> Place:
+    """Join the process group the launcher describes (deepspeed, torchrun, srun), or be a group of one.
+
+    InputError if the ranks have not met after `start_limit_s` seconds. Collective calls wait longer than
+    `stall_limit_s`, so that the watchdog reports first.
+    """
+    _read_launcher()
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    _meet("nccl" if cuda else "gloo", timedelta(seconds=start_limit_s), timedelta(seconds=stall_limit_s + 300))
+    return Place(distributed.rank(), distributed.world_size(), device)
+
+
+def stop_distributed() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def choose_convolutions(deterministic: bool) -> None:
+    """How cuDNN picks its algorithms in this process: reproducible ones, or the fastest by trying them out.
+
+    A training's batches all have the same size, so every convolution is tried once. So do the batches of an evaluation,
+    except the last one.
+    """
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+
+
+def _read_launcher() -> None:
+    """RANK and its companions: as deepspeed and torchrun set them, from SLURM inside a step of several tasks, or alone.
+
+    A program that srun did not start also inherits SLURM's variables, but not SLURM_STEP_ID.
+    """
+    if "RANK" in os.environ:
+        return
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if os.environ.get("SLURM_STEP_ID", "").isdigit() and int(tasks) > 1:
+        missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise InputError(
+                f"srun started {tasks} tasks: expected {' and '.join(missing)} in the environment, for the ranks to"
+                " meet; set them as launch/cluster/slurm.sbatch does"
+            )
+        own = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
+        os.environ.update({name: os.environ[source] for name, source in own.items()}, WORLD_SIZE=tasks)
+        return
+    os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+
+
+def _meet(backend: str, start_limit: timedelta, call_limit: timedelta) -> None:
+    """Every rank finds the first one at MASTER_ADDR:MASTER_PORT."""
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    if rank > 0:
+        _reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), start_limit.total_seconds())
+    try:
+        store, rank, ranks = next(torch.distributed.rendezvous("env://", rank, ranks, timeout=start_limit))
+        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=call_limit)
+    except (torch.distributed.DistError, RuntimeError, ValueError) as error:
+        advice = (
+            "another program uses that port; give another one (--master_port, MASTER_PORT)"
+            if "EADDRINUSE" in str(error)
+            else "see that every rank is started, has this address and port, and can reach it"
+        )
+        raise InputError(
+            f"expected {ranks} ranks to meet at {where} within {start_limit.total_seconds():g} s, rank {rank} got:"
+            f" {first_line(error)[:200]}; {advice}"
+        ) from None
+
+
+def _reach(host: str, port: int, limit_s: float) -> None:
+    """Wait until the first rank listens. PyTorch would wait too, but fails with a very long traceback."""
+    until = time.monotonic() + limit_s
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5).close()
+            return
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() > until:
+                raise InputError(
+                    f"expected the first rank at {host}:{port}, got for {limit_s:g} s: {error}; see that it is started,"
+                    " that every rank has its address and port, and that no firewall is between"
+                ) from None
+            time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

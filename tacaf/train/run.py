@@ -1,0 +1,148 @@
+"""A run: what its loop, its evaluations and its end share; and its folder, made once and locked while in use."""
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from tacaf import distributed, provenance
+from tacaf.checkpoint import mend
+from tacaf.data.index import ShardIndex
+from tacaf.data.plan import Plan
+from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.files import locked, reason_of, shown, write_whole
+from tacaf.interfaces import Batch
+from tacaf.model.file import MODEL
+from tacaf.run_files import add_start, unused
+from tacaf.train.config import Config, dump_config
+from tacaf.train.processes import Place
+from tacaf.train.run_log import RunLog
+from tacaf.train.state import TrainState
+from tacaf.train.step_figures import Computed, StepReader
+from tacaf.train.stop import StopRequest
+from tacaf.train.watchdog import Watchdog
+from tacaf.vocabulary import InputError
+
+T = TypeVar("T")
+
+CONFIG, METRICS, ENVIRONMENT = "config.yaml", "metrics.jsonl", "environment.json"
+# What a run writes, by what it must be if it already exists.
+_FILES = (CONFIG, METRICS, ENVIRONMENT, ".lock", MODEL, "best.safetensors", "report.html")
+_FOLDERS = ("checkpoints", "ranks", "results", "watch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """What a run trains on."""
+
+    index: ShardIndex
+    plan: Plan
+    steps_per_epoch: int
+
+    @property
+    def identities(self) -> int:
+        return self.plan.training_set.identities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One run on this rank: what its loop, its evaluations and its end share. Built once, by launch/train.py.
+
+    How far the run has come is not part of it: that is a `TrainState`, a new one after every step.
+    """
+
+    config: Config
+    place: Place
+    data: TrainingData
+    engine: Any  # DeepSpeed's, around the model
+    optimizer: torch.optim.Optimizer
+    compute: Callable[[Batch, bool], Computed]  # a batch and whether it ends an update -> losses, and gradients
+    batches: TrainingPipeline
+    resumed: TrainState | None  # in the checkpoint that was loaded; None for a run that starts from the beginning
+    log: RunLog
+    reader: StepReader
+    stop: StopRequest
+    dog: Watchdog
+
+    @property
+    def folder(self) -> Path:
+        return self.config.run
+
+    def watched(self, batches: Iterable[T], shared: int) -> Iterator[T]:
+        """The batches of an evaluation, each of which is progress; StoppedError between two of them.
+
+        The ranks agree on it after each of the first `shared`, which every rank must have.
+        """
+        return self.stop.between(batches, shared, self.dog.moving)
+
+
+@contextmanager
+def open_folder(config: Config, resume: bool) -> Iterator[Path]:
+    """The run's folder, on every rank; rank 0 makes, checks and locks it.
+
+    A folder that already holds a run is only opened with `resume`. InputError for a folder that cannot be written.
+    """
+    folder = config.run
+    with ExitStack() as held:
+        with distributed.together():
+            if distributed.rank() == 0:
+                _refuse_wrong(folder, resume)
+                _make(folder)
+                busy = f"run: {shown(folder)} is being written by another process; wait for it or give another folder"
+                held.enter_context(locked(folder / ".lock", wait=False, busy=busy))
+                mend(folder / "checkpoints")
+                shutil.rmtree(folder / "ranks", ignore_errors=True)  # heartbeats of an earlier start
+        yield folder
+
+
+def _refuse_wrong(folder: Path, resume: bool) -> None:
+    try:
+        str(folder).encode()
+        held = (folder / CONFIG).exists()
+        wrong = [name for name in _FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
+        wrong += [name for name in _FOLDERS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
+    except UnicodeEncodeError:  # safetensors would read no model there, after the whole training
+        raise InputError(f"run: expected a folder whose name is UTF-8, got {shown(folder)}; give another") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"run: cannot use {shown(folder)}: {reason_of(error)}") from None
+    if wrong:
+        what = "file" if wrong[0] in _FILES else "folder"
+        raise InputError(
+            f"run: {shown(folder / wrong[0])} is not a {what}; move it away, because the run needs that name"
+        )
+    if held and not resume:
+        raise InputError(
+            f"run: {folder} already holds a run; add --resume to continue it, or give another folder with --set run=..."
+        )
+    if resume and not held:
+        raise InputError(f"--resume: expected a run in {folder}, found none; leave --resume out to start it")
+
+
+def _make(folder: Path) -> None:
+    """InputError if the folder cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"run: cannot make the folder {shown(folder)}: {reason_of(error)}") from None
+
+
+def record_start(config: Config) -> str | None:
+    """Write the resolved config and append the circumstances, on rank 0; only once a checkpoint has been accepted.
+
+    A config.yaml with other content is kept beside the new one as config-<n>.yaml. Returns a warning if
+    environment.json could not be read, else None.
+    """
+    warning = None
+    with distributed.together():
+        if distributed.rank() == 0:
+            path, data = config.run / CONFIG, dump_config(config).encode()
+            if path.exists() and path.read_bytes() != data:
+                path.rename(unused(path))
+            write_whole(path, data)
+            warning = add_start(config.run / ENVIRONMENT, provenance.environment(distributed.world_size()))
+    return warning
