@@ -103,3 +103,35 @@ def test_an_infinite_gradient_moves_nothing(sysu_shards, tmp_path):
         assert printed.count(f"stage {stage}: loss times inf, norm finite: False") == 2
         assert printed.count(f"stage {stage}: loss times 1.0, norm finite: True") == 2
         assert printed.count(f"stage {stage}: moved by the infinite: False, by the finite: True") == 2
+
+
+SUM = """
+import os, torch
+from tacaf import distributed
+from tacaf.train.engine import load_deepspeed
+from tacaf.train.processes import start_distributed, stop_distributed
+start_distributed()
+total = torch.full((1000,), float(distributed.rank() + 1))
+load_deepspeed().comm.all_reduce(total)
+assert total.eq(3).all()
+if distributed.rank() == 0:
+    print("port", os.environ["MASTER_PORT"])
+stop_distributed()
+"""
+
+
+@pytest.mark.slow
+def test_ranks_leave_nothing_in_shared_memory(tmp_path):
+    """DeepSpeed's op for CPU keeps a file of 66 MiB for each rank there, which no process would remove."""
+    (tmp_path / "sum.py").write_text(SUM)
+    done = subprocess.run(
+        [sys.executable, "launch/local_ranks.py", "2", str(tmp_path / "sum.py")],
+        cwd=ROOT,
+        env=child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)),
+        capture_output=True,
+        text=True,
+        timeout=LIMIT_S,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    port = re.search(r"port (\d+)", done.stdout)[1]
+    assert not list(Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_*_{port}_*"))
