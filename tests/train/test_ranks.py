@@ -127,7 +127,7 @@ def test_ranks_leave_nothing_in_shared_memory(tmp_path):
     done = subprocess.run(
         [sys.executable, "launch/local_ranks.py", "2", str(tmp_path / "sum.py")],
         cwd=ROOT,
-        env=child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)),
+        env=child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT), LOCAL_SIZE="2"),  # as the deepspeed launcher
         capture_output=True,
         text=True,
         timeout=LIMIT_S,
