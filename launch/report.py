@@ -45,8 +45,9 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
             f" them, got {features.width}; give the features of this run"
         )
     size = (card.height, card.width)
-    pictures = make_pictures(features, rows, index, config.evaluation, config.seed, model.eval(), size)
-    return write_report(run, config.evaluation, pictures)
+    settings = config.evaluation.for_split(config.evaluation.split)
+    pictures = make_pictures(features, rows, index, settings, config.seed, model.eval(), size)
+    return write_report(run, settings, pictures)
 
 
 def rows_of(index: ShardIndex, features: FeatureSet) -> np.ndarray:

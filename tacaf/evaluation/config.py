@@ -139,6 +139,14 @@ class EvaluationConfig(Settings):
             read=read,
         )
 
+    def for_split(self, split: str) -> "EvaluationConfig":
+        """The settings for scoring these identities: the authors' permutations are made for the test identities, so the
+        validation identities have the literature draw in place of the official one. Reads the files that are named.
+        """
+        if split != "val" or self.setting(self.asked()[0]).gallery_draw != "official":
+            return self
+        return self.model_copy(update={"gallery_draw": "literature"})
+
     def settings(self) -> list[Setting]:
         """The setting of everything that is scored at the end, in the order of `asked`."""
         return [self.setting(asked) for asked in self.asked()]

@@ -19,6 +19,7 @@ from tacaf.evaluation.setting import choose_setting
 from tacaf.evaluation.text import result_table
 from tacaf.evaluation.trials import make_trials
 from tacaf.vocabulary import InputError, Modality
+from tests.evaluation.sets import permutations_file
 
 KEYS = {
     "protocol",
@@ -230,14 +231,6 @@ def test_splits_without_the_permutations_are_refused(tmp_path):
         score(features_of(), "sysu_mm01", splits=tmp_path / "none")
     with pytest.raises(InputError, match="no splits under regdb"):
         score(features_of(cameras={0: "visible", 7: "infrared"}), "regdb", splits=tmp_path)
-
-
-def permutations_file(path, tables: list, **options) -> None:
-    cameras = np.empty((1, 1), object)
-    cameras[0, 0] = np.empty((len(tables), 1), object)
-    for place, table in enumerate(tables):
-        cameras[0, 0][place, 0] = table
-    scipy.io.savemat(path, {"other": "words", "rand_perm_cam": cameras}, **options)
 
 
 @pytest.mark.parametrize("packed", [False, True])
