@@ -19,7 +19,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.files import shown
 from tacaf.model.file import MODEL, load_model
-from tacaf.report.pictures import make_pictures
+from tacaf.report.pictures import ScoredImages, make_pictures
 from tacaf.report.report import write_report
 from tacaf.train.config import load_config
 from tacaf.vocabulary import InputError
@@ -37,7 +37,7 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
     config = load_config(run / "config.yaml", [])
     index = ShardIndex.open(shards or config.data.shards, config.data.remote)
     features = load_features(features_file or run / "results" / "features.npz")
-    rows = rows_of(index, features)
+    scored = ScoredImages(features, index, rows_of(index, features))
     model, card = load_model(run / MODEL)
     if features.width != model.embedding_width(config.evaluation.embedding):
         raise InputError(
@@ -46,7 +46,7 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
         )
     size = (card.height, card.width)
     settings = config.evaluation.for_split(config.evaluation.split)
-    pictures = make_pictures(features, rows, index, settings, config.seed, model.eval(), size)
+    pictures = make_pictures(scored, settings, config.seed, model=model.eval(), size=size)
     return write_report(run, settings, pictures)
 
 

@@ -11,6 +11,7 @@ from launch.study.rows import Row
 from tacaf.datasets import PUBLIC
 from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.results import Result
+from tacaf.evaluation.text import search_label
 from tacaf.files import shown, write_whole
 from tacaf.pages import render
 from tacaf.report.published import (
@@ -99,7 +100,7 @@ def _content(data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) 
     notes += _other_set(data_set, facts)
     return {
         "title": f"{facts['set']}: TACAFNet, row by row",
-        "columns": [_column_text(column) for column in columns],
+        "columns": [search_label(*column) for column in columns],
         "measures": [name.replace("rank1", "rank-1") for name in HEADLINE],
         "ours": [
             {
@@ -118,11 +119,6 @@ def _content(data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) 
         "notes": [*notes, *dict.fromkeys(_result_note(row) for row in rows if row.seeds)],
         "facts": {name: shown(value) if isinstance(value, str) else json.dumps(value) for name, value in facts.items()},
     }
-
-
-def _column_text(column: Column) -> str:
-    name, shots = column
-    return name.replace("_", " ") + (f", {shots} shot{'s' * (shots != 1)}" if shots else "")
 
 
 def _published(data_set: str, columns: Sequence[Column]) -> list[dict[str, Any]]:

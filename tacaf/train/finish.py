@@ -14,7 +14,7 @@ from tacaf.evaluation.text import result_tables
 from tacaf.evaluation.trials import make_trials
 from tacaf.files import shown, whole_path
 from tacaf.model.file import MODEL, load_model, write_model
-from tacaf.report.pictures import make_pictures
+from tacaf.report.pictures import ScoredImages, make_pictures
 from tacaf.report.report import write_report
 from tacaf.train.config import Config
 from tacaf.train.engine import whole_model, whole_state
@@ -116,8 +116,8 @@ def finish(run: Run, state: TrainState) -> None:
             run.log.close()
             write_results(results, folder / "results")
             features.save(folder / "results" / "features.npz")
-            size = (card.height, card.width)
-            pictures = make_pictures(features, rows, index, settings, config.seed, model.eval(), size)
+            scored, size = ScoredImages(features, index, rows), (card.height, card.width)
+            pictures = make_pictures(scored, settings, config.seed, model=model.eval(), size=size)
             report = write_report(folder, settings, pictures)
             print(result_tables(results))
             print(f"report: {shown(report)}")

@@ -13,7 +13,7 @@ from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.score import score
 from tacaf.report.curves import POINTS, draw_curves
 from tacaf.report.overlay import MASK, match_lines, overlay, webp
-from tacaf.report.report import Match, PairPicture, Pictures, RankedList, write_report
+from tacaf.report.report import PairPicture, Pictures, ShownImage, ShownList, write_report
 from tacaf.run_files import StepRecord, read_metrics
 from tacaf.vocabulary import InputError
 from tests.evaluation.sets import feature_set
@@ -51,10 +51,10 @@ def write_run(folder, steps: int = 30, note: str = "") -> None:
 
 def test_the_page_is_self_contained_and_says_what_is_whose(tmp_path):
     write_run(tmp_path / "run", note="<script>alert(1)</script>")
-    right = Match(b"\xff\xd8right", 1, 0.125, True)
-    wrong = Match(b"BMwrong", 2, 0.25, False)
+    right = ShownImage(b"\xff\xd8right", 1, 0.125, True)
+    wrong = ShownImage(b"BMwrong", 2, 0.25, False)
     pictures = Pictures(
-        {"chosen so": [RankedList(b"\x89Pquery", 1, 0.5, [right, wrong])]},
+        {"chosen so": [ShownList(b"\x89Pquery", 1, 0.5, [right, wrong])]},
         {"A figure": "<svg></svg>"},
         [PairPicture(b"RIquery", b"RIq", 1, wrong, b"RIm", match_lines(np.eye(6), np.ones(6), 3))],
     )
@@ -107,7 +107,7 @@ def test_what_was_scored_otherwise_afterwards_is_named_and_comes_second(tmp_path
 
 
 def test_no_results_no_report(tmp_path):
-    with pytest.raises(InputError, match="expected results in"):
+    with pytest.raises(InputError, match="results"):
         write_report(tmp_path, SETTINGS)
     assert not (tmp_path / "report.html").exists()
 
