@@ -47,7 +47,8 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
     size = (card.height, card.width)
     settings = config.evaluation.for_split(config.evaluation.split)
     pictures = make_pictures(scored, settings, config.seed, model=model.eval(), size=size)
-    return write_report(run, settings, pictures)
+    given = features_file.name if features_file else None
+    return write_report(run, settings, pictures._replace(given=given))
 
 
 def rows_of(index: ShardIndex, features: FeatureSet) -> np.ndarray:
@@ -73,7 +74,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=to_path, required=True, help="run folder of a finished training")
     parser.add_argument("--shards", type=to_location, help="where the shard set is now; default: the run's data.shards")
-    parser.add_argument("--features", type=to_path, help="features of the set; default: RUN/results/features.npz")
+    parser.add_argument(
+        "--features",
+        type=to_path,
+        help="features to make the pictures from, which the page then names; default: RUN/results/features.npz",
+    )
     return parser.parse_args(argv)
 
 

@@ -59,6 +59,7 @@ class Pictures(NamedTuple):
     figures: Mapping[str, str] = {}  # title to SVG: CMC, distances, map
     pairs: Sequence[PairPicture] = ()
     aspect: float = 0.5  # width by height of the model's images
+    given: str | None = None  # the name of the feature file, where it is not the run's own
 
 
 def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | None = None) -> Path:
