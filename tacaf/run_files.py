@@ -22,7 +22,7 @@ Number = float | None  # null: it was not finite
 
 
 class StepRecord(Document, extra="ignore"):
-    """A line about one step. Older lines have less, later ones may have more."""
+    """A line about one step. Unknown fields are ignored."""
 
     kind: Literal["step"]
     epoch: Count
@@ -63,7 +63,7 @@ class Record(RootModel[Annotated[StepRecord | EvaluationRecord | WarningRecord, 
 
 
 class Start(Document, extra="allow"):
-    """The circumstances of one start of a run (`logs.environment`). Older ones have less, later ones may have more."""
+    """What `provenance.environment` says of one start of a run. Fields may be missing; unknown ones are kept."""
 
     versions: dict[str, str | None] = Field(default_factory=dict)
     commit: str | None = None

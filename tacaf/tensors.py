@@ -18,13 +18,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tacaf.documents import Count, Document, Parsed, load_json, parse, what_is_wrong
+from tacaf.documents import NO_SEAL, Count, Document, Parsed, load_json, parse, what_is_wrong
 from tacaf.files import reason_of, shown, whole_path
 from tacaf.vocabulary import InputError
 
 MOST_HEADER_BYTES = 2**24  # thousands of tensors, or a card with the names of thousands of classes
 METADATA = "tacaf"  # the one key of the metadata: several would stand in any order
-NO_SEAL = "0" * 64
 _SEAL = rb"\"seal\": \""  # as it stands in a text within the header's JSON; deeper texts have more backslashes
 _BYTES = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
