@@ -169,7 +169,8 @@ def build_run(
         config.train.epochs * data.steps_per_epoch, data.plan.images, share_at_one_second(config, data.plan, place)
     )
     log = RunLog(config.train, config.run, place, extent, done=state.global_step, monitor=engine.monitor)
-    log.say(f"{data.plan.training_set.describe()}; {describe_steps(config.train, data.plan)}; {loaded}")
+    contents = data.plan.training_set.describe(data.plan.config.images_per_identity)
+    log.say(f"{contents}; {describe_steps(config.train, data.plan)}; {loaded}")
     run = Run(
         config=config,
         place=place,
