@@ -31,7 +31,7 @@ from tacaf.command import EXIT_STOPPED, Parser, entry, to_location, to_path
 from tacaf.evaluation.results import read_results
 from tacaf.files import write_whole
 from tacaf.provenance import environment, published
-from tacaf.run_files import read_metrics, read_starts
+from tacaf.run_files import ENVIRONMENT_FILE, METRICS_FILE, RESULTS_FOLDER, read_metrics, read_starts
 from tacaf.vocabulary import InputError
 
 WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}
@@ -53,7 +53,7 @@ def trainings(args: argparse.Namespace) -> dict[str, Training]:
 
 def curve(run: Path) -> dict[str, Any]:
     """What a finished run's metrics say: scores after so many seconds of training, speed, memory."""
-    lines = list(read_metrics(run / "metrics.jsonl"))
+    lines = list(read_metrics(run / METRICS_FILE))
     steps = {line["global_step"]: line for line in lines if line["kind"] == "step"}
     scored = [line for line in lines if line["kind"] == "eval"]
     if not scored or sorted(steps) != list(range(1, len(steps) + 1)):
@@ -69,7 +69,7 @@ def curve(run: Path) -> dict[str, Any]:
         {"step": step, "training_s": round(seconds[step], 1), **{name: line[name] for name in SCORES}}
         for step, line in sorted(evaluations.items())
     ]
-    results = read_results(run / "results")
+    results = read_results(run / RESULTS_FOLDER)
     return {
         "split": scored[-1]["split"],
         "points": points,
@@ -82,7 +82,7 @@ def curve(run: Path) -> dict[str, Any]:
         "results": [
             {name: value for name, value in result.as_json().items() if name != "trials"} for result in results
         ],
-        "starts": published(read_starts(run / "environment.json")),
+        "starts": published(read_starts(run / ENVIRONMENT_FILE)),
     }
 
 

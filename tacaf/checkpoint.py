@@ -20,8 +20,8 @@ from tacaf.files import read_bytes, reason_of, sha256_of, shown, write_whole
 from tacaf.vocabulary import InputError
 
 MANIFEST = "manifest.json"
-LATEST = "latest"
-BEST = "best"
+LATEST_FILE = "latest"
+BEST_FILE = "best"
 OLD = ".old-"
 MOST_MANIFEST_BYTES = 2**26  # thousands of ranks' files
 _STEP = re.compile(r"step-(\d{8,18})")
@@ -106,9 +106,9 @@ def commit(folder: Path, global_step: int, facts: dict[str, Any], keep: int, bes
     temporary.rename(final)
     _fsync(folder)
     shutil.rmtree(old, ignore_errors=True)
-    write_whole(folder / LATEST, final.name + "\n")
+    write_whole(folder / LATEST_FILE, final.name + "\n")
     if best:
-        write_whole(folder / BEST, final.name + "\n")
+        write_whole(folder / BEST_FILE, final.name + "\n")
     _drop_old(folder, keep)
     return final
 
@@ -216,7 +216,7 @@ def _difference(path: Path, manifest: Manifest) -> str | None:
 
 def _drop_old(folder: Path, keep: int) -> None:
     """Remove all but the newest and the best; none at all where `best` does not say which that is."""
-    best = folder / BEST
+    best = folder / BEST_FILE
     kept = ""
     if os.path.lexists(best):
         try:

@@ -1,4 +1,4 @@
-"""The two files that a run writes line by line or start by start: metrics.jsonl and environment.json.
+"""What the parts of a run's folder are called, and the two files that grow: metrics.jsonl and environment.json.
 
 Both are read by people's scripts and mended by hand, so reading is forgiving where nothing is lost by it: a line of
 metrics that is no record is passed over. What is taken out of a file when a run resumes is kept beside it.
@@ -15,6 +15,17 @@ from pydantic import Field, RootModel
 from tacaf.documents import Count, Document, parse, read_document
 from tacaf.files import reason_of, shown, whole_file, write_json
 from tacaf.vocabulary import InputError
+
+CONFIG_FILE = "config.yaml"  # resolved
+METRICS_FILE = "metrics.jsonl"  # grows by a line a step
+ENVIRONMENT_FILE = "environment.json"  # grows by an entry a start
+BEST_MODEL_FILE = "best.safetensors"  # on validation identities, so far
+REPORT_FILE = "report.html"  # written last
+RESULTS_FOLDER = "results"
+FEATURES_FILE = "features.npz"  # in the folder of the results
+CHECKPOINTS_FOLDER = "checkpoints"
+HEARTBEATS_FOLDER = "ranks"
+WATCH_FOLDER = "watch"  # for TensorBoard and the like
 
 MOST_LINE_BYTES = 2**16
 MOST_ENVIRONMENT_BYTES = 2**24  # thousands of starts

@@ -17,6 +17,7 @@ from tacaf.evaluation.results import Result, read_result
 from tacaf.evaluation.score import score_setting
 from tacaf.evaluation.setting import Scoring, choose_setting
 from tacaf.provenance import git_commit, versions
+from tacaf.run_files import FEATURES_FILE, RESULTS_FOLDER
 from tacaf.vocabulary import InputError
 
 
@@ -94,7 +95,7 @@ class Reproduction:
         stored = [_results_of(cell) for cell in done]
         if self.data_set != "regdb":
             return stored[0]
-        features = [load_features(cell.training.folder / "results" / "features.npz") for cell in done]
+        features = [load_features(cell.training.folder / RESULTS_FOLDER / FEATURES_FILE) for cell in done]
         return [
             score_setting(
                 features,
@@ -126,6 +127,6 @@ class Reproduction:
 
 def _results_of(cell: Cell) -> list[Result]:
     """The results that the training itself wrote, and not somebody later with other options."""
-    paths = sorted((cell.training.folder / "results").glob("*.json"))
+    paths = sorted((cell.training.folder / RESULTS_FOLDER).glob("*.json"))
     evaluation = cell.training.config().evaluation
     return [result for result in map(read_result, paths) if result.scored_as(evaluation)]
