@@ -50,7 +50,6 @@ class TensorFile:
     path: Path
     metadata: Mapping[str, str]
     tensors: Mapping[str, TensorFacts]
-    header_bytes: int  # with the eight that say how long it is
 
     @classmethod
     def open(cls, path: Path) -> "TensorFile":
@@ -66,7 +65,7 @@ class TensorFile:
             for name, facts in values.items()
         }
         _check_offsets(path, tensors, size - len(header) - 8)
-        return cls(path, metadata, tensors, len(header) + 8)
+        return cls(path, metadata, tensors)
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """These tensors, on the CPU. InputError if the file cannot be read any more."""
