@@ -28,6 +28,7 @@ from matplotlib.figure import Figure
 from launch.study.trainings import SCRIPT, Training, run_all
 from perf.plot import STYLE
 from tacaf.command import EXIT_STOPPED, Parser, entry, to_location, to_path
+from tacaf.evaluation.ranking import HEADLINE_MEASURES
 from tacaf.evaluation.results import read_results
 from tacaf.files import write_whole
 from tacaf.provenance import environment, published
@@ -38,7 +39,6 @@ WAYS = {"definitions": "every op by its definition", "kernels": "with the kernel
 COLOURS = {"definitions": "#9aa4ad", "kernels": "#2563a8"}
 KERNELS = {"definitions": "reference", "kernels": "auto"}  # model.kernels of each
 NEARLY = 0.9  # of the lower final score: how long each takes to get there is compared
-SCORES = ("rank1", "mAP", "mINP")
 
 
 def trainings(args: argparse.Namespace) -> dict[str, Training]:
@@ -66,7 +66,7 @@ def curve(run: Path) -> dict[str, Any]:
     for step, line in sorted(steps.items()):
         seconds[step] = seconds[step - 1] + line["step_ms"] / 1000
     points = [
-        {"step": step, "training_s": round(seconds[step], 1), **{name: line[name] for name in SCORES}}
+        {"step": step, "training_s": round(seconds[step], 1), **{name: line[name] for name in HEADLINE_MEASURES}}
         for step, line in sorted(evaluations.items())
     ]
     results = read_results(run / RESULTS_FOLDER)
@@ -101,7 +101,7 @@ def compare(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "training_s_ratio": round(plain["training_s"] / fused["training_s"], 3),
         "mAP_goal": goal,
         "seconds_to_mAP_goal": reached,
-        "final_difference": {name: fused["points"][-1][name] - plain["points"][-1][name] for name in SCORES},
+        "final_difference": {name: fused["points"][-1][name] - plain["points"][-1][name] for name in HEADLINE_MEASURES},
     }
 
 

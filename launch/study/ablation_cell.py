@@ -22,7 +22,7 @@ from tacaf.vocabulary import InputError
 _WHERE = ("run", "data.shards")  # of a configuration: where files are, which differs between users
 
 
-class Cell(NamedTuple):
+class AblationCell(NamedTuple):
     """One training of the ablation's tables, and where its scores are kept."""
 
     benchmark: str

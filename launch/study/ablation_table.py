@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.study.bootstrap import Difference, paired_difference
-from launch.study.identity_scores import SHOWN, IdentityScores
+from launch.study.identity_scores import IdentityScores
 from launch.study.rows import Row
+from tacaf.evaluation.ranking import HEADLINE_MEASURES
 
 _LEGEND = (
     "Differences in points, with their 95 % intervals; bold where zero lies outside. ¹ One seed or two: the"
@@ -15,7 +16,7 @@ _LEGEND = (
 )
 
 
-class MeasuredRow(NamedTuple):
+class AblationRow(NamedTuple):
     """A row as far as it is measured."""
 
     row: Row
@@ -23,7 +24,7 @@ class MeasuredRow(NamedTuple):
     lacks: Sequence[str]  # a sentence for each thing that is missing
 
 
-def differences(row: MeasuredRow, other: MeasuredRow, resamplings: int, seed: int = 0) -> dict[str, Difference] | None:
+def differences(row: AblationRow, other: AblationRow, resamplings: int, seed: int = 0) -> dict[str, Difference] | None:
     """row - other for each measure, over the seeds both have; None without one."""
     common = sorted(row.seeds.keys() & other.seeds.keys())
     if not common:
@@ -39,11 +40,11 @@ def differences(row: MeasuredRow, other: MeasuredRow, resamplings: int, seed: in
             resamplings,
             seed,
         )
-        for name in SHOWN
+        for name in HEADLINE_MEASURES
     }
 
 
-def record(rows: Sequence[MeasuredRow], resamplings: int, facts: Mapping[str, Any]) -> dict[str, Any]:
+def record(rows: Sequence[AblationRow], resamplings: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The table for programs, in fractions: per row every seed's means, and its differences with their intervals."""
     by_name = {one.row.name: one for one in rows}
     return {
@@ -78,13 +79,13 @@ def markdown(table: Mapping[str, Any], level: int = 1) -> str:
         lines += ["**Not complete: the last column says what is missing.**", ""]
     lines += ["| row | seeds | rank-1 | mAP | mINP | missing |", "| --- | --- | --- | --- | --- | --- |"]
     for row in table["rows"]:
-        cells = [_spread([means[name] for means in row["seeds"].values()]) for name in SHOWN]
+        cells = [_spread([means[name] for means in row["seeds"].values()]) for name in HEADLINE_MEASURES]
         lines.append(f"| {row['text']} | {len(row['seeds'])} | {' | '.join(cells)} | {'; '.join(row['lacks'])} |")
     lines += ["", *([_LEGEND, ""] if level == 1 else [])]
     lines += ["| row | against | rank-1 | mAP | mINP |", "| --- | --- | --- | --- | --- |"]
     for row in table["rows"]:
         for key, found in row["against"].items():
-            cells = [_difference(Difference(**found[name])) for name in SHOWN]
+            cells = [_difference(Difference(**found[name])) for name in HEADLINE_MEASURES]
             lines.append(f"| {row['text']} | {texts[key]} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

@@ -19,6 +19,7 @@ from tacaf.vocabulary import InputError
 METRICS = ("cosine", "euclidean")
 RANKS = (1, 5, 10, 20)
 MEASURES = (*(f"rank{k}" for k in RANKS), "mAP", "mINP")
+HEADLINE_MEASURES = ("rank1", "mAP", "mINP")  # what tables over several trainings show
 _CHUNK_ELEMENTS = 1 << 19  # distances in memory at a time: 4 MiB of float64, which a core's cache nearly holds
 
 Multiply = Callable[[np.ndarray, np.ndarray], np.ndarray]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from tacaf import distributed
+from tacaf.evaluation.ranking import HEADLINE_MEASURES
 from tacaf.evaluation.results import Result
 from tacaf.files import write_whole
 from tacaf.progress import Progress
@@ -122,7 +123,7 @@ class RunLog:
     def evaluated(self, state: TrainState, split: str, result: Result) -> None:
         """Log the scores of an epoch. The next step's time starts here."""
         mean = result["mean"]
-        figures = {name: mean[name] for name in ("rank1", "mAP", "mINP")}
+        figures = {name: mean[name] for name in HEADLINE_MEASURES}
         self.metrics.write(kind="eval", epoch=state.epoch, global_step=state.global_step, split=split, **figures)
         self._write_events({f"{split} {name}": value for name, value in figures.items()}, {})
         self.say(
