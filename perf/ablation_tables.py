@@ -21,11 +21,11 @@ from launch.study.identity_scores import IdentityScores
 from launch.study.kept import KeptScores, KeptTraining, Scored, kept_file
 from launch.study.rows import CORE, ROWS, varied_row
 from shards.pedestrians.benchmarks import BENCHMARKS
+from tacaf.checkout import ROOT
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import shown, write_whole
 from tacaf.vocabulary import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 INNER = ("no_ring", "no_self", "no_pair", "consistency", "norm_mask", "one_way")
 HEAD = """# Tables of the ablation
 

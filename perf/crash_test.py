@@ -27,12 +27,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from tacaf.checkout import ROOT
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
 from tacaf.provenance import environment
 from tacaf.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, EPOCHS = 12, 5
 TINY = {
     "model.backbone": "{width: 8, blocks: [1, 1, 1, 1]}",
