@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from launch.study.comparison import ComparisonRow
 from launch.study.rows import Row
 from launch.study.trainings import Training
-from shards.data_sets import DATA_SETS
+from shards.packers import PACKERS
 from shards.verify import verify
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.circumstances import join_circumstances
@@ -64,7 +64,7 @@ class Reproduction:
         """Pack and verify the data set, unless that was done."""
         if (self.shards / "index.json").exists():
             return
-        _, pack = DATA_SETS[self.data_set]
+        _, pack = PACKERS[self.data_set]
         print(pack(self.raw, self.shards).summary(), flush=True)
         problems = verify(self.shards)
         if problems:
