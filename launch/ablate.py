@@ -20,7 +20,7 @@ import argparse
 from collections.abc import Sequence
 
 from launch.study.ablation import Ablation, write_tables
-from launch.study.ablation_cell import Cell
+from launch.study.ablation_cell import AblationCell
 from launch.study.rows import CORE, ROWS, choose_rows, varied_row
 from launch.study.trainings import SCRIPT, Training, run_all
 from shards.pedestrians import benchmarks
@@ -90,7 +90,7 @@ def ablate(study: Ablation, parallel: int, only_tables: bool) -> int:
 class Collecting:
     """Keeps the scores of every training that ends, and writes the tables again each time."""
 
-    def __init__(self, study: Ablation, cells: Sequence[Cell]) -> None:
+    def __init__(self, study: Ablation, cells: Sequence[AblationCell]) -> None:
         self.study = study
         self.cells = {cell.training: cell for cell in cells}
         self.failures: dict[Training, str] = {}  # why a training has no scores

@@ -34,6 +34,7 @@ from tacaf.evaluation.text import result_tables
 from tacaf.files import shown, write_whole
 from tacaf.images import far_apart
 from tacaf.model.file import MODEL, ModelCard, load_model
+from tacaf.run_files import CONFIG_FILE, RESULTS_FOLDER
 from tacaf.train.config import load_config
 from tacaf.train.leak import check_protocol, refuse_leak, refuse_mixed
 from tacaf.train.processes import Place, start_distributed, stop_distributed
@@ -77,7 +78,7 @@ def evaluate(args: argparse.Namespace) -> None:
         embedded.append(embed(args, task, run, split, place))
         with distributed.together():
             if place.rank == 0:
-                write_and_show(args, task, embedded[-1:], run / "results")
+                write_and_show(args, task, embedded[-1:], run / RESULTS_FOLDER)
     with distributed.together():
         if place.rank == 0 and len(embedded) > 1:
             write_and_show(args, task, embedded, parent_of(args.run))
@@ -161,7 +162,7 @@ def parent_of(runs: list[Path]) -> Path:
 
 def remote_of(run: Path) -> RemoteConfig:
     """How the run read sets at an address: the same cache and options serve its scoring."""
-    path = run / "config.yaml"
+    path = run / CONFIG_FILE
     return load_config(path, []).data.remote if path.exists() else RemoteConfig()
 
 

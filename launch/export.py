@@ -31,6 +31,7 @@ from tacaf.data.reader import ShardReader
 from tacaf.files import sha256_of, shown, whole_folder
 from tacaf.model.card import CARD, write_card
 from tacaf.model.file import MODEL
+from tacaf.run_files import CONFIG_FILE
 from tacaf.search import exporting
 from tacaf.search.embedder import Embedder
 from tacaf.search.exporting import COMPARED, OPSET, Images
@@ -106,7 +107,7 @@ def _folder_images(folder: Path, embedder: Embedder) -> Images:
 
 def _shard_images(run: Path, embedder: Embedder) -> Images:
     """The first images of each modality. InputError where the set is not there, or has not as many."""
-    data = load_config(run / "config.yaml", []).data
+    data = load_config(run / CONFIG_FILE, []).data
     index = ShardIndex.open(data.shards, data.remote)
     reader, found = ShardReader(index), {}
     for modality in Modality:

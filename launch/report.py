@@ -21,6 +21,7 @@ from tacaf.files import shown
 from tacaf.model.file import MODEL, load_model
 from tacaf.report.pictures import ScoredImages, make_pictures
 from tacaf.report.report import write_report
+from tacaf.run_files import CONFIG_FILE, FEATURES_FILE, RESULTS_FOLDER
 from tacaf.train.config import load_config
 from tacaf.vocabulary import InputError
 
@@ -32,11 +33,11 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
 
     InputError for a folder that holds no run, and for features or a model that are missing or of another set.
     """
-    if not (run / "config.yaml").is_file():
+    if not (run / CONFIG_FILE).is_file():
         raise InputError(f"expected a run folder with config.yaml, got {run}; give the folder a training wrote")
-    config = load_config(run / "config.yaml", [])
+    config = load_config(run / CONFIG_FILE, [])
     index = ShardIndex.open(shards or config.data.shards, config.data.remote)
-    features = load_features(features_file or run / "results" / "features.npz")
+    features = load_features(features_file or run / RESULTS_FOLDER / FEATURES_FILE)
     scored = ScoredImages(features, index, rows_of(index, features))
     model, card = load_model(run / MODEL)
     if features.width != model.embedding_width(config.evaluation.embedding):

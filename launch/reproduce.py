@@ -19,7 +19,7 @@ from launch.study.comparison import write_comparison
 from launch.study.reproduction import Reproduction
 from launch.study.rows import CORE, ROWS, choose_rows
 from launch.study.trainings import Training, run_all
-from shards.data_sets import DATA_SETS
+from shards.packers import PACKERS
 from tacaf.command import EXIT_STOPPED, Parser, entry, to_path
 from tacaf.datasets import REGDB
 from tacaf.files import shown
@@ -82,7 +82,7 @@ def reproduce(study: Reproduction, ranks: int) -> int:
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("data_set", choices=tuple(DATA_SETS))
+    add("data_set", choices=tuple(PACKERS))
     add("--root", type=to_path, required=True, help="the data set's folder")
     add("--out", type=to_path, required=True, help="folder for the shards, the runs and the table")
     add("--config", type=to_path, help="default: launch/configs/<data set>.yaml")

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import get_args
 
-from launch.page.search_page import page
 from tacaf.command import Parser, entry, to_device, to_path
 from tacaf.files import shown, write_json, write_whole
 from tacaf.images import given_scale
@@ -25,6 +24,7 @@ from tacaf.search.catalogue_file import locked, open_catalogue, save_catalogue
 from tacaf.search.embedder import Embedder
 from tacaf.search.nearest import FAISS_FROM, choose_engine
 from tacaf.search.ranked_lists import SearchResult, search
+from tacaf.search.search_page import page
 from tacaf.vocabulary import Embedding, InputError, Modality
 
 

@@ -23,6 +23,7 @@ from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
+from tacaf.run_files import CHECKPOINTS_FOLDER
 from tacaf.train.config import Config, load_config
 from tacaf.train.cost import describe, describe_steps
 from tacaf.train.engine import build_engine, check_settings, load_deepspeed
@@ -34,7 +35,7 @@ from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place, choose_convolutions, start_distributed, stop_distributed
 from tacaf.train.run import Run, TrainingData, open_folder, record_start
 from tacaf.train.run_log import Extent, RunLog
-from tacaf.train.saving import CHECKPOINTS, NotSavedError, find_checkpoint, resume, save
+from tacaf.train.saving import NotSavedError, find_checkpoint, resume, save
 from tacaf.train.state import TrainState, circumstances, extension, must_match
 from tacaf.train.step_figures import StepReader, lag_of, launched
 from tacaf.train.stop import StoppedError, StopRequest
@@ -115,7 +116,7 @@ def write_checkpoint(run: Run, state: TrainState) -> None:
         **circumstances(config, run.place.world_size),
         "state": state._asdict(),
     }
-    save(run.engine, run.folder / CHECKPOINTS, state.global_step, facts, config.train.keep, state.is_best)
+    save(run.engine, run.folder / CHECKPOINTS_FOLDER, state.global_step, facts, config.train.keep, state.is_best)
     run.log.next_step()
 
 
@@ -169,7 +170,8 @@ def build_run(
         config.train.epochs * data.steps_per_epoch, data.plan.images, share_at_one_second(config, data.plan, place)
     )
     log = RunLog(config.train, config.run, place, extent, done=state.global_step, monitor=engine.monitor)
-    log.say(f"{data.plan.training_set.describe()}; {describe_steps(config.train, data.plan)}; {loaded}")
+    contents = data.plan.training_set.describe(data.plan.config.images_per_identity)
+    log.say(f"{contents}; {describe_steps(config.train, data.plan)}; {loaded}")
     run = Run(
         config=config,
         place=place,

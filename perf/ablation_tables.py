@@ -15,17 +15,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launch.study.ablation_table import MeasuredRow, markdown, record
+from launch.study.ablation_table import AblationRow, markdown, record
 from launch.study.bootstrap import RESAMPLINGS
 from launch.study.identity_scores import IdentityScores
 from launch.study.kept import KeptScores, KeptTraining, Scored, kept_file
 from launch.study.rows import CORE, ROWS, varied_row
 from shards.pedestrians.benchmarks import BENCHMARKS
+from tacaf.checkout import ROOT
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import shown, write_whole
 from tacaf.vocabulary import InputError
 
-ROOT = Path(__file__).resolve().parents[1]
 INNER = ("no_ring", "no_self", "no_pair", "consistency", "norm_mask", "one_way")
 HEAD = """# Tables of the ablation
 
@@ -115,11 +115,11 @@ def section(results: Path, table: Table, split: Scored) -> str:
     )
 
 
-def _row(name: str, kept: dict[int, KeptTraining], split: Scored) -> MeasuredRow:
+def _row(name: str, kept: dict[int, KeptTraining], split: Scored) -> AblationRow:
     base, *settings = name.split("+")
     row = varied_row(base, *settings) if settings else ROWS[base]
     scores = {seed: IdentityScores.of_lists(training.scores[split]["people"]) for seed, training in kept.items()}
-    return MeasuredRow(row, scores, lacks=())
+    return AblationRow(row, scores, lacks=())
 
 
 def _notes(table: Table, kept: dict[tuple[str, int], KeptTraining]) -> list[str]:

@@ -32,7 +32,15 @@ from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.results import read_results
 from tacaf.files import write_whole
 from tacaf.provenance import environment, published
-from tacaf.run_files import EvaluationRecord, StepRecord, read_metrics, read_starts
+from tacaf.run_files import (
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    RESULTS_FOLDER,
+    EvaluationRecord,
+    StepRecord,
+    read_metrics,
+    read_starts,
+)
 from tacaf.vocabulary import InputError
 
 WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}
@@ -53,7 +61,7 @@ def trainings(args: argparse.Namespace) -> dict[str, Training]:
 
 def curve(run: Path) -> dict[str, Any]:
     """What a finished run's metrics say: scores after so many seconds of training, speed, memory."""
-    lines = list(read_metrics(run / "metrics.jsonl"))
+    lines = list(read_metrics(run / METRICS_FILE))
     steps = [line for line in lines if isinstance(line, StepRecord)]
     scored = [line for line in lines if isinstance(line, EvaluationRecord)]
     step_ms = {line.global_step: line.step_ms for line in steps if line.step_ms is not None}
@@ -70,7 +78,7 @@ def curve(run: Path) -> dict[str, Any]:
         {"step": step, "training_s": round(seconds[step], 1), **line.model_dump(include=set(HEADLINE))}
         for step, line in sorted(evaluations.items())
     ]
-    results = read_results(run / "results")
+    results = read_results(run / RESULTS_FOLDER)
     return {
         "split": scored[-1].split,
         "points": points,
@@ -83,7 +91,7 @@ def curve(run: Path) -> dict[str, Any]:
         "results": [
             {name: value for name, value in result.as_json().items() if name != "trials"} for result in results
         ],
-        "starts": published([start.model_dump() for start in read_starts(run / "environment.json")]),
+        "starts": published([start.model_dump() for start in read_starts(run / ENVIRONMENT_FILE)]),
     }
 
 

@@ -29,6 +29,7 @@ from perf.parts.machine import peak_resident_mib, resident_mib, restart_peak
 from tacaf import distributed
 from tacaf.child_processes import ROOT, child_environment
 from tacaf.command import Parser, entry, to_path
+from tacaf.datasets import SYSU_MM01
 from tacaf.files import write_json
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import ModelConfig, TacafNet
@@ -50,7 +51,7 @@ SMALL = {
 RUNS = ((1, 0, 0), (1, 0, 8192), (2, 1, 8192), (2, 2, 8192), (2, 3, 8192))
 TABLE = [
     (identities, stage, ranks)
-    for identities in (395, 10_000, 100_000, 1_000_000)
+    for identities in (SYSU_MM01.training_identities[0], 10_000, 100_000, 1_000_000)
     for stage in (1, 2, 3)
     for ranks in (1, 8, 64)
 ]

@@ -81,6 +81,7 @@ def write_index(folder: Path, identities: int) -> None:
         left_out=[],
         left_out_count=0,
         source="paper",
+        scales={},
     )
     (folder / INDEX_FILE).write_text(index.to_json())
 

@@ -30,6 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.profiler import ProfilerActivity, profile
 
 from tacaf import distributed
+from tacaf.checkout import ROOT
 from tacaf.child_processes import child_environment
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
@@ -46,7 +47,6 @@ from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place, start_distributed, stop_distributed
 from tacaf.train.run_log import peak_memory_mib
 
-ROOT = Path(__file__).parent.parent
 WAYS = ("ddp", 0, 1, 2, 3)
 PHASES = ("data", "forward", "backward", "optimizer")
 PROFILED = 2  # steps

@@ -27,11 +27,12 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from tacaf.checkout import ROOT
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
 from tacaf.provenance import environment
+from tacaf.run_files import CHECKPOINTS_FOLDER, CONFIG_FILE, METRICS_FILE
 
-ROOT = Path(__file__).resolve().parent.parent
 STEPS, EPOCHS = 12, 5
 TINY = {
     "model.backbone": "{width: 8, blocks: [1, 1, 1, 1]}",
@@ -62,7 +63,7 @@ def start_training(shards: Path, run: Path) -> subprocess.Popen[str]:
     """The training in a process of its own; it resumes where a run was begun."""
     values = {**TINY, "data.shards": str(shards), "run": str(run)}
     words = [part for name, value in values.items() for part in ("--set", f"{name}={value}")]
-    flags = ["--resume"] if (run / "config.yaml").exists() else []
+    flags = ["--resume"] if (run / CONFIG_FILE).exists() else []
     outside = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     return subprocess.Popen(
         [sys.executable, "launch/train.py", "--config", "launch/configs/demo.yaml", *words, *flags],
@@ -96,8 +97,8 @@ def kill_once(shards: Path, run: Path, after_s: float, in_save: bool) -> dict | 
             time.sleep(0.001)
         _, errors = process.communicate()
     if process.returncode == -signal.SIGKILL:
-        left = [path.name for path in (run / "checkpoints").glob(".tmp-*")]
-        saved = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+        left = [path.name for path in (run / CHECKPOINTS_FOLDER).glob(".tmp-*")]
+        saved = sorted(path.name for path in (run / CHECKPOINTS_FOLDER).glob("step-*"))
         return {"after_s": round(time.monotonic() - began, 2), "half_saved": left, "newest": saved[-1:] or None}
     if process.returncode:
         raise RuntimeError(f"the training ended with status {process.returncode}:\n{errors[-3000:]}")
@@ -106,7 +107,7 @@ def kill_once(shards: Path, run: Path, after_s: float, in_save: bool) -> dict | 
 
 def _stopped_in_a_save(process: subprocess.Popen[str], run: Path) -> bool:
     """Whether it is writing a checkpoint; if so it stands still, so that the save does not end before the kill."""
-    half_saved = (run / "checkpoints").glob
+    half_saved = (run / CHECKPOINTS_FOLDER).glob
     if not any(half_saved(".tmp-*")):
         return False
     process.send_signal(signal.SIGSTOP)
@@ -117,7 +118,7 @@ def _stopped_in_a_save(process: subprocess.Popen[str], run: Path) -> bool:
 
 
 def steps_of(run: Path) -> list[tuple]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
     return [(r["global_step"], r["loss"], tuple(r["terms"].items())) for r in records if r["kind"] == "step"]
 
 

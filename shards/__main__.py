@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 
 from shards import inspect
-from shards.data_sets import DATA_SETS
+from shards.packers import PACKERS
 from shards.pedestrians import benchmarks, synth
 from shards.remove import remove
 from shards.sources import manifest, sysu_mm01
@@ -60,7 +60,7 @@ def _listed(made: dict[str, int | str]) -> str:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    _, pack = DATA_SETS[args.data_set]
+    _, pack = PACKERS[args.data_set]
     print(pack(args.root, args.out, **_options(args)).summary())
     return 0
 
@@ -130,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
         "the same command goes on from them.",
     )
     data_sets = pack.add_subparsers(metavar="DATA_SET", dest="data_set", required=True, parser_class=Parser)
-    for name, (holds, _) in DATA_SETS.items():
+    for name, (holds, _) in PACKERS.items():
         _pack_parser(data_sets.add_parser(name, help=f"folder with {holds}"), holds)
     _manifest_parser(data_sets)
     _verify_parser(verbs)
@@ -143,7 +143,7 @@ def _synth_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     text = "write a procedural visible-infrared set in a public set's folder layout"
     verb = verbs.add_parser("synth", help=text, description=text)
     verb.add_argument("--out", type=to_path, required=True, metavar="RAW", help="new or empty folder")
-    verb.add_argument("--layout", choices=tuple(DATA_SETS), help="folder layout (default %(default)s)")
+    verb.add_argument("--layout", choices=tuple(PACKERS), help="folder layout (default %(default)s)")
     verb.add_argument("--identities", type=int, metavar="N", help="how many people (default 64)")
     verb.add_argument(
         "--benchmark",

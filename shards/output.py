@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from tacaf.files import sync_folder
+from tacaf.files import NO_LOCKS, sync_folder
 from tacaf.shard_set import read_index
 from tacaf.vocabulary import COLUMN_FOLDER, INDEX_FILE, InputError
 
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system without locks: go without
 _NO_EXCHANGE = (errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux' renameat2
 
@@ -140,7 +139,7 @@ def _take_lock(place: Workplace) -> int:
                     f"expected nobody else at work on {place.out}, but process {owner} is; wait until it is done, or "
                     "choose another --out"
                 ) from None
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 os.close(handle)
                 raise
         with suppress(FileNotFoundError):

@@ -15,13 +15,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, JsonValue, StringConstraints, ValidationError
 
 from tacaf import trust
-from tacaf.documents import Count, Document, Sha256, check_seal, parse, seal, what_is_wrong
+from tacaf.documents import NO_SEAL, Count, Document, Sha256, check_seal, parse, seal, what_is_wrong
 from tacaf.files import read_bytes, reason_of, sha256_of, shown, write_whole
 from tacaf.vocabulary import InputError
 
 MANIFEST = "manifest.json"
-LATEST = "latest"
-BEST = "best"
+LATEST_FILE = "latest"
+BEST_FILE = "best"
 OLD = ".old-"
 MOST_MANIFEST_BYTES = 2**26  # thousands of ranks' files
 _STEP = re.compile(r"step-(\d{8,18})")
@@ -45,12 +45,14 @@ class Manifest(Document):
     format_version: Literal[1] = 1
     facts: dict[str, JsonValue] = Field(description="what a run must know before it opens a file")
     files: dict[InnerName, SavedFile] = Field(min_length=1, max_length=10**6, description="every file but this one")
-    signature: Sha256 | None = Field(None, description="of facts and files, with the key of the user who wrote it")
-    place: Sha256 | None = Field(None, description="of the folder that it was written in")
-    seal: Sha256 | None = Field(None, description="sha256 of this file with 64 zeros in place of the seal")
+    signature: Sha256 | None = Field(
+        description="of facts and files, with the key of the user who wrote it; null if that user could not keep a key"
+    )
+    place: Sha256 = Field(description="of the folder that it was written in")
+    seal: Sha256 = Field(NO_SEAL, description="sha256 of this file with 64 zeros in place of the seal")
 
     def to_json(self) -> str:
-        return seal(self.model_copy(update={"seal": "0" * 64}).model_dump_json(indent=1) + "\n")
+        return seal(self.model_copy(update={"seal": NO_SEAL}).model_dump_json(indent=1) + "\n")
 
 
 def tag_of(global_step: int) -> str:
@@ -93,9 +95,9 @@ def commit(folder: Path, global_step: int, facts: dict[str, Any], keep: int, bes
         for path in sorted(temporary.rglob("*"))
         if path.is_file()
     }
-    made = Manifest(facts=facts, files=files)
-    signature, place = trust.sign(_signed(made)), trust.place_of(folder)
-    write_whole(temporary / MANIFEST, made.model_copy(update={"signature": signature, "place": place}).to_json())
+    unsigned = Manifest(facts=facts, files=files, signature=None, place=trust.place_of(folder))
+    signed = unsigned.model_copy(update={"signature": trust.sign(_signed(unsigned))})
+    write_whole(temporary / MANIFEST, signed.to_json())
     for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
     old = folder / f"{OLD}{final.name}"
@@ -104,9 +106,9 @@ def commit(folder: Path, global_step: int, facts: dict[str, Any], keep: int, bes
     temporary.rename(final)
     _fsync(folder)
     shutil.rmtree(old, ignore_errors=True)
-    write_whole(folder / LATEST, final.name + "\n")
+    write_whole(folder / LATEST_FILE, final.name + "\n")
     if best:
-        write_whole(folder / BEST, final.name + "\n")
+        write_whole(folder / BEST_FILE, final.name + "\n")
     _drop_old(folder, keep)
     return final
 
@@ -158,9 +160,7 @@ def refuse_strange(path: Path) -> None:
     whose = trust.stranger_of([path.parent, path, path / MANIFEST, *(path / name for name in manifest.files)])
     if whose is not None:
         why = f"belongs to another user ({whose})"
-    elif trust.signed(_signed(manifest), manifest.signature) or (
-        manifest.place is not None and manifest.place == trust.place_of(path.parent)
-    ):
+    elif trust.signed(_signed(manifest), manifest.signature) or manifest.place == trust.place_of(path.parent):
         return
     else:
         why = "was not written here by you"
@@ -216,7 +216,7 @@ def _difference(path: Path, manifest: Manifest) -> str | None:
 
 def _drop_old(folder: Path, keep: int) -> None:
     """Remove all but the newest and the best; none at all where `best` does not say which that is."""
-    best = folder / BEST
+    best = folder / BEST_FILE
     kept = ""
     if os.path.lexists(best):
         try:

@@ -22,7 +22,7 @@ from tacaf.vocabulary import InputError
 MOST_BYTES = 2**20
 MOST_DEPTH = 32
 _SEAL = re.compile(rb'("seal": ")([0-9a-f]{64})(")')
-_NO_SEAL = b"0" * 64
+NO_SEAL = "0" * 64  # what a seal's hash is computed with in its place
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=0, lt=2**53)]
@@ -121,7 +121,7 @@ def plainly(message: str) -> str:
 def seal(text: str) -> str:
     """The text of a document with its seal filled in: it must hold `"seal": "000..."` (64 zeros) exactly once."""
     found = hashlib.sha256(text.encode()).hexdigest()
-    zeros = f'"seal": "{"0" * 64}"'
+    zeros = f'"seal": "{NO_SEAL}"'
     assert text.count(zeros) == 1
     return text.replace(zeros, f'"seal": "{found}"')
 
@@ -132,7 +132,7 @@ def check_seal(data: bytes, where: str, cure: str = "") -> None:
     # The last one, since the seal is the last key; text before it may quote one.
     if found:
         start, stop = found[-1].span(2)
-        if hashlib.sha256(data[:start] + _NO_SEAL + data[stop:]).hexdigest().encode() == data[start:stop]:
+        if hashlib.sha256(data[:start] + NO_SEAL.encode() + data[stop:]).hexdigest().encode() == data[start:stop]:
             return
     raise InputError(f"{where}: its content does not match the hash it carries; a byte has changed{_cure(cure)}")
 

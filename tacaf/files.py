@@ -23,7 +23,7 @@ from tacaf.vocabulary import InputError
 
 # What the file system says of a write, where the error itself may not name the file.
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system without locks: go without
 _PARTIAL = ".partial"
 _MOST_TRIES = 10_000  # to lock a file that others make and remove
 _LONGEST_NAME = 255  # bytes, on every usual file system of Linux
@@ -341,7 +341,7 @@ def _open_locked(path: Path, wait: bool, busy: str) -> int:
                 return handle
             os.close(handle)
         except BaseException as error:
-            if isinstance(error, OSError) and error.errno in _NO_LOCKS:
+            if isinstance(error, OSError) and error.errno in NO_LOCKS:
                 return handle
             os.close(handle)
             if isinstance(error, BlockingIOError):
@@ -357,7 +357,7 @@ def _lock(handle: int) -> None:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
 
 

@@ -1,4 +1,4 @@
-"""The two files that a run writes line by line or start by start: metrics.jsonl and environment.json.
+"""What the parts of a run's folder are called, and the two files that grow: metrics.jsonl and environment.json.
 
 Both are read by people's scripts and mended by hand, so reading is forgiving where nothing is lost by it: a line of
 metrics that is no record is passed over. What is taken out of a file when a run resumes is kept beside it.
@@ -16,13 +16,24 @@ from tacaf.documents import Count, Document, parse, read_document
 from tacaf.files import reason_of, shown, whole_file, write_json
 from tacaf.vocabulary import InputError
 
+CONFIG_FILE = "config.yaml"  # resolved
+METRICS_FILE = "metrics.jsonl"  # grows by a line a step
+ENVIRONMENT_FILE = "environment.json"  # grows by an entry a start
+BEST_MODEL_FILE = "best.safetensors"  # on validation identities, so far
+REPORT_FILE = "report.html"  # written last
+RESULTS_FOLDER = "results"
+FEATURES_FILE = "features.npz"  # in the folder of the results
+CHECKPOINTS_FOLDER = "checkpoints"
+HEARTBEATS_FOLDER = "ranks"
+WATCH_FOLDER = "watch"  # for TensorBoard and the like
+
 MOST_LINE_BYTES = 2**16
 MOST_ENVIRONMENT_BYTES = 2**24  # thousands of starts
 Number = float | None  # null: it was not finite
 
 
 class StepRecord(Document, extra="ignore"):
-    """A line about one step. Older lines have less, later ones may have more."""
+    """A line about one step. Unknown fields are ignored."""
 
     kind: Literal["step"]
     epoch: Count
@@ -67,7 +78,7 @@ class _Line(RootModel[Annotated[Record, Field(discriminator="kind")]]):
 
 
 class Start(Document, extra="allow"):
-    """The circumstances of one start of a run (`logs.environment`). Older ones have less, later ones may have more."""
+    """What `provenance.environment` says of one start of a run. Fields may be missing; unknown ones are kept."""
 
     versions: dict[str, str | None] = Field(default_factory=dict)
     commit: str | None = None

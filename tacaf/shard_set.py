@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from tacaf.documents import Count, Document, Sha256, check_seal, parse, seal
+from tacaf.documents import NO_SEAL, Count, Document, Sha256, check_seal, parse, seal
 from tacaf.files import read_bytes, reason_of, shown
 from tacaf.images import GreyScale
-from tacaf.vocabulary import COLUMNS, INDEX_FILE, SHARD_FORMAT_VERSION, InputError, Modality
+from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality
 
 MOST_INDEX_BYTES = 2**28  # millions of identities by name
 MISSING = "is missing"
@@ -64,13 +64,10 @@ class Removed(Document):
 
 
 class IndexFile(Document):
-    """The content of index.json. Everything else of a set is hashed by it, and it carries its own hash (`seal`).
-
-    Sets of version 1 have no seal and no scales; they are read, and never written.
-    """
+    """The content of index.json. Everything else of a set is hashed by it, and it carries its own hash (`seal`)."""
 
     format: Literal["tacaf-shards"] = "tacaf-shards"
-    format_version: Literal[1, 2] = 2
+    format_version: Literal[2] = 2
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,200}$", description="the data set; its shards' names begin with it")
     images: Annotated[int, Field(ge=1, lt=2**40)]
     counts: dict[SplitName, dict[Modality, Tally]] = Field(description="split -> modality -> what it holds")
@@ -83,10 +80,10 @@ class IndexFile(Document):
     left_out_count: Count = Field(description="images left out; one entry of left_out may stand for many")
     source: Text = Field(description="free text: what was packed")
     scales: dict[Modality, GreyScale] = Field(
-        {}, description="modality -> how its grey images of more than 8 bits become 8; none for modalities without such"
+        description="modality -> how its grey images of more than 8 bits become 8; none for modalities without such"
     )
     removed: Removed | None = Field(None, description="not in the file where nobody was")
-    seal: Sha256 = Field("0" * 64, description="sha256 of this file with 64 zeros in place of the seal")
+    seal: Sha256 = Field(NO_SEAL, description="sha256 of this file with 64 zeros in place of the seal")
 
     @model_validator(mode="after")
     def _agrees(self) -> "IndexFile":
@@ -114,7 +111,7 @@ class IndexFile(Document):
     def to_json(self) -> str:
         """One line a key, sealed: small, and readable with any pager."""
         values = self.model_dump(mode="json", exclude=None if self.removed else {"removed"})
-        values |= {"format_version": SHARD_FORMAT_VERSION, "seal": "0" * 64}
+        values["seal"] = NO_SEAL
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
         return seal("{\n" + ",\n".join(lines) + "\n}\n")
 
@@ -133,8 +130,7 @@ def read_index(folder: Path) -> IndexFile:
 def parse_index(data: bytes, where: str) -> IndexFile:
     """The index in these bytes, its seal checked. `where` names it in the InputError for whatever is wrong."""
     index = parse(data, IndexFile, where, MOST_INDEX_BYTES, CURE)
-    if index.format_version > 1 or "seal" in index.model_fields_set:
-        check_seal(data, where, CURE)
+    check_seal(data, where, CURE)
     return index
 
 

@@ -18,13 +18,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from tacaf.documents import Count, Document, Parsed, load_json, parse, what_is_wrong
+from tacaf.documents import NO_SEAL, Count, Document, Parsed, load_json, parse, what_is_wrong
 from tacaf.files import reason_of, shown, whole_path
 from tacaf.vocabulary import InputError
 
 MOST_HEADER_BYTES = 2**24  # thousands of tensors, or a card with the names of thousands of classes
 METADATA = "tacaf"  # the one key of the metadata: several would stand in any order
-NO_SEAL = "0" * 64
 _SEAL = rb"\"seal\": \""  # as it stands in a text within the header's JSON; deeper texts have more backslashes
 _BYTES = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
@@ -51,7 +50,6 @@ class TensorFile:
     path: Path
     metadata: Mapping[str, str]
     tensors: Mapping[str, TensorFacts]
-    header_bytes: int  # with the eight that say how long it is
 
     @classmethod
     def open(cls, path: Path) -> "TensorFile":
@@ -67,7 +65,7 @@ class TensorFile:
             for name, facts in values.items()
         }
         _check_offsets(path, tensors, size - len(header) - 8)
-        return cls(path, metadata, tensors, len(header) + 8)
+        return cls(path, metadata, tensors)
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
         """These tensors, on the CPU. InputError if the file cannot be read any more."""

@@ -5,8 +5,6 @@ from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 from typing import Literal
 
-SHARD_FORMAT = "tacaf-shards"
-SHARD_FORMAT_VERSION = 2
 INDEX_FILE = "index.json"
 COLUMN_FOLDER = "columns"
 # One memory-mapped array per fact of an image. Rows are sorted by (pid, modality, camid, number): one identity's images

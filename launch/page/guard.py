@@ -61,17 +61,17 @@ class Guard:
             await self.app(scope, receive, send)
         if scope["type"] != "http":
             return
-        exchange = _Exchange(scope, receive, send)
         connection = HTTPConnection(scope)
-        problem = self._problem(connection)
+        problem, cookie = self._problem(connection), None
         if problem is None:
             session = self._session(connection.cookies.get(self.cookie, ""))
             if session is None and self._may_begin(connection):
                 session = secrets.token_urlsafe(24)
-                exchange.cookie = f"{self.cookie}={self._signed(session)}; HttpOnly; Path=/; SameSite=Strict"
+                cookie = f"{self.cookie}={self._signed(session)}; HttpOnly; Path=/; SameSite=Strict"
             if session is None and self.token is not None:
                 problem = 403, "open the page with the whole address that the command printed"
             scope[SESSION] = session
+        exchange = _Exchange(scope, receive, send, cookie)
         try:
             app = self.app if problem is None else PlainTextResponse(problem[1], problem[0])
             await app(scope, exchange.receive, exchange.send)
@@ -147,10 +147,10 @@ class _Exchange:
     Closing a connection on which a browser still sends would lose the response that says why.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._receive, self._send = receive, send
+    def __init__(self, scope: Scope, receive: Receive, send: Send, cookie: str | None) -> None:
+        """`cookie`: what the response sets, if anything."""
+        self._receive, self._send, self._cookie = receive, send, cookie
         self.more = "expect" not in Headers(scope=scope)
-        self.cookie: str | None = None
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -164,8 +164,8 @@ class _Exchange:
             headers = MutableHeaders(scope=message)
             for name, value in HEADERS.items():
                 headers[name] = value
-            if self.cookie is not None:
-                headers["Set-Cookie"] = self.cookie
+            if self._cookie is not None:
+                headers["Set-Cookie"] = self._cookie
         await self._send(message)
 
     async def _drain(self) -> None:

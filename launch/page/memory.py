@@ -4,7 +4,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from launch.page.viewer import Pair, Query
 
@@ -13,21 +13,30 @@ MOST = 64  # about 1 MB each
 AGE_S = 3600.0
 
 
-@dataclass
 class KeptQuery:
-    """A query, and the match that it was compared with last."""
+    """A query, and the match that it was compared with last: people click many places on one match."""
 
-    query: Query
-    rank: int = -1
-    pair: Pair | None = None
-    since: float = 0.0
+    def __init__(self, query: Query) -> None:
+        self.query = query
+        self._last: tuple[int, Pair] | None = None
+
+    def pair(self, rank: int, compare: Callable[[Query, int], Pair]) -> Pair:
+        """The query beside its match of this rank, which `compare` makes unless it was the last one."""
+        if self._last is None or self._last[0] != rank:
+            self._last = rank, compare(self.query, rank)
+        return self._last[1]
+
+
+class _Entry(NamedTuple):
+    since: float
+    kept: KeptQuery
 
 
 class Memory:
     """Queries by session and a random name; the oldest make room for new ones. For one thread."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._kept: OrderedDict[tuple[str, str], KeptQuery] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
         self._clock = clock
 
     def __len__(self) -> int:
@@ -42,20 +51,20 @@ class Memory:
         while len(self._kept) >= MOST:
             self._kept.popitem(last=False)
         name = secrets.token_urlsafe(16)
-        kept.since = self._clock()
-        self._kept[session, name] = kept
+        self._kept[session, name] = _Entry(self._clock(), kept)
         return name
 
     def find(self, session: str, name: str) -> KeptQuery | None:
         """The query of that name in this session; None once it is forgotten."""
         self.forget_old()
-        kept = self._kept.get((session, name))
-        if kept is not None:
-            self._kept.move_to_end((session, name))
-        return kept
+        entry = self._kept.get((session, name))
+        if entry is None:
+            return None
+        self._kept.move_to_end((session, name))
+        return entry.kept
 
     def forget_old(self) -> None:
         """Drop the queries of more than AGE_S ago."""
         until = self._clock() - AGE_S
-        for key in [key for key, kept in self._kept.items() if kept.since < until]:
+        for key in [key for key, entry in self._kept.items() if entry.since < until]:
             del self._kept[key]

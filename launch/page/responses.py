@@ -77,14 +77,11 @@ class Responses:
         return kept, {**facts, "matches": matches, "comparison": comparison}
 
     def _pair(self, kept: KeptQuery, rank: int) -> Pair:
-        """The comparison with this match; the last one is kept, because people click many places on it."""
-        if kept.pair is None or kept.rank != rank:
-            image = self.viewer.match(kept.query, rank)
-            try:
-                kept.pair, kept.rank = self.viewer.compare(kept.query, rank), rank
-            except InputError:
-                raise _gone(image) from None
-        return kept.pair
+        """The comparison with this match."""
+        try:
+            return kept.pair(rank, self.viewer.compare)
+        except InputError:
+            raise _gone(self.viewer.match(kept.query, rank)) from None
 
 
 def _landed(query: Query, pair: Pair, position: int) -> dict[str, Any]:

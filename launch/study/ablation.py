@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.study import ablation_table
-from launch.study.ablation_cell import Cell
+from launch.study.ablation_cell import AblationCell
 from launch.study.forest import draw_forest
 from launch.study.kept import KeptScores, Scored, kept_file
 from launch.study.rows import Row
@@ -34,7 +34,7 @@ class Ablation:
     name: str  # part of the tables' file names
     resamplings: int  # of the bootstrap
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[AblationCell]:
         """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
         stores = {benchmark: KeptScores(kept_file(self.results, benchmark)) for benchmark in self.benchmarks}
         return [
@@ -44,11 +44,11 @@ class Ablation:
             for row in self.rows.values()
         ]
 
-    def _cell(self, store: KeptScores, benchmark: str, row: Row, seed: int) -> Cell:
+    def _cell(self, store: KeptScores, benchmark: str, row: Row, seed: int) -> AblationCell:
         name = f"{benchmark}-{row.name}-seed{seed}"
         own = (f"data.shards={self.set_folder(benchmark)}", f"seed={seed}", *row.settings)
         training = Training(self.out / "runs" / name, self.config, (*self.settings, *own))
-        return Cell(benchmark, row.name, seed, training, store)
+        return AblationCell(benchmark, row.name, seed, training, store)
 
     def set_folder(self, benchmark: str) -> Path:
         """The folder of a benchmark's shard set."""
@@ -65,7 +65,7 @@ class Ablation:
         print(sysu_mm01.pack(raw, packed).summary(), flush=True)
 
 
-def write_tables(study: Ablation, cells: Sequence[Cell], failures: Mapping[Training, str]) -> list[Path]:
+def write_tables(study: Ablation, cells: Sequence[AblationCell], failures: Mapping[Training, str]) -> list[Path]:
     """Write a page (Markdown), a record (JSON) and a picture (SVG) for every benchmark; the pages' paths.
 
     failures: why a training has no scores, for those that failed.
@@ -88,18 +88,18 @@ def write_tables(study: Ablation, cells: Sequence[Cell], failures: Mapping[Train
 
 
 def _measured(
-    row: Row, own: Sequence[Cell], split: Scored, failures: Mapping[Training, str]
-) -> ablation_table.MeasuredRow:
+    row: Row, own: Sequence[AblationCell], split: Scored, failures: Mapping[Training, str]
+) -> ablation_table.AblationRow:
     """A row as far as it is measured, with a sentence for what is missing."""
     found = {cell.seed: cell.scores(split) for cell in own}
     seeds = {seed: scores for seed, scores in found.items() if scores is not None}
     lacks = [f"seed {cell.seed}: {failures[cell.training]}" for cell in own if cell.training in failures]
     waiting = len(own) - len(seeds) - len(lacks)
     lacks += [f"{waiting} of {len(own)} seeds not finished"] if waiting else []
-    return ablation_table.MeasuredRow(row, seeds, lacks)
+    return ablation_table.AblationRow(row, seeds, lacks)
 
 
-def _facts(study: Ablation, benchmark: str, own: Sequence[Cell]) -> dict[str, Any]:
+def _facts(study: Ablation, benchmark: str, own: Sequence[AblationCell]) -> dict[str, Any]:
     """The head of the page, and the circumstances in the record."""
     kind = benchmarks.BENCHMARKS[benchmark]
     split = "test" if study.split == "test" else "validation"
@@ -125,7 +125,7 @@ def _facts(study: Ablation, benchmark: str, own: Sequence[Cell]) -> dict[str, An
     }
 
 
-def _recipe(own: Sequence[Cell]) -> str:
+def _recipe(own: Sequence[AblationCell]) -> str:
     """How the rows were trained and scored, as a note on the page."""
     config = own[0].training.config()
     embeddings, weights = (" or ".join(dict.fromkeys(words)) for words in zip(*map(_may_differ, own), strict=True))
@@ -140,7 +140,7 @@ def _recipe(own: Sequence[Cell]) -> str:
     )
 
 
-def _may_differ(cell: Cell) -> tuple[str, str]:
+def _may_differ(cell: AblationCell) -> tuple[str, str]:
     """What a `--try` may change of the recipe: the embedding, and the weights that the training starts from."""
     config = cell.training.config()
     given = config.train.weights or config.train.start_from or getattr(config.model.backbone, "weights", None)

@@ -15,14 +15,14 @@ from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import read_result
 from tacaf.files import shown
 from tacaf.provenance import published
-from tacaf.run_files import read_starts
+from tacaf.run_files import ENVIRONMENT_FILE, FEATURES_FILE, RESULTS_FOLDER, read_starts
 from tacaf.train.config import Config
 from tacaf.vocabulary import InputError
 
 _WHERE = ("run", "data.shards")  # of a configuration: where files are, which differs between users
 
 
-class Cell(NamedTuple):
+class AblationCell(NamedTuple):
     """One training of the ablation's tables, and where its scores are kept."""
 
     benchmark: str
@@ -71,9 +71,9 @@ class Cell(NamedTuple):
 
         The scores of both splits that are kept of a training are those of one model.
         """
-        results = self.training.folder / "results"
+        results = self.training.folder / RESULTS_FOLDER
         scores: dict[Scored, dict[str, Any]] = {
-            "val": self._scores_in("val", results / "features.npz", sorted(results.glob("*.json")))
+            "val": self._scores_in("val", results / FEATURES_FILE, sorted(results.glob("*.json")))
         }
         kept = self.kept()
         if split == "test":
@@ -88,7 +88,7 @@ class Cell(NamedTuple):
             "settings": list(self.training.settings_beside(_WHERE)),
             "scores": scores,
             "config": config.model_dump(mode="json", exclude={"run": True, "data": {"shards"}}),
-            "trainings": [start.model_dump() for start in read_starts(self.training.folder / "environment.json")],
+            "trainings": [start.model_dump() for start in read_starts(self.training.folder / ENVIRONMENT_FILE)],
         }
         self.store.keep(KeptTraining(**published(content)))
 

@@ -16,7 +16,7 @@ _LEGEND = (
 )
 
 
-class MeasuredRow(NamedTuple):
+class AblationRow(NamedTuple):
     """A row as far as it is measured."""
 
     row: Row
@@ -24,7 +24,7 @@ class MeasuredRow(NamedTuple):
     lacks: Sequence[str]  # a sentence for each thing that is missing
 
 
-def differences(row: MeasuredRow, other: MeasuredRow, resamplings: int, seed: int = 0) -> dict[str, Difference] | None:
+def differences(row: AblationRow, other: AblationRow, resamplings: int, seed: int = 0) -> dict[str, Difference] | None:
     """row - other for each measure, over the seeds both have; None without one."""
     common = sorted(row.seeds.keys() & other.seeds.keys())
     if not common:
@@ -44,7 +44,7 @@ def differences(row: MeasuredRow, other: MeasuredRow, resamplings: int, seed: in
     }
 
 
-def record(rows: Sequence[MeasuredRow], resamplings: int, facts: Mapping[str, Any]) -> dict[str, Any]:
+def record(rows: Sequence[AblationRow], resamplings: int, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The table for programs, in fractions: per row every seed's means, and its differences with their intervals."""
     by_name = {one.row.name: one for one in rows}
     return {

@@ -29,7 +29,7 @@ TABLE = "table"
 Column = tuple[str, int | None]  # mode or direction, shots
 
 
-class MeasuredRow(NamedTuple):
+class ComparisonRow(NamedTuple):
     """A row as far as it is measured."""
 
     row: Row
@@ -37,7 +37,7 @@ class MeasuredRow(NamedTuple):
     lacks: list[str]  # a sentence for each thing that is missing
 
 
-class Cell(NamedTuple):
+class Score(NamedTuple):
     """One figure in per cent and its spread: over seeds where there are several, else over the trials."""
 
     mean: float
@@ -47,21 +47,21 @@ class Cell(NamedTuple):
         return f"{self.mean:.2f}" + ("" if self.spread is None else f" ± {self.spread:.2f}")
 
 
-def cells(row: MeasuredRow) -> dict[Column, dict[str, Cell]]:
+def scores_of(row: ComparisonRow) -> dict[Column, dict[str, Score]]:
     """What a row has measured, by column and measure. A column that one of its seeds lacks is left out."""
     found: dict[Column, list[Result]] = {}
     for results in row.seeds:
         for result in results:
             found.setdefault(column_of(result), []).append(result)
     whole = {column: results for column, results in found.items() if len(results) == len(row.seeds)}
-    return {column: {name: _cell(results, name) for name in HEADLINE} for column, results in whole.items()}
+    return {column: {name: _score(results, name) for name in HEADLINE} for column, results in whole.items()}
 
 
 def column_of(result: Result) -> Column:
     return result.search, result.shots
 
 
-def write_comparison(folder: Path, data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) -> list[Path]:
+def write_comparison(folder: Path, data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]) -> list[Path]:
     """Write table.md, table.html and table.json into `folder`, each whole or not at all; their paths.
 
     facts: `set`, `identities` (of the training), `seeds`, and whatever else was the same for all rows; all of it stands
@@ -80,17 +80,17 @@ def write_comparison(folder: Path, data_set: str, rows: Sequence[MeasuredRow], f
     return paths
 
 
-def _cell(results: Sequence[Result], name: str) -> Cell:
+def _score(results: Sequence[Result], name: str) -> Score:
     means = [100 * result.mean[name] for result in results]
     if len(means) > 1:
-        return Cell(float(np.mean(means)), float(np.std(means, ddof=1)))
+        return Score(float(np.mean(means)), float(np.std(means, ddof=1)))
     spread = results[0].std[name]
-    return Cell(means[0], None if spread is None else 100 * spread)
+    return Score(means[0], None if spread is None else 100 * spread)
 
 
-def _content(data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) -> dict[str, Any]:
+def _content(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]) -> dict[str, Any]:
     """What both renderings show, as text: columns, our rows, published rows, notes."""
-    measured = [cells(row) for row in rows]
+    measured = [scores_of(row) for row in rows]
     columns = list(dict.fromkeys(column for found in measured for column in found))
     seeds = len(facts["seeds"])
     spread = f"over {seeds} seeds" if seeds > 1 else "over the splits" if data_set == "regdb" else "over the trials"
@@ -150,7 +150,7 @@ def _other_set(data_set: str, facts: dict[str, Any]) -> list[str]:
     ]
 
 
-def _result_note(row: MeasuredRow) -> str:
+def _result_note(row: ComparisonRow) -> str:
     """What all results of a row have in common."""
     first = row.seeds[0][0]
     parts = [first.protocol, f"{len(first.trials)} trials", first.metric, f"excluded: {first.exclusion}"]
@@ -181,7 +181,7 @@ def _line(parts: Sequence[str]) -> str:
     return "| " + " | ".join(part.replace("|", "\\|") for part in parts) + " |"
 
 
-def _record(data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) -> dict[str, Any]:
+def _record(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]) -> dict[str, Any]:
     """The table for programs, in fractions, with every result that went into it."""
     return {
         "data_set": data_set,

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from launch.study.comparison import MeasuredRow
+from launch.study.comparison import ComparisonRow
 from launch.study.rows import Row
 from launch.study.trainings import Training
-from shards.data_sets import DATA_SETS
+from shards.packers import PACKERS
 from shards.verify import verify
 from tacaf.data.index import ShardIndex
 from tacaf.evaluation.circumstances import join_circumstances
@@ -17,10 +17,11 @@ from tacaf.evaluation.results import Result, read_result
 from tacaf.evaluation.score import score_setting
 from tacaf.evaluation.setting import Scoring, choose_setting
 from tacaf.provenance import git_commit, versions
+from tacaf.run_files import FEATURES_FILE, RESULTS_FOLDER
 from tacaf.vocabulary import InputError
 
 
-class Cell(NamedTuple):
+class ReproductionCell(NamedTuple):
     """One training of the table: a row with a seed and, on RegDB, a split."""
 
     row: str
@@ -47,29 +48,29 @@ class Reproduction:
     def shards(self) -> Path:
         return self.out / "shards"
 
-    def cells(self) -> list[Cell]:
+    def cells(self) -> list[ReproductionCell]:
         """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
         splits = self.regdb_splits if self.data_set == "regdb" else (None,)
         return [self._cell(row, seed, split) for seed in self.seeds for split in splits for row in self.rows.values()]
 
-    def _cell(self, row: Row, seed: int, split: int | None) -> Cell:
+    def _cell(self, row: Row, seed: int, split: int | None) -> ReproductionCell:
         settings = [*self.settings, f"data.shards={self.shards}", f"evaluation.protocol={self.data_set}"]
         settings += [f"evaluation.splits={self.camera_draws}"] if self.camera_draws else []
         settings += [f"seed={seed}", *([f"data.split=train_{split}"] if split else []), *row.settings]
         name = "-".join([row.name, *([f"split{split}"] if split else []), f"seed{seed}"])
-        return Cell(row.name, seed, split, Training(self.out / "runs" / name, self.config, tuple(settings)))
+        return ReproductionCell(row.name, seed, split, Training(self.out / "runs" / name, self.config, tuple(settings)))
 
     def pack(self) -> None:
         """Pack and verify the data set, unless that was done."""
         if (self.shards / "index.json").exists():
             return
-        _, pack = DATA_SETS[self.data_set]
+        _, pack = PACKERS[self.data_set]
         print(pack(self.raw, self.shards).summary(), flush=True)
         problems = verify(self.shards)
         if problems:
             raise InputError(f"{self.shards}: verification found {len(problems)} problems; the first: {problems[0]}")
 
-    def measured(self, cells: Sequence[Cell], failures: Mapping[Training, str]) -> list[MeasuredRow]:
+    def measured(self, cells: Sequence[ReproductionCell], failures: Mapping[Training, str]) -> list[ComparisonRow]:
         """Every row as far as it is measured, with a sentence for what is missing.
 
         failures: why a training has no scores, for those that failed.
@@ -84,17 +85,17 @@ class Reproduction:
             waiting = len(own) - len(done) - len(lacks)
             lacks += [f"{waiting} of {len(own)} trainings not finished"] if waiting else []
             seeds = [self._results([cell for cell in done if cell.seed == seed]) for seed in self.seeds]
-            found.append(MeasuredRow(row, [results for results in seeds if results], lacks))
+            found.append(ComparisonRow(row, [results for results in seeds if results], lacks))
         return found
 
-    def _results(self, done: Sequence[Cell]) -> list[Result]:
+    def _results(self, done: Sequence[ReproductionCell]) -> list[Result]:
         """What the trainings of one seed scored. RegDB's splits are scored together, because a trial is a split."""
         if not done:
             return []
         stored = [_results_of(cell) for cell in done]
         if self.data_set != "regdb":
             return stored[0]
-        features = [load_features(cell.training.folder / "results" / "features.npz") for cell in done]
+        features = [load_features(cell.training.folder / RESULTS_FOLDER / FEATURES_FILE) for cell in done]
         return [
             score_setting(
                 features,
@@ -124,8 +125,8 @@ class Reproduction:
         }
 
 
-def _results_of(cell: Cell) -> list[Result]:
+def _results_of(cell: ReproductionCell) -> list[Result]:
     """The results that the training itself wrote, and not somebody later with other options."""
-    paths = sorted((cell.training.folder / "results").glob("*.json"))
+    paths = sorted((cell.training.folder / RESULTS_FOLDER).glob("*.json"))
     evaluation = cell.training.config().evaluation
     return [result for result in map(read_result, paths) if result.scored_as(evaluation)]

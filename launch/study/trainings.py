@@ -13,11 +13,11 @@ from typing import NamedTuple
 from tacaf.child_processes import child_environment
 from tacaf.command import EXIT_STOPPED
 from tacaf.provenance import published
+from tacaf.run_files import CONFIG_FILE, REPORT_FILE
 from tacaf.train.config import Config, load_config
 from tacaf.vocabulary import InputError
 
 SCRIPT = Path(__file__).parent.parent / "train.py"
-LAST_FILE = "report.html"  # a training writes it last
 # settings that change speed or safety, but neither weights nor scores
 _CHANGES_NOTHING = (
     *(f"data.{name}" for name in ("threads", "prefetch", "workers")),
@@ -39,16 +39,16 @@ class Training(NamedTuple):
         return load_config(self.file, [*self.settings, f"run={self.folder}"])
 
     def started(self) -> bool:
-        return (self.folder / "config.yaml").exists()
+        return (self.folder / CONFIG_FILE).exists()
 
     def finished(self) -> bool:
-        return (self.folder / LAST_FILE).exists()
+        return (self.folder / REPORT_FILE).exists()  # which a training writes last
 
     def refuse_other_settings(self) -> None:
         """InputError if the folder has a training with other values: all rows of a table share one recipe."""
         config = self.config()
         if self.started():
-            refuse_other_values(self.folder, load_config(self.folder / "config.yaml", []), config)
+            refuse_other_values(self.folder, load_config(self.folder / CONFIG_FILE, []), config)
 
     def settings_beside(self, names: Sequence[str]) -> tuple[str, ...]:
         """What is set above the file, without these keys."""

@@ -30,7 +30,15 @@ from tacaf.files import write_json
 from tacaf.images import PER_IMAGE, decode
 from tacaf.model.file import load_model, write_model
 from tacaf.provenance import environment
-from tacaf.run_files import read_metrics, read_starts
+from tacaf.run_files import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    FEATURES_FILE,
+    METRICS_FILE,
+    RESULTS_FOLDER,
+    read_metrics,
+    read_starts,
+)
 from tacaf.search.catalogue import Catalogue
 from tacaf.search.catalogue_file import open_catalogue, save_catalogue
 from tacaf.search.embedder import Embedder
@@ -98,13 +106,13 @@ def formats(workshop: Path) -> list[Format]:
         Format("model.safetensors", "model.safetensors", _model, True, "run"),
         Format("export, card.json", "card.json", _exported, True, "export"),
         Format("export, weights", "model.safetensors", _exported, True, "export"),
-        Format("features", "features.npz", _features, True, "features"),
+        Format("features", FEATURES_FILE, _features, True, "features"),
         Format("kept gallery", "people.index", _gallery, True, "gallery"),
         Format("checkpoint, manifest", "step-00000001/manifest.json", _checkpoint, True, "checkpoints"),
         Format("checkpoint, content", "step-00000001/weights.bin", _checkpoint, True, "checkpoints"),
-        Format("metrics.jsonl", "metrics.jsonl", _metrics, False, "run"),
-        Format("environment.json", "environment.json", _starts, False, "run"),
-        Format("configuration", "config.yaml", _configuration, False, "run"),
+        Format(METRICS_FILE, METRICS_FILE, _metrics, False, "run"),
+        Format(ENVIRONMENT_FILE, ENVIRONMENT_FILE, _starts, False, "run"),
+        Format("configuration", CONFIG_FILE, _configuration, False, "run"),
         Format("manifest, JSON lines", "list.jsonl", lambda folder: _listed(folder, True), False, "lists"),
         Format("manifest, CSV", "list.csv", lambda folder: _listed(folder, False), False, "lists"),
         Format("list of ids", "train_id.txt", lambda folder: read_ids(folder / "train_id.txt"), False, "lists"),
@@ -118,15 +126,15 @@ def formats(workshop: Path) -> list[Format]:
 def _make_run(run: Path, packed: Path) -> None:
     run.mkdir()
     config = load_config(CONFIG, [f"run={run}", f"data.shards={packed}", *TINY])
-    (run / "config.yaml").write_text(dump_config(config))
+    (run / CONFIG_FILE).write_text(dump_config(config))
     model, _ = build_model(config, IDENTITIES)
     index = ShardIndex.open(packed)
     facts = model_facts(config, IDENTITIES, index, "last epoch (0)")
     write_model(run / "model.safetensors", model.state_dict(), facts)
     figures = {"loss": 2.0, "terms": {}, "lr": {"new": 0.1}, "images_per_s": 9.0, "data_wait_share": 0.1}
     steps = [{"kind": "step", "epoch": 0, "step": n, "global_step": n + 1, **figures} for n in range(8)]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
-    write_json(run / "environment.json", [environment(1)])
+    (run / METRICS_FILE).write_text("".join(json.dumps(step) + "\n" for step in steps))
+    write_json(run / ENVIRONMENT_FILE, [environment(1)])
     _score(run, config, index)
 
 
@@ -139,8 +147,8 @@ def _score(run: Path, config: Config, index: ShardIndex) -> None:
     features, _ = embed_identities(model, index, pids, extraction, place)
     known = circumstances_of(card, "test", extraction)
     settings = config.evaluation
-    write_results(score_all(features, settings.settings(), settings.scoring, known), run / "results")
-    features.save(run / "results" / "features.npz")
+    write_results(score_all(features, settings.settings(), settings.scoring, known), run / RESULTS_FOLDER)
+    features.save(run / RESULTS_FOLDER / FEATURES_FILE)
 
 
 def _make_features(folder: Path) -> None:
@@ -148,7 +156,7 @@ def _make_features(folder: Path) -> None:
     features = draw.normal(size=(count, 8)).astype(np.float32)
     pid, modality = np.arange(count) // 4, (np.arange(count) % 2).astype(np.uint8)
     camid = 1 + 2 * modality.astype(np.int64)
-    FeatureSet(features, pid, camid, modality, 1 + np.arange(count) // 2).save(folder / "features.npz")
+    FeatureSet(features, pid, camid, modality, 1 + np.arange(count) // 2).save(folder / FEATURES_FILE)
 
 
 def _make_gallery(folder: Path, run: Path, raw: Path) -> None:
@@ -226,7 +234,7 @@ def _exported(folder: Path) -> Any:
 
 
 def _features(folder: Path) -> Any:
-    found = load_features(folder / "features.npz")
+    found = load_features(folder / FEATURES_FILE)
     return {name: np.asarray(values).tolist() for name, values in vars(found).items()}
 
 
@@ -244,15 +252,15 @@ def _checkpoint(folder: Path) -> Any:
 
 
 def _metrics(folder: Path) -> Any:
-    return list(read_metrics(folder / "metrics.jsonl"))
+    return list(read_metrics(folder / METRICS_FILE))
 
 
 def _starts(folder: Path) -> Any:
-    return read_starts(folder / "environment.json")
+    return read_starts(folder / ENVIRONMENT_FILE)
 
 
 def _configuration(folder: Path) -> Any:
-    return load_config(folder / "config.yaml", []).effective()
+    return load_config(folder / CONFIG_FILE, []).effective()
 
 
 def _listed(folder: Path, jsonl: bool) -> Any:

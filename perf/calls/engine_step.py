@@ -17,6 +17,7 @@ import torch
 from perf.calls.rows import RowsFile
 from tacaf.child_processes import ROOT
 from tacaf.command import Parser, entry, to_path
+from tacaf.datasets import SYSU_MM01
 from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
@@ -28,7 +29,7 @@ from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.update import update
 
 CONFIGS = ROOT / "launch" / "configs"
-STEPS, CLASSES = 3, 395
+STEPS, CLASSES = 3, SYSU_MM01.training_identities[0]
 TOLERANCE = 1e-3  # of how far the parameters moved
 # Clipping would hide a gradient of the wrong scale, and AdamW's first steps make much of rounding.
 PLAIN = (

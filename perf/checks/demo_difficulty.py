@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tacaf.checkout import ROOT
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
@@ -30,7 +31,6 @@ from tacaf.evaluation.score import score
 from tacaf.files import write_json
 from tacaf.provenance import environment
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 RESULT = "results/sysu_mm01-all_search-1shot-literature.json"
 BASELINE = ("model.cmaam.enabled=false", "model.ipcam.enabled=false", "data.plan.channel_augment=false")
 STRIPES, BINS = 6, 6

@@ -31,6 +31,7 @@ from tacaf.losses.total import TacafLoss
 from tacaf.model.file import MODEL, load_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.provenance import environment
+from tacaf.run_files import CONFIG_FILE
 from tacaf.train.config import Config, load_config
 from tacaf.train.forward import forward
 from tacaf.train.leak import refuse_other_set
@@ -74,7 +75,7 @@ def measure_run(run: Path, shards: Path, count: int) -> dict[str, Any]:
     """Before and after the training of a finished run, on the first batches after its last step."""
     if not (run / MODEL).exists():
         raise InputError(f"expected a finished run at {run}, found no {MODEL} in it; train it to its end")
-    config = load_config(run / "config.yaml", [f"data.shards={shards}"])
+    config = load_config(run / CONFIG_FILE, [f"data.shards={shards}"])
     index = ShardIndex.open(config.data.shards)
     refuse_other_set(run, load_model(run / MODEL)[1], index)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)

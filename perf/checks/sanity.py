@@ -49,6 +49,7 @@ from tacaf.model.norm import BatchNorm1d, BatchNorm2d
 from tacaf.model.pooling import gem
 from tacaf.model.tacafnet import TacafNet
 from tacaf.provenance import environment, git_commit
+from tacaf.run_files import CONFIG_FILE
 from tacaf.search.embedder import Embedder
 from tacaf.train.config import Config, dump_config, load_config
 from tacaf.train.leak import refuse_other_set
@@ -74,7 +75,7 @@ def load_subject(run: Path, index: ShardIndex, benchmark: Benchmark, people: int
     """InputError unless `run` is finished."""
     if not (run / MODEL).exists():
         raise InputError(f"expected a finished run at {run}, found no {MODEL} in it; train it to its end")
-    config = load_config(run / "config.yaml", [])
+    config = load_config(run / CONFIG_FILE, [])
     refuse_other_set(run, load_model(run / MODEL)[1], index)
     embedder = Embedder.load(run)
     assert embedder.model is not None

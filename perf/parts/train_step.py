@@ -11,6 +11,7 @@ import torch
 
 from perf.bench_kernels import MIB
 from perf.parts.machine import peak_resident_mib, resident_mib, restart_peak
+from tacaf.datasets import SYSU_MM01
 from tacaf.interfaces import Pairs
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.pairs import draw_pairs
@@ -18,7 +19,7 @@ from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.train.capture import captured
 from tacaf.vocabulary import Branch
 
-PER_IDENTITY, PAIR_GROUP, CLASSES = 4, 2, 395
+PER_IDENTITY, PAIR_GROUP, CLASSES = 4, 2, SYSU_MM01.training_identities[0]
 PHASES = ("forward", "backward", "optimizer")
 SMALL: dict[str, dict[str, Any]] = {
     "backbone": {"width": 16, "blocks": [1, 1, 1, 1]},

@@ -167,17 +167,21 @@ _LAYOUTS: dict[str, Callable[[int, int, int], tuple[list[Shot], dict[str, str]]]
 }
 
 
-def _check(out: Path, layout: str, identities: int, seed: int, images: int, height: int, workers: int | None) -> None:
+_RANGES = {  # of the whole numbers that a caller gives
+    "identities": (LEAST_IDENTITIES, 9999),
+    "seed": (0, 2**32 - 1),
+    "images_per_camera": (1, 9999),
+    "height": (32, 2048),
+    "workers": (1, 1024),
+}
+
+
+def _check(out: Path, layout: str, numbers: Mapping[str, int]) -> None:
+    """InputError for an unknown layout, a number outside its range, and a folder that is not empty."""
     if layout not in _LAYOUTS:
         raise InputError(f"expected a layout of {', '.join(_LAYOUTS)}, got {layout!r}; choose one of them")
-    ranges = {
-        "identities": (identities, LEAST_IDENTITIES, 9999),
-        "seed": (seed, 0, 2**32 - 1),
-        "images_per_camera": (images, 1, 9999),
-        "height": (height, 32, 2048),
-        "workers": (1 if workers is None else workers, 1, 1024),
-    }
-    for name, (value, low, high) in ranges.items():
+    for name, (low, high) in _RANGES.items():
+        value = numbers[name]
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InputError(f"expected {name} to be a whole number from {low} to {high}, got {value!r}; change {name}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -187,6 +191,7 @@ def _check(out: Path, layout: str, identities: int, seed: int, images: int, heig
 def synthesise(
     out: Path,
     layout: str = "sysu_mm01",
+    *,
     identities: int = 64,
     seed: int = 0,
     images_per_camera: int = 4,
@@ -203,7 +208,8 @@ def synthesise(
     Raises InputError. Everything is written beside `out` and renamed at the end: after a failure `out` does not exist.
     """
     out = Path(out)
-    _check(out, layout, identities, seed, images_per_camera, height, workers)
+    numbers = {"identities": identities, "seed": seed, "images_per_camera": images_per_camera, "height": height}
+    _check(out, layout, {**numbers, "workers": 1 if workers is None else workers})
     shots, lists = _LAYOUTS[layout](seed, identities, images_per_camera)
     out.resolve().parent.mkdir(parents=True, exist_ok=True)
     with whole_folder(out.resolve(), sync=False) as folder:

@@ -22,9 +22,16 @@ PARAMETERS = 2  # external inputs per branch: crop, mirror
 
 
 def training_graph(
-    source: Source, branches: Sequence[Branch], height: int, width: int, *,
-    images_per_modality: int, threads: int, device_id: int | None, prefetch: int,
-) -> Pipeline:  # fmt: skip
+    source: Source,
+    branches: Sequence[Branch],
+    height: int,
+    width: int,
+    *,
+    images_per_modality: int,
+    threads: int,
+    device_id: int | None,
+    prefetch: int,
+) -> Pipeline:
     """Inputs: the files of the visible images, those of the infrared ones, then crop and mirror of each branch.
 
     Outputs: each branch's images, float32 [b, 3, H, W].
@@ -76,9 +83,7 @@ def crop(image: Node, height: int, width: int, corner: Node, mirror: Node) -> No
 
 def _normalise(image: Node, mirror: Node | int = 0) -> Node:
     mean, std = (255 * MEAN).tolist(), (255 * STD).tolist()
-    return fn.crop_mirror_normalize(
-        image, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT, output_layout="CHW"
-    )  # fmt: skip
+    return fn.crop_mirror_normalize(image, mirror=mirror, mean=mean, std=std, dtype=types.FLOAT, output_layout="CHW")
 
 
 def _inputs(source: Source, count: int) -> Sequence[Node]:

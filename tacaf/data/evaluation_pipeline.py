@@ -15,10 +15,18 @@ class EvaluationPipeline:
     """Images as they are, each of this rank's rows once: yields (images float32 [b, 3, H, W], rows int64 [b])."""
 
     def __init__(
-        self, index: ShardIndex, rows: np.ndarray, height: int, width: int, *,
-        batch_size: int = 64, rank: int = 0, ranks: int = 1,
-        device_id: int | None = None, threads: int = 2,
-    ) -> None:  # fmt: skip
+        self,
+        index: ShardIndex,
+        rows: np.ndarray,
+        height: int,
+        width: int,
+        *,
+        batch_size: int = 64,
+        rank: int = 0,
+        ranks: int = 1,
+        device_id: int | None = None,
+        threads: int = 2,
+    ) -> None:
         self.rows = np.asarray(rows, dtype=np.int64)[rank::ranks]
         self.batch_size, self.device_id = batch_size, device_id
         self.reader = ShardReader(index)

@@ -94,7 +94,7 @@ class ShardIndex:
             return np.unique(np.concatenate(parts))
         if split not in self.splits:
             raise InputError(
-                f"expected a split among {', '.join(sorted(self.splits))}, got {split!r}; mend data.split or --split"
+                f"expected a split among {', '.join(sorted(self.splits))}, got {split!r}; correct data.split or --split"
             )
         return np.unique(np.asarray(self.splits[split], dtype=np.int64))
 
@@ -137,14 +137,16 @@ class TrainingSet:
         code, label = (int(place[0]) for place in np.nonzero((self.start_2I <= row) & (row < self.stop_2I)))
         return int(self.start_2I[code, label]), int(self.stop_2I[code, label])
 
-    def short_of(self, images_per_identity: int) -> int:
-        """How many (identity, modality) have fewer images than a batch takes, so that some repeat in it."""
-        return int((self.stop_2I - self.start_2I < images_per_identity).sum())
-
-    def describe(self) -> str:
+    def describe(self, images_per_identity: int) -> str:
+        """How much there is, and what is special: `images_per_identity` is what a batch takes of each modality."""
         visible, infrared = self.images
         text = f"{self.identities} identities, {visible} visible and {infrared} infrared images"
-        return text + (f"; {len(self.left_out)} identities left out, lacking a modality" if self.left_out else "")
+        if self.left_out:
+            text += f"; {len(self.left_out)} identities left out, lacking a modality"
+        few = (self.stop_2I - self.start_2I < images_per_identity).any(axis=0).sum()
+        if few:
+            text += f"; {few} identities have fewer than {images_per_identity} images of a modality, so images repeat"
+        return text
 
 
 def select_training(index: ShardIndex, split: str) -> TrainingSet:

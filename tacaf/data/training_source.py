@@ -43,9 +43,7 @@ class TrainingSource:
     def read(self, reader: ShardReader, instead: Mapping[int, int], number: int) -> ReadBatch:
         """The batch with this number. InputError from the reader."""
         planned = self.planned(number, instead)
-        drawn = draw_parameters(
-            self.augment, self.plan.seed, *self.where(number), planned.position_B, planned.branch_B
-        )  # fmt: skip
+        drawn = draw_parameters(self.augment, self.plan.seed, *self.where(number), planned.position_B, planned.branch_B)
         if reader.index.remote and self.plan.config.window_shards:
             reader.keep_only(self.plan.shards_ahead(*self.where(number), self.steps))
         inputs = [

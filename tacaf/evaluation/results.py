@@ -62,7 +62,7 @@ class Result(_Fields):
     """The scores of one model under one setting of a protocol; the fields are those of the JSON, in its order.
 
     Scores are fractions. Null: it does not apply, or a feature file does not say it. Fields with a default may be
-    missing in files of earlier versions; unknown fields are kept.
+    missing; unknown fields are kept.
     """
 
     model_config = ConfigDict(extra="allow")

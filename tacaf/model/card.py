@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from tacaf.documents import Document, SafeName, Sha256, check_seal, parse, seal
+from tacaf.documents import NO_SEAL, Document, SafeName, Sha256, check_seal, parse, seal
 from tacaf.files import read_bytes, sha256_of, shown, write_whole
 from tacaf.model.file import ModelFacts
 from tacaf.vocabulary import InputError
@@ -77,7 +77,7 @@ def read_card(folder: Path) -> ExportCard:
 
 def write_card(folder: Path, values: dict[str, Any]) -> None:
     """Write the fields of an `ExportCard`, sealed."""
-    values = {**values, "format": CARD_FORMAT, "format_version": CARD_VERSION, "seal": "0" * 64}
+    values = {**values, "format": CARD_FORMAT, "format_version": CARD_VERSION, "seal": NO_SEAL}
     text = json.dumps(values, indent=1, allow_nan=False) + "\n"
     write_whole(folder / CARD, seal(text))
 

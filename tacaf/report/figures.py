@@ -14,12 +14,28 @@ from tacaf.vocabulary import Modality
 CMC_RANKS = 20
 BINS = 60
 # light enough for a dark page and dark enough for a light one; as many as a map has identities
-# fmt: off
 _PALETTE = (
-    "#3b82d0", "#d9692e", "#2fa36b", "#d6404a", "#a565c0", "#9c6a58", "#e07cc0", "#7d8a94", "#b0a520", "#22b1c4",
-    "#7fa6e8", "#f0a35e", "#7cc97a", "#f08a86", "#c5a3dc", "#c29a8c", "#b84f93", "#5f8290", "#94851d", "#1d8f9c",
+    "#3b82d0",
+    "#d9692e",
+    "#2fa36b",
+    "#d6404a",
+    "#a565c0",
+    "#9c6a58",
+    "#e07cc0",
+    "#7d8a94",
+    "#b0a520",
+    "#22b1c4",
+    "#7fa6e8",
+    "#f0a35e",
+    "#7cc97a",
+    "#f08a86",
+    "#c5a3dc",
+    "#c29a8c",
+    "#b84f93",
+    "#5f8290",
+    "#94851d",
+    "#1d8f9c",
 )
-# fmt: on
 
 
 def cmc(ranks: Ranks, ranks_shown: int = CMC_RANKS) -> np.ndarray:

@@ -15,11 +15,18 @@ from tacaf.pages import render
 from tacaf.report.curves import draw_curves
 from tacaf.report.overlay import Line
 from tacaf.report.published import NOT_MEASURED, PUBLISHED, TABLE_1_NOTE
-from tacaf.run_files import read_metrics, read_starts
+from tacaf.run_files import (
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    METRICS_FILE,
+    REPORT_FILE,
+    RESULTS_FOLDER,
+    read_metrics,
+    read_starts,
+)
 from tacaf.vocabulary import InputError
 
 TEMPLATE = Path(__file__).with_name("report.html")
-REPORT = "report.html"
 _MEDIA = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"BM": "bmp", b"RI": "webp"}  # by the first two bytes
 
 
@@ -68,10 +75,10 @@ def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | Non
     settings: how the run is usually scored; the headline is of such a result. The file is written whole or not at
     all. InputError if the folder has no results.
     """
-    results = read_results(run / "results", settings)
+    results = read_results(run / RESULTS_FOLDER, settings)
     if not results:
         raise InputError(f"expected results in {run / 'results'}, found none; score the run first (launch/evaluate.py)")
-    metrics, pictures = run / "metrics.jsonl", pictures or Pictures()
+    metrics, pictures = run / METRICS_FILE, pictures or Pictures()
     text = render(
         TEMPLATE,
         name=run.resolve().name,
@@ -87,11 +94,11 @@ def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | Non
         curves=draw_curves(read_metrics(metrics)) if metrics.is_file() else {},
         pictures=pictures,
         image=_data_uri,
-        config=_text(run / "config.yaml"),
-        starts=read_starts(run / "environment.json"),
+        config=_text(run / CONFIG_FILE),
+        starts=read_starts(run / ENVIRONMENT_FILE),
     )
-    write_whole(run / REPORT, text)
-    return run / REPORT
+    write_whole(run / REPORT_FILE, text)
+    return run / REPORT_FILE
 
 
 def _ours(results: Sequence[Result]) -> dict[str, str]:

@@ -21,6 +21,7 @@ from tacaf.model.file import open_model, write_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER
 from tacaf.provenance import versions
+from tacaf.run_files import RESULTS_FOLDER
 from tacaf.search.embedder import Embedder
 from tacaf.search.onnx_model import ONNX_FILES
 from tacaf.vocabulary import InputError, Modality
@@ -45,7 +46,7 @@ Images = Mapping[Modality, torch.Tensor]  # float32 [COMPARED, 3, H, W] each
 
 def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
     """Everything a user of the weights must know."""
-    results = [read_result(path).as_json() for path in sorted((run / "results").glob("*.json"))]
+    results = [read_result(path).as_json() for path in sorted((run / RESULTS_FOLDER).glob("*.json"))]
     return {
         **embedder.card,
         "model_sha256": embedder.model_sha256,

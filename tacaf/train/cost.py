@@ -52,7 +52,7 @@ def describe(config: Config, ranks: int = 1) -> str:
     cost = estimate(config, plan, ranks)
     at_most = cost.checkpoint_mib * (config.train.keep + 1)
     lines = {
-        "training set": training_set.describe(),
+        "training set": training_set.describe(plan.config.images_per_identity),
         "steps": (
             f"{describe_steps(config.train, plan)}; {steps * config.train.epochs} in all, {plan.images} images each"
         ),

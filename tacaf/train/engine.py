@@ -22,6 +22,7 @@ from tacaf.documents import what_is_wrong
 from tacaf.files import first_line, locked
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER, inference_model
+from tacaf.run_files import WATCH_FOLDER
 from tacaf.train.config import Config
 from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.update import decides_on_device
@@ -152,7 +153,8 @@ def check_settings(config: Config) -> None:
 
 def _monitors(config: Config) -> dict[str, dict]:
     """DeepSpeed's sections of the monitors in `train.watch`. A folder a start, so no step is in a file twice."""
-    folder = config.run / "watch" / f"start-{len(list((config.run / 'watch').glob('start-*')))}"
+    watched = config.run / WATCH_FOLDER
+    folder = watched / f"start-{len(list(watched.glob('start-*')))}"
     places: dict[str, dict] = {
         "wandb": {"project": "tacaf", "group": str(config.run)},
         **{name: {"output_path": str(folder), "job_name": name} for name in ("csv_monitor", "tensorboard")},

@@ -16,6 +16,7 @@ from tacaf.files import shown, whole_path
 from tacaf.model.file import MODEL, load_model, write_model
 from tacaf.report.pictures import ScoredImages, make_pictures
 from tacaf.report.report import write_report
+from tacaf.run_files import BEST_MODEL_FILE, FEATURES_FILE, RESULTS_FOLDER
 from tacaf.train.config import Config
 from tacaf.train.engine import whole_model, whole_state
 from tacaf.train.leak import check_protocol, refuse_leak
@@ -23,8 +24,6 @@ from tacaf.train.new_model import model_facts
 from tacaf.train.run import Run
 from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 from tacaf.train.state import TrainState
-
-BEST = "best.safetensors"
 
 
 def scored_split(config: Config, index: ShardIndex) -> str:
@@ -79,7 +78,7 @@ def evaluate_epoch(run: Run, state: TrainState) -> TrainState:
     reached = result.mean[config.train.best_by]
     if split == "val" and reached > state.best:
         state = state._replace(best=reached, best_epoch=state.epoch)
-        save_model(run, BEST, f"validation, epoch {state.epoch}")
+        save_model(run, BEST_MODEL_FILE, f"validation, epoch {state.epoch}")
     return state
 
 
@@ -99,7 +98,7 @@ def finish(run: Run, state: TrainState) -> None:
         save_model(run, MODEL, f"last epoch ({state.epoch})")
     elif run.place.rank == 0:
         with whole_path(folder / MODEL) as made:
-            shutil.copyfile(folder / BEST, made)
+            shutil.copyfile(folder / BEST_MODEL_FILE, made)
     distributed.barrier()
     model, card = load_model(folder / MODEL)
     split = scored_split(config, index)
@@ -114,8 +113,8 @@ def finish(run: Run, state: TrainState) -> None:
             results = score_all(features, settings.settings(), settings.scoring, known)
             run.log.evaluated(state, split, results[0])
             run.log.close()
-            write_results(results, folder / "results")
-            features.save(folder / "results" / "features.npz")
+            write_results(results, folder / RESULTS_FOLDER)
+            features.save(folder / RESULTS_FOLDER / FEATURES_FILE)
             scored, size = ScoredImages(features, index, rows), (card.height, card.width)
             pictures = make_pictures(scored, settings, config.seed, model=model.eval(), size=size)
             report = write_report(folder, settings, pictures)

@@ -18,7 +18,19 @@ from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.files import locked, reason_of, shown, write_whole
 from tacaf.interfaces import Batch
 from tacaf.model.file import MODEL
-from tacaf.run_files import add_start, unused
+from tacaf.run_files import (
+    BEST_MODEL_FILE,
+    CHECKPOINTS_FOLDER,
+    CONFIG_FILE,
+    ENVIRONMENT_FILE,
+    HEARTBEATS_FOLDER,
+    METRICS_FILE,
+    REPORT_FILE,
+    RESULTS_FOLDER,
+    WATCH_FOLDER,
+    add_start,
+    unused,
+)
 from tacaf.train.config import Config, dump_config
 from tacaf.train.processes import Place
 from tacaf.train.run_log import RunLog
@@ -30,10 +42,9 @@ from tacaf.vocabulary import InputError
 
 T = TypeVar("T")
 
-CONFIG, METRICS, ENVIRONMENT = "config.yaml", "metrics.jsonl", "environment.json"
 # What a run writes, by what it must be if it already exists.
-_FILES = (CONFIG, METRICS, ENVIRONMENT, ".lock", MODEL, "best.safetensors", "report.html")
-_FOLDERS = ("checkpoints", "ranks", "results", "watch")
+_FILES = (CONFIG_FILE, METRICS_FILE, ENVIRONMENT_FILE, ".lock", MODEL, BEST_MODEL_FILE, REPORT_FILE)
+_FOLDERS = (CHECKPOINTS_FOLDER, HEARTBEATS_FOLDER, RESULTS_FOLDER, WATCH_FOLDER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +106,15 @@ def open_folder(config: Config, resume: bool) -> Iterator[Path]:
                 _make(folder)
                 busy = f"run: {shown(folder)} is being written by another process; wait for it or give another folder"
                 held.enter_context(locked(folder / ".lock", wait=False, busy=busy))
-                mend(folder / "checkpoints")
-                shutil.rmtree(folder / "ranks", ignore_errors=True)  # heartbeats of an earlier start
+                mend(folder / CHECKPOINTS_FOLDER)
+                shutil.rmtree(folder / HEARTBEATS_FOLDER, ignore_errors=True)  # heartbeats of an earlier start
         yield folder
 
 
 def _refuse_wrong(folder: Path, resume: bool) -> None:
     try:
         str(folder).encode()
-        held = (folder / CONFIG).exists()
+        held = (folder / CONFIG_FILE).exists()
         wrong = [name for name in _FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
         wrong += [name for name in _FOLDERS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
     except UnicodeEncodeError:  # safetensors would read no model there, after the whole training
@@ -140,9 +151,9 @@ def record_start(config: Config) -> str | None:
     warning = None
     with distributed.together():
         if distributed.rank() == 0:
-            path, data = config.run / CONFIG, dump_config(config).encode()
+            path, data = config.run / CONFIG_FILE, dump_config(config).encode()
             if path.exists() and path.read_bytes() != data:
                 path.rename(unused(path))
             write_whole(path, data)
-            warning = add_start(config.run / ENVIRONMENT, provenance.environment(distributed.world_size()))
+            warning = add_start(config.run / ENVIRONMENT_FILE, provenance.environment(distributed.world_size()))
     return warning

@@ -16,7 +16,7 @@ from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.results import Result
 from tacaf.files import write_whole
 from tacaf.progress import Progress
-from tacaf.run_files import MetricsWriter
+from tacaf.run_files import METRICS_FILE, MetricsWriter
 from tacaf.train.processes import Place
 from tacaf.train.state import TrainState
 from tacaf.train.train_config import TrainConfig
@@ -75,7 +75,7 @@ class RunLog:
         first = place.rank == 0
         self.config, self.folder, self.place, self.extent, self.monitor = config, folder, place, extent, monitor
         self.global_step = done
-        self.metrics = MetricsWriter(folder / "metrics.jsonl" if first else None, done)
+        self.metrics = MetricsWriter(folder / METRICS_FILE if first else None, done)
         self.progress = Progress(extent.steps, done, active=first)
         self.began = time.perf_counter()
         if self.metrics.said is not None:

@@ -12,12 +12,11 @@ import torch
 
 from tacaf import checkpoint, distributed
 from tacaf.files import first_line
+from tacaf.run_files import CHECKPOINTS_FOLDER
 from tacaf.train.config import Config
 from tacaf.train.regroup import TEMPORARY, data_only, load_regrouped, regrouped
 from tacaf.train.state import EPOCHS, SavedFacts, extension
 from tacaf.vocabulary import InputError
-
-CHECKPOINTS = "checkpoints"  # below the run's folder
 
 
 class NotSavedError(Exception):
@@ -95,7 +94,7 @@ def find_checkpoint(config: Config, must_match: dict[str, Any], trusted: bool = 
     made with other settings, except that it may have fewer epochs; and, unless `trusted`, for one that somebody else
     may have made.
     """
-    folder = config.run / CHECKPOINTS
+    folder = config.run / CHECKPOINTS_FOLDER
     path: Path | None = None
     with distributed.together():
         if distributed.rank() == 0 and checkpoint.steps_in(folder):

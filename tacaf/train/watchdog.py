@@ -20,6 +20,7 @@ from pydantic import Field
 from tacaf.command import EXIT_LOST_RANK
 from tacaf.documents import Count, Document, read_document
 from tacaf.files import first_line, reason_of, shown
+from tacaf.run_files import HEARTBEATS_FOLDER
 from tacaf.vocabulary import InputError
 
 PERIOD_S = 1.0  # between heartbeats
@@ -60,7 +61,7 @@ class Watchdog:
     """A thread that writes this rank's heartbeats, and ends the process if it has not moved for `limit_s` seconds."""
 
     def __init__(self, run: Path, rank: int, ranks: int, limit_s: float) -> None:
-        self.folder, self.rank, self.ranks, self.limit_s = run / "ranks", rank, ranks, limit_s
+        self.folder, self.rank, self.ranks, self.limit_s = run / HEARTBEATS_FOLDER, rank, ranks, limit_s
         self.moves, self.where, self.moved = 0, "the start", time.time()
         self.leaving = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)

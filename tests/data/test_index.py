@@ -55,7 +55,7 @@ def test_an_identity_without_infrared_is_left_out_and_counted(sysu_shards):
     chosen = select_training(changed, "train")
     assert chosen.left_out == (pid,)
     assert pid not in chosen.pid_I
-    assert "1 identities left out" in chosen.describe()
+    assert "1 identities left out" in chosen.describe(1)
 
 
 def test_a_missing_modality_is_refused(sysu_shards):

@@ -239,9 +239,13 @@ def test_two_bad_neighbours_give_way_to_the_third(index, tmp_path, plan):
 def test_too_many_bad_images_stop_after_all(index, tmp_path, plan):
     row = int(plan.global_batch(0, 0).row_B[0])
     pipeline = TrainingPipeline(
-        broken_set(index, tmp_path, [row]), plan, SIZE,
-        on_bad_sample="replace", bad_sample_share=0.001, report=lambda text: None,
-    )  # fmt: skip
+        broken_set(index, tmp_path, [row]),
+        plan,
+        SIZE,
+        on_bad_sample="replace",
+        bad_sample_share=0.001,
+        report=lambda text: None,
+    )
     with pytest.raises(InputError, match=r"0\.1 % .*data\.bad_sample_share.* 1 of"):
         next(pipeline)
 
@@ -249,9 +253,13 @@ def test_too_many_bad_images_stop_after_all(index, tmp_path, plan):
 def test_an_identity_without_a_sound_image_stops(index, tmp_path, plan):
     start, stop = plan.training_set.range_of(int(plan.global_batch(0, 0).row_B[0]))
     pipeline = TrainingPipeline(
-        broken_set(index, tmp_path, [*range(start, stop)]), plan, SIZE,
-        on_bad_sample="replace", bad_sample_share=0.5, report=lambda text: None,
-    )  # fmt: skip
+        broken_set(index, tmp_path, [*range(start, stop)]),
+        plan,
+        SIZE,
+        on_bad_sample="replace",
+        bad_sample_share=0.5,
+        report=lambda text: None,
+    )
     with pytest.raises(InputError, match="no other image"):
         next(pipeline)
 
@@ -312,9 +320,14 @@ def test_workers_are_threads_that_end_with_the_pipeline(index, tmp_path, plan, k
     children, threads = psutil.Process().children(recursive=True), set(threading.enumerate())
     row = int(plan.global_batch(0, 1).row_B[0])
     running = TrainingPipeline(
-        broken_set(index, tmp_path, [row]), plan, SIZE, workers=3,
-        on_bad_sample=kind, bad_sample_share=0.5, report=lambda text: None,
-    )  # fmt: skip
+        broken_set(index, tmp_path, [row]),
+        plan,
+        SIZE,
+        workers=3,
+        on_bad_sample=kind,
+        bad_sample_share=0.5,
+        report=lambda text: None,
+    )
     if kind == "stop":
         with pytest.raises(InputError, match=index.key(row)):
             list(running)

@@ -125,8 +125,13 @@ def test_bad_combinations():
         PLAN.check_ranks(3)
 
 
-def test_short_identities_are_counted():
-    assert PLAN.training_set.short_of(5) == 4
+def test_identities_with_too_few_images_are_counted():
+    lengths_2I = PLAN.training_set.stop_2I - PLAN.training_set.start_2I
+    for wanted in (1, 5, 9):
+        few = sum(min(lengths) < wanted for lengths in lengths_2I.T.tolist())
+        assert (f"; {few} identities have fewer than {wanted} images" in PLAN.training_set.describe(wanted)) == (
+            few > 0
+        )
 
 
 def plan_with(counts_2I, seed=3, cameras=1, per_shard=1000, **config) -> Plan:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from launch import search
-from launch.page import search_page
 from tacaf.child_processes import child_environment
+from tacaf.search import search_page
 from tacaf.search.embedder import Embedder
 from tests.train.finished import write_model
 

@@ -196,7 +196,7 @@ DAMAGE = {
     "no index": (lambda f: (f / "index.json").unlink(), "index.json", False, True),
     "future version": (
         edit_index(lambda v: v.update(format_version=99, more="?")),
-        "expected format_version 1 or 2, got 99",
+        "expected format_version 2, got 99",
         False,
         True,
     ),
