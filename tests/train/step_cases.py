@@ -22,7 +22,7 @@ from tacaf.losses.total import TacafLoss
 from tacaf.train.engine import whole_state
 from tacaf.train.forward import forward
 from tacaf.train.processes import start_distributed, stop_distributed
-from tacaf.train.step_figures import stacked
+from tacaf.train.step import stacked
 from tacaf.train.update import poisoned, update
 from tests.fake_gpu import Operators
 from tests.model.cases import pairs_of, tiny_batch

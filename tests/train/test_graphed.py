@@ -12,7 +12,7 @@ from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.train.capture import captured, reason_of
 from tacaf.train.config import load_config
 from tacaf.train.graphed import WARM_UP, GraphedStep, obstacle
-from tacaf.train.step_figures import Computed, stacked
+from tacaf.train.step import Computed, stacked
 from tacaf.train.update import poisoned
 from tests.model.cases import pairs_of, tiny_batch, tiny_model
 from tests.train.engine_cases import DEMO
