@@ -27,7 +27,7 @@ from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.train.config import Config, load_config
 from tacaf.train.cost import describe, describe_steps
-from tacaf.train.engine import build_engine, check_settings, load_deepspeed
+from tacaf.train.engine import build_engine, check_settings, prepare_deepspeed
 from tacaf.train.finish import check_scoring, evaluate_epoch, finish
 from tacaf.train.flops import share_at_one_second
 from tacaf.train.forward import draw
@@ -126,7 +126,7 @@ def write_checkpoint(run: Run, state: TrainState) -> None:
 def train(config: Config, stop: StopRequest, *, resuming: bool, trusted: bool) -> None:
     """One run, as a whole. InputError before anything is written if it cannot be trained or scored."""
     place = start_distributed(config.train.start_limit_s, config.train.stall_limit_s)
-    load_deepspeed()
+    prepare_deepspeed()
     choose_convolutions(config.train.deterministic)
     with distributed.together():
         data = open_data(config, place)

@@ -101,7 +101,7 @@ def test_a_failing_capture_says_why_and_the_training_goes_on_as_if_nothing_had_b
     assert len(found.said) == 1
     assert "train.cuda_graph" in found.said[0]
     assert "not permitted when stream is capturing" in found.said[0]
-    assert "(perf/parts/fake_gpu.py:" in found.said[0], "where it was raised"
+    assert "(parts/fake_gpu.py:" in found.said[0], "where it was raised"
     assert found.computations == len(batches) + 1
     assert_same(expected, found)
 
