@@ -153,10 +153,10 @@ def check_settings(config: Config) -> None:
         raise InputError(f"deepspeed: DeepSpeed does not accept its section: {what}; see its documentation") from None
 
 
-def _monitors(config: Config) -> dict[str, dict]:
+def _monitors(config: Config) -> dict[str, dict[str, Any]]:
     """DeepSpeed's sections of the monitors in `train.watch`. A folder a start, so no step is in a file twice."""
     folder = config.run / "watch" / f"start-{len(list((config.run / 'watch').glob('start-*')))}"
-    places: dict[str, dict] = {
+    places: dict[str, dict[str, Any]] = {
         "wandb": {"project": "tacaf", "group": str(config.run)},
         **{name: {"output_path": str(folder), "job_name": name} for name in ("csv_monitor", "tensorboard")},
     }

@@ -121,7 +121,7 @@ def _tensors(batch: Batch) -> list[torch.Tensor]:
     return [batch.images_BCHW, batch.label_B, *(column for columns in pairs for column in columns)]
 
 
-def _layout(batch: Batch) -> tuple:
+def _layout(batch: Batch) -> tuple[Any, ...]:
     """What a graph fixes of a batch: everything but the values."""
     shapes = [(tensor.shape, tensor.dtype) for tensor in _tensors(batch)]
     return batch.visible, batch.pairs3 is None, batch.pairs4 is None, shapes
