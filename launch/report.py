@@ -19,7 +19,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.evaluation.features import FeatureSet, load_features
 from tacaf.files import shown
 from tacaf.model.file import MODEL, load_model
-from tacaf.report.pictures import make_pictures
+from tacaf.report.pictures import ScoredImages, make_pictures
 from tacaf.report.report import write_report
 from tacaf.train.config import load_config
 from tacaf.vocabulary import InputError
@@ -37,7 +37,7 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
     config = load_config(run / "config.yaml", [])
     index = ShardIndex.open(shards or config.data.shards, config.data.remote)
     features = load_features(features_file or run / "results" / "features.npz")
-    rows = rows_of(index, features)
+    scored = ScoredImages(features, index, rows_of(index, features))
     model, card = load_model(run / MODEL)
     if features.width != model.embedding_width(config.evaluation.embedding):
         raise InputError(
@@ -45,8 +45,10 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
             f" them, got {features.width}; give the features of this run"
         )
     size = (card.height, card.width)
-    pictures = make_pictures(features, rows, index, config.evaluation, config.seed, model.eval(), size)
-    return write_report(run, config.evaluation, pictures)
+    settings = config.evaluation.for_split(config.evaluation.split)
+    pictures = make_pictures(scored, settings, config.seed, model=model.eval(), size=size)
+    given = features_file.name if features_file else None
+    return write_report(run, settings, pictures._replace(given=given))
 
 
 def rows_of(index: ShardIndex, features: FeatureSet) -> np.ndarray:
@@ -72,7 +74,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=to_path, required=True, help="run folder of a finished training")
     parser.add_argument("--shards", type=to_location, help="where the shard set is now; default: the run's data.shards")
-    parser.add_argument("--features", type=to_path, help="features of the set; default: RUN/results/features.npz")
+    parser.add_argument(
+        "--features",
+        type=to_path,
+        help="features to make the pictures from, which the page then names; default: RUN/results/features.npz",
+    )
     return parser.parse_args(argv)
 
 

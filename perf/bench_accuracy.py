@@ -28,17 +28,17 @@ from matplotlib.figure import Figure
 from launch.study.trainings import SCRIPT, Training, run_all
 from perf.plot import STYLE
 from tacaf.command import EXIT_STOPPED, Parser, entry, to_location, to_path
+from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.results import read_results
 from tacaf.files import write_whole
 from tacaf.provenance import environment, published
-from tacaf.run_files import read_metrics, read_starts
+from tacaf.run_files import EvaluationRecord, StepRecord, read_metrics, read_starts
 from tacaf.vocabulary import InputError
 
 WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}
 COLOURS = {"definitions": "#9aa4ad", "kernels": "#2563a8"}
 KERNELS = {"definitions": "reference", "kernels": "auto"}  # model.kernels of each
 NEARLY = 0.9  # of the lower final score: how long each takes to get there is compared
-SCORES = ("rank1", "mAP", "mINP")
 
 
 def trainings(args: argparse.Namespace) -> dict[str, Training]:
@@ -54,35 +54,36 @@ def trainings(args: argparse.Namespace) -> dict[str, Training]:
 def curve(run: Path) -> dict[str, Any]:
     """What a finished run's metrics say: scores after so many seconds of training, speed, memory."""
     lines = list(read_metrics(run / "metrics.jsonl"))
-    steps = {line["global_step"]: line for line in lines if line["kind"] == "step"}
-    scored = [line for line in lines if line["kind"] == "eval"]
-    if not scored or sorted(steps) != list(range(1, len(steps) + 1)):
+    steps = [line for line in lines if isinstance(line, StepRecord)]
+    scored = [line for line in lines if isinstance(line, EvaluationRecord)]
+    step_ms = {line.global_step: line.step_ms for line in steps if line.step_ms is not None}
+    if not scored or sorted(step_ms) != list(range(1, len(steps) + 1)):
         raise InputError(
             f"{run}: expected every step and a score in metrics.jsonl, got {len(steps)} steps and {len(scored)} scores;"
             " remove the run"
         )
-    evaluations = {line["global_step"]: line for line in scored if line["split"] == scored[-1]["split"]}
+    evaluations = {line.global_step: line for line in scored if line.split == scored[-1].split}
     seconds = {0: 0.0}
-    for step, line in sorted(steps.items()):
-        seconds[step] = seconds[step - 1] + line["step_ms"] / 1000
+    for step in sorted(step_ms):
+        seconds[step] = seconds[step - 1] + step_ms[step] / 1000
     points = [
-        {"step": step, "training_s": round(seconds[step], 1), **{name: line[name] for name in SCORES}}
+        {"step": step, "training_s": round(seconds[step], 1), **line.model_dump(include=set(HEADLINE))}
         for step, line in sorted(evaluations.items())
     ]
     results = read_results(run / "results")
     return {
-        "split": scored[-1]["split"],
+        "split": scored[-1].split,
         "points": points,
-        "first_step_ms": steps[1]["step_ms"],
+        "first_step_ms": step_ms[1],
         "training_s": round(seconds[len(steps)], 1),
-        "step_ms_p50": round(statistics.median(line["step_ms"] for line in steps.values()), 2),
-        "images_per_s_p50": statistics.median(line["images_per_s"] for line in steps.values()),
-        "data_wait_share_p50": statistics.median(line["data_wait_share"] for line in steps.values()),
-        "peak_memory_mib": max(line["peak_memory_mib"] for line in steps.values()),
+        "step_ms_p50": round(statistics.median(step_ms.values()), 2),
+        "images_per_s_p50": statistics.median(line.images_per_s for line in steps),
+        "data_wait_share_p50": statistics.median(line.data_wait_share for line in steps),
+        "peak_memory_mib": max(line.peak_memory_mib for line in steps if line.peak_memory_mib is not None),
         "results": [
             {name: value for name, value in result.as_json().items() if name != "trials"} for result in results
         ],
-        "starts": published(read_starts(run / "environment.json")),
+        "starts": published([start.model_dump() for start in read_starts(run / "environment.json")]),
     }
 
 
@@ -101,7 +102,7 @@ def compare(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "training_s_ratio": round(plain["training_s"] / fused["training_s"], 3),
         "mAP_goal": goal,
         "seconds_to_mAP_goal": reached,
-        "final_difference": {name: fused["points"][-1][name] - plain["points"][-1][name] for name in SCORES},
+        "final_difference": {name: fused["points"][-1][name] - plain["points"][-1][name] for name in HEADLINE},
     }
 
 

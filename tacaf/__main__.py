@@ -11,14 +11,13 @@ if __name__ == "__main__":
     run()
 
 import argparse
-import difflib
 from collections.abc import Sequence
 
 from tacaf import __version__
 from tacaf.command import Parser, entry
 from tacaf.files import shown
 from tacaf.provenance import git_commit
-from tacaf.vocabulary import InputError
+from tacaf.vocabulary import InputError, did_you_mean
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -45,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"tacaf {__version__}, commit {git_commit() or 'unknown'}")
         return 0
     command = args.words[0] if args.words else None
-    near = difflib.get_close_matches(command or "", COMMANDS, n=1)
     got = "none" if command is None else repr(shown(command)[:60])
-    advice = f"did you mean {near[0]}?" if near else "see `tacaf --help`"
+    advice = did_you_mean(command or "", COMMANDS) or "see `tacaf --help`"
     raise InputError(f"expected a command of {', '.join(COMMANDS)}, got {got}; {advice}")

@@ -36,6 +36,7 @@ class StepRecord(Document, extra="ignore"):
     data_wait_share: float
     step_ms: Number = None
     peak_memory_mib: Number = None
+    matrix_rate_share: Number = None  # of the GPUs' matrix rate; written where that rate is known
 
 
 class EvaluationRecord(Document, extra="ignore"):
@@ -58,7 +59,10 @@ class WarningRecord(Document, extra="ignore"):
     text: str
 
 
-class Record(RootModel[Annotated[StepRecord | EvaluationRecord | WarningRecord, Field(discriminator="kind")]]):
+Record = StepRecord | EvaluationRecord | WarningRecord
+
+
+class _Line(RootModel[Annotated[Record, Field(discriminator="kind")]]):
     """One line of metrics.jsonl."""
 
 
@@ -80,12 +84,8 @@ class Starts(RootModel[list[Start]]):
     """The content of environment.json."""
 
 
-def read_starts(path: Path) -> list[dict[str, Any]]:
+def read_starts(path: Path) -> list[Start]:
     """The starts of a run; none where there is no file. InputError for a file of another form."""
-    return [start.model_dump() for start in _starts(path)]
-
-
-def _starts(path: Path) -> list[Start]:
     if not path.exists():
         return []
     return read_document(path, Starts, MOST_ENVIRONMENT_BYTES, "a run writes it; move it away").root
@@ -95,7 +95,7 @@ def add_start(path: Path, start: dict[str, Any]) -> str | None:
     """Append a start. A file that cannot be read is kept under another name; what is said of it, else None."""
     said = None
     try:
-        starts = [one.model_dump(exclude_unset=True) for one in _starts(path)]
+        starts = [one.model_dump(exclude_unset=True) for one in read_starts(path)]
     except InputError as error:
         starts, kept = [], unused(path.with_name(f"{path.stem}-damaged{path.suffix}"))
         path.rename(kept)
@@ -134,7 +134,7 @@ class MetricsWriter:
             ) from None
 
 
-def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+def read_metrics(path: Path) -> Iterator[Record]:
     """The records of a metrics.jsonl; a last line cut by a kill, and any other that is none, is passed over."""
     try:
         with path.open("rb") as file:
@@ -155,12 +155,11 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
         begins = ends
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
+def _record(line: bytes) -> Record | None:
     try:
-        parse(line, Record, "a line", MOST_LINE_BYTES + 1)
+        return parse(line, _Line, "a line", MOST_LINE_BYTES + 1).root
     except InputError:
         return None
-    return json.loads(line)
 
 
 def _keep_until(path: Path, global_step: int) -> str | None:
@@ -176,7 +175,7 @@ def _keep_until(path: Path, global_step: int) -> str | None:
             record = _record(line)
             if record is None:
                 odd = odd or line.endswith(b"\n")
-            elif record["global_step"] <= global_step:
+            elif record.global_step <= global_step:
                 new.write(line if line.endswith(b"\n") else line + b"\n")
         if odd:
             shutil.copyfile(path, kept)

@@ -1,5 +1,7 @@
 """The words every floor shares: modalities, splits, branches, the names of a shard set's parts, the user's error."""
 
+import difflib
+from collections.abc import Iterable
 from enum import IntEnum, StrEnum
 from typing import Literal
 
@@ -34,6 +36,12 @@ class InputError(Exception):
     def __init__(self, text: str, shared: bool = False) -> None:
         super().__init__(text)
         self.shared = shared
+
+
+def did_you_mean(word: str, words: Iterable[str]) -> str:
+    """For the end of an error: the word among these that is nearest to a misspelt one. Empty where none is near."""
+    near = difflib.get_close_matches(word, list(words), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""
 
 
 class Modality(StrEnum):

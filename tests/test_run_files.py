@@ -8,7 +8,7 @@ import pytest
 from perf.attacks.mutations import mutate
 from tacaf.files import locked
 from tacaf.report.curves import draw_curves
-from tacaf.run_files import MOST_LINE_BYTES, MetricsWriter, add_start, read_metrics, read_starts
+from tacaf.run_files import MOST_LINE_BYTES, MetricsWriter, StepRecord, add_start, read_metrics, read_starts
 from tacaf.train.config import load_config
 from tacaf.train.run import open_folder, record_start
 from tacaf.vocabulary import InputError
@@ -44,6 +44,10 @@ def step(number: int) -> dict:
     return found | {"gradient_norm": None, "lr": {"new": 1}, "images_per_s": 9.0, "data_wait_share": 0.1, "more": [1]}
 
 
+def record(number: int) -> StepRecord:
+    return StepRecord(**step(number))
+
+
 def lines(*records: dict) -> bytes:
     return b"".join(json.dumps(record).encode() + b"\n" for record in records)
 
@@ -52,7 +56,7 @@ def test_odd_lines_are_passed_over_and_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     whole = lines(step(1)) + b"\n".join(ODD) + b"\n" + lines(step(2), step(3)) + b'{"kind": "st'
     path.write_bytes(whole)
-    assert list(read_metrics(path)) == [step(1), step(2), step(3)]
+    assert list(read_metrics(path)) == [record(1), record(2), record(3)]
     writer = MetricsWriter(path, resume_at=2)
     assert path.read_bytes() == lines(step(1), step(2))
     kept = [other for other in tmp_path.iterdir() if other != path]
@@ -74,7 +78,7 @@ def test_a_line_cut_by_a_kill_is_no_damage(tmp_path):
 def test_a_long_line_has_no_record_in_it(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b"x" * (MOST_LINE_BYTES + 1) + lines(step(1), step(2)))
-    assert list(read_metrics(path)) == [step(2)]
+    assert list(read_metrics(path)) == [record(2)]
 
 
 def test_no_room_for_a_line_is_one_sentence(tmp_path):
@@ -92,7 +96,7 @@ def test_a_damaged_environment_is_kept_aside(tmp_path, text):
     assert (tmp_path / "environment-damaged.json").read_text() == text
     path.write_text(text)
     assert "environment-damaged-1.json" in str(add_start(path, START))
-    assert [start["command"] for start in read_starts(path)] == ["train.py"]
+    assert [start.command for start in read_starts(path)] == ["train.py"]
 
 
 def test_starts_are_added_and_nothing_of_the_older_ones_is_lost(tmp_path):
@@ -101,7 +105,7 @@ def test_starts_are_added_and_nothing_of_the_older_ones_is_lost(tmp_path):
     path.write_text(json.dumps([older]))
     assert add_start(path, START) is None
     assert json.loads(path.read_text()) == [older, START]
-    assert read_starts(path)[0]["gpus"] == []
+    assert read_starts(path)[0].gpus == []
 
 
 def mutated(folder: Path, count: int, seed: int) -> None:

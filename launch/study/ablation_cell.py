@@ -88,7 +88,7 @@ class Cell(NamedTuple):
             "settings": list(self.training.settings_beside(_WHERE)),
             "scores": scores,
             "config": config.model_dump(mode="json", exclude={"run": True, "data": {"shards"}}),
-            "trainings": read_starts(self.training.folder / "environment.json"),
+            "trainings": [start.model_dump() for start in read_starts(self.training.folder / "environment.json")],
         }
         self.store.keep(KeptTraining(**published(content)))
 

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from launch.study.bootstrap import Difference, paired_difference
-from launch.study.identity_scores import SHOWN, IdentityScores
+from launch.study.identity_scores import IdentityScores
 from launch.study.rows import Row
+from tacaf.evaluation.ranking import HEADLINE
 
 _LEGEND = (
     "Differences in points, with their 95 % intervals; bold where zero lies outside. ¹ One seed or two: the"
@@ -39,7 +40,7 @@ def differences(row: MeasuredRow, other: MeasuredRow, resamplings: int, seed: in
             resamplings,
             seed,
         )
-        for name in SHOWN
+        for name in HEADLINE
     }
 
 
@@ -78,13 +79,13 @@ def markdown(table: Mapping[str, Any], level: int = 1) -> str:
         lines += ["**Not complete: the last column says what is missing.**", ""]
     lines += ["| row | seeds | rank-1 | mAP | mINP | missing |", "| --- | --- | --- | --- | --- | --- |"]
     for row in table["rows"]:
-        cells = [_spread([means[name] for means in row["seeds"].values()]) for name in SHOWN]
+        cells = [_spread([means[name] for means in row["seeds"].values()]) for name in HEADLINE]
         lines.append(f"| {row['text']} | {len(row['seeds'])} | {' | '.join(cells)} | {'; '.join(row['lacks'])} |")
     lines += ["", *([_LEGEND, ""] if level == 1 else [])]
     lines += ["| row | against | rank-1 | mAP | mINP |", "| --- | --- | --- | --- | --- |"]
     for row in table["rows"]:
         for key, found in row["against"].items():
-            cells = [_difference(Difference(**found[name])) for name in SHOWN]
+            cells = [_difference(Difference(**found[name])) for name in HEADLINE]
             lines.append(f"| {row['text']} | {texts[key]} | {' | '.join(cells)} |")
     return "\n".join([*lines, ""])
 

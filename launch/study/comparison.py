@@ -9,7 +9,9 @@ import numpy as np
 
 from launch.study.rows import Row
 from tacaf.datasets import PUBLIC
+from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.results import Result
+from tacaf.evaluation.text import search_label
 from tacaf.files import shown, write_whole
 from tacaf.pages import render
 from tacaf.report.published import (
@@ -22,7 +24,7 @@ from tacaf.report.published import (
 
 TEMPLATE = Path(__file__).with_name("comparison.html")
 TABLE = "table"
-SHOWN = ("rank1", "mAP", "mINP")
+
 
 Column = tuple[str, int | None]  # mode or direction, shots
 
@@ -52,7 +54,7 @@ def cells(row: MeasuredRow) -> dict[Column, dict[str, Cell]]:
         for result in results:
             found.setdefault(column_of(result), []).append(result)
     whole = {column: results for column, results in found.items() if len(results) == len(row.seeds)}
-    return {column: {name: _cell(results, name) for name in SHOWN} for column, results in whole.items()}
+    return {column: {name: _cell(results, name) for name in HEADLINE} for column, results in whole.items()}
 
 
 def column_of(result: Result) -> Column:
@@ -98,13 +100,13 @@ def _content(data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) 
     notes += _other_set(data_set, facts)
     return {
         "title": f"{facts['set']}: TACAFNet, row by row",
-        "columns": [_column_text(column) for column in columns],
-        "measures": [name.replace("rank1", "rank-1") for name in SHOWN],
+        "columns": [search_label(*column) for column in columns],
+        "measures": [name.replace("rank1", "rank-1") for name in HEADLINE],
         "ours": [
             {
                 "text": row.row.text,
                 "cells": [
-                    [str(found[column][name]) for name in SHOWN] if column in found else None for column in columns
+                    [str(found[column][name]) for name in HEADLINE] if column in found else None for column in columns
                 ],
                 "lacks": "; ".join(row.lacks),
             }
@@ -117,11 +119,6 @@ def _content(data_set: str, rows: Sequence[MeasuredRow], facts: dict[str, Any]) 
         "notes": [*notes, *dict.fromkeys(_result_note(row) for row in rows if row.seeds)],
         "facts": {name: shown(value) if isinstance(value, str) else json.dumps(value) for name, value in facts.items()},
     }
-
-
-def _column_text(column: Column) -> str:
-    name, shots = column
-    return name.replace("_", " ") + (f", {shots} shot{'s' * (shots != 1)}" if shots else "")
 
 
 def _published(data_set: str, columns: Sequence[Column]) -> list[dict[str, Any]]:

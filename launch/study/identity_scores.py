@@ -9,10 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from tacaf.evaluation.features import FeatureSet
+from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.setting import Setting
 from tacaf.evaluation.trials import make_trials
-
-SHOWN = ("rank1", "mAP", "mINP")
 
 
 class IdentityScores(NamedTuple):
@@ -20,7 +19,8 @@ class IdentityScores(NamedTuple):
 
     pid_P: np.ndarray
     queries_P: np.ndarray  # how many of its queries have a match in any trial
-    sums: dict[str, np.ndarray]  # of SHOWN, float [P]: over those queries, each the mean over the trials it matches in
+    # Of each HEADLINE measure, float [P]: over those queries, each the mean over the trials it matches in.
+    sums: dict[str, np.ndarray]
 
     def means(self) -> dict[str, float]:
         return {name: float(values.sum() / self.queries_P.sum()) for name, values in self.sums.items()}
@@ -32,14 +32,14 @@ class IdentityScores(NamedTuple):
 
     @classmethod
     def of_lists(cls, lists: Mapping[str, list[float]]) -> "IdentityScores":
-        sums = {name: np.array(lists[name], float) for name in SHOWN}
+        sums = {name: np.array(lists[name], float) for name in HEADLINE}
         return cls(np.array(lists["pid"]), np.array(lists["queries"]), sums)
 
 
 def score_identities(features: FeatureSet, setting: Setting, metric: str, trials: int = 10) -> IdentityScores:
     """Score the queries of every identity apart, for what needs more than means."""
     made = make_trials(features, setting, trials)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in SHOWN}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in HEADLINE}
     for trial in made:
         ranks = trial.rank(metric, setting.unique_pids)
         valid_Q = ranks.matches_Q > 0

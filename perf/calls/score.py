@@ -79,7 +79,7 @@ class Training:
         features = extract(embed, self.images.whole(rows, settings.batch_size), self.index.columns, rows)
         self.model.train()
         result = score_setting(features, settings.setting(settings.asked()[0]), Scoring())
-        return {name: result["mean"][name] for name in ("rank1", "mAP")}
+        return {"rank1": result.mean.rank1, "mAP": result.mean.mAP}
 
 
 def epochs_of(training: Training, rows: np.ndarray, until: float) -> Iterator[dict[str, Any]]:

@@ -81,9 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = {name: result.as_json() for name, result in results.items()}
         write_json(args.json, {"environment": environment(1), "results": values})
     for name, result in results.items():
-        mean = result["mean"]
         print(
-            f"{name:17} rank-1 {100 * mean['rank1']:5.2f} %  mAP {100 * mean['mAP']:5.2f} %  "
-            f"chance rank-1 {100 * result['chance_rank1']:.2f} %"
+            f"{name:17} rank-1 {100 * result.mean.rank1:5.2f} %  mAP {100 * result.mean.mAP:5.2f} %  "
+            f"chance rank-1 {100 * result.chance_rank1:.2f} %"
         )
     return 0

@@ -210,7 +210,8 @@ def permuted_queries(features: FeatureSet, generator: np.random.Generator) -> Fe
 def rank1(features: FeatureSet) -> tuple[float, float]:
     """Mean and standard deviation over the trials of all_search, single shot."""
     result = score(features, "sysu_mm01")
-    return result["mean"]["rank1"], result["std"]["rank1"]
+    assert result.std.rank1 is not None, "several trials"
+    return result.mean.rank1, result.std.rank1
 
 
 def overfit(subject: Subject, raw: Path, out: Path) -> dict[str, Any]:
@@ -223,7 +224,7 @@ def overfit(subject: Subject, raw: Path, out: Path) -> dict[str, Any]:
     model = Embedder.load(run).model
     assert model is not None
     features = embedded(model, ShardIndex.open(shards), "train", subject.config)
-    value = score(features, "generic", direction="infrared_to_visible")["mean"]["rank1"]
+    value = score(features, "generic", direction="infrared_to_visible").mean.rank1
     return {
         "identities": IDENTITIES,
         "steps": OVERFIT_STEPS,

@@ -19,7 +19,7 @@ import numpy as np
 
 from tacaf.evaluation import rank_streamed as streaming
 from tacaf.evaluation.rank_streamed import rank_streamed
-from tacaf.evaluation.ranking import Ranks, measures, normalise
+from tacaf.evaluation.ranking import Ranks, RankTask, measures, normalise
 
 IMAGES_PER_PID = 20
 CHECKED = 8  # queries whose places are counted again, from float64 distances
@@ -78,9 +78,8 @@ def _score(case: StreamedCase, folder: Path) -> None:
     stored = np.load(folder / "gallery.npy", mmap_mode="r")
     before = _product_s(case, stored)
     began = time.perf_counter()
-    ranks = rank_streamed(
-        arrays["features"], stored, np.arange(case.gallery), arrays["pid"], arrays["gallery_pid"], "cosine", False
-    )
+    task = RankTask(query_pid=arrays["pid"], gallery_pid=arrays["gallery_pid"], metric="cosine", unique_pids=False)
+    ranks = rank_streamed(arrays["features"], stored, np.arange(case.gallery), task)
     whole = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     product = (before, _product_s(case, stored))

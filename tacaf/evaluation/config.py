@@ -1,6 +1,5 @@
 """The settings of an evaluation: what is scored at the end of a training, and how often before."""
 
-import difflib
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -11,7 +10,7 @@ from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.setting import Scoring, Setting, choose_setting
 from tacaf.settings import Settings, UserPath
 from tacaf.shard_set import Camid
-from tacaf.vocabulary import Embedding, InputError
+from tacaf.vocabulary import Embedding, InputError, did_you_mean
 
 MOST_EPOCHS = 10**6
 
@@ -27,10 +26,8 @@ class Asked(NamedTuple):
 def _no_word(word: str, what: str, words: Iterable[str]) -> str:
     """Not one of these words, and which is near."""
     *most, last = words
-    near = difflib.get_close_matches(word, [*most, last], n=1)
-    return f"expected {what} {', '.join(most)} or {last}, got {word!r}; " + (
-        f"did you mean {near[0]!r}?" if near else "choose one of them"
-    )
+    advice = did_you_mean(word, [*most, last]) or "choose one of them"
+    return f"expected {what} {', '.join(most)} or {last}, got {word!r}; {advice}"
 
 
 class EvaluationConfig(Settings):
@@ -138,6 +135,14 @@ class EvaluationConfig(Settings):
             gallery_list=self.gallery_list,
             read=read,
         )
+
+    def for_split(self, split: str) -> "EvaluationConfig":
+        """The settings for scoring these identities: the authors' permutations are made for the test identities, so the
+        validation identities have the literature draw in place of the official one. Reads the files that are named.
+        """
+        if split != "val" or self.setting(self.asked()[0]).gallery_draw != "official":
+            return self
+        return self.model_copy(update={"gallery_draw": "literature"})
 
     def settings(self) -> list[Setting]:
         """The setting of everything that is scored at the end, in the order of `asked`."""

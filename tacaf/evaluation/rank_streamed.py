@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from tacaf.evaluation.features import read_rows
-from tacaf.evaluation.ranking import Ranks, distances, normalise, ranks_of_places
+from tacaf.evaluation.ranking import Ranks, RankTask, distances, normalise, ranks_of_places
 from tacaf.vocabulary import InputError
 
 TILE = (512, 16_384)  # queries and gallery images of a product: 32 MiB of float32
@@ -65,29 +65,25 @@ def rank_streamed(
     query_QD: np.ndarray,
     stored_ND: np.ndarray,
     gallery_rows: np.ndarray,
-    query_pid: np.ndarray,
-    gallery_pid: np.ndarray,
-    metric: str,
-    unique_pids: bool,
-    exclusion: tuple[np.ndarray, np.ndarray] | None = None,
+    task: RankTask,
     device: str = "cpu",
 ) -> Ranks:
     """What `rank_features` gives for the gallery `stored_ND[gallery_rows]`, with one tile of it in memory at a time.
 
     stored_ND: usually a numpy.memmap; rows that lie by pid are read in one go. gallery_rows int64 [G], the gallery's
-    order, which decides between equals; the other arguments as in `rank_features`. device: cpu, or cuda for the
-    products. Distances are what a tile's product gives, so two images whose distances differ by no more than rounding
-    may stand the other way round than after another product.
+    order, which decides between equals. device: cpu, or cuda for the products. Distances are what a tile's product
+    gives, so two images whose distances differ by no more than rounding may be ordered otherwise than after another
+    product.
     """
     queries, gallery = (
-        _Side.by_pid(pid, None if exclusion is None else exclusion[side])
-        for side, pid in enumerate((query_pid, gallery_pid))
+        _Side.by_pid(pid, None if task.exclusion is None else task.exclusion[side])
+        for side, pid in enumerate((task.query_pid, task.gallery_pid))
     )
-    tiles = _Tiles(query_QD[queries.order], stored_ND, gallery_rows[gallery.order], metric, device)
+    tiles = _Tiles(query_QD[queries.order], stored_ND, gallery_rows[gallery.order], task.metric, device)
     matches = _find_matches(tiles, queries, gallery)
-    before_QK, pids_before_Q = _count(tiles, queries, gallery, matches, unique_pids)
+    before_QK, pids_before_Q = _count(tiles, queries, gallery, matches, task.unique_pids)
     place_QK = before_QK + np.arange(1, matches.distance_QK.shape[1] + 1)
-    first_Q = pids_before_Q + 1 if unique_pids else place_QK[:, 0]
+    first_Q = pids_before_Q + 1 if task.unique_pids else place_QK[:, 0]
     found = ranks_of_places(place_QK, first_Q, matches.count_Q, _eligible_counts(queries, gallery))
     back = np.argsort(queries.order)
     return Ranks(*(column[back] for column in found))

@@ -10,6 +10,7 @@ are found and done again by a stable sort in gallery order.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from tacaf.vocabulary import InputError
 METRICS = ("cosine", "euclidean")
 RANKS = (1, 5, 10, 20)
 MEASURES = (*(f"rank{k}" for k in RANKS), "mAP", "mINP")
+HEADLINE = ("rank1", "mAP", "mINP")  # the measures that are shown where there is no room for all
 _CHUNK_ELEMENTS = 1 << 19  # distances in memory at a time: 4 MiB of float64, which a core's cache nearly holds
 
 Multiply = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -70,23 +72,31 @@ def distances(
     return np.sqrt(product_QG, out=product_QG)
 
 
-def rank_features(
-    query_QD: np.ndarray,
-    gallery_GD: np.ndarray,
-    query_pid: np.ndarray,
-    gallery_pid: np.ndarray,
-    metric: str,
-    unique_pids: bool,
-    exclusion: tuple[np.ndarray, np.ndarray] | None = None,
-) -> Ranks:
-    """`rank_distances` of the features' distances, some queries at a time; arguments as there and in `normalise`."""
-    query_QD, gallery_GD = normalise(query_QD, metric), normalise(gallery_GD, metric)
-    parts = []
-    for rows in _chunks(len(query_QD), len(gallery_GD)):
-        part_QG = distances(query_QD[rows], gallery_GD, metric)
-        keys = None if exclusion is None else (exclusion[0][rows], exclusion[1])
-        parts.append(rank_distances(part_QG, query_pid[rows], gallery_pid, unique_pids, keys))
-    return join_ranks(parts)
+@dataclass(frozen=True, kw_only=True)
+class RankTask:
+    """What is ranked and how, apart from the features: the fields as in `rank_distances`, metric as in `normalise`."""
+
+    query_pid: np.ndarray
+    gallery_pid: np.ndarray
+    metric: str
+    unique_pids: bool
+    exclusion: tuple[np.ndarray, np.ndarray] | None = None
+
+    def rank(self, distance_qG: np.ndarray, rows: slice) -> Ranks:
+        """The ranks of these queries, by their distances to the whole gallery."""
+        keys = None if self.exclusion is None else (self.exclusion[0][rows], self.exclusion[1])
+        return rank_distances(distance_qG, self.query_pid[rows], self.gallery_pid, self.unique_pids, keys)
+
+
+def rank_features(query_QD: np.ndarray, gallery_GD: np.ndarray, task: RankTask) -> Ranks:
+    """`rank_distances` of the features' distances, some queries at a time."""
+    query_QD, gallery_GD = normalise(query_QD, task.metric), normalise(gallery_GD, task.metric)
+    return join_ranks(
+        [
+            task.rank(distances(query_QD[rows], gallery_GD, task.metric), rows)
+            for rows in _chunks(len(query_QD), len(gallery_GD))
+        ]
+    )
 
 
 def rank_distances(

@@ -24,7 +24,7 @@ import numpy as np
 import scipy.sparse as sparse
 from typing_extensions import TypedDict
 
-from tacaf.evaluation.ranking import Ranks, distances, join_ranks, normalise, rank_distances
+from tacaf.evaluation.ranking import Ranks, RankTask, distances, join_ranks, normalise
 from tacaf.vocabulary import InputError
 
 MOST_IMAGES = 200_000
@@ -77,10 +77,10 @@ class Distances:
     @classmethod
     def of(cls, features_ND: np.ndarray, metric: str) -> "Distances":
         """The distances of raw features, in memory if they are few enough."""
-        found = cls(normalise(features_ND, metric), metric)
-        if len(features_ND) ** 2 <= _MATRIX_ELEMENTS:
-            found.matrix_NN = found.rows(slice(None))
-        return found
+        computed = cls(normalise(features_ND, metric), metric)
+        if len(features_ND) ** 2 > _MATRIX_ELEMENTS:
+            return computed
+        return cls(computed.features_ND, metric, computed.rows(slice(None)))
 
     def __len__(self) -> int:
         return len(self.features_ND)
@@ -107,18 +107,9 @@ class Distances:
         return found
 
 
-def rank_reranked(
-    query_QD: np.ndarray,
-    gallery_GD: np.ndarray,
-    query_pid: np.ndarray,
-    gallery_pid: np.ndarray,
-    metric: str,
-    unique_pids: bool,
-    exclusion: tuple[np.ndarray, np.ndarray] | None,
-    rerank: Rerank,
-) -> Ranks:
-    """Ranks by the re-ranked distances; the other arguments as in `rank_features`. Time grows with (Q + G) squared,
-    memory with Q + G beyond _MATRIX_ELEMENTS distances.
+def rank_reranked(query_QD: np.ndarray, gallery_GD: np.ndarray, task: RankTask, rerank: Rerank) -> Ranks:
+    """Ranks by the re-ranked distances. Time grows with (Q + G) squared, memory with Q + G beyond _MATRIX_ELEMENTS
+    distances.
     """
     images = len(query_QD) + len(gallery_GD)
     if images > MOST_IMAGES:
@@ -126,12 +117,9 @@ def rank_reranked(
             f"expected at most {MOST_IMAGES:,} images for re-ranking, which compares every two, got {images:,}; "
             "leave it out, or score a smaller gallery"
         )
-    original = Distances.of(np.concatenate([query_QD, gallery_GD]), metric)
-    parts = []
-    for rows, distance_qG in reranked(original, len(query_QD), rerank):
-        keys = None if exclusion is None else (exclusion[0][rows], exclusion[1])
-        parts.append(rank_distances(distance_qG, query_pid[rows], gallery_pid, unique_pids, keys))
-    return join_ranks(parts)
+    original = Distances.of(np.concatenate([query_QD, gallery_GD]), task.metric)
+    found = reranked(original, len(query_QD), rerank)
+    return join_ranks([task.rank(distance_qG, rows) for rows, distance_qG in found])
 
 
 def reranked(original: Distances, queries: int, rerank: Rerank) -> Iterator[tuple[slice, np.ndarray]]:

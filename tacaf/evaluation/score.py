@@ -1,7 +1,5 @@
 """`score`: features in, the result of one setting of a protocol out. The protocols themselves are in `protocols`."""
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
 
@@ -16,7 +14,9 @@ from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.results import Measures, Result, Spreads
 from tacaf.evaluation.setting import Choices, Scoring, Setting, choose_setting
 from tacaf.evaluation.trials import Trial, make_trials
+from tacaf.provenance import versions
 
+PACKAGES = ("tacaf", "numpy", "scipy")  # that the scores of given features depend on
 Features = FeatureSet | Sequence[FeatureSet]
 
 
@@ -86,7 +86,7 @@ def score_setting(
         gallery=_same([len(trial.gallery_rows) for trial in made]),
         chance_rank1=float(np.mean([chance_rank1(one) for one in ranks])),
         warnings=list(dict.fromkeys(text for trial in made for text in trial.warnings)),
-        versions={**_versions(), **(known.versions or {})},
+        versions={**versions(PACKAGES), **(known.versions or {})},
     )
 
 
@@ -99,16 +99,6 @@ def _exclusion(setting: Setting, trial: Trial) -> str:
 def _draw_note(setting: Setting) -> str | None:
     multi_shot = setting.gallery_draw == "literature" and setting.shots is not None and setting.shots > 1
     return MULTI_SHOT_NOTE if multi_shot else None
-
-
-def _versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in ("tacaf", "numpy", "scipy"):
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
 
 
 def _spread(values: list[float]) -> float | None:

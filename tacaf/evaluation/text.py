@@ -57,6 +57,11 @@ def protocol_text(result: Result) -> str:
     return ", ".join(str(fact) for fact in facts if fact is not None)
 
 
+def search_label(search: str, shots: int | None) -> str:
+    """A mode or direction in words, and with how many shots: `all search, 10 shots`."""
+    return search.replace("_", " ") + (f", {_count(shots, 'shot')}" if shots else "")
+
+
 def _count(number: int, word: str) -> str:
     return f"{number} {word}" if number == 1 else f"{number} {word}s"
 

@@ -11,7 +11,7 @@ from tacaf.evaluation.gallery_draws import draw_literature, draw_official, folde
 from tacaf.evaluation.image_lists import ImageList
 from tacaf.evaluation.protocols import Exclusion
 from tacaf.evaluation.rank_streamed import rank_streamed
-from tacaf.evaluation.ranking import Ranks, rank_features
+from tacaf.evaluation.ranking import Ranks, RankTask, rank_features
 from tacaf.evaluation.rerank import Rerank, rank_reranked
 from tacaf.evaluation.setting import Setting
 from tacaf.vocabulary import InputError, Modality
@@ -37,12 +37,18 @@ class Trial:
         """Ranks of the trial's queries. A gallery of more than LARGE_BYTES is streamed, and so is any for a GPU."""
         f, q, g = self.features, self.query_rows, self.gallery_rows
         query_QD = read_rows(f.features, q)
-        facts = (f.pid[q], f.pid[g], metric, unique_pids, self.exclusion)
+        task = RankTask(
+            query_pid=f.pid[q],
+            gallery_pid=f.pid[g],
+            metric=metric,
+            unique_pids=unique_pids,
+            exclusion=self.exclusion,
+        )
         if rerank is not None:
-            return rank_reranked(query_QD, read_rows(f.features, g), *facts, rerank)
+            return rank_reranked(query_QD, read_rows(f.features, g), task, rerank)
         if device != "cpu" or len(g) * f.width * f.features.itemsize > LARGE_BYTES:
-            return rank_streamed(query_QD, f.features, g, *facts, device)
-        return rank_features(query_QD, read_rows(f.features, g), *facts)
+            return rank_streamed(query_QD, f.features, g, task, device)
+        return rank_features(query_QD, read_rows(f.features, g), task)
 
 
 def make_trials(features: FeatureSet | Sequence[FeatureSet], setting: Setting, trials: int = 10) -> list[Trial]:

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from tacaf.report.plots import figure
+from tacaf.run_files import EvaluationRecord, Record, StepRecord
 
 POINTS = 400  # at most, on one line: more cannot be seen and only make the file large
 
@@ -18,15 +19,15 @@ class _Steps:
         self.at: list[float] = []
         self.series: dict[str, list[float]] = {}
 
-    def add(self, record: dict[str, Any]) -> None:
+    def add(self, record: StepRecord) -> None:
         """A name that comes later, or stays away for a step, has no number where it is missing."""
-        values = {"loss": record["loss"], "speed": record["images_per_s"], "wait": record["data_wait_share"]}
-        values |= {f"term {name}": value for name, value in record["terms"].items()}
-        values |= {f"rate {name}": value for name, value in record["lr"].items()}
+        values = {"loss": record.loss, "speed": record.images_per_s, "wait": record.data_wait_share}
+        values |= {f"term {name}": value for name, value in record.terms.items()}
+        values |= {f"rate {name}": value for name, value in record.lr.items()}
         for name, value in values.items():
             line = self.series.setdefault(name, [])
             line += [np.nan] * (len(self.at) - len(line)) + [np.nan if value is None else value]
-        self.at.append(record["global_step"])
+        self.at.append(record.global_step)
 
     def line(self, name: str) -> np.ndarray:
         found = self.series[name]
@@ -36,19 +37,19 @@ class _Steps:
         return {name.removeprefix(kind): self.line(name) for name in self.series if name.startswith(kind)}
 
 
-def draw_curves(records: Iterable[dict[str, Any]]) -> dict[str, str]:
+def draw_curves(records: Iterable[Record]) -> dict[str, str]:
     """Title to SVG, one figure a subject, from the records of metrics.jsonl; subjects without records are left out."""
-    steps, scores = _Steps(), []
+    steps, scores = _Steps(), list[EvaluationRecord]()
     for record in records:
-        if record["kind"] == "step":
+        if isinstance(record, StepRecord):
             steps.add(record)
-        elif record["kind"] == "eval":
+        elif isinstance(record, EvaluationRecord):
             scores.append(record)
     figures = {}
     if steps.at:
         figures["Loss"] = figure(lambda axes: _loss(axes, steps), "step", "loss")
     if scores:
-        splits = " and ".join(sorted({str(record["split"]) for record in scores}))
+        splits = " and ".join(sorted({record.split for record in scores}))
         title = f"Scores while training, {splits} identities"
         figures[title] = figure(lambda axes: _scores(axes, scores), "step", "per cent", bottom=0)
     if steps.at:
@@ -64,12 +65,12 @@ def _loss(axes: Axes, steps: _Steps) -> None:
     axes.set_yscale("log")
 
 
-def _scores(axes: Axes, scores: Sequence[dict[str, Any]]) -> None:
-    for split, marker in zip(sorted({record["split"] for record in scores}), "os^v", strict=False):
-        own = [record for record in scores if record["split"] == split]
-        at = [record["global_step"] for record in own]
+def _scores(axes: Axes, scores: Sequence[EvaluationRecord]) -> None:
+    for split, marker in zip(sorted({record.split for record in scores}), "os^v", strict=False):
+        own = [record for record in scores if record.split == split]
+        at = [record.global_step for record in own]
         for name, label in (("rank1", "rank-1"), ("mAP", "mAP"), ("mINP", "mINP")):
-            values = [100 * record[name] for record in own]
+            values = [100 * getattr(record, name) for record in own]
             axes.plot(at, values, marker=marker, markersize=4, label=f"{label}, {split}")
 
 

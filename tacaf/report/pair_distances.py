@@ -33,6 +33,24 @@ class PairKind(NamedTuple):
 KINDS = tuple(PairKind(same, across) for same in (True, False) for across in (False, True))
 
 
+class _Group(NamedTuple):
+    """Anchors and the images that they are paired with: rows of the features."""
+
+    anchors: np.ndarray  # int64 [A]
+    others: np.ndarray  # int64 [M]
+    counts_A: np.ndarray  # int64, how many partners each anchor has
+    start_A: np.ndarray  # int64, where its own pid starts among the others sorted by pid
+
+    @classmethod
+    def of(cls, pid: np.ndarray, anchors: np.ndarray, others: np.ndarray, kind: PairKind) -> "_Group":
+        sorted_M = np.sort(pid[others])
+        start_A = np.searchsorted(sorted_M, pid[anchors], "left")
+        own_A = np.searchsorted(sorted_M, pid[anchors], "right") - start_A
+        if kind.same:
+            return cls(anchors, others, own_A - (0 if kind.across else 1), start_A)
+        return cls(anchors, others, len(others) - own_A, start_A)
+
+
 def sample_distances(features: FeatureSet, metric: str, seed: int, most: int = PAIRS) -> dict[PairKind, np.ndarray]:
     """Distances float64 [P] of the pairs of each kind: all of them, or `most` drawn by the seed with replacement.
 
@@ -60,9 +78,9 @@ def pair_distances(features_ND: np.ndarray, first_P: np.ndarray, second_P: np.nd
 def _pairs(features: FeatureSet, kind: PairKind, seed: int, most: int, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of both images of each pair: for every anchor modality its pairs, both modalities counted together."""
     visible, infrared = (np.flatnonzero(features.modality == modality.code) for modality in Modality)
-    groups = [(visible, infrared)] if kind.across else [(visible, visible), (infrared, infrared)]
-    tables = [_partners(features.pid, anchors, others, kind) for anchors, others in groups]
-    totals = np.cumsum([0] + [int(counts_A.sum()) for counts_A, _ in tables])
+    sides = [(visible, infrared)] if kind.across else [(visible, visible), (infrared, infrared)]
+    groups = [_Group.of(features.pid, anchors, others, kind) for anchors, others in sides]
+    totals = np.cumsum([0] + [int(group.counts_A.sum()) for group in groups])
     total = int(totals[-1])
     if total <= most:
         number_P = np.arange(total)
@@ -70,34 +88,15 @@ def _pairs(features: FeatureSet, kind: PairKind, seed: int, most: int, step: int
         drawn = uniform(Stream.REPORT, seed, 0, step, np.arange(most))
         number_P = np.minimum((drawn * total).astype(np.int64), total - 1)
     found = []
-    for place, ((anchors, others), (counts_A, start_A)) in enumerate(zip(groups, tables, strict=True)):
+    for place, group in enumerate(groups):
         own = number_P[(number_P >= totals[place]) & (number_P < totals[place + 1])] - totals[place]
-        found.append(_look_up(features.pid, own, anchors, others, counts_A, start_A, kind))
+        found.append(_look_up(features.pid, own, group, kind))
     return np.concatenate([one for one, _ in found]), np.concatenate([other for _, other in found])
 
 
-def _partners(
-    pid: np.ndarray, anchors: np.ndarray, others: np.ndarray, kind: PairKind
-) -> tuple[np.ndarray, np.ndarray]:
-    """How many partners each anchor has, and where its own pid starts among the others sorted by pid; int64 [A]."""
-    sorted_M = np.sort(pid[others])
-    start_A = np.searchsorted(sorted_M, pid[anchors], "left")
-    own_A = np.searchsorted(sorted_M, pid[anchors], "right") - start_A
-    if kind.same:
-        return own_A - (0 if kind.across else 1), start_A
-    return len(others) - own_A, start_A
-
-
-def _look_up(
-    pid: np.ndarray,
-    number_P: np.ndarray,
-    anchors: np.ndarray,
-    others: np.ndarray,
-    counts_A: np.ndarray,
-    start_A: np.ndarray,
-    kind: PairKind,
-) -> tuple[np.ndarray, np.ndarray]:
+def _look_up(pid: np.ndarray, number_P: np.ndarray, group: _Group, kind: PairKind) -> tuple[np.ndarray, np.ndarray]:
     """The rows of the pairs with these numbers: an anchor's pairs follow each other, partners sorted by pid."""
+    anchors, others, counts_A, start_A = group
     stop_A = np.cumsum(counts_A)
     anchor_P = np.searchsorted(stop_A, number_P, "right")
     partner_P = number_P - (stop_A - counts_A)[anchor_P]

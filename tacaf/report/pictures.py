@@ -1,6 +1,7 @@
 """Pictures for the report of a run: ranked lists, correspondences, figures of its features; images from the shards."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,9 +11,10 @@ from tacaf.data.augment import MEAN, STD
 from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
-from tacaf.evaluation.config import Asked, EvaluationConfig
+from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.ranking import Ranks
+from tacaf.evaluation.text import search_label
 from tacaf.evaluation.trials import Trial, make_trials
 from tacaf.model.correspondence import Correspondence, Layer, correspondences
 from tacaf.model.tacafnet import TacafNet
@@ -21,7 +23,7 @@ from tacaf.report.examples import Choice, PairChoice, choose_pairs, choose_ranke
 from tacaf.report.figures import cmc, draw_cmc, draw_distances, draw_map
 from tacaf.report.overlay import MASK, match_lines, overlay, webp
 from tacaf.report.pair_distances import pair_distances, sample_distances
-from tacaf.report.report import Match, PairPicture, Pictures, RankedList
+from tacaf.report.report import PairPicture, Pictures, ShownImage, ShownList
 from tacaf.vocabulary import Modality
 
 SHOWN = 10  # gallery images in a ranked list
@@ -30,22 +32,37 @@ THUMBNAIL = 224  # pixels high at most
 LAYER: Layer = 4  # what the loss and the embedding see last
 
 
+@dataclass(frozen=True)
+class ScoredImages:
+    """The features that were scored, and where their images are."""
+
+    features: FeatureSet
+    index: ShardIndex
+    rows: np.ndarray  # int64 [n], the index row of each feature
+
+    def modality(self, row: int) -> Modality:
+        return Modality.of_code(self.features.modality[row])
+
+    def as_seen(self, wanted: list[int], size: tuple[int, int]) -> dict[int, torch.Tensor]:
+        """Row of the features to the image that the model saw, float32 [3, H, W]."""
+        if not wanted:
+            return {}
+        batches = EvaluationPipeline(self.index, self.rows[wanted], *size, batch_size=len(wanted), threads=1)
+        images = torch.cat([images for images, _ in batches])
+        return dict(zip(wanted, images, strict=True))
+
+
 def make_pictures(
-    features: FeatureSet,
-    rows: np.ndarray,
-    index: ShardIndex,
-    settings: EvaluationConfig,
-    seed: int,
-    model: TacafNet,
-    size: tuple[int, int],
+    scored: ScoredImages, settings: EvaluationConfig, seed: int, *, model: TacafNet, size: tuple[int, int]
 ) -> Pictures:
-    """Pictures of the first trial of what is asked first; `rows` are the index rows of the features.
+    """Pictures of the first trial of what is asked first.
 
     The model is in evaluation mode, on the device its images shall go to; `size` is height and width of its images.
     """
+    features = scored.features
     curves, trial, ranks = _first_trials(features, settings)
     chosen = choose_ranked_lists(trial, ranks, settings.metric, settings.ranked_lists, SHOWN, seed)
-    lists = _ranked_lists(features, rows, ShardReader(index), chosen)
+    lists = _ranked_lists(scored, chosen)
     figures = {
         "Matches found up to a rank (CMC), first trial" + (", not re-ranked" if settings.rerank else ""): draw_cmc(
             curves
@@ -56,7 +73,7 @@ def make_pictures(
         "Map of embeddings": draw_map(map_embeddings(features, settings.metric, seed)),
     }
     choices = choose_pairs(trial, ranks, settings.metric, min(PAIRED, settings.ranked_lists), seed)
-    pairs = _pair_pictures(features, rows, index, model, size, choices, settings.metric)
+    pairs = _pair_pictures(scored, choices, settings.metric, model=model, size=size)
     return Pictures(lists, figures, pairs, size[1] / size[0])
 
 
@@ -67,23 +84,22 @@ def _first_trials(features: FeatureSet, settings: EvaluationConfig) -> tuple[dic
         setting = settings.setting(asked)
         trial = make_trials(features, setting, 1)[0]
         ranks = trial.rank(settings.metric, setting.unique_pids)
-        curves[_label(asked)] = cmc(ranks)
+        curves[search_label(setting.search_name, asked.shots if asked.mode else None)] = cmc(ranks)
         first = first or (trial, ranks)
     assert first is not None, "settings ask for something"
     return curves, *first
 
 
-def _ranked_lists(
-    features: FeatureSet, rows: np.ndarray, reader: ShardReader, chosen: dict[str, list[Choice]]
-) -> dict[str, list[RankedList]]:
+def _ranked_lists(scored: ScoredImages, chosen: dict[str, list[Choice]]) -> dict[str, list[ShownList]]:
     """The chosen lists with their images."""
+    features, reader = scored.features, ShardReader(scored.index)
 
     def thumbnail(row: int) -> bytes:
-        return shrink(reader.pixels(int(rows[row])))
+        return shrink(reader.pixels(int(scored.rows[row])))
 
     return {
         kind: [
-            RankedList(
+            ShownList(
                 thumbnail(choice.query),
                 int(features.pid[choice.query]),
                 choice.average_precision,
@@ -107,35 +123,27 @@ def pixels(image_CHW: torch.Tensor) -> np.ndarray:
     return np.round(255 * (image_CHW.permute(1, 2, 0).cpu().numpy() * STD + MEAN)).clip(0, 255).astype(np.uint8)
 
 
-def _label(asked: Asked) -> str:
-    shots = f", {asked.shots} shot{'s' if asked.shots != 1 else ''}" if asked.mode else ""
-    return f"{asked.mode or asked.direction}{shots}".replace("_", " ")
-
-
-def _match(features: FeatureSet, query: int, row: int, distance: float, thumbnail: Callable[[int], bytes]) -> Match:
+def _match(
+    features: FeatureSet, query: int, row: int, distance: float, thumbnail: Callable[[int], bytes]
+) -> ShownImage:
     same = bool(features.pid[row] == features.pid[query])
-    return Match(thumbnail(row), int(features.pid[row]), distance, same)
+    return ShownImage(thumbnail(row), int(features.pid[row]), distance, same)
 
 
 def _pair_pictures(
-    features: FeatureSet,
-    rows: np.ndarray,
-    index: ShardIndex,
-    model: TacafNet,
-    size: tuple[int, int],
-    choices: list[PairChoice],
-    metric: str,
+    scored: ScoredImages, choices: list[PairChoice], metric: str, *, model: TacafNet, size: tuple[int, int]
 ) -> list[PairPicture]:
     """Each chosen query with its true match, then with its wrong one."""
+    features = scored.features
     pairs = [(one.query, other) for one in choices for other in (one.right, one.wrong) if other is not None]
-    images = _read_images(index, rows, sorted({row for pair in pairs for row in pair}), size)
+    images = scored.as_seen(sorted({row for pair in pairs for row in pair}), size)
     device = next(model.parameters()).device
     pictures = []
     for query, other in pairs:
         found = correspondences(
             model,
-            *(images[query][None].to(device), _modality(features, query)),
-            *(images[other][None].to(device), _modality(features, other)),
+            *(images[query][None].to(device), scored.modality(query)),
+            *(images[other][None].to(device), scored.modality(other)),
         )[LAYER]
         distance = float(pair_distances(features.features, np.array([query]), np.array([other]), metric)[0])
         match = _match(features, query, other, distance, lambda row: webp(pixels(images[row])))
@@ -144,7 +152,7 @@ def _pair_pictures(
 
 
 def _pair_picture(
-    query_HWC: np.ndarray, pid: int, match: Match, other_CHW: torch.Tensor, found: Correspondence
+    query_HWC: np.ndarray, pid: int, match: ShownImage, other_CHW: torch.Tensor, found: Correspondence
 ) -> PairPicture:
     masks = [mask_NL[0].cpu().numpy() for mask_NL in (found.query_mask_NL, found.other_mask_NL)]
     matching_LL, comask_L = found.matching_NLL[0].cpu().numpy(), found.comask_NL[0].cpu().numpy()
@@ -156,18 +164,3 @@ def _pair_picture(
         webp(overlay(pixels(other_CHW), masks[1], found.height, MASK)),
         match_lines(matching_LL, comask_L, found.height),
     )
-
-
-def _read_images(
-    index: ShardIndex, rows: np.ndarray, wanted: list[int], size: tuple[int, int]
-) -> dict[int, torch.Tensor]:
-    """Row of the features to the image the model saw, float32 [3, H, W]."""
-    if not wanted:
-        return {}
-    batches = EvaluationPipeline(index, rows[wanted], *size, batch_size=len(wanted), threads=1)
-    images = torch.cat([images for images, _ in batches])
-    return dict(zip(wanted, images, strict=True))
-
-
-def _modality(features: FeatureSet, row: int) -> Modality:
-    return Modality.of_code(features.modality[row])

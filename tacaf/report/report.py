@@ -23,7 +23,7 @@ REPORT = "report.html"
 _MEDIA = {b"\xff\xd8": "jpeg", b"\x89P": "png", b"BM": "bmp", b"RI": "webp"}  # by the first two bytes
 
 
-class Match(NamedTuple):
+class ShownImage(NamedTuple):
     """A gallery image in a ranked list. `image` is the file's bytes."""
 
     image: bytes
@@ -32,13 +32,13 @@ class Match(NamedTuple):
     right: bool  # the query's identity
 
 
-class RankedList(NamedTuple):
+class ShownList(NamedTuple):
     """A query and the nearest gallery images, nearest first."""
 
     query_image: bytes
     query_pid: int
     average_precision: float  # of the whole list, 0..1
-    matches: list[Match]
+    matches: list[ShownImage]
 
 
 class PairPicture(NamedTuple):
@@ -47,7 +47,7 @@ class PairPicture(NamedTuple):
     query_image: bytes
     query_mask: bytes  # the image with its person mask on it
     query_pid: int
-    match: Match
+    match: ShownImage
     match_mask: bytes
     lines: list[Line]
 
@@ -55,10 +55,11 @@ class PairPicture(NamedTuple):
 class Pictures(NamedTuple):
     """What a report shows beside its figures; what is empty is left out."""
 
-    ranked_lists: Mapping[str, Sequence[RankedList]] = {}  # by how the queries were chosen
+    ranked_lists: Mapping[str, Sequence[ShownList]] = {}  # by how the queries were chosen
     figures: Mapping[str, str] = {}  # title to SVG: CMC, distances, map
     pairs: Sequence[PairPicture] = ()
     aspect: float = 0.5  # width by height of the model's images
+    given: str | None = None  # the name of the feature file, where it is not the run's own
 
 
 def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | None = None) -> Path:

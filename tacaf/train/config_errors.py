@@ -1,6 +1,5 @@
 """What a configuration class refuses, as one sentence: the key, what was expected, what came, and what is near."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any, get_args
@@ -9,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 
 from tacaf.documents import COMPLETE, plainly
 from tacaf.files import shown
+from tacaf.vocabulary import did_you_mean
 
 MOST = 5  # mistakes that are told of; whoever has more makes the same one again and again
 
@@ -24,8 +24,8 @@ def _explain(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> s
     where = _place(error["loc"], values, error["type"])
     if error["type"] == "extra_forbidden":
         keys = _keys(error["loc"], model)
-        near = difflib.get_close_matches(str(error["loc"][-1]), keys, n=1)
-        return f"{where}: no such key" + (f"; did you mean {near[0]!r}?" if near else f"; possible: {', '.join(keys)}")
+        advice = did_you_mean(str(error["loc"][-1]), keys) or f"possible: {', '.join(keys)}"
+        return f"{where}: no such key; {advice}"
     if error["type"] == "missing":
         return f"{where}: expected a value, got none; set it in the file or with --set {where}=..."
     message = plainly(error["msg"])
@@ -75,8 +75,8 @@ def _near(error: Any) -> str:
     words = (
         re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", "")) if error["type"] == "literal_error" else []
     )
-    near = difflib.get_close_matches(str(error["input"]), words, n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    advice = did_you_mean(str(error["input"]), words)
+    return f"; {advice}" if advice else ""
 
 
 def _short(value: Any) -> str:

@@ -7,7 +7,6 @@ import numpy as np
 from tacaf import distributed
 from tacaf.data.index import ShardIndex
 from tacaf.datasets import own_test_split
-from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.results import write_results
 from tacaf.evaluation.score import score_all, score_setting
@@ -15,7 +14,7 @@ from tacaf.evaluation.text import result_tables
 from tacaf.evaluation.trials import make_trials
 from tacaf.files import shown, whole_path
 from tacaf.model.file import MODEL, load_model, write_model
-from tacaf.report.pictures import make_pictures
+from tacaf.report.pictures import ScoredImages, make_pictures
 from tacaf.report.report import write_report
 from tacaf.train.config import Config
 from tacaf.train.engine import whole_model, whole_state
@@ -46,16 +45,9 @@ def check_scoring(config: Config, index: ShardIndex) -> None:
         rows = index.rows_of(index.pids_of(split))
         columns = {name: np.asarray(index.columns[name][rows]) for name in ("pid", "camid", "modality", "number")}
         features = FeatureSet(np.arange(1, len(rows) + 1, dtype=np.float32)[:, None], **columns)
-        settings = settings_for(config, split)
+        settings = config.evaluation.for_split(split)
         for setting in settings.settings():
             make_trials(features, setting, 1)
-
-
-def settings_for(config: Config, split: str) -> EvaluationConfig:
-    """The evaluation settings; the authors' permutations, made for the test identities, serve no others."""
-    settings = config.evaluation
-    official = settings.setting(settings.asked()[0]).gallery_draw == "official"
-    return settings.model_copy(update={"gallery_draw": "literature"}) if split == "val" and official else settings
 
 
 def validates(config: Config, index: ShardIndex) -> bool:
@@ -81,7 +73,7 @@ def evaluate_epoch(run: Run, state: TrainState) -> TrainState:
     extraction = Extraction.of(config.data.augment.height, config.data.augment.width, config.evaluation)
     model, pids = whole_model(run.engine, config), index.pids_of(split)
     features, _ = embed_identities(model, index, pids, extraction, run.place, run.watched)
-    settings = settings_for(config, split)
+    settings = config.evaluation.for_split(split)
     result = score_setting(features, settings.setting(settings.asked()[0]), settings.scoring)
     run.log.evaluated(state, split, result)
     reached = result.mean[config.train.best_by]
@@ -117,15 +109,15 @@ def finish(run: Run, state: TrainState) -> None:
     features, rows = embed_identities(model.to(run.place.device), index, pids, extraction, run.place, run.watched)
     with distributed.together():
         if run.place.rank == 0:
-            settings = settings_for(config, split)
+            settings = config.evaluation.for_split(split)
             known = circumstances_of(card, split, extraction, index)
             results = score_all(features, settings.settings(), settings.scoring, known)
             run.log.evaluated(state, split, results[0])
             run.log.close()
             write_results(results, folder / "results")
             features.save(folder / "results" / "features.npz")
-            size = (card.height, card.width)
-            pictures = make_pictures(features, rows, index, config.evaluation, config.seed, model.eval(), size)
-            report = write_report(folder, config.evaluation, pictures)
+            scored, size = ScoredImages(features, index, rows), (card.height, card.width)
+            pictures = make_pictures(scored, settings, config.seed, model=model.eval(), size=size)
+            report = write_report(folder, settings, pictures)
             print(result_tables(results))
             print(f"report: {shown(report)}")

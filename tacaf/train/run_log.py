@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from tacaf import distributed
+from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.results import Result
 from tacaf.files import write_whole
 from tacaf.progress import Progress
@@ -89,13 +90,12 @@ class RunLog:
 
     def evaluated(self, state: TrainState, split: str, result: Result) -> None:
         """Log the scores of an epoch. The next step's time starts here."""
-        mean = result["mean"]
-        figures = {name: mean[name] for name in ("rank1", "mAP", "mINP")}
+        mean = result.mean
+        figures = {name: mean[name] for name in HEADLINE}
         self.metrics.write(kind="eval", epoch=state.epoch, global_step=state.global_step, split=split, **figures)
         self._write_events(state.global_step, {f"{split} {name}": value for name, value in figures.items()})
         self.say(
-            f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean['rank1']:.1f} % | mAP"
-            f" {100 * mean['mAP']:.1f} %"
+            f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean.rank1:.1f} % | mAP {100 * mean.mAP:.1f} %"
         )
         self.next_step()
 

@@ -79,36 +79,36 @@ def test_lists_narrow_a_direction_or_stand_for_one(tmp_path):
     assert result["direction"] == "listed"
     assert result["query_list"]["images"] == 2
     assert result["gallery_list"]["file"] == "g.txt"
-    with pytest.raises(InputError, match="expected visible images for this direction, got infrared_"):
+    with pytest.raises(InputError, match=r"visible images .* got infrared_"):
         trial_of(features, direction="infrared_to_visible", query_list=asking, gallery_list=mixed)
 
 
 def test_a_list_that_cannot_be_used(tmp_path):
     features, path = features_of(cameras=CAMERAS), tmp_path / "list.txt"
     for text, says in (
-        ("visible_0002_c1_0001\nvisible_2_c1_1\n", "line 2: expected each image once, got visible_2_c1_1 as in line 1"),
-        ("0002_c1_0001.jpg\n", "line 1: expected a key such as visible_0012_c3_0004"),
-        ("# nothing\n", "expected at least one key"),
-        ("visible_0002_c9_0001\n", "expected images that have features, got visible_0002_c9_0001"),
+        ("visible_0002_c1_0001\nvisible_2_c1_1\n", "line 2: .* visible_2_c1_1 as in line 1"),
+        ("0002_c1_0001.jpg\n", "line 1: "),
+        ("# nothing\n", "at least one key"),
+        ("visible_0002_c9_0001\n", "got visible_0002_c9_0001"),
     ):
         path.write_text(text)
         with pytest.raises(InputError, match=says):
             trial_of(features, gallery_list=path)
-    with pytest.raises(InputError, match="expected a list of images at"):
+    with pytest.raises(InputError, match=r"none\.txt"):
         trial_of(features, query_list=tmp_path / "none.txt")
 
 
 @pytest.mark.parametrize(
     ("protocol", "options", "says"),
     [
-        ("generic", {"exclude": "location"}, "--exclude location and the cameras' --locations together"),
-        ("generic", {"locations": {1: 1}}, "--exclude location and the cameras' --locations together"),
-        ("generic", {"exclude": "pid"}, "expected exclude none or camera or location or pid_and_camera"),
-        ("generic", {"direction": "listed"}, "expected a query list and a gallery list"),
+        ("generic", {"exclude": "location"}, "--exclude location .* --locations"),
+        ("generic", {"locations": {1: 1}}, "--exclude location .* --locations"),
+        ("generic", {"exclude": "pid"}, "exclude .* got 'pid'"),
+        ("generic", {"direction": "listed"}, "direction listed"),
         ("generic", {"exclude": "location", "locations": {1: 1, 2: 1, 3: 2}}, "got none for camera 4"),
-        ("regdb", {"exclude": "camera"}, "expected no --exclude and no --locations under regdb"),
-        ("llcm", {"query_list": Path("x")}, "expected no lists of images under llcm"),
-        ("regdb", {"direction": "visible_to_visible"}, "expected direction visible_to_infrared or infrared_to_visible"),
+        ("regdb", {"exclude": "camera"}, "no --exclude .* under regdb"),
+        ("llcm", {"query_list": Path("x")}, "lists .* under llcm"),
+        ("regdb", {"direction": "visible_to_visible"}, "direction .* got 'visible_to_visible'"),
     ],
 )
 def test_what_does_not_go_together_is_refused(protocol, options, says):
@@ -119,9 +119,9 @@ def test_what_does_not_go_together_is_refused(protocol, options, says):
 def test_a_modality_that_is_not_there_and_nobody_to_be_found():
     only = features_of(cameras={1: "visible", 2: "visible"})
     assert score(only, "generic", direction="visible_to_visible")["queries"] == 48
-    with pytest.raises(InputError, match="got no infrared one among 48"):
+    with pytest.raises(InputError, match=r"no infrared .* 48"):
         score(only, "generic")
-    with pytest.raises(InputError, match="expected queries whose pid is in the gallery, got none"):
+    with pytest.raises(InputError, match=r"queries .* got none"):
         score(
             features_of(cameras={1: "visible", 2: "infrared"}, images=1),
             "generic",

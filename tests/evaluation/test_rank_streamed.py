@@ -8,7 +8,7 @@ from tacaf.evaluation import rank_streamed as streaming
 from tacaf.evaluation.__main__ import main
 from tacaf.evaluation.features import read_rows
 from tacaf.evaluation.rank_streamed import rank_streamed
-from tacaf.evaluation.ranking import rank_features
+from tacaf.evaluation.ranking import RankTask, rank_features
 from tacaf.vocabulary import InputError
 from tests.evaluation.test_score import arrays
 
@@ -36,6 +36,11 @@ def case_of(seed: int, exact: bool) -> dict:
     }
 
 
+def task_of(case: dict, **changes) -> RankTask:
+    usual = {"metric": "cosine", "unique_pids": False}
+    return RankTask(**{"query_pid": case["query_pid"], "gallery_pid": case["gallery_pid"], **usual, **changes})
+
+
 @pytest.mark.parametrize("seed", range(25))
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -45,9 +50,9 @@ def test_the_ranks_are_those_of_the_gallery_in_memory(seed, exact, metric, monke
     case = case_of(seed, exact)
     for unique_pids in (False, True):
         for keys in (None, case["keys"]):
-            pids = (case["query_pid"], case["gallery_pid"])
-            expected = rank_features(case["query"], case["stored"][case["rows"]], *pids, metric, unique_pids, keys)
-            found = rank_streamed(case["query"], case["stored"], case["rows"], *pids, metric, unique_pids, keys)
+            task = task_of(case, metric=metric, unique_pids=unique_pids, exclusion=keys)
+            expected = rank_features(case["query"], case["stored"][case["rows"]], task)
+            found = rank_streamed(case["query"], case["stored"], case["rows"], task)
             for name, column in expected._asdict().items():
                 assert np.array_equal(getattr(found, name), column), name
                 assert getattr(found, name).dtype == column.dtype, name
@@ -58,9 +63,10 @@ def test_the_cases_have_ties_that_the_gallery_order_decides():
     decided = 0
     for seed in range(25):
         case = case_of(seed, True)
-        pids, rows = (case["query_pid"], case["gallery_pid"]), case["rows"]
-        forward = rank_features(case["query"], case["stored"][rows], *pids, "cosine", False)
-        backward = rank_features(case["query"], case["stored"][rows[::-1]], pids[0], pids[1][::-1], "cosine", False)
+        gallery = case["stored"][case["rows"]]
+        forward = rank_features(case["query"], gallery, task_of(case))
+        turned = task_of(case, gallery_pid=case["gallery_pid"][::-1])
+        backward = rank_features(case["query"], gallery[::-1], turned)
         decided += not np.array_equal(forward.first_Q, backward.first_Q)
     assert decided > 10
 
@@ -99,20 +105,11 @@ def test_nan_in_a_mapped_file_is_named(tmp_path, monkeypatch):
     values["features"][77, 3] = np.nan
     np.savez(tmp_path / "F.npz", **values)
     monkeypatch.setattr(features, "LARGE_BYTES", 100)
-    with pytest.raises(InputError, match="got NaN or infinity in 1 rows, first row 77"):
+    with pytest.raises(InputError, match="1 rows, first row 77"):
         features.load_features(tmp_path / "F.npz")
 
 
 def test_a_device_that_is_not_there_is_refused():
     case = case_of(0, True)
-    with pytest.raises(InputError, match="expected device cpu, or cuda"):
-        rank_streamed(
-            case["query"],
-            case["stored"],
-            case["rows"],
-            case["query_pid"],
-            case["gallery_pid"],
-            "cosine",
-            False,
-            device="abacus",
-        )
+    with pytest.raises(InputError, match="abacus"):
+        rank_streamed(case["query"], case["stored"], case["rows"], task_of(case), device="abacus")

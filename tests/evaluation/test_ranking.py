@@ -53,7 +53,7 @@ def test_measures_leave_out_queries_without_a_match():
     assert found["rank5"] == 1
     assert found["mAP"] == pytest.approx(((1 / 2 + 2 / 4) / 2 + (1 + 2 / 3) / 2) / 2)
     assert found["mINP"] == pytest.approx((2 / 4 + 2 / 3) / 2)
-    with pytest.raises(InputError, match="expected queries whose pid is in the gallery"):
+    with pytest.raises(InputError, match=r"queries .* got none"):
         measures(rank_distances(distance[:1], np.array([99]), np.array([8, 7, 8, 7]), unique_pids=False))
 
 
@@ -80,7 +80,7 @@ def test_distances(dtype):
 def test_a_zero_feature_is_far_from_everything_and_an_overflow_is_refused():
     unit = normalise(np.array([[0.0, 0.0], [3.0, 4.0]]), "cosine")
     assert distances(unit, unit, "cosine")[0].tolist() == [1, 1]
-    with pytest.raises(InputError, match="expected metric cosine or euclidean"):
+    with pytest.raises(InputError, match="got 'manhattan'"):
         normalise(unit, "manhattan")
-    with pytest.raises(InputError, match="got an overflow"):
+    with pytest.raises(InputError, match="overflow"):
         normalise(np.full((1, 2), 1e200), "euclidean")

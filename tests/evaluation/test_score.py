@@ -19,6 +19,7 @@ from tacaf.evaluation.setting import choose_setting
 from tacaf.evaluation.text import result_table
 from tacaf.evaluation.trials import make_trials
 from tacaf.vocabulary import InputError, Modality
+from tests.evaluation.sets import permutations_file
 
 KEYS = {
     "protocol",
@@ -76,7 +77,7 @@ def test_the_json_holds_what_is_promised():
         assert result["mean"][name] == pytest.approx(sum(values) / 10)
         assert result["std"][name] == pytest.approx(np.std(values, ddof=1)), "the sample standard deviation"
     assert result["queries"] == 8 * 2 * 3
-    with pytest.raises(InputError, match="expected circumstances among"):
+    with pytest.raises(InputError, match="circumstances"):
         score(features_of(), "sysu_mm01", circumstances={"model": 1})
 
 
@@ -173,7 +174,7 @@ def test_regdb_takes_a_file_per_split():
     result = score([features_of(cameras=cameras, seed=seed) for seed in range(3)], "regdb")
     assert len(result["trials"]) == 3
     assert result["std"]["mAP"] > 0
-    with pytest.raises(InputError, match="expected one feature file under sysu_mm01, got 2"):
+    with pytest.raises(InputError, match="under sysu_mm01, got 2"):
         score([features_of(), features_of()], "sysu_mm01")
 
 
@@ -188,7 +189,7 @@ def test_the_same_features_twice_are_not_two_splits():
     cameras = {0: "visible", 7: "infrared"}
     sets = [features_of(cameras=cameras, seed=seed) for seed in range(3)]
     for again in (sets[0], in_another_order(sets[0])):
-        with pytest.raises(InputError, match="the same features as number 1 and number 4"):
+        with pytest.raises(InputError, match="number 1 and number 4"):
             score([*sets, again], "regdb")
 
 
@@ -216,7 +217,7 @@ def test_features_that_are_zero_are_counted_and_equal_ones_refused():
     assert f"warning: {warning}" in result_table(result)
     for value in (0, 0.25):
         values.features[:] = value
-        with pytest.raises(InputError, match=f"same ones for all {len(values)} images"):
+        with pytest.raises(InputError, match=f"all {len(values)} images"):
             score(values, "sysu_mm01")
 
 
@@ -224,20 +225,12 @@ def test_splits_without_the_permutations_are_refused(tmp_path):
     """A literature draw would score without a word."""
     (tmp_path / "test_id.mat").write_bytes(b"x")
     for options in ({}, {"gallery_draw": "official"}, {"gallery_draw": "literature"}):
-        with pytest.raises(InputError, match=r"expected rand_perm_cam\.mat in .* got test_id\.mat"):
+        with pytest.raises(InputError, match=r"rand_perm_cam\.mat .* got test_id\.mat"):
             score(features_of(), "sysu_mm01", splits=tmp_path, **options)
     with pytest.raises(InputError, match="which is not there"):
         score(features_of(), "sysu_mm01", splits=tmp_path / "none")
     with pytest.raises(InputError, match="no splits under regdb"):
         score(features_of(cameras={0: "visible", 7: "infrared"}), "regdb", splits=tmp_path)
-
-
-def permutations_file(path, tables: list, **options) -> None:
-    cameras = np.empty((1, 1), object)
-    cameras[0, 0] = np.empty((len(tables), 1), object)
-    for place, table in enumerate(tables):
-        cameras[0, 0][place, 0] = table
-    scipy.io.savemat(path, {"other": "words", "rand_perm_cam": cameras}, **options)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -330,13 +323,13 @@ def test_a_state_is_given_once_and_may_be_json_or_text(tmp_path, capsys):
         ({"mode": "outdoor"}, "expected mode all_search or indoor_search"),
         ({"direction": "visible_to_infrared"}, "expected direction infrared_to_visible under sysu_mm01"),
         ({"shots": 5}, "expected shots 1 or 10"),
-        ({"gallery_draw": "official"}, "expected rand_perm_cam.mat for the official draw"),
-        ({"gallery_draw": "best"}, "expected gallery draw official or literature"),
-        ({"protocol": "regdb", "gallery_draw": "literature"}, "expected gallery draw none under regdb"),
-        ({"protocol": "regdb", "mode": "all_search"}, "expected no mode under regdb"),
-        ({"metric": "manhattan"}, "expected metric cosine or euclidean"),
-        ({"trials": 0}, "expected at least 1 trial"),
-        ({"unique_ids": False}, "expected unique ids True under sysu_mm01"),
+        ({"gallery_draw": "official"}, r"rand_perm_cam\.mat"),
+        ({"gallery_draw": "best"}, "draw official or literature"),
+        ({"protocol": "regdb", "gallery_draw": "literature"}, "draw none under regdb"),
+        ({"protocol": "regdb", "mode": "all_search"}, "no mode under regdb"),
+        ({"metric": "manhattan"}, "metric .* got 'manhattan'"),
+        ({"trials": 0}, "at least 1 trial"),
+        ({"unique_ids": False}, "unique ids True"),
     ],
 )
 def test_what_a_protocol_does_not_define_is_refused(options, says):
@@ -354,20 +347,20 @@ def _spoil(values, row, column, value):
 
 
 BAD_FILES = {
-    "NaN": (_with(features=lambda x: _spoil(x, 4, 2, np.nan)), "got NaN or infinity in 1 rows, first row 4"),
+    "NaN": (_with(features=lambda x: _spoil(x, 4, 2, np.nan)), "1 rows, first row 4"),
     "infinity": (_with(features=lambda x: _spoil(x, 0, 0, np.inf)), "got NaN or infinity"),
-    "lengths": (_with(pid=lambda x: x[:-1]), "expected 144 values in pid"),
+    "lengths": (_with(pid=lambda x: x[:-1]), "144 values in pid"),
     "missing array": (lambda v: {name: v[name] for name in v if name != "number"}, "add number"),
-    "flat features": (_with(features=lambda x: x[:, 0]), r"expected features of shape \[images, width\]"),
-    "no images": (lambda v: {name: x[:0] for name, x in v.items()}, "got an empty features array"),
-    "whole features": (_with(features=lambda x: x.astype(int)), "expected floating-point features"),
-    "fractional pid": (_with(pid=lambda x: x + 0.5), "expected whole numbers in pid"),
+    "flat features": (_with(features=lambda x: x[:, 0]), r"shape \[images, width\]"),
+    "no images": (lambda v: {name: x[:0] for name, x in v.items()}, "empty features"),
+    "whole features": (_with(features=lambda x: x.astype(int)), "floating-point"),
+    "fractional pid": (_with(pid=lambda x: x + 0.5), "whole numbers in pid"),
     "modality word": (_with(modality=lambda x: np.where(x == "infrared", "thermal", x)), "got 'thermal' in row"),
-    "modality code": (_with(modality=lambda x: (x == "infrared").astype(int)), 'expected the words "visible"'),
-    "one modality": (_with(modality=lambda x: np.full_like(x, "visible")), "got no infrared one"),
+    "modality code": (_with(modality=lambda x: (x == "infrared").astype(int)), 'words "visible"'),
+    "one modality": (_with(modality=lambda x: np.full_like(x, "visible")), "no infrared"),
     "twice": (_with(number=lambda x: np.ones_like(x)), "expected each image once"),
     "pickled": (_with(pid=lambda x: x.astype(object)), "without pickled objects"),
-    "camera": (_with(camid=lambda x: np.where(x == 4, 9, x)), "expected visible images from cameras 1 or 2 or 4 or 5"),
+    "camera": (_with(camid=lambda x: np.where(x == 4, 9, x)), "cameras 1 or 2 or 4 or 5"),
 }
 
 
@@ -388,9 +381,7 @@ def test_an_unusable_feature_file_is_one_clear_error_and_loses_nothing(name, tmp
     assert sorted(tmp_path.iterdir()) == [path, out]
 
 
-@pytest.mark.parametrize(
-    ("content", "says"), [(None, "which is no file"), (b"PK\x03\x04cut", "expected a readable .npz")]
-)
+@pytest.mark.parametrize(("content", "says"), [(None, "which is no file"), (b"PK\x03\x04cut", r"readable \.npz")])
 def test_no_feature_file_at_all(content, says, tmp_path):
     path = tmp_path / "F.npz"
     if content:

@@ -9,6 +9,7 @@ import pytest
 from launch.report import main
 from tacaf.evaluation.features import load_features
 from tacaf.report.pictures import shrink
+from tests.evaluation.sets import permutations_file
 from tests.train.finished import write_model, write_scores
 
 
@@ -35,6 +36,27 @@ def test_the_report_holds_every_picture(run, sysu_shards, capsys):
     first = (run / "report.html").read_bytes()
     assert main(["--run", str(run), "--shards", str(sysu_shards)]) == 0
     assert (run / "report.html").read_bytes() == first, "the same run, the same page"
+
+
+def test_the_page_names_features_that_are_not_the_runs_own(run, tmp_path):
+    """The scores come from the run's results, whatever the pictures are made from."""
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.copyfile(run / "results" / "features.npz", tmp_path / "given.npz")
+    assert main(["--run", str(copy)]) == 0
+    assert ".npz" not in (copy / "report.html").read_text()
+    assert main(["--run", str(copy), "--features", str(tmp_path / "given.npz")]) == 0
+    assert "given.npz" in (copy / "report.html").read_text()
+
+
+def test_validation_identities_are_shown_with_the_draw_they_were_scored_with(sysu_shards, tmp_path):
+    """The official draw has permutations for the test identities alone; this file has them for nobody."""
+    permutations_file(tmp_path / "rand_perm_cam.mat", [np.empty((0, 0))])
+    values = ["data.split=train", "evaluation.split=val", f"evaluation.splits={tmp_path}"]
+    config = write_model(tmp_path / "run", sysu_shards, 3, *values)
+    write_scores(tmp_path / "run", config)
+    assert main(["--run", str(tmp_path / "run")]) == 0
+    assert "first trial" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_what_does_not_fit_is_refused_and_the_page_stays(run, sysu_shards_many, tmp_path, capsys):

@@ -13,7 +13,8 @@ from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.score import score
 from tacaf.report.curves import POINTS, draw_curves
 from tacaf.report.overlay import MASK, match_lines, overlay, webp
-from tacaf.report.report import Match, PairPicture, Pictures, RankedList, write_report
+from tacaf.report.report import PairPicture, Pictures, ShownImage, ShownList, write_report
+from tacaf.run_files import StepRecord, read_metrics
 from tacaf.vocabulary import InputError
 from tests.evaluation.sets import feature_set
 
@@ -50,10 +51,10 @@ def write_run(folder, steps: int = 30, note: str = "") -> None:
 
 def test_the_page_is_self_contained_and_says_what_is_whose(tmp_path):
     write_run(tmp_path / "run", note="<script>alert(1)</script>")
-    right = Match(b"\xff\xd8right", 1, 0.125, True)
-    wrong = Match(b"BMwrong", 2, 0.25, False)
+    right = ShownImage(b"\xff\xd8right", 1, 0.125, True)
+    wrong = ShownImage(b"BMwrong", 2, 0.25, False)
     pictures = Pictures(
-        {"chosen so": [RankedList(b"\x89Pquery", 1, 0.5, [right, wrong])]},
+        {"chosen so": [ShownList(b"\x89Pquery", 1, 0.5, [right, wrong])]},
         {"A figure": "<svg></svg>"},
         [PairPicture(b"RIquery", b"RIq", 1, wrong, b"RIm", match_lines(np.eye(6), np.ones(6), 3))],
     )
@@ -106,7 +107,7 @@ def test_what_was_scored_otherwise_afterwards_is_named_and_comes_second(tmp_path
 
 
 def test_no_results_no_report(tmp_path):
-    with pytest.raises(InputError, match="expected results in"):
+    with pytest.raises(InputError, match="results"):
         write_report(tmp_path, SETTINGS)
     assert not (tmp_path / "report.html").exists()
 
@@ -114,15 +115,17 @@ def test_no_results_no_report(tmp_path):
 @pytest.mark.slow
 def test_long_runs_keep_the_page_small():
     records = [
-        {
-            "kind": "step",
-            "global_step": i + 1,
-            "loss": 1.0 + i % 7,
-            "terms": {},
-            "lr": {"new": 0.1},
-            "images_per_s": 1.0,
-        }
-        | {"data_wait_share": 0.0}
+        StepRecord(
+            kind="step",
+            epoch=0,
+            step=i,
+            global_step=i + 1,
+            loss=1.0 + i % 7,
+            terms={},
+            lr={"new": 0.1},
+            images_per_s=1.0,
+            data_wait_share=0.0,
+        )
         for i in range(50_000)
     ]
     loss = draw_curves(iter(records))["Loss"]
@@ -144,9 +147,8 @@ def test_figures_take_the_colours_of_the_page(tmp_path):
 @pytest.mark.slow
 def test_a_term_that_comes_later_has_no_line_before(tmp_path):
     write_run(tmp_path)
-    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    records[20]["terms"]["late"] = 2.0
-    records[5]["data_wait_share"] = None
+    records = list(read_metrics(tmp_path / "metrics.jsonl"))
+    records[20] = records[20].model_copy(update={"terms": {"identity": None, "late": 2.0}})
     assert ">late</text>" in draw_curves(records)["Loss"]
 
 

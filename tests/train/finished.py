@@ -37,15 +37,15 @@ def write_model(run: Path, shards: Path, identities: int = 3, *settings: str) ->
 
 
 def write_scores(run: Path, config: Config) -> None:
-    """Adds features and results of the test identities, and the log of one step."""
+    """Adds features and results of the identities of `evaluation.split`, and the log of one step."""
     model, card = load_model(run / "model.safetensors")
     index = ShardIndex.open(config.data.shards)
     place = Place(0, 1, torch.device("cpu"))
-    pids = index.pids_of("test")
-    extraction = Extraction.of(card.height, card.width, config.evaluation)
+    settings = config.evaluation.for_split(config.evaluation.split)
+    pids = index.pids_of(settings.split)
+    extraction = Extraction.of(card.height, card.width, settings)
     features, _ = embed_identities(model, index, pids, extraction, place)
-    known = circumstances_of(card, "test", extraction)
-    settings = config.evaluation
+    known = circumstances_of(card, settings.split, extraction)
     write_results(score_all(features, settings.settings(), settings.scoring, known), run / "results")
     features.save(run / "results" / "features.npz")
     step = {"kind": "step", "epoch": 0, "step": 0, "global_step": 1, "loss": 2.0, "terms": {"identity": 2.0}}

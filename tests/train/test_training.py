@@ -23,6 +23,7 @@ from tacaf.files import sha256_of
 from tacaf.train.config import load_config
 from tacaf.train.new_model import build_model
 from tacaf.train.regroup import PLACES, _named_as_adam, data_only
+from tests.evaluation.sets import permutations_file
 from tests.processes import LIMIT_S, free_port, wait_until
 from tests.tolerances import ADAMW_SHARE, assert_same_losses, assert_same_training
 
@@ -223,6 +224,19 @@ def test_the_best_on_validation_identities_is_kept_and_monitors_are_told(sysu_sh
     assert [float(row.split(",")[1]) for row in rows[1:]] == pytest.approx(
         [step["gradient_norm"] for step in steps_of(folder)], rel=1e-5
     )
+
+
+def test_validation_identities_are_scored_and_shown_without_the_permutations_of_the_test_identities(
+    sysu_shards, tmp_path
+):
+    permutations_file(tmp_path / "rand_perm_cam.mat", [np.empty((0, 0))])
+    values = ["data.split=train", "evaluation.split=val", f"evaluation.splits={tmp_path}", "train.epochs=1"]
+    plan = "data.plan={identities_per_batch: 4, images_per_identity: 2}"
+    train(sysu_shards, tmp_path / "run", *values, plan)
+    assert (tmp_path / "run" / "report.html").is_file()
+    for path in (tmp_path / "run" / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        assert (result["split"], result["gallery_draw"]) == ("val", "literature")
 
 
 def test_scoring_again_gives_the_same_figures(sysu_shards, finished, tmp_path):
