@@ -7,6 +7,8 @@ SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
 
 from tacaf.start import start
 
+# Run as a script, this file gets no further than the next lines: `start` imports it again under its own name, once
+# signals are taken, and everything below belongs to that import.
 if __name__ == "__main__":
     start("launch.train", signals=False)  # main handles SIGTERM and SIGUSR1; until then the system holds them back
 
@@ -26,18 +28,20 @@ from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.run_files import CHECKPOINTS_FOLDER
 from tacaf.train.config import Config, load_config
 from tacaf.train.cost import describe, describe_steps
-from tacaf.train.engine import build_engine, check_settings, load_deepspeed
+from tacaf.train.engine import build_engine, check_settings, prepare_deepspeed
 from tacaf.train.finish import check_scoring, evaluate_epoch, finish
 from tacaf.train.flops import share_at_one_second
 from tacaf.train.forward import draw
-from tacaf.train.graphed import build_compute
+from tacaf.train.graphed import with_graph
 from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place, choose_convolutions, start_distributed, stop_distributed
 from tacaf.train.run import Run, TrainingData, open_folder, record_start
 from tacaf.train.run_log import Extent, RunLog
 from tacaf.train.saving import NotSavedError, find_checkpoint, resume, save
 from tacaf.train.state import TrainState, circumstances, extension, must_match
-from tacaf.train.step_figures import StepReader, lag_of, launched
+from tacaf.train.step import build_compute
+from tacaf.train.step_figures import launched
+from tacaf.train.step_reader import StepReader, lag_of
 from tacaf.train.stop import StoppedError, StopRequest
 from tacaf.train.update import optimize
 from tacaf.train.watchdog import LostRankError, Watchdog, naming_lost_ranks
@@ -49,7 +53,8 @@ def loop(run: Run) -> None:
 
     StoppedError when the run was asked to stop, once everything is saved.
     """
-    config, saved, state = run.config.train, run.resumed, run.resumed or TrainState()
+    config, state = run.config.train, run.first
+    saved = state if run.resumed else None
     try:
         while True:
             # On a GPU the newest step's figures are still on their way. They must be read before that step is scored
@@ -97,15 +102,14 @@ def train_step(run: Run, state: TrainState) -> TrainState:
     norm = optimize(run.engine, clip_norm=config.optim.clip_norm, last=last)
     # Reads the step before this one, so that the GPU always has work while the host waits.
     run.dog.at(f"{here}, comparing losses")
-    run.reader.add(launched(state.global_step, batch, rates, batch.wait_s, computed, norm))
-    return state.after_step(run.data.steps_per_epoch)._replace(skipped=run.reader.skipped)
+    skipped = run.reader.add(launched(state.global_step, batch, rates, computed, norm), state.skipped)
+    return state.after_step(run.data.steps_per_epoch)._replace(skipped=skipped)
 
 
 def settled(run: Run, state: TrainState) -> TrainState:
     """The state once every figure has been read, so that it counts every skipped step."""
     run.dog.at(f"epoch {state.epoch}, step {state.step}, comparing losses")
-    run.reader.finish()
-    return state._replace(skipped=run.reader.skipped)
+    return state._replace(skipped=run.reader.finish(state.skipped))
 
 
 def write_checkpoint(run: Run, state: TrainState) -> None:
@@ -123,7 +127,7 @@ def write_checkpoint(run: Run, state: TrainState) -> None:
 def train(config: Config, stop: StopRequest, *, resuming: bool, trusted: bool) -> None:
     """One run, as a whole. InputError before anything is written if it cannot be trained or scored."""
     place = start_distributed(config.train.start_limit_s, config.train.stall_limit_s)
-    load_deepspeed()
+    prepare_deepspeed()
     choose_convolutions(config.train.deterministic)
     with distributed.together():
         data = open_data(config, place)
@@ -164,25 +168,28 @@ def build_run(
     images_per_update = config.data.plan.images_per_modality * config.train.accumulate
     optimizer = build_optimizer(config.optim, model.backbone_parameters(), model.new_parameters(), images_per_update)
     engine = build_engine(config, model, optimizer, data.plan.images // place.world_size, found)
-    resumed = TrainState.of(resume(engine, found)) if found else None
-    state = resumed or TrainState()
+    first = TrainState.of(resume(engine, found)) if found else TrainState()
     extent = Extent(
         config.train.epochs * data.steps_per_epoch, data.plan.images, share_at_one_second(config, data.plan, place)
     )
-    log = RunLog(config.train, config.run, place, extent, done=state.global_step, monitor=engine.monitor)
+    log = RunLog(config.train, config.run, place, extent, done=first.global_step, monitor=engine.monitor)
     contents = data.plan.training_set.describe(data.plan.config.images_per_identity)
     log.say(f"{contents}; {describe_steps(config.train, data.plan)}; {loaded}")
+    compute = build_compute(config, engine, TacafLoss(config.loss))
+    if config.train.cuda_graph:
+        compute = with_graph(compute, engine, log.warn_once)
     run = Run(
         config=config,
         place=place,
         data=data,
         engine=engine,
         optimizer=optimizer,
-        batches=open_batches(config, place, data, state, log),
-        compute=build_compute(config, engine, TacafLoss(config.loss), log.warn_once),
-        resumed=resumed,
+        batches=open_batches(config, place, data, first, log),
+        compute=compute,
+        first=first,
+        resumed=found is not None,
         log=log,
-        reader=StepReader(log, data.index, state.skipped, lag_of(place.device)),
+        reader=StepReader(log, data.index, lag_of(place.device)),
         stop=stop,
         dog=dog,
     )
@@ -235,8 +242,7 @@ def read_config(args: argparse.Namespace) -> Config:
     try:
         return load_config(args.config, args.set)
     except InputError as error:
-        error.shared = True
-        raise
+        raise InputError(str(error), shared=True) from error
 
 
 @entry(signals=False)  # the StopRequest handles them

@@ -37,7 +37,7 @@ from tacaf.optim import build_optimizer
 from tacaf.provenance import environment
 from tacaf.train.config import Config
 from tacaf.train.cost import MIB, parameters_of, states_of
-from tacaf.train.engine import build_engine
+from tacaf.train.engine import build_engine, prepare_deepspeed
 from tacaf.train.forward import forward, noise_batch
 from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.update import update
@@ -93,6 +93,7 @@ def measure(identities: int, stage: int, chunk: int) -> dict[str, Any]:
     groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // place.world_size
     batch = noise_batch(config, groups)
     batch = batch._replace(label_B=batch.label_B * (identities // 8))
+    prepare_deepspeed()
     engine = build_engine(config, model, optimizer, len(batch.label_B))
     criterion, peaks = TacafLoss(config.loss), []
     for _ in range(STEPS):

@@ -41,7 +41,7 @@ from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
 from tacaf.provenance import environment
 from tacaf.train.config import Config, load_config
-from tacaf.train.engine import build_engine
+from tacaf.train.engine import build_engine, prepare_deepspeed
 from tacaf.train.forward import forward
 from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place, start_distributed, stop_distributed
@@ -127,6 +127,7 @@ class Way:
 def child(args: argparse.Namespace) -> None:
     """One rank; the first one prints the rows."""
     place = start_distributed()
+    prepare_deepspeed()
     config = load_config(args.config, [f"data.shards={args.shards}", "run=unused", "data.threads=1", *args.set])
     index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)

@@ -16,7 +16,23 @@ import torch.distributed as dist
 from tacaf.files import reason_of, shown
 from tacaf.vocabulary import InputError
 
+# What `numbers_of_ranks` talks over. PyTorch keeps its default group in the same way: one for each process, from
+# `train.processes.start_distributed` to `stop_distributed`.
 _control_group: dist.ProcessGroup | None = None
+
+
+def open_control_group() -> None:
+    """Make the group of `numbers_of_ranks`. A collective call, once the ranks have met."""
+    global _control_group
+    _control_group = dist.new_group(backend="gloo")
+
+
+def close_groups() -> None:
+    """Leave every group of ranks that this process is in."""
+    global _control_group
+    _control_group = None
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def world_size() -> int:
@@ -104,11 +120,9 @@ def numbers_of_ranks(numbers: list[float]) -> list[list[float]]:
 
     Over a group of its own on the CPU, so that asking at every step never waits for a GPU.
     """
-    global _control_group
     if world_size() == 1:
         return [numbers]
-    if _control_group is None:
-        _control_group = dist.new_group(backend="gloo")
+    assert _control_group is not None, "start_distributed makes it"
     parts = [torch.empty(len(numbers), dtype=torch.float64) for _ in range(world_size())]
     dist.all_gather(parts, torch.tensor(numbers, dtype=torch.float64), group=_control_group)
     return [part.tolist() for part in parts]

@@ -67,7 +67,7 @@ def uniform(
 
 
 def integers(
-    limit: ArrayLike, stream: Stream, seed: int, epoch: int, step: int, position: ArrayLike = 0, draw: ArrayLike = 0
+    limit: ArrayLike, stream: Stream, seed: int, epoch: int, step: int, *, position: ArrayLike = 0, draw: ArrayLike = 0
 ) -> np.ndarray:
     """Uniform int64 in [0, limit), limit < 2**32 (a number or an array that broadcasts). Arguments as `uniform`."""
     return np.floor(uniform(stream, seed, epoch, step, position, draw) * np.asarray(limit)).astype(np.int64)
@@ -80,7 +80,7 @@ def permutation(size: int, stream: Stream, seed: int, epoch: int, step: int, pos
 
 
 def permuted(
-    place: ArrayLike, size: int, stream: Stream, seed: int, epoch: int, step: int, position: int = 0
+    place: ArrayLike, size: int, stream: Stream, seed: int, epoch: int, step: int, *, position: int = 0
 ) -> np.ndarray:
     """What a random order of range(size) holds at `place` (each below `size`), int64 of its shape.
 

@@ -41,7 +41,7 @@ def test_uniform_is_uniform():
 
 
 def test_integers_reach_every_value_and_no_other():
-    assert set(integers(3, Stream.CHANNEL, 0, 0, 0, np.arange(1000)).tolist()) == {0, 1, 2}
+    assert set(integers(3, Stream.CHANNEL, 0, 0, 0, position=np.arange(1000)).tolist()) == {0, 1, 2}
 
 
 def test_permutation():

@@ -23,7 +23,7 @@ from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
 from tacaf.optim import build_optimizer
 from tacaf.train.config import Config, load_config
-from tacaf.train.engine import build_engine
+from tacaf.train.engine import build_engine, prepare_deepspeed
 from tacaf.train.forward import draw, forward, noise_batch
 from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.update import update
@@ -137,6 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="the demo's model alone, for a rehearsal")
     args = parser.parse_args(argv)
     place = start_distributed()
+    prepare_deepspeed()
     torch.backends.cudnn.allow_tf32 = False  # of convolutions; products are exact by default
     file = RowsFile(args.json, device=str(place.device), tolerance=TOLERANCE)
     for stage in (0, 1):

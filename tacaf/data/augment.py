@@ -67,7 +67,7 @@ def draw_parameters(
     """The parameters of the images at these positions of the global batch; a pure function of its arguments."""
     key = (seed, epoch, step)
     draw_B2 = np.arange(2)[None, :]
-    crop_B2 = integers(2 * config.pad + 1, Stream.CROP, *key, position_B[:, None], draw_B2) - config.pad
+    crop_B2 = integers(2 * config.pad + 1, Stream.CROP, *key, position=position_B[:, None], draw=draw_B2) - config.pad
     mirror_B = uniform(Stream.FLIP, *key, position_B) < config.flip
     anchor_B2, shape_B2 = _draw_erasing(config, key, position_B)
     return Parameters(
@@ -101,7 +101,8 @@ def _draw_erasing(
         shape_B2[where] = drawn[fits]
         open_B[where] = False
     room_B2 = np.array([config.height, config.width]) - shape_B2 + 1  # corners from 0 to size - box, both possible
-    anchor_B2 = integers(room_B2, Stream.ERASE, *key, position_B[:, None], np.array([1, 2])[None, :])
+    draw_B2 = np.array([1, 2])[None, :]
+    anchor_B2 = integers(room_B2, Stream.ERASE, *key, position=position_B[:, None], draw=draw_B2)
     anchor_B2[shape_B2[:, 0] == 0] = 0
     return anchor_B2.astype(np.int32), shape_B2
 
@@ -114,9 +115,9 @@ def _draw_channels(
     copies = np.zeros((3, 3, 3), dtype=np.float32)
     copies[np.arange(3), :, np.arange(3)] = 1.0  # copies[i] @ x = x_i in every channel
     exchange = branch_B == Branch.AUGMENTED
-    channel_BCC[exchange] = copies[integers(3, Stream.CHANNEL, *key, position_B[exchange], 0)]
+    channel_BCC[exchange] = copies[integers(3, Stream.CHANNEL, *key, position=position_B[exchange])]
     adapt = np.flatnonzero(branch_B == Branch.INFRARED)
-    case = integers(4, Stream.CHANNEL, *key, position_B[adapt], 0)
+    case = integers(4, Stream.CHANNEL, *key, position=position_B[adapt])
     channel_BCC[adapt[case < 3]] = copies[case[case < 3]]
     gray = (case == 3) & (uniform(Stream.CHANNEL, *key, position_B[adapt], 1) < config.gray)
     channel_BCC[adapt[gray]] = np.tile(GRAY, (3, 1))

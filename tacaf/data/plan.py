@@ -147,8 +147,8 @@ class Plan:
             here = window_S == window
             start = windows.end_W[window - 1] if window else 0
             size = int(windows.end_W[window] - start)
-            key = (Stream.IDENTITIES, self.seed, epoch, cycle, int(window))
-            inside = start + permuted(place_S[here] - start, size, *key)
+            key = (Stream.IDENTITIES, self.seed, epoch, cycle)
+            inside = start + permuted(place_S[here] - start, size, *key, position=int(window))
             shard = np.searchsorted(windows.shard_end_X, inside, "right")
             label_S[here] = inside - windows.shard_end_X[shard] + windows.label_stop_X[shard]
         return label_S

@@ -34,7 +34,9 @@ class _Stems(nn.Module):
     def __init__(self, stem: nn.Module) -> None:
         super().__init__()
         self.visible, self.infrared = stem, copy.deepcopy(stem)
-        self.rows = 0  # how many of the next images are visible, where the network itself calls its stem
+        # How many of the next images are visible. The adapters set it before each pass, because transformers' own
+        # forward calls its embeddings with the images alone and has no argument that would carry the number here.
+        self.rows = 0
 
     def forward(self, images_BCHW: torch.Tensor, **more: Any) -> Any:
         """The stem's output for all images, visible ones first: a tensor, or a tuple that begins with one."""

@@ -99,6 +99,8 @@ class _RankNorm(_BatchNorm):
     def __init__(self, width: int, mode: NormMode) -> None:
         super().__init__(width)
         self.mode = mode
+        # Set by `own_statistics`. A pass reaches a norm through containers such as the backbone's layer 4, whose
+        # forward takes the features alone, so no argument could say which pass this is.
         self.running_frozen = False
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

@@ -77,6 +77,7 @@ def draw_pairs(
     branch_B: torch.Tensor,
     group_B: torch.Tensor,
     position_B: torch.Tensor,
+    *,
     seed: int,
     epoch: int,
     step: int,

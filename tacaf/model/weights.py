@@ -72,7 +72,15 @@ def load_imagenet_resnet(model: TacafNet, path: Path) -> LoadReport:
         stems = ("visible_stem.", "infrared_stem.") if name.startswith(STEM) else ("",)
         renamed |= {f"backbone.{stem}{name}": name for stem in stems if name not in ignored}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("backbone.")}
-    return _copy(model, path, state, renamed, wanted, ignored, "a ResNet of model.backbone's width, blocks and block")
+    return _copy(
+        model,
+        path,
+        state,
+        renamed=renamed,
+        wanted=wanted,
+        ignored=ignored,
+        kind="a ResNet of model.backbone's width, blocks and block",
+    )
 
 
 def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
@@ -84,7 +92,15 @@ def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
     ignored = tuple(name for name in state if CLASSIFIER in name)
     renamed = {name: name for name in state if name not in ignored}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if CLASSIFIER not in name}
-    return _copy(model, path, state, renamed, wanted, ignored, "a TACAFNet of the same `model` section")
+    return _copy(
+        model,
+        path,
+        state,
+        renamed=renamed,
+        wanted=wanted,
+        ignored=ignored,
+        kind="a TACAFNet of the same `model` section",
+    )
 
 
 def inference_model(config: ModelConfig, state: State, where: str = "the model") -> TacafNet:
@@ -127,6 +143,7 @@ def _copy(
     model: TacafNet,
     path: Path,
     state: State,
+    *,
     renamed: dict[str, str],
     wanted: State,
     ignored: tuple[str, ...],

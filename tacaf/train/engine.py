@@ -3,14 +3,12 @@
 `python -m tacaf.train.engine` builds the communication op that DeepSpeed uses on CPU, once, before ranks need it.
 """
 
-import functools
 import logging
 import os
 import sys
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -29,9 +27,12 @@ from tacaf.train.update import decides_on_device
 from tacaf.vocabulary import InputError
 
 
-@functools.cache
-def load_deepspeed() -> ModuleType:
-    """DeepSpeed, ready for use in this process. The first call takes seconds; the ranks must have met before it."""
+def prepare_deepspeed() -> None:
+    """Make DeepSpeed ready in this process, once, after the ranks have met and before an engine is built.
+
+    A collective call, which takes seconds. It chooses DeepSpeed's accelerator and puts this environment's programs
+    first in PATH.
+    """
     # The ninja of this environment builds DeepSpeed's op, activated or not; another one would build it anew.
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
     cuda = torch.cuda.is_available()
@@ -44,7 +45,6 @@ def load_deepspeed() -> ModuleType:
     _load_op()
     deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     _release_shared_memory()
-    return deepspeed
 
 
 def _release_shared_memory() -> None:
@@ -86,10 +86,13 @@ def build_engine(
 ) -> Any:
     """DeepSpeed's engine around the model; the `deepspeed` section of the config is its JSON, passed through.
 
+    `prepare_deepspeed` comes first.
     `found`: the checkpoint it will resume from. Under ZeRO, a checkpoint of another number of ranks is loaded
     regrouped; DeepSpeed calls that universal.
     """
-    engine, *_ = load_deepspeed().initialize(
+    import deepspeed  # here, so that what needs no engine does without the seconds it takes
+
+    engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=_settings(config, optimizer, images_per_rank, found)
     )
     if config.train.compile:
@@ -151,11 +154,11 @@ def check_settings(config: Config) -> None:
         raise InputError(f"deepspeed: DeepSpeed does not accept its section: {what}; see its documentation") from None
 
 
-def _monitors(config: Config) -> dict[str, dict]:
+def _monitors(config: Config) -> dict[str, dict[str, Any]]:
     """DeepSpeed's sections of the monitors in `train.watch`. A folder a start, so no step is in a file twice."""
     watched = config.run / WATCH_FOLDER
     folder = watched / f"start-{len(list(watched.glob('start-*')))}"
-    places: dict[str, dict] = {
+    places: dict[str, dict[str, Any]] = {
         "wandb": {"project": "tacaf", "group": str(config.run)},
         **{name: {"output_path": str(folder), "job_name": name} for name in ("csv_monitor", "tensorboard")},
     }
@@ -174,8 +177,10 @@ def whole_state(engine: Any) -> dict[str, torch.Tensor]:
     state = engine.module.state_dict()
     if engine.zero_optimization_stage() < 3:
         return state
+    import deepspeed
+
     for name, parameter in engine.module.named_parameters():
-        with load_deepspeed().zero.GatheredParameters([parameter]):
+        with deepspeed.zero.GatheredParameters([parameter]):
             if distributed.rank() == 0 or CLASSIFIER not in name:
                 state[name] = parameter.detach().cpu().clone()
             else:
@@ -195,6 +200,6 @@ def whole_model(engine: Any, config: Config) -> TacafNet:
 
 if __name__ == "__main__":
     place = start_distributed()
-    load_deepspeed()
+    prepare_deepspeed()
     print(f"DeepSpeed is ready on {place.device}")
     stop_distributed()

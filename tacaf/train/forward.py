@@ -1,6 +1,7 @@
 """The draw of the pairs that a model wants, and one training forward; and a batch of noise to count with."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 
@@ -21,7 +22,15 @@ def draw(config: Config, rows: Batch | PlannedBatch, epoch: int, step: int) -> d
     )
     return {
         f"pairs{layer}": draw_pairs(
-            label_B, branch_B, group_B, position_B, config.seed, epoch, step, layer, config.model.cmaam.direction
+            label_B,
+            branch_B,
+            group_B,
+            position_B,
+            seed=config.seed,
+            epoch=epoch,
+            step=step,
+            layer=layer,
+            direction=config.model.cmaam.direction,
         )
         for layer in config.model.pair_layers
     }
@@ -43,7 +52,7 @@ def forward(model: torch.nn.Module, batch: Batch, config: Config) -> ModelOutput
     return model(images, batch.label_B, batch.visible, **pairs_of(batch, config))
 
 
-def noise_batch(config: Config, groups: int, shapes: AbstractContextManager | None = None) -> Batch:
+def noise_batch(config: Config, groups: int, shapes: AbstractContextManager[Any] | None = None) -> Batch:
     """A batch of noise with the labels of so many pair groups; its images are made within `shapes`."""
     plan = config.data.plan
     identities = groups * plan.pair_group

@@ -1,4 +1,4 @@
-"""Forward, losses and backward of a training step, captured once in a CUDA graph and then replayed.
+"""The computation of a training step (`step.py`), captured once in a CUDA graph and then replayed.
 
 A step launches more than a thousand kernels, and the host may need longer to launch them one by one than the GPU to run
 them; a graph launches them all at once. It works on fixed memory: every batch is copied into the buffers of the
@@ -15,37 +15,15 @@ import torch
 
 from tacaf import distributed
 from tacaf.interfaces import Batch, Pairs
-from tacaf.losses.total import TacafLoss
 from tacaf.model.classifier import Classifier
 from tacaf.train.capture import captured, reason_of
-from tacaf.train.config import Config
-from tacaf.train.forward import forward
-from tacaf.train.step_figures import Computed, stacked
-from tacaf.train.update import backward, poisoned
+from tacaf.train.step import Compute, Computed
 
 WARM_UP = 3  # steps before the capture: they compile kernels, and cuDNN and the allocator find their choices
 
 
-Compute = Callable[[Batch], Computed]
-
-
-def build_compute(
-    config: Config, engine: Any, criterion: TacafLoss, warn: Callable[[str], None]
-) -> Callable[[Batch, bool], Computed]:
-    """The function that takes a batch to its losses and leaves the gradients in the parameters.
-
-    Its second argument says whether the batch is the last one of an update. With `train.cuda_graph` it replays a graph;
-    `warn` is told why where it cannot.
-    """
-
-    def compute(batch: Batch, last: bool) -> Computed:
-        loss, terms = criterion(forward(engine, batch, config), batch.label_B)
-        figures_F = stacked(loss, terms)
-        backward(engine, poisoned(loss, figures_F), last=last)
-        return Computed(terms, figures_F)
-
-    if not config.train.cuda_graph:
-        return compute
+def with_graph(compute: Compute, engine: Any, warn: Callable[[str], None]) -> Compute:
+    """`compute`, captured and replayed where that is possible; where it is not, itself, and `warn` is told why."""
     if reason := obstacle(engine.module):
         warn(f"train.cuda_graph: {reason}; training continues without a CUDA graph")
         return compute
@@ -80,7 +58,12 @@ class GraphedStep:
     A batch of another shape is launched as usual, and so are all batches if the capture fails.
     """
 
-    def __init__(self, compute: Compute, parameters: Iterable[torch.nn.Parameter], warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        compute: Callable[[Batch], Computed],
+        parameters: Iterable[torch.nn.Parameter],
+        warn: Callable[[str], None],
+    ) -> None:
         """`compute` leaves gradients in `parameters`, which have none before; `warn` is told why a capture failed."""
         self._compute, self._parameters, self._warn = compute, list(parameters), warn
         self._warm_up = WARM_UP
@@ -138,7 +121,7 @@ def _tensors(batch: Batch) -> list[torch.Tensor]:
     return [batch.images_BCHW, batch.label_B, *(column for columns in pairs for column in columns)]
 
 
-def _layout(batch: Batch) -> tuple:
+def _layout(batch: Batch) -> tuple[Any, ...]:
     """What a graph fixes of a batch: everything but the values."""
     shapes = [(tensor.shape, tensor.dtype) for tensor in _tensors(batch)]
     return batch.visible, batch.pairs3 is None, batch.pairs4 is None, shapes

@@ -42,8 +42,7 @@ def start_distributed(start_limit_s: float = 600, stall_limit_s: float = 1800) -
 
 
 def stop_distributed() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    distributed.close_groups()
 
 
 def choose_convolutions(deterministic: bool) -> None:
@@ -86,6 +85,8 @@ def _meet(backend: str, start_limit: timedelta, call_limit: timedelta) -> None:
     try:
         store, rank, ranks = next(torch.distributed.rendezvous("env://", rank, ranks, timeout=start_limit))
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=call_limit)
+        if ranks > 1:
+            distributed.open_control_group()
     except (torch.distributed.DistError, RuntimeError, ValueError) as error:
         advice = (
             "another program uses that port; give another one (--master_port, MASTER_PORT)"

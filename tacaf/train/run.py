@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,6 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.files import locked, reason_of, shown, write_whole
-from tacaf.interfaces import Batch
 from tacaf.model.file import MODEL
 from tacaf.run_files import (
     BEST_MODEL_FILE,
@@ -35,7 +34,8 @@ from tacaf.train.config import Config, dump_config
 from tacaf.train.processes import Place
 from tacaf.train.run_log import RunLog
 from tacaf.train.state import TrainState
-from tacaf.train.step_figures import Computed, StepReader
+from tacaf.train.step import Compute
+from tacaf.train.step_reader import StepReader
 from tacaf.train.stop import StopRequest
 from tacaf.train.watchdog import Watchdog
 from tacaf.vocabulary import InputError
@@ -72,9 +72,10 @@ class Run:
     data: TrainingData
     engine: Any  # DeepSpeed's, around the model
     optimizer: torch.optim.Optimizer
-    compute: Callable[[Batch, bool], Computed]  # a batch and whether it ends an update -> losses, and gradients
+    compute: Compute
     batches: TrainingPipeline
-    resumed: TrainState | None  # in the checkpoint that was loaded; None for a run that starts from the beginning
+    first: TrainState  # where this start begins
+    resumed: bool  # whether that state came from a checkpoint
     log: RunLog
     reader: StepReader
     stop: StopRequest

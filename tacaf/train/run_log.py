@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from tacaf import distributed
@@ -19,42 +18,11 @@ from tacaf.progress import Progress
 from tacaf.run_files import METRICS_FILE, MetricsWriter
 from tacaf.train.processes import Place
 from tacaf.train.state import TrainState
+from tacaf.train.step_figures import LaunchedStep, StepFigures
 from tacaf.train.train_config import TrainConfig
-from tacaf.transfer import HostCopy
 from tacaf.vocabulary import InputError
 
 MIB = 2**20
-NORM = "gradient_norm"
-
-
-class LaunchedStep(NamedTuple):
-    """A step that is launched as a whole; on a GPU it may still be running."""
-
-    number: int  # steps of the run before it
-    epoch: int
-    step: int
-    row_B: np.ndarray  # of the batch's images in the shard index
-    rates: dict[str, float]
-    wait_s: float
-    names: tuple[str, ...]  # of the values: "loss", every term, and after an update NORM
-    values: HostCopy
-
-
-class StepFigures(NamedTuple):
-    """One step on all ranks."""
-
-    ranks: list[dict[str, float]]  # "loss" and every term, of each rank
-    wait_s: float  # the longest wait for a batch
-    peak_memory_mib: float  # the largest of a rank: resident on a CPU, allocated on a GPU
-
-    @property
-    def finite(self) -> bool:
-        return all(math.isfinite(value) for losses in self.ranks for value in losses.values())
-
-    @property
-    def mean(self) -> dict[str, float]:
-        """Over ranks: what one process with the global batch would have, for ranks have equal shares."""
-        return {name: sum(losses[name] for losses in self.ranks) / len(self.ranks) for name in self.ranks[0]}
 
 
 class Extent(NamedTuple):
@@ -74,7 +42,6 @@ class RunLog:
         """`done`: the run's steps before this start. `monitor`: DeepSpeed's, which may be switched off."""
         first = place.rank == 0
         self.config, self.folder, self.place, self.extent, self.monitor = config, folder, place, extent, monitor
-        self.global_step = done
         self.metrics = MetricsWriter(folder / METRICS_FILE if first else None, done)
         self.progress = Progress(extent.steps, done, active=first)
         self.began = time.perf_counter()
@@ -91,7 +58,7 @@ class RunLog:
         """Log one finished step. Its time excludes evaluations and saves. `norm`: the gradient's, after an update."""
         now = time.perf_counter()
         step_s, self.began = now - self.began, now
-        self.global_step += 1
+        number = step.number + 1
         mean = figures.mean
         loss = mean.pop("loss")
         speed = {
@@ -102,19 +69,20 @@ class RunLog:
         }
         if self.extent.share_at_one_second is not None:
             speed["matrix_rate_share"] = round(self.extent.share_at_one_second / step_s, 4)
-        if self.global_step % self.config.log_every == 0:
+        if number % self.config.log_every == 0:
             self.metrics.write(
                 kind="step",
                 epoch=step.epoch,
                 step=step.step,
-                global_step=self.global_step,
+                global_step=number,
                 loss=_plain(loss),
                 terms={name: _plain(value) for name, value in mean.items()},
                 gradient_norm=_plain(norm),
                 lr=step.rates,
                 **speed,
             )
-            self._write_events({"loss": loss, **mean, "gradient_norm": norm, **speed}, step.rates)
+            lr = {f"lr {name}": rate for name, rate in step.rates.items()}
+            self._write_events(number, {"loss": loss, **mean, "gradient_norm": norm, **speed, **lr})
         self.progress.step(
             f"epoch {step.epoch} | loss {loss:.3f} | {speed['images_per_s']:.0f} images/s | waits"
             f" {100 * speed['data_wait_share']:.1f} %"
@@ -125,7 +93,7 @@ class RunLog:
         mean = result.mean
         figures = {name: mean[name] for name in HEADLINE}
         self.metrics.write(kind="eval", epoch=state.epoch, global_step=state.global_step, split=split, **figures)
-        self._write_events({f"{split} {name}": value for name, value in figures.items()}, {})
+        self._write_events(state.global_step, {f"{split} {name}": value for name, value in figures.items()})
         self.say(
             f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean.rank1:.1f} % | mAP {100 * mean.mAP:.1f} %"
         )
@@ -176,7 +144,7 @@ class RunLog:
 
     def warn(self, text: str) -> None:
         """Print a warning on this rank; the first rank logs it too."""
-        self.metrics.write(kind="warning", global_step=self.global_step, text=text)
+        self.metrics.write(kind="warning", global_step=self.progress.done, text=text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def warn_once(self, text: str) -> None:
@@ -187,13 +155,11 @@ class RunLog:
     def close(self) -> None:
         self.progress.close()
 
-    def _write_events(self, figures: dict[str, float | None], rates: dict[str, float]) -> None:
-        if not self.monitor.enabled:
-            return
-        figures = {**figures, **{f"lr {name}": rate for name, rate in rates.items()}}
-        self.monitor.write_events(
-            [(f"tacaf/{name}", value, self.global_step) for name, value in figures.items() if value is not None]
-        )
+    def _write_events(self, number: int, figures: dict[str, float | None]) -> None:
+        """Send figures to the monitors, as those of the run after so many steps."""
+        if self.monitor.enabled:
+            events = [(f"tacaf/{name}", value, number) for name, value in figures.items() if value is not None]
+            self.monitor.write_events(events)
 
 
 def peak_memory_mib(device: torch.device) -> float:

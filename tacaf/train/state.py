@@ -113,7 +113,7 @@ def extension(saved: dict[str, Any], config: Config) -> str | None:
     return f"train.epochs is {now} instead of {before}; {then}"
 
 
-def must_match(config: Config, index: ShardIndex) -> dict:
+def must_match(config: Config, index: ShardIndex) -> dict[str, Any]:
     """The flat facts that a checkpoint and the run resuming from it must share, so that a difference can be named."""
     free = tuple(f"{section}.{key}" for section, keys in FREE.items() for key in keys)
     values = {
@@ -128,7 +128,7 @@ def _below(name: str, keys: tuple[str, ...]) -> bool:
     return any(name == key or name.startswith(f"{key}.") for key in keys)
 
 
-def circumstances(config: Config, ranks: int) -> dict:
+def circumstances(config: Config, ranks: int) -> dict[str, Any]:
     """What a checkpoint records besides, and may differ when the run resumes: ranks, code, versions."""
     text = json.dumps(config.model_dump(mode="json"), sort_keys=True)
     return {

@@ -56,7 +56,7 @@ def tiny_batch(
 
 def pairs_of(batch: Batch, layer: Any = 4, seed: int = 0, direction: Any = "both") -> Pairs:
     columns = (batch.label_B, batch.branch_B, batch.group_B, batch.position_B)
-    return draw_pairs(*columns, seed, batch.epoch, batch.step, layer, direction)
+    return draw_pairs(*columns, seed=seed, epoch=batch.epoch, step=batch.step, layer=layer, direction=direction)
 
 
 def train_forward(model: TacafNet, batch: Batch) -> ModelOutput:

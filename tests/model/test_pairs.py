@@ -88,8 +88,9 @@ def test_every_choice_is_fair():
 
 def test_the_draw_is_a_function_of_seed_epoch_step_and_layer():
     batch = tiny_batch(identities=4, images=4)
+    columns = (batch.label_B, batch.branch_B, batch.group_B, batch.position_B)
     draws = {
-        key: in_positions(batch, draw_pairs(batch.label_B, batch.branch_B, batch.group_B, batch.position_B, *key))
+        key: in_positions(batch, draw_pairs(*columns, seed=key[0], epoch=key[1], step=key[2], layer=key[3]))
         for key in [(0, 0, 0, 3), (1, 0, 0, 3), (0, 1, 0, 3), (0, 0, 1, 3), (0, 0, 0, 4), (0, 1, 1, 3)]
     }
     assert len({frozenset(draw) for draw in draws.values()}) == len(draws)

@@ -19,7 +19,7 @@ from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.train.config import Config, load_config
-from tacaf.train.engine import build_engine, whole_state
+from tacaf.train.engine import build_engine, prepare_deepspeed, whole_state
 from tacaf.train.forward import forward
 from tacaf.train.processes import start_distributed, stop_distributed
 from tacaf.train.update import update
@@ -113,6 +113,7 @@ def states_of(case: str, kind: str, stage: int) -> tuple[State, State]:
 def main(cases: list[str]) -> None:
     torch.set_num_threads(1)
     start_distributed()
+    prepare_deepspeed()
     start = {name: parameter.detach() for name, parameter in tiny_model().named_parameters()}
     for name in cases:
         case, kind, stage = name.split("-")

@@ -5,7 +5,6 @@ The engine and the model are on the CPU; streams and graphs are the fake GPU's. 
 
 import contextlib
 import sys
-from typing import Any
 
 import torch
 
@@ -22,16 +21,15 @@ class CountedGraph(FakeGraph):
 
 
 def main(argv: list[str]) -> int:
-    load = launch.train.load_deepspeed
+    prepare = launch.train.prepare_deepspeed
     with contextlib.ExitStack() as stack:
 
-        def load_and_fake() -> Any:
-            deepspeed = load()  # which finds a CPU
+        def prepare_and_fake() -> None:
+            prepare()  # which finds a CPU
             stack.enter_context(fake_gpu())
             torch.cuda.CUDAGraph = CountedGraph  # type: ignore[misc]
-            return deepspeed
 
-        launch.train.load_deepspeed = load_and_fake
+        launch.train.prepare_deepspeed = prepare_and_fake
         status = launch.train.main(argv)
     print(f"replays: {CountedGraph.replays}")
     return status

@@ -20,7 +20,7 @@ from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
 from tacaf.train.config import Config, load_config
-from tacaf.train.engine import build_engine, whole_state
+from tacaf.train.engine import build_engine, prepare_deepspeed, whole_state
 from tacaf.train.forward import forward
 from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place, start_distributed, stop_distributed
@@ -156,5 +156,6 @@ def same(first: Path, second: Path) -> bool:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     here = start_distributed()
+    prepare_deepspeed()
     {"train": train, "regroup": regroup, "nonfinite": nonfinite}[sys.argv[1]](sys.argv[2], Path(sys.argv[3]), here)
     stop_distributed()

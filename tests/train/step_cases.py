@@ -19,10 +19,10 @@ from deepspeed.accelerator import get_accelerator
 
 from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
-from tacaf.train.engine import whole_state
+from tacaf.train.engine import prepare_deepspeed, whole_state
 from tacaf.train.forward import forward
 from tacaf.train.processes import start_distributed, stop_distributed
-from tacaf.train.step_figures import stacked
+from tacaf.train.step import stacked
 from tacaf.train.update import poisoned, update
 from tests.fake_gpu import Operators
 from tests.model.cases import pairs_of, tiny_batch
@@ -99,6 +99,7 @@ def waits(kind: str, stage: int, *values: str) -> dict[str, Any]:
 def main(cases: list[str]) -> None:
     torch.set_num_threads(1)
     start_distributed()
+    prepare_deepspeed()
     for name in cases:
         case, kind, stage = name.split("-")[:3]
         values = ("optim.clip_norm=0.5",) if name.endswith("clipped") else ()

@@ -12,7 +12,7 @@ from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.train.capture import captured, reason_of
 from tacaf.train.config import load_config
 from tacaf.train.graphed import WARM_UP, GraphedStep, obstacle
-from tacaf.train.step_figures import Computed, stacked
+from tacaf.train.step import Computed, stacked
 from tacaf.train.update import poisoned
 from tests.model.cases import pairs_of, tiny_batch, tiny_model
 from tests.train.engine_cases import DEMO
@@ -101,7 +101,7 @@ def test_a_failing_capture_says_why_and_the_training_goes_on_as_if_nothing_had_b
     assert len(found.said) == 1
     assert "train.cuda_graph" in found.said[0]
     assert "not permitted when stream is capturing" in found.said[0]
-    assert "(perf/parts/fake_gpu.py:" in found.said[0], "where it was raised"
+    assert "(parts/fake_gpu.py:" in found.said[0], "where it was raised"
     assert found.computations == len(batches) + 1
     assert_same(expected, found)
 

@@ -108,15 +108,19 @@ def test_an_infinite_gradient_moves_nothing(sysu_shards, tmp_path):
 SUM = """
 import os, torch
 from tacaf import distributed
-from tacaf.train.engine import load_deepspeed
+from tacaf.train.engine import prepare_deepspeed
 from tacaf.train.processes import start_distributed, stop_distributed
 start_distributed()
 total = torch.full((1000,), float(distributed.rank() + 1))
-load_deepspeed().comm.all_reduce(total)
+prepare_deepspeed()
+import deepspeed
+deepspeed.comm.all_reduce(total)
 assert total.eq(3).all()
+assert distributed.numbers_of_ranks([float(distributed.rank())]) == [[0.0], [1.0]]
 if distributed.rank() == 0:
     print("port", os.environ["MASTER_PORT"])
 stop_distributed()
+assert distributed._control_group is None
 """
 
 

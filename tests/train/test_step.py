@@ -18,7 +18,8 @@ from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.train.config import Config, load_config
 from tacaf.train.forward import draw, pairs_of
 from tacaf.train.processes import choose_convolutions
-from tacaf.train.step_figures import lag_of, stacked
+from tacaf.train.step import stacked
+from tacaf.train.step_reader import lag_of
 from tacaf.train.update import poisoned
 from tacaf.transfer import HostCopy
 from tests.fake_gpu import DEVICE, Operators, without_pinning
