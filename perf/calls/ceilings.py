@@ -22,7 +22,7 @@ BLOCK = 4096  # numbers of four bytes that a program reads at once
 
 
 @triton.jit
-def read_kernel(source_ptr: Any, target_ptr: Any, blocks: Any, rounds: Any, BLOCK: tl.constexpr) -> None:
+def read_kernel(source_ptr, target_ptr, blocks, rounds, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Every program reads `rounds` blocks, each program from another place on, and stores what they add up to."""
     program = tl.program_id(0)
     total = tl.zeros([BLOCK], tl.int32)

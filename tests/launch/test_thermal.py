@@ -153,7 +153,7 @@ def test_everybody_sees_the_same_pixels(index, rows, run, raw, tmp_path, monkeyp
         assert exported.scales == index.scales
         assert torch.equal(torch.stack([exported.read(data, IR) for data in files]), expected_BCHW)
         np.testing.assert_allclose(exported.embed(files, IR), embedder.embed(files, IR), atol=1e-4)
-    checked = export.shard_images(run, embedder)[IR]
+    checked = export._shard_images(run, embedder)[IR]
     first = np.flatnonzero(np.asarray(index.columns["modality"]) == IR.code)[: len(checked)]
     assert torch.equal(checked, torch.stack([embedder.read(reader.original(int(row)), IR) for row in first]))
 

@@ -27,7 +27,7 @@ def test_a_difference_is_found(sysu_shards, tmp_path):
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(sysu_shards, tmp_path):
     run = Path(tmp_path / "early")
-    with crash_test.start(sysu_shards, run) as process:
+    with crash_test.start_training(sysu_shards, run) as process:
         while not (run / "config.yaml").exists():
             assert process.poll() is None
         process.kill()

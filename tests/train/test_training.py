@@ -362,8 +362,8 @@ def test_no_code_in_a_checkpoint_is_run_even_if_it_is_trusted(sysu_shards, finis
     file = next(newest.glob("*optim_states.pt"))
     torch.save({"optimizer_state_dict": Harm(victim)}, file)
     made = checkpoint.manifest_of(newest)
-    files = {**made.files, file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}}
-    forged = checkpoint.Manifest.model_validate({"facts": made.facts, "files": files})
+    own = checkpoint.SavedFile(bytes=file.stat().st_size, sha256=sha256_of(file))
+    forged = made.model_copy(update={"files": {**made.files, file.name: own}, "signature": None})
     (newest / "manifest.json").write_text(forged.to_json())
     done = train(sysu_shards, folder, "--resume", "--trust", check=False)
     refused(done, "which is code")
