@@ -8,6 +8,7 @@ process with the full batch.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,10 +22,10 @@ from tacaf.vocabulary import InputError
 _control_group: dist.ProcessGroup | None = None
 
 
-def open_control_group() -> None:
-    """Make the group of `numbers_of_ranks`. A collective call, once the ranks have met."""
+def open_control_group(limit: timedelta) -> None:
+    """Make the group of `numbers_of_ranks`; a call in it fails after `limit`. Collective, once the ranks have met."""
     global _control_group
-    _control_group = dist.new_group(backend="gloo")
+    _control_group = dist.new_group(backend="gloo", timeout=limit)
 
 
 def close_groups() -> None:

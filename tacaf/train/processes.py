@@ -86,7 +86,7 @@ def _meet(backend: str, start_limit: timedelta, call_limit: timedelta) -> None:
         store, rank, ranks = next(torch.distributed.rendezvous("env://", rank, ranks, timeout=start_limit))
         torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=call_limit)
         if ranks > 1:
-            distributed.open_control_group()
+            distributed.open_control_group(call_limit)
     except (torch.distributed.DistError, RuntimeError, ValueError) as error:
         advice = (
             "another program uses that port; give another one (--master_port, MASTER_PORT)"
