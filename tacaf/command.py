@@ -38,7 +38,7 @@ from typing import Any, NoReturn
 from tacaf.checkout import hidden_package, require_own_packages
 from tacaf.extras import missing_extra
 from tacaf.files import path_of, reason_of, shown
-from tacaf.start import TO_STOP, leave
+from tacaf.signals import TO_STOP, leave
 from tacaf.vocabulary import InputError
 
 UNEXPECTED, INPUT, PIPE = 1, 2, 128 + signal.SIGPIPE

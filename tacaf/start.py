@@ -6,14 +6,11 @@ if __name__ == "__main__":
     start("launch.search")
 """
 
-import os
 import signal
 import sys
-from types import FrameType
 from typing import NoReturn
 
-TO_STOP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-HELD = (signal.SIGTERM, signal.SIGUSR1)  # what a command handles itself, if it does
+from tacaf.signals import HELD, TO_STOP, leave
 
 
 def start(module: str, signals: bool = True) -> NoReturn:
@@ -30,14 +27,3 @@ def start(module: str, signals: bool = True) -> NoReturn:
     from tacaf.command import run_to_end  # after the signals are taken
 
     sys.exit(run_to_end(module, signals))
-
-
-def leave(number: int, frame: FrameType | None) -> NoReturn:
-    """End the process here and now: nothing is open during the imports, and libraries swallow exceptions there."""
-    if os.environ.get("RANK", "0") == "0":
-        line = b"error: interrupted\n" if number == signal.SIGINT else b"error: terminated\n"
-        try:  # noqa: SIM105 - contextlib would be one more import before the signals are taken
-            os.write(2, line)
-        except OSError:  # nobody is reading
-            pass
-    os._exit(128 + number)

@@ -28,6 +28,7 @@ WITHOUT_TORCH = (
     "settings",
     "shard_columns",
     "shard_set",
+    "signals",
     "start",
     "vocabulary",
 )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from tacaf import distributed
-from tacaf.start import HELD
+from tacaf.signals import HELD
 
 T = TypeVar("T")
 
