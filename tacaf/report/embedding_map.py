@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.manifold import TSNE
 from threadpoolctl import threadpool_limits
 
 from tacaf.draws import Stream, permutation
@@ -29,6 +28,10 @@ class EmbeddingMap(NamedTuple):
 
 def map_embeddings(features: FeatureSet, metric: str, seed: int) -> EmbeddingMap:
     """At most IDENTITIES identities with both modalities, at most IMAGES images of each modality, drawn by the seed."""
+    # Imported here, because that takes a second and a training needs it only at its end; and before the limit, which
+    # holds for the libraries that are loaded by then.
+    import sklearn.manifold  # noqa: F401
+
     rows = _draw_rows(features, seed)
     with threadpool_limits(limits=1):  # so few points only wait for threads; and one gives the same map anywhere
         xy_N2, method = _lay_out(normalise(features.features[rows], metric).astype(np.float64), seed)
@@ -40,6 +43,8 @@ def _lay_out(points_ND: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     spread = float(components_NC[:, 0].std())
     if len(points_ND) < _FEWEST or spread < 1e-9 or components_NC.shape[1] < 2:
         return np.pad(components_NC, ((0, 0), (0, 2)))[:, :2], "principal components"
+    from sklearn.manifold import TSNE
+
     made = TSNE(
         perplexity=min(30.0, (len(points_ND) - 1) / 3), init=components_NC[:, :2] / spread * 1e-4, random_state=seed
     )
