@@ -164,7 +164,7 @@ def measure(args: argparse.Namespace) -> int:
             write(args.json, {"complete": False, "ways": finished})
 
     if not run_all([one for one in runs.values() if not one.finished()], ended):
-        print("asked to stop; the same command goes on from there", flush=True)
+        print("stopped as asked; the same command resumes from here", flush=True)
         return EXIT_STOPPED
     if failed:
         raise SystemExit("; ".join(failed))

@@ -127,7 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         help="pack a data set's folders into shards",
         description="Pack images into shards: original bytes, and the same input gives the same bytes. Nothing appears "
         "in --out before it is whole. The shards that an interrupted packing finished wait in a folder beside it, and "
-        "the same command goes on from them.",
+        "the same command resumes from them.",
     )
     data_sets = pack.add_subparsers(metavar="DATA_SET", dest="data_set", required=True, parser_class=Parser)
     for name, (holds, _) in PACKERS.items():
@@ -223,7 +223,7 @@ def _remove_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
         "remove",
         help="take people out of a shard set",
         description="Take people out of a shard set: images, facts, rows and names. Shards without them stay as they "
-        "are, the others are written anew, and old and new set change places in one step. Raw folders, other copies "
+        "are, the others are rewritten, and old and new set change places in one step. Raw folders, other copies "
         "and trained models are yours to deal with.",
     )
     verb.add_argument("shards", type=to_path, metavar="SHARDS")

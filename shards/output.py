@@ -77,7 +77,7 @@ def new_set(out: Path, overwrite: bool) -> Iterator[Workplace]:
             if waiting:
                 error.add_note(
                     f"{waiting} finished shard{'s wait' if waiting > 1 else ' waits'} in {place.shards}: "
-                    "the same command goes on from there"
+                    "the same command resumes from there"
                 )
             raise
         shutil.rmtree(place.shards)

@@ -13,7 +13,7 @@ from shards.output import Workplace, link, new_set, sync, write_text
 from shards.tar import Component, add_member, index_text
 from shards.verify import verify
 from shards.writer import write_column
-from tacaf.files import sha256_of
+from tacaf.files import sha256_of, shown
 from tacaf.shard_columns import read_column, row_key, tally
 from tacaf.shard_set import IndexFile, Removed, ShardFacts, Tally, read_index
 from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality
@@ -35,7 +35,7 @@ class Removal:
         pids = ", ".join(map(str, self.pids[:5])) + (", ..." if len(self.pids) > 5 else "")
         return (
             f"{self.folder}: removed pid {pids}; images removed: {self.images}, left: {self.index.images}; "
-            f"shards written anew: {self.rewritten} of {len(self.index.shards)}"
+            f"shards rewritten: {self.rewritten} of {len(self.index.shards)}"
         )
 
 
@@ -48,7 +48,7 @@ def remove(folder: Path, people: Sequence[str]) -> Removal:
     """
     folder = Path(folder).resolve()
     if not folder.is_dir() and not Workplace(folder).old.is_dir():
-        raise InputError(f"expected the folder of a shard set, got {folder}, which is none; check the path")
+        raise InputError(f"{shown(folder)} is not a folder; give the folder of a shard set")
     with new_set(folder, overwrite=True) as place:
         index, columns = _open(folder)
         pids = chosen_pids(people, index, set(columns["pid"].tolist()))

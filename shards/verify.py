@@ -25,7 +25,7 @@ def verify(folder: Path, quick: bool = False, workers: int | None = None) -> lis
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"expected the folder of a shard set, got {shown(folder)}, which is none; check the path")
+        raise InputError(f"{shown(folder)} is not a folder; give the folder of a shard set")
     try:
         index = read_index(folder)
     except InputError as error:

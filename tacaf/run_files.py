@@ -146,7 +146,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: Path) -> Iterator[Record]:
-    """The records of a metrics.jsonl; a last line cut by a kill, and any other that is none, is passed over."""
+    """The records of a metrics.jsonl; a last line cut by a kill and any other damaged line are skipped."""
     try:
         with path.open("rb") as file:
             for line in _lines(file):

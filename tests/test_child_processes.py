@@ -29,6 +29,7 @@ def test_a_child_finds_the_tree_and_the_callers_packages(carried):
     assert (done.stdout, done.stderr) == ("both\n", "")
 
 
+@pytest.mark.slow
 def test_a_training_started_by_a_study_does_too(carried):
     class Imports(trainings.Training):
         def command(self, ranks):

@@ -25,6 +25,7 @@ def table_of(words: list[str], capfd: pytest.CaptureFixture) -> tuple[int, dict[
     return status, {row[:48].strip(): row[48:].strip() for row in rows}
 
 
+@pytest.mark.slow
 def test_every_setting_is_run_and_a_red_one_is_named(tmp_path, monkeypatch, capfd):
     """Three of them: the interpreter and torch start anew in each."""
     monkeypatch.setattr(processors, "ROOT", tmp_path)
@@ -40,6 +41,7 @@ def test_every_setting_is_run_and_a_red_one_is_named(tmp_path, monkeypatch, capf
     assert all(row.startswith("green") and "1 passed" in row for row in rows.values())
 
 
+@pytest.mark.slow
 def test_green_everywhere_is_status_0(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(processors, "ROOT", tmp_path)
     monkeypatch.setattr(processors, "SETTINGS", processors.SETTINGS[:2])
@@ -49,6 +51,7 @@ def test_green_everywhere_is_status_0(tmp_path, monkeypatch, capfd):
     assert len(rows) == 2
 
 
+@pytest.mark.slow
 def test_the_load_ends_with_its_run():
     with processors.load(2):
         children = {int(pid) for pid in _children()}

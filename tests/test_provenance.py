@@ -52,6 +52,7 @@ def test_a_commit_given_by_the_environment_comes_first(monkeypatch):
     assert git_commit() == "abc123"
 
 
+@pytest.mark.slow
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.delenv("TACAF_COMMIT", raising=False)
     monkeypatch.setenv("PATH", "")

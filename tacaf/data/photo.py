@@ -88,7 +88,7 @@ def read_file(path: Path, limits: Limits = USUAL) -> bytes:
 def _found_below(folder: Path) -> list[tuple[Path, str | None]]:
     """Every file below the folder, sorted, and what keeps it from being one of its images."""
     if not folder.is_dir():
-        raise InputError(f"expected a folder of images, got {shown(folder)}, which is none; check the path")
+        raise InputError(f"{shown(folder)} is not a folder; check the path")
     home = folder.resolve()
     found: dict[Path, str | None] = {}
 

@@ -34,13 +34,24 @@ class TrainingPipeline:
     """
 
     def __init__(
-        self, index: ShardIndex, plan: Plan, augment: AugmentConfig, *,
-        rank: int = 0, ranks: int = 1, device_id: int | None = None,
-        start: tuple[int, int] = (0, 0), steps_per_epoch: int | None = None,
-        threads: int = 2, prefetch: int = 2, workers: int = 0,
-        on_bad_sample: Literal["stop", "replace"] = "stop", bad_sample_share: float = 0.001,
-        report: Callable[[str], None] = print, draw_pairs: DrawPairs | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        index: ShardIndex,
+        plan: Plan,
+        augment: AugmentConfig,
+        *,
+        rank: int = 0,
+        ranks: int = 1,
+        device_id: int | None = None,
+        start: tuple[int, int] = (0, 0),
+        steps_per_epoch: int | None = None,
+        threads: int = 2,
+        prefetch: int = 2,
+        workers: int = 0,
+        on_bad_sample: Literal["stop", "replace"] = "stop",
+        bad_sample_share: float = 0.001,
+        report: Callable[[str], None] = print,
+        draw_pairs: DrawPairs | None = None,
+    ) -> None:
         plan.check_ranks(ranks)
         self.plan, self.augment, self.report, self.draw_pairs = plan, augment, report, draw_pairs
         self.device_id, self.threads, self.prefetch, self.workers = device_id, threads, prefetch, workers
@@ -62,10 +73,15 @@ class TrainingPipeline:
         reading = self._read_ahead() if self.workers else None
         feed = Feed(reading.take if reading else self._read(self.reader), self.next)
         graph = training_graph(
-            feed, self.plan.config.branches, self.augment.height, self.augment.width,
+            feed,
+            self.plan.config.branches,
+            self.augment.height,
+            self.augment.width,
             images_per_modality=self.plan.config.images_per_modality // self.source.ranks,
-            threads=self.threads, device_id=self.device_id, prefetch=self.prefetch,
-        )  # fmt: skip
+            threads=self.threads,
+            device_id=self.device_id,
+            prefetch=self.prefetch,
+        )
         return reading, feed, graph
 
     def _read(self, reader: ShardReader) -> Callable[[int], ReadBatch]:
@@ -99,9 +115,7 @@ class TrainingPipeline:
         )
         visible = int((planned.branch_B != Branch.INFRARED).sum())
         wait_s = time.perf_counter() - began
-        return Batch(
-            images_BCHW, label, branch, group, position, row, visible, epoch, step, **pairs, wait_s=wait_s
-        )  # fmt: skip
+        return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step, **pairs, wait_s=wait_s)
 
     def _foreseen(self) -> PlannedBatch:
         """The plan of the next batch, but for images that will be replaced."""

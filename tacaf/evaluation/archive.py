@@ -69,7 +69,7 @@ def _refuse_other_files(path: Path) -> None:
     if begin == b"\x93NUMPY":
         raise InputError(f"{shown(path)}: expected an .npz of several arrays, got one array (.npy); use numpy.savez")
     if begin[:2] != b"PK":
-        raise InputError(f"{shown(path)}: expected an .npz, got a file that is none; {CURE}")
+        raise InputError(f"{shown(path)}: this is not an .npz file; {CURE}")
 
 
 def _members(archive: zipfile.ZipFile, names: Sequence[str], path: Path) -> dict[str, zipfile.ZipInfo]:

@@ -71,7 +71,7 @@ class Embedder:
         images: a list of paths, files' bytes, PIL images or arrays: uint8 [H, W, 3], or grey [H, W] of numbers; never
         one image alone. embedding: None for `usual_embedding`, the one that the model's own scores are of. flip: the
         normalised mean with the mirror image's. thermal_range: as for `load`, for these images.
-        InputError for an image that is none, naming it, and for a modality that is none.
+        Raises InputError for an unreadable image (naming it) or an unknown modality.
         """
         modality = modality_of(modality)
         prepared = (
@@ -138,7 +138,7 @@ class Embedder:
         return sum(stop - start for start, stop in slices_of(self.card, self._kind(embedding)))
 
     def _kind(self, embedding: Embedding | None) -> Embedding:
-        """InputError for a word that is none."""
+        """Raises InputError for an unknown modality."""
         if embedding not in (None, *get_args(Embedding)):
             kinds = " or ".join(get_args(Embedding))
             raise InputError(f"expected the embedding {kinds}, got {embedding!r}; take one of them")

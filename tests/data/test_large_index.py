@@ -56,6 +56,7 @@ def test_a_batch_draws_the_same_few_numbers_at_any_step(folder, monkeypatch, con
     assert max(counts) < 3000, "of a million identities and ten million images"
 
 
+@pytest.mark.slow
 def test_windows_of_a_large_set(folder):
     plan = Plan(select_training(ShardIndex.open(folder), "train"), PlanConfig(window_shards=64), seed=0)
     shards = set()

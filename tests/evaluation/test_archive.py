@@ -134,8 +134,8 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     np.save(tmp_path / "F.npy", arrays()["features"])
     for content, says in [
         ((tmp_path / "F.npy").read_bytes(), "one array"),
-        (b"", "got a file that is none"),
-        (b"hello", "got a file that is none"),
+        (b"", "not an .npz"),
+        (b"hello", "not an .npz"),
         (b"PK\x05\x06" + bytes(18), "add features"),
     ]:
         path.write_bytes(content)

@@ -128,6 +128,7 @@ def test_the_first_slice_is_the_global_feature(run):
     np.testing.assert_allclose(own_D / np.linalg.norm(own_D), global_D, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_difference_leaves_nothing_behind(run, tmp_path, monkeypatch, capsys):
     def drawn_otherwise(embedder, images, folder):
         shutil.copytree(run / "export-onnx", folder, dirs_exist_ok=True)

@@ -134,6 +134,7 @@ def test_a_short_training_its_scoring_and_its_model(shards, index, rows, tmp_pat
     assert features_BD.std(axis=0).max() > 1e-4, "the people differ"
 
 
+@pytest.mark.slow
 def test_everybody_sees_the_same_pixels(index, rows, run, raw, tmp_path, monkeypatch):
     """The pipeline, the embedder, a search in files, a page's gallery, the export's check, the exported model."""
     reader, embedder = ShardReader(index), Embedder.load(run)

@@ -120,6 +120,7 @@ def test_rows_hold_the_promised_columns(monkeypatch, tmp_path):
 
 
 @rehearsed
+@pytest.mark.slow
 def test_on_a_gpu_every_provider_is_timed_at_two_shapes(rehearse):
     """Compiled code that is compiled for dynamic shapes, or frees what a second backward needs, fails at the second."""
     status, found = rehearse([cases.both_case(4, 9, 16), cases.both_case(6, 20, 24)])

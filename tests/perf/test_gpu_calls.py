@@ -197,6 +197,7 @@ def test_versions_come_from_the_constraints_and_from_what_a_wheel_asks_for(tmp_p
     assert found == {"b-core": "2.5.0"}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_downloaded_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", "")
@@ -204,6 +205,7 @@ def test_what_cannot_be_downloaded_is_named(tmp_path, monkeypatch):
         wheels.fetch(["surely-absent"], tmp_path)
 
 
+@pytest.mark.slow
 def test_a_wheel_with_another_hash_is_refused(tmp_path, monkeypatch):
     lines = {
         "METADATA": b"Metadata-Version: 2.1\nName: tiny\nVersion: 1.0\n",

@@ -76,7 +76,7 @@ MISTAKES = [
     (("pack", "sysu_mm01", "--root", "{raw}", "--out", "{raw}"), _nothing, "expected"),
     (("pack", "sysu_mm01", "--root", "{raw}", "--out", "{raw}", "--overwrite"), _nothing, "expected"),
     (("pack", "sysu_mm01", "--root", "{raw}", "--out", "{out}", "--shard-mib", "0"), _nothing, "--shard-mib"),
-    (("verify", "{raw}/absent"), _nothing, "expected the folder of a shard set"),
+    (("verify", "{raw}/absent"), _nothing, "absent is not a folder"),
     (("inspect", "{raw}"), _nothing, "expected a sound shard set"),
     (("synth", "--out", "{raw}"), _nothing, "expected a new or empty folder"),
     (("synth", "--out", "{out}", "--identities", "2"), _nothing, "expected identities to be"),

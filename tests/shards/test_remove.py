@@ -228,7 +228,7 @@ def test_a_set_set_aside_by_a_kill_is_brought_back(folder):
 
 def test_the_command(folder, tmp_path, capsys):
     assert main(["remove", str(folder), "--pid", "1", "5"]) == 0
-    assert "removed pid 1, 5; images removed: 8, left: 24; shards written anew: 2 of 4" in (capsys.readouterr().out)
+    assert "removed pid 1, 5; images removed: 8, left: 24; shards rewritten: 2 of 4" in (capsys.readouterr().out)
     for words in (["--pid", "1"], ["--pid"], []):
         assert main(["remove", str(folder), *words]) == 2
     assert main(["remove", str(tmp_path / "absent/set"), "--pid", "1"]) == 2

@@ -379,7 +379,7 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
         (last,) = shown.splitlines()
         assert last.startswith("error: ")
         assert word in last
-        assert last.endswith(f"3 finished shards wait in {records}: the same command goes on from there")
+        assert last.endswith(f"3 finished shards wait in {records}: the same command resumes from there")
     assert main(llcm_command(root, out, workers=1)) == 0
     assert "going on from 3 of 4 shards" in capsys.readouterr().err
     assert len(finished) == 3
@@ -423,7 +423,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"error: {tmp_path}/set.packing/shards/")
     assert os.strerror(errno.EFBIG)[1:] in line
-    assert "the same command goes on from there" in line
+    assert "the same command resumes from there" in line
     assert not (tmp_path / "set").exists()
     assert not list(tmp_path.rglob("index.json"))
     assert not list(tmp_path.rglob("*.partial"))

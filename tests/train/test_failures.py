@@ -69,6 +69,7 @@ def test_a_lost_rank_ends_the_run_and_is_named(sysu_shards, tmp_path, number, st
     assert "--resume" in err
 
 
+@pytest.mark.slow
 def test_a_rank_that_moves_is_left_alone(tmp_path):
     with Watchdog(tmp_path, 0, 1, limit_s=5 * PERIOD_S) as dog:
         until = time.monotonic() + 6 * PERIOD_S

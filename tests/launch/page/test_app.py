@@ -32,6 +32,7 @@ from launch.page.incoming import MOST_JSON, MOST_UPLOAD
 from launch.page.memory import AGE_S, MOST, MOST_OF_SESSION, KeptQuery, Memory
 from launch.page.server import Connection
 
+pytestmark = pytest.mark.slow  # each image is checked in a process of its own
 UPLOAD = b"POST /search/upload?modality=infrared&among=other HTTP/1.1\r\nContent-Type: application/octet-stream\r\n"
 ROUTES = ["/", "/page.css", "/page.js", "/gallery", "/search/upload", "/search/example", "/queries/x/match"]
 FOREIGN = "http://evil.example"

@@ -49,6 +49,7 @@ def test_every_row_names_rows_that_it_is_compared_with():
         assert set(row.against) <= ROWS.keys() - {name}
 
 
+@pytest.mark.slow
 def test_all_rows_are_those_that_differ_from_the_full_method(capsys):
     def left_out(*settings, file=ABLATION) -> set[str]:
         return ROWS.keys() - choose_rows(["all"], file, settings).keys()

@@ -68,6 +68,7 @@ def double(p_x, n, BLOCK: tl.constexpr):
     tl.store(p_x + i, 2 * tl.load(p_x + i, mask=i < n), mask=i < n)
 
 
+@pytest.mark.slow
 def test_kernels_are_compiled_and_not_run():
     values = torch.ones(9)
     with fake_gpu():
