@@ -12,6 +12,8 @@ from tacaf.data.storage import RemoteConfig
 from tacaf.data.training_pipeline import TrainingPipeline
 from tests.data.server import serving
 
+pytestmark = pytest.mark.slow  # many pipelines
+
 SIZE = AugmentConfig(height=32, width=16, pad=2)
 SEED = 11
 

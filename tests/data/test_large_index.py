@@ -13,6 +13,8 @@ from perf import bench_index
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig
 
+pytestmark = pytest.mark.slow  # an index of millions
+
 SCRIPT = Path(bench_index.__file__)
 
 

@@ -16,6 +16,8 @@ from tacaf.model.weights import inference_model, load_imagenet_resnet
 from tacaf.vocabulary import InputError, Modality
 from tests.model.cases import pairs_of, tiny_batch, tiny_model, train_forward
 
+pytestmark = pytest.mark.slow  # models of transformers
+
 STAGES = {"hidden_sizes": [8, 8, 16, 24], "depths": [1, 1, 1, 2]}
 GRID = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
 WINDOWS = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 3}

@@ -9,6 +9,8 @@ from perf import bench_train
 from perf.parts import train_step
 from perf.parts.fake_gpu import FakeGraph, fake_gpu
 
+pytestmark = pytest.mark.slow  # steps of a whole model
+
 WANTED = argparse.Namespace(device="cpu", small=True, fp32=True, groups=1, rounds=1, compile=False, variants=["*"])
 
 

@@ -20,6 +20,8 @@ from tacaf.shard_columns import column_bytes
 from tacaf.vocabulary import InputError
 from tests.shards.raw import edited, noise_records, noise_splits, snapshot
 
+pytestmark = pytest.mark.slow  # thousands of damaged files
+
 LONG = 20_000
 
 

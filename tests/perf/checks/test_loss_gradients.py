@@ -16,6 +16,8 @@ from tacaf.train.forward import forward, noise_batch
 from tacaf.train.new_model import build_model
 from tests.train.finished import DEMO, TINY, write_model
 
+pytestmark = pytest.mark.slow  # backward passes of a whole model
+
 
 def test_the_terms_gradients_add_up_to_the_loss():
     config = load_config(
