@@ -61,7 +61,7 @@ class AblationCell(NamedTuple):
         return self.training.finished() and (split == "val" or all(path.exists() for path in self._test_files()))
 
     def scores(self, split: Scored) -> IdentityScores | None:
-        """The scores that are kept of this split; None if there are none yet."""
+        """The stored scores for this split, or None if it has not been scored yet."""
         kept = self.kept()
         found = kept.scores.get(split) if kept else None
         return IdentityScores.of_lists(found["people"]) if found else None

@@ -49,7 +49,7 @@ CORE = ("baseline", "aug", "aug_ipcam", "aug_cmaam", "full")
 
 
 def choose_rows(names: Sequence[str], file: Path, settings: Sequence[str]) -> dict[str, Row]:
-    """The rows of these names, in the order of `ROWS`; `core` stands for CORE, and `all` for all that differ.
+    """The rows of these names, in the order of `ROWS`; `core` means CORE, and `all` means every row that differs.
 
     file, settings: the configuration that the rows start from, by which `all` is decided.
     """

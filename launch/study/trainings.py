@@ -55,7 +55,7 @@ class Training(NamedTuple):
         return tuple(setting for setting in self.settings if setting.partition("=")[0] not in names)
 
     def command(self, ranks: int) -> list[str]:
-        """The command line that starts or resumes it on so many ranks of this machine."""
+        """The command line that starts or resumes it with `ranks` ranks on this machine."""
         starter = [sys.executable]
         if ranks > 1:
             starter += [str(SCRIPT.with_name("local_ranks.py")), str(ranks)]
