@@ -161,7 +161,7 @@ def is_wide(image: Image.Image) -> bool:
 
 
 def has_deep_colour(image: Image.Image) -> bool:
-    """Whether an opened image has channels of 16 bits beside one another, of which Pillow keeps the upper 8."""
+    """Whether an opened image, not yet loaded, has several channels of 16 bits, of which Pillow keeps the upper 8."""
     return not is_wide(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
@@ -235,13 +235,13 @@ def far_apart(one: GreyScale, other: GreyScale) -> bool:
     return shared < 0.5 * (max(one.high, other.high) - min(one.low, other.low))
 
 
-def for_dali(data: bytes, scale: GreyScale | None) -> bytes:
+def for_dali(data: bytes, scale: GreyScale | None, decoded: bool = False) -> bytes:
     """The file itself where DALI decodes it as `decode` does; otherwise its pixels as a BMP, which is quick to write.
 
-    ImageError as `decode`.
+    `decoded`: its pixels in any case, for a file that DALI was found to refuse. ImageError as `decode`.
     """
     with open_image(data) as image:
-        if image.format in _DECODED_BY_DALI and not (is_wide(image) and scale is not None):
+        if not decoded and image.format in _DECODED_BY_DALI and not (is_wide(image) and scale is not None):
             return data
         pixels = pixels_of(image, scale)
         grey = image.mode == "L" or is_wide(image)
