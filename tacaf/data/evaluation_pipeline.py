@@ -11,7 +11,6 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
 from tacaf.vocabulary import InputError
 
-
 _AHEAD = 4  # batches that a graph may be working on when it fails
 
 
