@@ -32,6 +32,12 @@ MOST_SCANS = 100  # of a progressive JPEG, which has about ten; each costs as mu
 # What Pillow calls grey images of more than 8 bits: unsigned 16 bits, 32 bits, floating point.
 WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
+# What begins a file that Pillow takes for none of its own, although it is one, and what to do about it.
+_BEGINNINGS = {
+    b"II*\0": "a TIFF of a kind that is not read; save it with 8 or 16 bits, or with 32 bits of floating point",
+    b"MM\0*": "a TIFF of a kind that is not read; save it with 8 or 16 bits, or with 32 bits of floating point",
+    b"\xff\xd8\xff": "a JPEG that is damaged or of a kind that is not read; save it with 8 bits a channel",
+}
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _SCANNED_PIXELS = 1e8
 _SCAN = re.compile(b"\xff\xda")  # in a JPEG's compressed data no other byte than 0 follows ff
@@ -109,7 +115,8 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
     except Image.UnidentifiedImageError:
-        raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
+        known = next((text for begin, text in _BEGINNINGS.items() if data.startswith(begin)), None)
+        raise ImageError(known or f"not an image in a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow raises many kinds on damaged data
         raise ImageError(f"unreadable ({error})") from None
     width, height = image.size
