@@ -133,11 +133,12 @@ class Timed:
 
 
 def chosen(patterns: list[str], device: str) -> list[Variant]:
-    """The variants whose names match one of the patterns, in their order; off a GPU no option of cuDNN."""
+    """The variants whose names match one of the patterns, in their order; off a GPU no CUDA graph and no cuDNN."""
     return [
         variant
         for variant in VARIANTS
         if any(fnmatch.fnmatchcase(variant.name, pattern) for pattern in patterns)
+        and (device == "cuda" or not variant.graph)
         and (device == "cuda" or variant.compile or not variant.cudnn_benchmark)
     ]
 

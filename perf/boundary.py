@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=to_path, help="usually perf/results/boundary.json")
     args = parser.parse_args(argv)
-    began = time.monotonic()
+    began, facts = time.monotonic(), {"environment": environment(1), "seed": args.seed}
     workshop = Path(tempfile.mkdtemp(prefix="tacaf-boundary-"))
     try:
         found = attack(workshop, args.tries, args.seed, args.groups)
@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, findings = summary(found), [one._asdict() for one in found if not one.held]
     held = len(found) - len(findings)
     if args.json:
-        facts = {"environment": environment(1), "seed": args.seed, "seconds": round(time.monotonic() - began)}
-        write_json(args.json, {**facts, "tries": len(found), "held": held, "groups": rows, "findings": findings})
+        facts |= {"seconds": round(time.monotonic() - began), "tries": len(found), "held": held}
+        write_json(args.json, {**facts, "groups": rows, "findings": findings})
     for row in rows:
         print(f"{row['group']:28} {row['tries']:6} tries, {row['held']:6} held")
     for one in findings[:SHOWN]:

@@ -206,7 +206,8 @@ INTRODUCTION = """# The GPU: predicted, and measured where it says so
 model's time of our kernels in a CUDA graph, of plain PyTorch without one, and of `torch.compile` in one; it is good to
 about 30 per cent. "Least" is what the counted bytes and FLOPs of an op allow at the card's measured rates, and "of the
 ceiling" is least / predicted. "Measured" is from the result files named below: in a CUDA graph where one was captured,
-otherwise the median of single calls. bf16, milliseconds.
+otherwise the median of single calls. bf16, milliseconds. It holds for the kernels of the commit that is named with the
+file: perf/results/gpu/README.md says which of them have changed since.
 
 How long the alignment's kernels wait for their loads, and how much of the L2 cache's rate they draw, was fitted to one
 measurement on an H200, of 64 images with L = 162 and C = 2048 (perf/results/gpu/kernel_times.json). Agreement at that

@@ -121,8 +121,8 @@ def run_to_end(module: str, signals: bool = True) -> int:
         return status
 
     status = run(None)
-    # Python ends itself by SIGINT if a KeyboardInterrupt left the last string that was executed, as dataclasses and
-    # named tuples do in an import, even if it was caught later. So that our status counts, let that be another one.
+    # If a KeyboardInterrupt interrupted the last `exec` of a string (imports use it for dataclasses and named tuples),
+    # Python kills itself with SIGINT at the end, even though we caught the interrupt. An empty `exec` clears that.
     exec("")
     for number in _answered():  # while the interpreter shuts down: the work is done, and its status stays
         signal.signal(number, lambda *_: os._exit(status))
@@ -159,7 +159,7 @@ def _guarded(main: Main, argv: Sequence[str] | None, raised: Sequence[BaseExcept
 
 
 def _with_signals(main: Main, argv: Sequence[str] | None, raised: Sequence[BaseException]) -> int:
-    """Run `main`. What a signal raised counts also where it came out of a library as an error of the library's own."""
+    """Run `main`. A signal decides how it ends, even if a library turned the signal's exception into its own error."""
     try:
         return main(argv)
     except Exception:

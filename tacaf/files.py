@@ -310,7 +310,7 @@ def _new_file(target: Path) -> tuple[Path, int]:
 def _new_folder(target: Path) -> Iterator[Path]:
     """A new, locked folder beside `target`; it is gone after the block unless it was renamed."""
     remove_leftovers(target)
-    for last in (*[False] * _MOST_TRIES, True):
+    for tries_left in reversed(range(_MOST_TRIES)):
         folder, handle = _temporary(target), -1
         try:
             folder.mkdir()
@@ -320,8 +320,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
                 yield folder
                 return
         except FileNotFoundError:
-            # Else it was taken for a leftover before it was opened; or, in /proc, no folder can be made at all.
-            if handle >= 0 or last or not folder.parent.is_dir():
+            # Another process may have removed it as a leftover before it was opened. In /proc none can ever be made.
+            if handle >= 0 or tries_left == 0 or not folder.parent.is_dir():
                 raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -32,12 +32,16 @@ MOST_SCANS = 100  # of a progressive JPEG, which has about ten; each costs as mu
 # What Pillow calls grey images of more than 8 bits: unsigned 16 bits, 32 bits, floating point.
 WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
-# What begins a file that Pillow takes for none of its own, although it is one, and what to do about it.
+# How files begin, because Pillow does not say which format a file has if it cannot read its header. A BMP begins with
+# two letters only, which other files do as well.
 _BEGINNINGS = {
-    b"II*\0": "a TIFF of a kind that is not read; save it with 8 or 16 bits, or with 32 bits of floating point",
-    b"MM\0*": "a TIFF of a kind that is not read; save it with 8 or 16 bits, or with 32 bits of floating point",
-    b"\xff\xd8\xff": "a JPEG that is damaged or of a kind that is not read; save it with 8 bits a channel",
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "TIFF": re.compile(rb"II\*\0|MM\0\*"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
 }
+_KINDS_READ = {"TIFF": "8 or 16 bits a value, or 32 bits of floating point"}
+_USUAL_KIND = "8 bits a channel"
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _SCANNED_PIXELS = 1e8
 _SCAN = re.compile(b"\xff\xda")  # in a JPEG's compressed data no other byte than 0 follows ff
@@ -115,8 +119,7 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
     except Image.UnidentifiedImageError:
-        known = next((text for begin, text in _BEGINNINGS.items() if data.startswith(begin)), None)
-        raise ImageError(known or f"not an image in a known format ({', '.join(FORMATS)})") from None
+        raise ImageError(_unidentified(data)) from None
     except Exception as error:  # Pillow raises many kinds on damaged data
         raise ImageError(f"unreadable ({error})") from None
     width, height = image.size
@@ -128,6 +131,14 @@ def open_image(data: bytes) -> Image.Image:
         image.close()
         raise ImageError(problem)
     return image
+
+
+def _unidentified(data: bytes) -> str:
+    """Why Pillow does not open this file, as far as its first bytes tell."""
+    name = next((name for name, beginning in _BEGINNINGS.items() if beginning.match(data)), None)
+    if name is None:
+        return f"not an image in a known format ({', '.join(FORMATS)})"
+    return f"a {name} that is damaged or of a kind that is not read; save it with {_KINDS_READ.get(name, _USUAL_KIND)}"
 
 
 def _takes_too_long(image: Image.Image, data: bytes) -> str | None:

@@ -112,8 +112,8 @@ exec("Path('ready').touch(); time.sleep(100)")
 @pytest.mark.parametrize(("number", "status", "words"), [(2, 130, "interrupted"), (15, 143, "terminated")])
 @pytest.mark.parametrize("body", [TRANSLATES, EXECUTES], ids=["another error", "executed text"])
 def test_a_signal_in_the_middle_of_a_library(begin, tmp_path, body, number, status, words):
-    """Some make an error of their own of every exception; and with `-m` a KeyboardInterrupt that left executed text
-    makes Python end itself by SIGINT, also where it was caught later."""
+    """Some libraries turn every exception into their own error. And under `-m`, Python kills itself with SIGINT if a
+    KeyboardInterrupt interrupted an `exec`, even if it was caught."""
     process = begin(body, module=True)
     wait_until((tmp_path / "ready").exists, process)
     process.send_signal(number)

@@ -54,7 +54,7 @@ def big_endian(values: np.ndarray) -> bytes:
 
 @pytest.mark.parametrize("values", [np.ones((8, 4)), np.ones((8, 4), np.float16)], ids=["64 bits", "16 bits"])
 def test_a_tiff_that_pillow_does_not_know_is_called_one(values):
-    """NumPy's usual type is one of them: whoever is told that it is no TIFF looks for the mistake elsewhere."""
+    """float64 is NumPy's usual type. Users told "not a known format" would look for the fault in the wrong place."""
     sound = encoded(values.astype(np.float32), "TIFF")
     bits = (258).to_bytes(2, "little") + b"\3\0" + (1).to_bytes(4, "little")
     assert sound.count(bits + b"\x20\0") == 1
@@ -62,6 +62,26 @@ def test_a_tiff_that_pillow_does_not_know_is_called_one(values):
     assert decode(sound, PER_IMAGE).shape == (8, 4, 3)
     with pytest.raises(ImageError, match=r"TIFF.*32 bits"):
         open_image(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("JPEG", b"\xff\xd8\xff\xe0" + bytes(200)),
+        ("PNG", b"\x89PNG\r\n\x1a\n" + bytes(200)),
+        ("TIFF", b"MM\0*" + bytes(200)),
+        ("WEBP", b"RIFF\xc0\0\0\0WEBP" + bytes(200)),
+    ],
+)
+def test_a_damaged_header_is_no_unknown_format(name, data):
+    with pytest.raises(ImageError, match=rf"{name}.*damaged"):
+        open_image(data)
+
+
+def test_a_file_of_another_kind_is_not_taken_for_a_damaged_image():
+    for data in (b"RIFF\xc0\0\0\0WAVE" + bytes(200), b"II, the second"):
+        with pytest.raises(ImageError, match="known format"):
+            open_image(data)
 
 
 def test_16_bits_beside_an_alpha_channel_are_refused_where_they_would_look_flat():

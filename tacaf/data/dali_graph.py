@@ -61,10 +61,10 @@ def evaluation_graph(
 
 
 def refused(encoded: Sequence[np.ndarray], device_id: int | None) -> list[int]:
-    """Places of the image files that DALI's decoder refuses, each uint8 [bytes].
+    """Which of these image files, uint8 [bytes] each, DALI's decoder refuses, as places in the sequence.
 
-    They are decoded one by one, because a failure is a whole batch's, and in a new graph after each failure, because a
-    graph does not recover from one. Only as large as an icon: what is asked is whether it fails.
+    Each is decoded alone, because DALI fails for a whole batch, and after a failure in a new graph, because a graph
+    does not recover. The decoded image is only 8 x 8 pixels: all that matters is whether decoding fails.
     """
     found: list[int] = []
     first = 0

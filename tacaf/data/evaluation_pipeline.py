@@ -11,13 +11,13 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
 from tacaf.vocabulary import InputError
 
-_AHEAD = 4  # batches that a graph may be working on when it fails
+_AHEAD = 4  # batches that a graph may be working on when it fails; DALI prepares two ahead
 
 
 class EvaluationPipeline:
     """Images as they are, each of this rank's rows once: yields (images float32 [b, 3, H, W], rows int64 [b]).
 
-    InputError names an image that does not decode. One that only DALI refuses is decoded by the reader.
+    InputError names an image that cannot be decoded. One that only DALI refuses is decoded by the reader instead.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class EvaluationPipeline:
             number += 1
 
     def _decode_refused(self, rows: list[int]) -> bool:
-        """Have the reader decode what DALI refuses of these rows. Whether there is any; InputError for a bad image."""
+        """Let the reader decode what DALI refuses of these rows; whether there is any. InputError for a bad image."""
         for row in rows:
             self.reader.check(row)
         rows = [row for row in rows if row not in self.decoded]

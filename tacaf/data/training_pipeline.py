@@ -32,7 +32,7 @@ class TrainingPipeline:
     each, and beyond `bad_sample_share` of the training images the error comes after all. `draw_pairs` draws the batch's
     pairs on the host; without it, none.
 
-    An image that DALI refuses although it is whole for everybody else is decoded by the reader; `report` says so.
+    An image that Pillow decodes but DALI refuses is decoded by the reader instead; `report` says so.
     """
 
     def __init__(

@@ -82,9 +82,11 @@ def _write(engine: Any, folder: Path, global_step: int, facts: dict[str, Any]) -
 
 
 def _reason(error: Exception) -> str:
-    """Why a checkpoint was not written. PyTorch's writer knows only that fewer bytes are in the file than it wrote."""
+    """Why a checkpoint was not written. PyTorch's own message only counts bytes that did not reach the file."""
     text = first_line(error)
-    return "the files take no more bytes; the disk may be full" if _OF_PYTORCHS_WRITER.search(text) else text
+    return (
+        "PyTorch could not write all of its bytes; the disk may be full" if _OF_PYTORCHS_WRITER.search(text) else text
+    )
 
 
 def _bytes_needed(engine: Any, folder: Path) -> int:

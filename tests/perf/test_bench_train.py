@@ -32,6 +32,14 @@ def test_every_way_to_do_the_step_has_the_same_loss(rows):
     assert len({round(row["first_loss"], 2) for row in rows}) == 4
 
 
+def test_a_cpu_is_offered_no_graph():
+    """A step that could not be captured must not appear in a table as one that was."""
+    graphed = [variant for variant in bench_train.VARIANTS if variant.graph]
+    assert {variant.compile for variant in graphed} == {True, False}
+    assert not any(variant.graph for variant in bench_train.chosen(["*"], "cpu"))
+    assert [variant for variant in bench_train.chosen(["*"], "cuda") if variant.graph] == graphed
+
+
 @pytest.mark.slow
 def test_the_figures_are_of_the_step(rows):
     for row in rows:
