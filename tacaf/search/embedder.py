@@ -138,7 +138,7 @@ class Embedder:
         return sum(stop - start for start, stop in slices_of(self.card, self._kind(embedding)))
 
     def _kind(self, embedding: Embedding | None) -> Embedding:
-        """Raises InputError for an unknown modality."""
+        """Raises InputError for an unknown embedding."""
         if embedding not in (None, *get_args(Embedding)):
             kinds = " or ".join(get_args(Embedding))
             raise InputError(f"expected the embedding {kinds}, got {embedding!r}; take one of them")
