@@ -34,10 +34,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from tacaf.child_processes import child_environment
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.augment import ERASE_FILL, GRAY, MEAN, STD, AugmentConfig
+from tacaf.data.config import ReadingConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig, PlannedBatch
 from tacaf.data.reader import ShardReader
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tacaf.files import write_json
 from tacaf.images import open_image
 from tacaf.provenance import environment
@@ -143,7 +145,8 @@ def batches_of(provider: str, index: ShardIndex, cores: int, device: str) -> Ite
     plan = plan_of(index)
     if provider == "tacaf":
         device_id = 0 if device == "cuda" else None
-        for batch in TrainingPipeline(index, plan, AUGMENT, threads=cores, device_id=device_id):
+        reading = ReadingConfig(threads=cores)
+        for batch in TrainingPipeline(index, TrainingSource(plan, AUGMENT), reading, device_id=device_id):
             yield batch.images_BCHW
     elif provider == "pil":
         loader = DataLoader(PilDataset(index, plan), plan.config.images_per_modality, num_workers=cores)

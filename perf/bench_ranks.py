@@ -36,6 +36,7 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tacaf.files import write_json
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
@@ -70,22 +71,8 @@ class Way:
             share = plan.images // place.world_size
             self.model = build_engine(self.config, model, self.optimizer, share)
         self.criterion = TacafLoss(config.loss)
-        self.batches = TrainingPipeline(
-            index,
-            plan,
-            config.data.augment,
-            rank=place.rank,
-            ranks=place.world_size,
-            device_id=place.device_id,
-            start=(0, 0),
-            steps_per_epoch=10**6,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-            workers=0,
-            on_bad_sample="stop",
-            bad_sample_share=0,
-            report=print,
-        )
+        source = TrainingSource(plan, config.data.augment, 10**6, rank=place.rank, ranks=place.world_size)
+        self.batches = TrainingPipeline(index, source, config.data, device_id=place.device_id)
         self.times: dict[str, list[float]] = {phase: [] for phase in PHASES}
         self.loss = 0.0
 
