@@ -374,7 +374,7 @@ def test_a_shard_that_loses_its_end_while_in_use_is_named(index, tmp_path):
     reader = ShardReader(replace(index, shards=shards))
     reader.read(last)
     os.truncate(path, int(index.columns["offset"][last]) + 10)
-    with pytest.raises(BadSampleError, match=r"shrinks\.tar.*got one that does not decode \(10 bytes\)"):
+    with pytest.raises(BadSampleError, match=r"shrinks\.tar.*\D10 bytes"):
         reader.read(last)
 
 
