@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +90,7 @@ def augmented(image: Image.Image, branch: Branch) -> torch.Tensor:
     return pixels
 
 
-class PilDataset(Dataset):
+class PilDataset(Dataset[Any]):
     """Item k of a batch: one visible image in two branches and one infrared image."""
 
     def __init__(self, index: ShardIndex, plan: Plan) -> None:
@@ -117,7 +118,7 @@ class PilDataset(Dataset):
         )
 
 
-class PlainShards(IterableDataset):
+class PlainShards(IterableDataset[Any]):
     """The shards read front to back by WebDataset, again and again: an item is an image in its one or two branches."""
 
     def __init__(self, index: ShardIndex) -> None:
@@ -183,7 +184,7 @@ def wait_share(batches: Iterator[torch.Tensor], step: Callable[[], None], count:
     return waited / (time.perf_counter() - began)
 
 
-def child(provider: str, shards: Path, cores: int, device: str, count: int, step_ms: float) -> dict:
+def child(provider: str, shards: Path, cores: int, device: str, count: int, step_ms: float) -> dict[str, Any]:
     """What one process measures, bound to `cores` cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     torch.set_num_threads(1)
@@ -195,7 +196,7 @@ def child(provider: str, shards: Path, cores: int, device: str, count: int, step
     }
 
 
-def run_child(provider: str, shards: Path, cores: int, args: argparse.Namespace) -> dict:
+def run_child(provider: str, shards: Path, cores: int, args: argparse.Namespace) -> dict[str, Any]:
     words = [
         "--child",
         provider,
@@ -233,12 +234,12 @@ def make_set(folder: Path) -> Path:
     return shards
 
 
-def measure(shards: Path, args: argparse.Namespace) -> list[dict]:
+def measure(shards: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each provider and number of cores: the median over the repeats, and how it compares to PIL."""
     providers = PROVIDERS if args.device == "cpu" else PROVIDERS[:1]
     rows = []
     for cores in args.cores:
-        found: dict[str, list[dict]] = {provider: [] for provider in providers}
+        found: dict[str, list[dict[str, Any]]] = {provider: [] for provider in providers}
         for _ in range(args.repeats):
             for provider in providers:
                 found[provider].append(run_child(provider, shards, cores, args))
@@ -262,7 +263,7 @@ def measure(shards: Path, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def facts_of(shards: Path) -> dict:
+def facts_of(shards: Path) -> dict[str, Any]:
     """What the shards hold, so that the figures can be compared."""
     index = ShardIndex.open(shards)
     sizes = []
@@ -296,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         shards = args.shards or make_set(Path(folder))
-        result = {"environment": environment(1), "set": facts_of(shards), "rows": measure(shards, args)}
+        result: dict[str, Any] = {"environment": environment(1), "set": facts_of(shards), "rows": measure(shards, args)}
     if args.json:
         write_json(args.json, result)
     print(f"{'provider':12} {'cores':>5} {'images/s':>9} {'to PIL':>7} {'waits':>7}")

@@ -146,7 +146,7 @@ def child(args: argparse.Namespace) -> None:
     stop_distributed()
 
 
-def run_ranks(ranks: int, shards: Path, args: argparse.Namespace) -> list[dict]:
+def run_ranks(ranks: int, shards: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     words = [__file__, "--shards", shards, "--config", args.config, "--rounds", args.rounds, "--ways", *args.ways]
     settings = [part for value in args.set for part in ("--set", value)]
@@ -161,7 +161,7 @@ def run_ranks(ranks: int, shards: Path, args: argparse.Namespace) -> list[dict]:
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"rows"')))["rows"]
 
 
-def check(rows: list[dict]) -> None:
+def check(rows: list[dict[str, Any]]) -> None:
     """All ways saw the same batches, on any number of ranks: no figures if they did not learn the same."""
     losses = [row["loss"] for row in rows]
     if max(losses) - min(losses) > TOLERANCE * max(losses):
@@ -169,7 +169,7 @@ def check(rows: list[dict]) -> None:
         sys.exit(f"error: expected the same loss every way, got {seen}; no figures")
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     names = [*(f"{phase}_ms" for phase in PHASES), "step_ms", "communication_ms"]
     lines = [f"{'ranks':5} {'way':7}" + "".join(f"{name:>18}" for name in names) + "  images/s"]
     for row in rows:
