@@ -23,6 +23,7 @@ from tacaf.command import EXIT_LOST_RANK, EXIT_STOPPED, INPUT, Parser, entry, sa
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.run_files import CHECKPOINTS_FOLDER
@@ -199,20 +200,13 @@ def build_run(
 
 def open_batches(config: Config, place: Place, data: TrainingData, state: TrainState, log: RunLog) -> TrainingPipeline:
     """The batches from the state's step on, for this rank."""
+    augment = config.data.augment
     return TrainingPipeline(
         data.index,
-        data.plan,
-        config.data.augment,
-        rank=place.rank,
-        ranks=place.world_size,
-        device_id=place.device_id,
+        TrainingSource(data.plan, augment, data.steps_per_epoch, rank=place.rank, ranks=place.world_size),
+        config.data,
         start=(state.epoch, state.step),
-        steps_per_epoch=data.steps_per_epoch,
-        threads=config.data.threads,
-        prefetch=config.data.prefetch,
-        workers=config.data.workers,
-        on_bad_sample=config.data.on_bad_sample,
-        bad_sample_share=config.data.bad_sample_share,
+        device_id=place.device_id,
         report=log.warn,
         draw_pairs=functools.partial(draw, config),
     )

@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,10 +35,12 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 from tacaf.child_processes import child_environment
 from tacaf.command import Parser, entry, to_path
 from tacaf.data.augment import ERASE_FILL, GRAY, MEAN, STD, AugmentConfig
+from tacaf.data.config import ReadingConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig, PlannedBatch
 from tacaf.data.reader import ShardReader
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tacaf.files import write_json
 from tacaf.images import open_image
 from tacaf.provenance import environment
@@ -87,7 +90,7 @@ def augmented(image: Image.Image, branch: Branch) -> torch.Tensor:
     return pixels
 
 
-class PilDataset(Dataset):
+class PilDataset(Dataset[Any]):
     """Item k of a batch: one visible image in two branches and one infrared image."""
 
     def __init__(self, index: ShardIndex, plan: Plan) -> None:
@@ -115,7 +118,7 @@ class PilDataset(Dataset):
         )
 
 
-class PlainShards(IterableDataset):
+class PlainShards(IterableDataset[Any]):
     """The shards read front to back by WebDataset, again and again: an item is an image in its one or two branches."""
 
     def __init__(self, index: ShardIndex) -> None:
@@ -143,7 +146,8 @@ def batches_of(provider: str, index: ShardIndex, cores: int, device: str) -> Ite
     plan = plan_of(index)
     if provider == "tacaf":
         device_id = 0 if device == "cuda" else None
-        for batch in TrainingPipeline(index, plan, AUGMENT, threads=cores, device_id=device_id):
+        reading = ReadingConfig(threads=cores)
+        for batch in TrainingPipeline(index, TrainingSource(plan, AUGMENT), reading, device_id=device_id):
             yield batch.images_BCHW
     elif provider == "pil":
         loader = DataLoader(PilDataset(index, plan), plan.config.images_per_modality, num_workers=cores)
@@ -180,7 +184,7 @@ def wait_share(batches: Iterator[torch.Tensor], step: Callable[[], None], count:
     return waited / (time.perf_counter() - began)
 
 
-def child(provider: str, shards: Path, cores: int, device: str, count: int, step_ms: float) -> dict:
+def child(provider: str, shards: Path, cores: int, device: str, count: int, step_ms: float) -> dict[str, Any]:
     """What one process measures, bound to `cores` cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     torch.set_num_threads(1)
@@ -192,7 +196,7 @@ def child(provider: str, shards: Path, cores: int, device: str, count: int, step
     }
 
 
-def run_child(provider: str, shards: Path, cores: int, args: argparse.Namespace) -> dict:
+def run_child(provider: str, shards: Path, cores: int, args: argparse.Namespace) -> dict[str, Any]:
     words = [
         "--child",
         provider,
@@ -230,12 +234,12 @@ def make_set(folder: Path) -> Path:
     return shards
 
 
-def measure(shards: Path, args: argparse.Namespace) -> list[dict]:
+def measure(shards: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each provider and number of cores: the median over the repeats, and how it compares to PIL."""
     providers = PROVIDERS if args.device == "cpu" else PROVIDERS[:1]
     rows = []
     for cores in args.cores:
-        found: dict[str, list[dict]] = {provider: [] for provider in providers}
+        found: dict[str, list[dict[str, Any]]] = {provider: [] for provider in providers}
         for _ in range(args.repeats):
             for provider in providers:
                 found[provider].append(run_child(provider, shards, cores, args))
@@ -259,7 +263,7 @@ def measure(shards: Path, args: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def facts_of(shards: Path) -> dict:
+def facts_of(shards: Path) -> dict[str, Any]:
     """What the shards hold, so that the figures can be compared."""
     index = ShardIndex.open(shards)
     sizes = []
@@ -293,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     with tempfile.TemporaryDirectory() as folder:
         shards = args.shards or make_set(Path(folder))
-        result = {"environment": environment(1), "set": facts_of(shards), "rows": measure(shards, args)}
+        result: dict[str, Any] = {"environment": environment(1), "set": facts_of(shards), "rows": measure(shards, args)}
     if args.json:
         write_json(args.json, result)
     print(f"{'provider':12} {'cores':>5} {'images/s':>9} {'to PIL':>7} {'waits':>7}")

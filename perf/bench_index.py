@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -86,7 +87,7 @@ def write_index(folder: Path, identities: int) -> None:
     (folder / INDEX_FILE).write_text(index.to_json())
 
 
-def measure(folder: Path) -> dict:
+def measure(folder: Path) -> dict[str, Any]:
     """Times and peak memory of this process."""
     before = resident_mib()
     began = time.perf_counter()

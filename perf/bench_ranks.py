@@ -36,6 +36,7 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tacaf.files import write_json
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
@@ -70,22 +71,8 @@ class Way:
             share = plan.images // place.world_size
             self.model = build_engine(self.config, model, self.optimizer, share)
         self.criterion = TacafLoss(config.loss)
-        self.batches = TrainingPipeline(
-            index,
-            plan,
-            config.data.augment,
-            rank=place.rank,
-            ranks=place.world_size,
-            device_id=place.device_id,
-            start=(0, 0),
-            steps_per_epoch=10**6,
-            threads=config.data.threads,
-            prefetch=config.data.prefetch,
-            workers=0,
-            on_bad_sample="stop",
-            bad_sample_share=0,
-            report=print,
-        )
+        source = TrainingSource(plan, config.data.augment, 10**6, rank=place.rank, ranks=place.world_size)
+        self.batches = TrainingPipeline(index, source, config.data, device_id=place.device_id)
         self.times: dict[str, list[float]] = {phase: [] for phase in PHASES}
         self.loss = 0.0
 
@@ -159,7 +146,7 @@ def child(args: argparse.Namespace) -> None:
     stop_distributed()
 
 
-def run_ranks(ranks: int, shards: Path, args: argparse.Namespace) -> list[dict]:
+def run_ranks(ranks: int, shards: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     launcher = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     words = [__file__, "--shards", shards, "--config", args.config, "--rounds", args.rounds, "--ways", *args.ways]
     settings = [part for value in args.set for part in ("--set", value)]
@@ -174,7 +161,7 @@ def run_ranks(ranks: int, shards: Path, args: argparse.Namespace) -> list[dict]:
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith('{"rows"')))["rows"]
 
 
-def check(rows: list[dict]) -> None:
+def check(rows: list[dict[str, Any]]) -> None:
     """All ways saw the same batches, on any number of ranks: no figures if they did not learn the same."""
     losses = [row["loss"] for row in rows]
     if max(losses) - min(losses) > TOLERANCE * max(losses):
@@ -182,7 +169,7 @@ def check(rows: list[dict]) -> None:
         sys.exit(f"error: expected the same loss every way, got {seen}; no figures")
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     names = [*(f"{phase}_ms" for phase in PHASES), "step_ms", "communication_ms"]
     lines = [f"{'ranks':5} {'way':7}" + "".join(f"{name:>18}" for name in names) + "  images/s"]
     for row in rows:

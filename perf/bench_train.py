@@ -143,14 +143,16 @@ def chosen(patterns: list[str], device: str) -> list[Variant]:
     ]
 
 
-Write = Callable[[list[dict]], None]
+Write = Callable[[list[dict[str, Any]]], None]
 
 
-def measure(args: argparse.Namespace, say: Callable[[str], None] = print, write: Write = lambda _: None) -> list[dict]:
+def measure(
+    args: argparse.Namespace, say: Callable[[str], None] = print, write: Write = lambda _: None
+) -> list[dict[str, Any]]:
     """A row for each variant; `write` is given the rows so far whenever there are more or better ones."""
     data = batch(args.device, args.groups, *((96, 48) if args.small else (288, 144)))
     variants = [variant for variant in chosen(args.variants, args.device) if args.compile or not variant.compile]
-    rows: list[dict] = []
+    rows: list[dict[str, Any]] = []
     # in turns on a CPU; on a GPU one after another, which frees each one's memory and leaves every finished row
     for together in [[variant] for variant in variants] if args.device == "cuda" else [variants]:
         timed, failed = [], []
@@ -173,13 +175,13 @@ def measure(args: argparse.Namespace, say: Callable[[str], None] = print, write:
     return rows
 
 
-def compared(rows: list[dict]) -> list[dict]:
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows with `ratio_to_plain`: how many times as fast as the whole model by its definitions."""
     plain_ms = next((row.get("step_ms") for row in rows if row["name"] == PLAIN), None)
     return [{**row, "ratio_to_plain": plain_ms and row.get("step_ms") and plain_ms / row["step_ms"]} for row in rows]
 
 
-def added(rows: list[dict]) -> dict[str, float | None]:
+def added(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     """What CMAAM and IPCAM together add to the baseline's step and to its peak memory, kernels against definitions.
 
     Empty unless all four were measured.
@@ -202,7 +204,7 @@ def _number(value: float | None, form: str = ".0f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[dict[str, Any]]) -> str:
     lines = [f"{'variant':60} {'forward':>9} {'backward':>9} {'optimizer':>9} {'step ms':>9} {'peak MiB':>9}  to plain"]
     for row in rows:
         if row["error"]:
@@ -240,7 +242,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise InputError(f"expected names of variants, got {' '.join(args.variants)}; there are: {names}")
     facts = {"environment": environment(1), "rounds": args.rounds}
 
-    def write(rows: list[dict]) -> None:
+    def write(rows: list[dict[str, Any]]) -> None:
         if args.json:
             write_json(args.json, {**facts, **added(rows), "rows": rows})
 

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -85,7 +86,7 @@ def run_to_end(shards: Path, run: Path) -> float:
     return time.monotonic() - began
 
 
-def kill_once(shards: Path, run: Path, after_s: float, in_save: bool) -> dict | None:
+def kill_once(shards: Path, run: Path, after_s: float, in_save: bool) -> dict[str, Any] | None:
     """Start, kill, say where the run stood; None if it ended before the kill."""
     began = time.monotonic()
     with start_training(shards, run) as process:
@@ -117,7 +118,7 @@ def _stopped_in_a_save(process: subprocess.Popen[str], run: Path) -> bool:
     return False
 
 
-def steps_of(run: Path) -> list[tuple]:
+def steps_of(run: Path) -> list[tuple[Any, ...]]:
     records = [json.loads(line) for line in (run / METRICS_FILE).read_text().splitlines()]
     return [(r["global_step"], r["loss"], tuple(r["terms"].items())) for r in records if r["kind"] == "step"]
 
@@ -136,14 +137,14 @@ def differences(expected: Path, found: Path) -> list[str]:
     return problems + (["losses in metrics.jsonl"] if steps != steps_of(expected) else [])
 
 
-def crash_test(shards: Path, folder: Path, kills: int, seed: int) -> dict:
+def crash_test(shards: Path, folder: Path, kills: int, seed: int) -> dict[str, Any]:
     """The uninterrupted run, as many kills as asked over as many runs as that takes, and what differs in any of them.
 
     A run that ends before its kill is compared, and another is begun.
     """
     draw = random.Random(seed)
     whole_s = run_to_end(shards, folder / "whole")
-    done: list[dict] = []
+    done: list[dict[str, Any]] = []
     runs = [folder / "killed-0"]
     while len(done) < kills:
         in_save = len(done) % 4 == 3

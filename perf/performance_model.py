@@ -106,7 +106,7 @@ class Measured:
 
     def __init__(self, paths: list[Path]) -> None:
         self.sources: list[str] = []
-        self.kernels: dict[tuple, float] = {}
+        self.kernels: dict[tuple[Any, ...], float] = {}
         self.steps: dict[tuple[str, str], float] = {}
         for path in paths:
             self._read(path)

@@ -37,7 +37,7 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def read(path: Path) -> dict:
+def read(path: Path) -> dict[str, Any]:
     """The result file. InputError for any other."""
     found = load_json(read_bytes(path, MOST_BYTES), shown(path), MOST_BYTES)
     if not isinstance(found, dict) or not any("p50_ms" in row for row in found.get("rows") or ()):
@@ -47,11 +47,11 @@ def read(path: Path) -> dict:
     return found
 
 
-def shape_of(row: dict) -> str:
+def shape_of(row: dict[str, Any]) -> str:
     return " ".join(f"{key}={value}" for key, value in row["shape"].items())
 
 
-def circumstances(found: dict) -> list[str]:
+def circumstances(found: dict[str, Any]) -> list[str]:
     """Machine, versions, commit, time, ceilings: what the figures mean."""
     facts, ceiling = found["environment"], found["ceilings"]
     device = (
@@ -68,7 +68,7 @@ def circumstances(found: dict) -> list[str]:
     return lines if found["complete"] else [*lines, "**Not complete**: the run was stopped before its last case."]
 
 
-def table(found: dict) -> str:
+def table(found: dict[str, Any]) -> str:
     """Every row of the file."""
     lines = [
         "# Kernels",
@@ -119,7 +119,7 @@ def table(found: dict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def measured(found: dict) -> list[dict]:
+def measured(found: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows that have times; the other rows give a reason instead."""
     return [row for row in found["rows"] if "error" not in row]
 
@@ -128,7 +128,7 @@ def _or_dash(value: float | None, form: str) -> str:
     return "-" if value is None else format(value, form)
 
 
-def picture(found: dict) -> Figure:
+def picture(found: dict[str, Any]) -> Figure:
     """A panel for each pass, a group of bars for each op and shape."""
     rows = [row for row in measured(found) if row["ratio_to_eager"] is not None]
     names = list(dict.fromkeys((row["op"], shape_of(row), row["dtype"]) for row in rows))
@@ -145,7 +145,9 @@ def picture(found: dict) -> Figure:
     return figure
 
 
-def _panel(axes: Axes, rows: list[dict], name: str, names: list[tuple], providers: list[str]) -> None:
+def _panel(
+    axes: Axes, rows: list[dict[str, Any]], name: str, names: list[tuple[Any, ...]], providers: list[str]
+) -> None:
     thick = 0.8 / len(providers)
     own = [row for row in rows if row["pass"] == name]
     for place, provider in enumerate(providers):

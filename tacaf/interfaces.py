@@ -4,6 +4,7 @@ B images of a rank's batch in the order [visible..., infrared...], C channels, H
 N pairs, I identities of the training set, K images per identity and modality, M identities in the global batch.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,17 @@ class Pairs(NamedTuple):
     anchor_N: torch.Tensor  # int64
     positive_N: torch.Tensor  # int64, same identity, other modality
     negative_N: torch.Tensor  # int64, another identity of the anchor's group, the positive's modality
+
+
+class DrawnPairs(NamedTuple):
+    """The draws of a batch for layer 3 and for layer 4; None where the model wants none, or none are drawn."""
+
+    pairs3: Pairs | None = None
+    pairs4: Pairs | None = None
+
+    def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "DrawnPairs":
+        """The same draws with every column passed through `change`."""
+        return DrawnPairs(*(None if pairs is None else Pairs(*map(change, pairs)) for pairs in self))
 
 
 class Batch(NamedTuple):
@@ -36,8 +48,7 @@ class Batch(NamedTuple):
     visible: int  # how many of the first rows are visible (V0 and V1)
     epoch: int
     step: int
-    pairs3: Pairs | None = None  # the draws for layer 3 and layer 4; None where the model wants none, or none are drawn
-    pairs4: Pairs | None = None
+    pairs: DrawnPairs = DrawnPairs()
     wait_s: float = 0.0  # how long the caller waited for the batch
 
     def to(self, device: torch.device) -> "Batch":
@@ -46,7 +57,7 @@ class Batch(NamedTuple):
         The other columns stay on the host: pairs are drawn from them and logs are written from them, no kernel reads
         them. Labels and pairs travel as one tensor.
         """
-        drawn = [pairs for pairs in (self.pairs3, self.pairs4) if pairs is not None]
+        drawn = [pairs for pairs in self.pairs if pairs is not None]
         columns = [self.label_B, *(column for pairs in drawn for column in pairs)]
         sizes = [len(column) for column in columns]
         label_B, *moved = to_device(torch.cat(columns), device).split(sizes)
@@ -54,8 +65,7 @@ class Batch(NamedTuple):
         return self._replace(
             images_BCHW=to_device(self.images_BCHW, device),
             label_B=label_B,
-            pairs3=None if self.pairs3 is None else next(placed),
-            pairs4=None if self.pairs4 is None else next(placed),
+            pairs=DrawnPairs(*(None if pairs is None else next(placed) for pairs in self.pairs)),
         )
 
 

@@ -16,6 +16,7 @@ from tacaf.data.augment import STD, AugmentConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tacaf.interfaces import Batch
 
 LEVELS = (0.5, 1.5, 2.5, 4.5, 8.5, 16.5)
@@ -25,7 +26,7 @@ MOST_DIFFERING = 0.01  # the share of numbers that may differ by more than 16 le
 def first_batch(index: ShardIndex, device_id: int | None, augment: AugmentConfig) -> Batch:
     """The first batch of a training on this device."""
     plan = Plan(select_training(index, "trainval"), PlanConfig(), seed=0)
-    return next(iter(TrainingPipeline(index, plan, augment, device_id=device_id)))
+    return next(iter(TrainingPipeline(index, TrainingSource(plan, augment), device_id=device_id)))
 
 
 @entry()

@@ -58,8 +58,7 @@ def batch_of(config: Config, step: int, groups: int) -> Batch:
     """A batch of noise with its pairs, which a training's data path draws ahead as well."""
     torch.manual_seed(100 + step)
     batch = noise_batch(config, groups)._replace(step=step)
-    pairs = draw(config, batch, 0, step)
-    return batch._replace(pairs3=pairs.get("pairs3"), pairs4=pairs.get("pairs4"))
+    return batch._replace(pairs=draw(config, batch, 0, step))
 
 
 def by_hand(config: Config, model: TacafNet) -> torch.Tensor:

@@ -47,7 +47,6 @@ class ImagesOnDevice:
         drawn = draw_parameters(augment, config.seed, epoch, step, planned.position_B, planned.branch_B)
         cropped = normalised(self.cropped(planned.row_B, drawn))
         images_BCHW = finish_whole(cropped, drawn, augment.channel_augment_space)
-        pairs = draw(config, planned, epoch, step)
         batch = Batch(
             images_BCHW,
             label_B=torch.from_numpy(planned.label_B),
@@ -58,8 +57,7 @@ class ImagesOnDevice:
             visible=int((planned.branch_B != Branch.INFRARED).sum()),
             epoch=epoch,
             step=step,
-            pairs3=pairs.get("pairs3"),
-            pairs4=pairs.get("pairs4"),
+            pairs=draw(config, planned, epoch, step),
         )
         return batch.to(torch.device(self.device))
 

@@ -100,9 +100,9 @@ def words_of(command: Command, part: Part, place: Place, limit_s: float) -> list
 @contextmanager
 def _started(
     commands: list[list[str]], logs: list[Path], variables: dict[str, str]
-) -> Iterator[list[subprocess.Popen]]:
+) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start the processes, each in its own process group; all of them have ended afterwards."""
-    processes: list[subprocess.Popen] = []
+    processes: list[subprocess.Popen[bytes]] = []
     files: list[IO[bytes]] = []
     try:
         for words, log in zip(commands, logs, strict=True):
@@ -127,7 +127,7 @@ def _started(
             file.close()
 
 
-def _wait(processes: list[subprocess.Popen], until: float, tick: Callable[[], None]) -> bool:
+def _wait(processes: list[subprocess.Popen[bytes]], until: float, tick: Callable[[], None]) -> bool:
     """Whether all of them have ended by then."""
     for process in processes:
         while process.poll() is None:
@@ -141,14 +141,14 @@ def _wait(processes: list[subprocess.Popen], until: float, tick: Callable[[], No
     return True
 
 
-def _stop(processes: list[subprocess.Popen]) -> None:
+def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
     """Ask every group to stop and wait briefly; the caller kills what is left."""
     for process in processes:
         _signal(process, signal.SIGTERM)
     _wait(processes, time.monotonic() + GRACE_S, lambda: None)
 
 
-def _signal(process: subprocess.Popen, number: signal.Signals) -> None:
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
 

@@ -49,7 +49,7 @@ class Training:
         self.optimizer = build_optimizer(config.optim, *parameters, config.data.plan.images_per_modality)
         self.criterion = TacafLoss(config.loss)
 
-    def precision(self) -> AbstractContextManager:
+    def precision(self) -> AbstractContextManager[Any]:
         """Autocast as the configuration wants it."""
         return torch.autocast(self.device, torch.bfloat16) if self.config.train.precision == "bf16" else nullcontext()
 

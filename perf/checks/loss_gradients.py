@@ -25,6 +25,7 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tacaf.files import write_json
 from tacaf.interfaces import Batch
 from tacaf.losses.total import TacafLoss
@@ -81,16 +82,7 @@ def measure_run(run: Path, shards: Path, count: int) -> dict[str, Any]:
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     steps = config.train.steps_of_epoch(plan.steps_per_epoch)
     pipeline = TrainingPipeline(
-        index,
-        plan,
-        config.data.augment,
-        rank=0,
-        ranks=1,
-        device_id=None,
-        start=(config.train.epochs, 0),
-        steps_per_epoch=steps,
-        threads=config.data.threads,
-        prefetch=1,
+        index, TrainingSource(plan, config.data.augment, steps), config.data, start=(config.train.epochs, 0)
     )
     batches = [next(pipeline) for _ in range(count)]
     model, _ = build_model(config, plan.training_set.identities)

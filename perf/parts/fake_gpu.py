@@ -169,7 +169,9 @@ def _on_cpu(value: Any) -> Any:
 class _TensorsOnCpu(TorchFunctionMode):
     """Sends every tensor that is asked for on the GPU to the CPU."""
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if func is torch.device:
             return func(*args, **(kwargs or {}))
         if func in (torch.Tensor.cuda, torch.Tensor.pin_memory):
@@ -228,7 +230,7 @@ def _cuda_names() -> dict[str, Any]:
     }
 
 
-def _compile(original: Callable) -> Callable:
+def _compile(original: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile without code generation: a CPU's code would take a compiler minutes and prove nothing for a GPU."""
 
     def compiled(model: Any = None, *, backend: Any = None, mode: Any = None, options: Any = None, **words: Any) -> Any:

@@ -68,7 +68,7 @@ def _driver() -> Any:
         def map_python_to_cpp_type(self, ty: str) -> str:
             return ty
 
-        def get_benchmarker(self) -> Callable:
+        def get_benchmarker(self) -> Callable[..., Any]:
             from triton.testing import do_bench
 
             return do_bench

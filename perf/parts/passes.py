@@ -39,7 +39,7 @@ def prepare(case: Case, dtype: torch.dtype, device: str) -> Work:
     return Work(leaves, constants, tuple(torch.randn(one.shape, generator=draw).to(device) for one in outputs))
 
 
-def passes(function: Callable, work: Work) -> dict[str, Callable[[], Any]]:
+def passes(function: Callable[..., Any], work: Work) -> dict[str, Callable[[], Any]]:
     """The three passes as functions without arguments; `backward` keeps the graph of one forward."""
     leaves, constants, _ = work
     outputs = differentiable(function(*leaves, *constants))
@@ -55,7 +55,7 @@ def passes(function: Callable, work: Work) -> dict[str, Callable[[], Any]]:
     }
 
 
-def results(function: Callable, work: Work) -> list[torch.Tensor]:
+def results(function: Callable[..., Any], work: Work) -> list[torch.Tensor]:
     """Every differentiable output, then every gradient."""
     outputs = differentiable(function(*work.leaves, *work.constants))
     grads = [grad.to(output) for grad, output in zip(work.grads, outputs, strict=True)]
@@ -70,7 +70,7 @@ def exact_results(case: Case, work: Work) -> list[torch.Tensor]:
     return results(case.definition, Work(leaves, constants, work.grads))
 
 
-def errors(function: Callable, work: Work, exact: list[torch.Tensor]) -> list[float]:
+def errors(function: Callable[..., Any], work: Work, exact: list[torch.Tensor]) -> list[float]:
     """Of every output and gradient the largest error, relative to the exact result's largest number."""
     found = results(function, work)
     return [((f.double() - e).abs().max() / e.abs().max()).item() for f, e in zip(found, exact, strict=True)]

@@ -20,7 +20,7 @@ def provider_names(case: Case, device: str, wanted: tuple[str, ...] | None, auto
     return [name for name in PROVIDERS if name in chosen - missing]
 
 
-def provider(case: Case, name: str) -> Callable:
+def provider(case: Case, name: str) -> Callable[..., Any]:
     """The function to time.
 
     Cases of one op share their code, so torch.compile would see a second shape as a dynamic one and give the rival a
@@ -36,7 +36,7 @@ def provider(case: Case, name: str) -> Callable:
     return getattr(case, name)
 
 
-def fused_only(function: Callable) -> Callable:
+def fused_only(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function with PyTorch's unfused attention switched off, so that it fails rather than fall back."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 

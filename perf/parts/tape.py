@@ -28,11 +28,13 @@ class Tape(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self._calls: list[tuple[Callable, tuple, dict[str, Any], list[torch.Tensor | None]]] = []
+        self._calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any], list[torch.Tensor | None]]] = []
         self._own: set[int] = set()  # memory that was allocated inside
         self._before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = {}  # of memory from outside
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         if func in WAITING:
             raise RuntimeError(f"{func}: operation not permitted when stream is capturing")

@@ -50,7 +50,7 @@ def ceilings(size: str, dtype: torch.dtype) -> dict[str, float]:
     return {"copy_bytes_per_s": 2 * copied / copy_ms * 1000, "matrix_flops_per_s": 2 * side**3 / product_ms * 1000}
 
 
-def graph_ms(function: Callable, work: Work, name: str, seconds: float) -> tuple[float | None, str | None]:
+def graph_ms(function: Callable[..., Any], work: Work, name: str, seconds: float) -> tuple[float | None, str | None]:
     """Median milliseconds of a pass replayed from a CUDA graph, or None and the reason why it was not captured."""
     try:
         graph = _captured(function, work, name)
@@ -62,7 +62,7 @@ def graph_ms(function: Callable, work: Work, name: str, seconds: float) -> tuple
     return median, None
 
 
-def _captured(function: Callable, work: Work, name: str) -> torch.cuda.CUDAGraph:
+def _captured(function: Callable[..., Any], work: Work, name: str) -> torch.cuda.CUDAGraph:
     """A graph of one pass.
 
     Autograd runs a backward on the stream of its forward, and waits for the stream on which the leaves were first
@@ -104,7 +104,7 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"[:300]
 
 
-def saved_mib(function: Callable, work: Work) -> float:
+def saved_mib(function: Callable[..., Any], work: Work) -> float:
     """What autograd keeps for backward, each storage once, the inputs not counted."""
     kept: dict[int, int] = {}
     inputs: Tensors = (*work.leaves, *work.constants)

@@ -12,7 +12,7 @@ import torch
 from perf.bench_kernels import MIB
 from perf.parts.machine import peak_resident_mib, resident_mib, restart_peak
 from tacaf.datasets import SYSU_MM01
-from tacaf.interfaces import Pairs
+from tacaf.interfaces import DrawnPairs
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.pairs import draw_pairs
 from tacaf.model.tacafnet import ModelConfig, TacafNet
@@ -54,14 +54,13 @@ def batch(device: str, groups: int, height: int, width: int) -> dict[str, torch.
     return {name: tensor.to(device) for name, tensor in (found | {"images": images}).items()}
 
 
-def pairs_of(data: dict[str, torch.Tensor], layers: Sequence[Literal[3, 4]]) -> dict[str, Pairs]:
+def pairs_of(data: dict[str, torch.Tensor], layers: Sequence[Literal[3, 4]]) -> DrawnPairs:
     """The pairs that the layers want, which a training's data path draws ahead as well."""
     label, branch, group, position = (data[name].cpu() for name in ("label", "branch", "group", "position"))
     drawn = {
-        f"pairs{layer}": draw_pairs(label, branch, group, position, seed=0, epoch=0, step=0, layer=layer)
-        for layer in layers
+        layer: draw_pairs(label, branch, group, position, seed=0, epoch=0, step=0, layer=layer) for layer in layers
     }
-    return {name: Pairs(*(rows.to(data["label"].device) for rows in pairs)) for name, pairs in drawn.items()}
+    return DrawnPairs(drawn.get(3), drawn.get(4)).changed(lambda rows: rows.to(data["label"].device))
 
 
 class Step:
@@ -91,7 +90,7 @@ class Step:
     def forward(self) -> torch.Tensor:
         data = self.data
         with torch.autocast(self.device, torch.bfloat16) if self.bf16 else nullcontext():
-            found = self.model(data["images"], data["label"], self.visible, **self.pairs)
+            found = self.model(data["images"], data["label"], self.visible, *self.pairs)
             return self.criterion(found, data["label"])[0]
 
     @contextmanager

@@ -20,24 +20,9 @@ def _folder_or_address(text: str) -> str:
         raise ValueError(str(error)) from None
 
 
-class DataConfig(Settings):
-    """Which images, in which batches."""
+class ReadingConfig(Settings):
+    """How the images of a training are read and decoded; the batches are the same whatever it says."""
 
-    shards: Annotated[str, AfterValidator(_folder_or_address)] = Field(
-        ...,
-        max_length=4096,
-        description="Folder of a shard set (python -m shards pack), or its address: http://, https://, s3:// ...",
-    )
-    remote: RemoteConfig = Field(default_factory=RemoteConfig, description="How a set at an address is read.")
-    split: str = Field(
-        "trainval",
-        pattern=r"^[A-Za-z0-9_-]{1,64}$",
-        description=(
-            "Training identities: trainval (the literature's), train (val chooses), or a named split such as train_1."
-        ),
-    )
-    plan: PlanConfig = Field(default_factory=PlanConfig, description="How a global batch is put together.")
-    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Input size and augmentation.")
     threads: int = Field(2, ge=1, le=1024, description="DALI threads per rank.")
     prefetch: int = Field(2, ge=1, le=1024, description="Batches prepared ahead.")
     workers: int = Field(
@@ -56,3 +41,23 @@ class DataConfig(Settings):
     bad_sample_share: float = Field(
         0.001, ge=0, lt=1, description="With replace: stop when more than this share of the images was unusable."
     )
+
+
+class DataConfig(ReadingConfig):
+    """Which images, in which batches."""
+
+    shards: Annotated[str, AfterValidator(_folder_or_address)] = Field(
+        ...,
+        max_length=4096,
+        description="Folder of a shard set (python -m shards pack), or its address: http://, https://, s3:// ...",
+    )
+    remote: RemoteConfig = Field(default_factory=RemoteConfig, description="How a set at an address is read.")
+    split: str = Field(
+        "trainval",
+        pattern=r"^[A-Za-z0-9_-]{1,64}$",
+        description=(
+            "Training identities: trainval (the literature's), train (val chooses), or a named split such as train_1."
+        ),
+    )
+    plan: PlanConfig = Field(default_factory=PlanConfig, description="How a global batch is put together.")
+    augment: AugmentConfig = Field(default_factory=AugmentConfig, description="Input size and augmentation.")

@@ -3,34 +3,35 @@
 import functools
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from tacaf.data.augment import AugmentConfig, Parameters
+from tacaf.data.augment import Parameters
+from tacaf.data.config import ReadingConfig
 from tacaf.data.dali_graph import next_outputs, refused, training_graph
 from tacaf.data.fetch_ahead import FetchAhead
 from tacaf.data.index import ShardIndex
 from tacaf.data.pixels import finish, finish_whole
-from tacaf.data.plan import Plan, PlannedBatch
+from tacaf.data.plan import PlannedBatch
 from tacaf.data.read_ahead import ReadAhead
 from tacaf.data.reader import OPEN_SHARDS, BadSampleError, ShardReader
 from tacaf.data.training_source import Feed, ReadBatch, TrainingSource
-from tacaf.interfaces import Batch, Pairs
+from tacaf.interfaces import Batch, DrawnPairs
 from tacaf.vocabulary import Branch, InputError
 
-DrawPairs: TypeAlias = Callable[[PlannedBatch, int, int], dict[str, Pairs]]  # a plan of (epoch, step) to Batch.pairs*
+DrawPairs: TypeAlias = Callable[[PlannedBatch, int, int], DrawnPairs]  # of the plan of (epoch, step)
 
 
 class TrainingPipeline:
-    """This rank's share of every global batch from (epoch, step) on, for ever.
+    """The batches of `source` from (epoch, step) `start` on, for ever.
 
-    With `workers` that many threads read beside the training, which helps where storage is slow; batches are the same.
-    An image that cannot be read or decoded raises InputError naming shard and key, or with `on_bad_sample` "replace"
-    gives way to the next sound one of its identity and modality; `replaced` counts those, `report` gets a sentence for
-    each, and beyond `bad_sample_share` of the training images the error comes after all. `draw_pairs` draws the batch's
-    pairs on the host; without it, none.
+    With `reading.workers` that many threads read beside the training, which helps where storage is slow; batches are
+    the same. An image that cannot be read or decoded raises InputError naming shard and key, or with
+    `reading.on_bad_sample` "replace" gives way to the next sound one of its identity and modality; `replaced` counts
+    those, `report` gets a sentence for each, and beyond `reading.bad_sample_share` of the training images the error
+    comes after all. `draw_pairs` draws the batch's pairs on the host; without it, none.
 
     An image that Pillow decodes but DALI refuses is decoded by the reader instead; `report` says so.
     """
@@ -38,32 +39,22 @@ class TrainingPipeline:
     def __init__(
         self,
         index: ShardIndex,
-        plan: Plan,
-        augment: AugmentConfig,
+        source: TrainingSource,
+        reading: ReadingConfig | None = None,
         *,
-        rank: int = 0,
-        ranks: int = 1,
-        device_id: int | None = None,
         start: tuple[int, int] = (0, 0),
-        steps_per_epoch: int | None = None,
-        threads: int = 2,
-        prefetch: int = 2,
-        workers: int = 0,
-        on_bad_sample: Literal["stop", "replace"] = "stop",
-        bad_sample_share: float = 0.001,
+        device_id: int | None = None,
         report: Callable[[str], None] = print,
         draw_pairs: DrawPairs | None = None,
     ) -> None:
-        plan.check_ranks(ranks)
-        self.plan, self.augment, self.report, self.draw_pairs = plan, augment, report, draw_pairs
-        self.device_id, self.threads, self.prefetch, self.workers = device_id, threads, prefetch, workers
-        self.on_bad_sample, self.bad_sample_share = on_bad_sample, bad_sample_share
+        self.source, self.plan, self.augment = source, source.plan, source.augment
+        self.config = reading or ReadingConfig()
+        self.device_id, self.report, self.draw_pairs = device_id, report, draw_pairs
         self.reader = ShardReader(index)
-        self.source = TrainingSource(plan, augment, steps_per_epoch or plan.steps_per_epoch, rank, ranks)
-        self.next = start[0] * self.source.steps + start[1]
+        self.next = start[0] * source.steps + start[1]
         self.instead: dict[int, int] = {}  # unusable row -> the row shown in its place
         self.decoded: set[int] = set()  # rows that DALI refuses, so that the graph gets their pixels
-        self.fetching = FetchAhead(ShardReader(index)) if index.remote and plan.config.window_shards else None
+        self.fetching = FetchAhead(ShardReader(index)) if index.remote and self.plan.config.window_shards else None
         self.reading, self.feed, self.graph = self._build()
 
     @property
@@ -73,7 +64,7 @@ class TrainingPipeline:
 
     def _build(self) -> tuple[ReadAhead[ReadBatch] | None, Feed, Any]:
         """The graph, from the next step on, and what feeds it."""
-        reading = self._read_ahead() if self.workers else None
+        reading = self._read_ahead() if self.config.workers else None
         feed = Feed(reading.take if reading else self._read(self.reader), self.next)
         graph = training_graph(
             feed,
@@ -81,9 +72,9 @@ class TrainingPipeline:
             self.augment.height,
             self.augment.width,
             images_per_modality=self.plan.config.images_per_modality // self.source.ranks,
-            threads=self.threads,
+            threads=self.config.threads,
             device_id=self.device_id,
-            prefetch=self.prefetch,
+            prefetch=self.config.prefetch,
         )
         return reading, feed, graph
 
@@ -93,10 +84,10 @@ class TrainingPipeline:
 
     def _read_ahead(self) -> ReadAhead[ReadBatch]:
         # A cache that holds two windows has no room for readers in three: one reads, in order, what was fetched ahead.
-        workers = 1 if self.fetching else self.workers
+        workers = 1 if self.fetching else self.config.workers
         share = max(1, OPEN_SHARDS // workers)  # of the files that a process may open
         reads = [self._read(ShardReader(self.reader.index, share)) for _ in range(workers)]
-        return ReadAhead(reads, self.next, self.prefetch + workers)
+        return ReadAhead(reads, self.next, self.config.prefetch + workers)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -107,7 +98,7 @@ class TrainingPipeline:
         if self.fetching is not None:
             self.fetching.want(self.plan.shards_ahead(epoch, step, self.source.steps))
         # Before the wait for the images, which DALI's threads prepare meanwhile. A replaced image changes no pair.
-        pairs = self.draw_pairs(self._foreseen(), epoch, step) if self.draw_pairs else {}
+        pairs = self.draw_pairs(self._foreseen(), epoch, step) if self.draw_pairs else DrawnPairs()
         branches = self._outputs()
         planned, drawn = self.feed.came_out(self.next)
         images_BCHW = self._finished(branches, drawn)
@@ -118,7 +109,7 @@ class TrainingPipeline:
         )
         visible = int((planned.branch_B != Branch.INFRARED).sum())
         wait_s = time.perf_counter() - began
-        return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step, **pairs, wait_s=wait_s)
+        return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step, pairs, wait_s)
 
     def _foreseen(self) -> PlannedBatch:
         """The plan of the next batch, but for images that will be replaced."""
@@ -147,7 +138,7 @@ class TrainingPipeline:
             except Exception as error:  # DALI's own, or one from a reader
                 problem = self._find_problem()
                 if problem is not None:
-                    if self.on_bad_sample == "stop":
+                    if self.config.on_bad_sample == "stop":
                         raise problem from None
                     self._replace(problem)
                 elif self.feed.error is not None or not self._decode_refused():
@@ -168,7 +159,7 @@ class TrainingPipeline:
 
     def _rows_ahead(self) -> list[int]:
         """The rows of the batches that the graph may be working on, each once."""
-        ahead = range(self.next, self.next + self.prefetch + 2)
+        ahead = range(self.next, self.next + self.config.prefetch + 2)
         rows = np.concatenate([self.source.planned(number, self.instead).row_B for number in ahead])
         return list(dict.fromkeys(rows.tolist()))
 
@@ -197,9 +188,10 @@ class TrainingPipeline:
             f"{problem}; {self.reader.index.key(found)} takes its place; replaced so far: {self.replaced} images"
             f" ({100 * share:.2g} %)"
         )
-        if share > self.bad_sample_share:
+        most = self.config.bad_sample_share
+        if share > most:
             raise InputError(
-                f"expected at most {100 * self.bad_sample_share:g} % unusable images (data.bad_sample_share), got"
+                f"expected at most {100 * most:g} % unusable images (data.bad_sample_share), got"
                 f" {self.replaced} of {sum(self.plan.training_set.images)}, the last: {problem}"
             )
 

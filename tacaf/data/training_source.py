@@ -22,11 +22,16 @@ class ReadBatch(NamedTuple):
 class TrainingSource:
     """This rank's share of every batch: pure in the batch's number and in `instead`, an unusable row's substitute.
 
-    Holds no state, so that several threads may use it at once, each with a reader of its own.
+    An epoch has `steps` batches, by default as many as the plan says. Holds no state, so that several threads may use
+    it at once, each with a reader of its own. InputError unless a batch's pair groups divide among the ranks.
     """
 
-    def __init__(self, plan: Plan, augment: AugmentConfig, steps: int, rank: int, ranks: int) -> None:
-        self.plan, self.augment, self.steps, self.rank, self.ranks = plan, augment, steps, rank, ranks
+    def __init__(
+        self, plan: Plan, augment: AugmentConfig, steps: int | None = None, *, rank: int = 0, ranks: int = 1
+    ) -> None:
+        plan.check_ranks(ranks)
+        self.plan, self.augment, self.steps = plan, augment, steps or plan.steps_per_epoch
+        self.rank, self.ranks = rank, ranks
 
     def where(self, number: int) -> tuple[int, int]:
         """(epoch, step) of the batch with this number, counted from the start of the run."""

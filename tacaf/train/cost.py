@@ -1,14 +1,13 @@
 """What a run would do, without doing it: resolved config, steps, parameters, memory and disk."""
 
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
-from tacaf.interfaces import Pairs
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.train.config import Config, dump_config
@@ -142,9 +141,7 @@ def saved_by_one_group(config: Config, identities: int) -> float:
     small = config.model.model_copy(update={"chunk": 2}) if pieces else config.model
     shapes = FakeTensorMode()
     batch = noise_batch(config, 1, shapes)
-    pairs: dict[str, Any] = {
-        name: Pairs(*map(shapes.from_tensor, drawn)) for name, drawn in pairs_of(batch, config).items()
-    }
+    pairs = pairs_of(batch, config).changed(shapes.from_tensor)
     kept: dict[int, torch.UntypedStorage] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
@@ -155,7 +152,7 @@ def saved_by_one_group(config: Config, identities: int) -> float:
     with shapes, torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"):
         model = TacafNet(small, 2 * 2 if pieces else identities)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-        shaped = batch._replace(label_B=shapes.from_tensor(batch.label_B), **pairs)
+        shaped = batch._replace(label_B=shapes.from_tensor(batch.label_B), pairs=pairs)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             TacafLoss(config.loss)(forward(model, shaped, config), shaped.label_B)
     saved = sum(storage.nbytes() for number, storage in kept.items() if number not in own)

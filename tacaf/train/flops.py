@@ -5,7 +5,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tacaf.data.plan import Plan
-from tacaf.interfaces import Pairs
 from tacaf.losses.total import TacafLoss
 from tacaf.model.tacafnet import TacafNet
 from tacaf.train.config import Config
@@ -28,9 +27,9 @@ def step_flops(config: Config, plan: Plan) -> float:
     with shapes:
         model = TacafNet(config.model, plan.training_set.identities)
         label_B = shapes.from_tensor(batch.label_B)
-        shaped = {name: Pairs(*map(shapes.from_tensor, drawn)) for name, drawn in pairs.items()}
+        shaped = pairs.changed(shapes.from_tensor)
         with FlopCounterMode(display=False) as counter:
-            output = model(batch.images_BCHW, label_B, batch.visible, **shaped)
+            output = model(batch.images_BCHW, label_B, batch.visible, *shaped)
             TacafLoss(config.loss)(output, label_B)[0].backward()
     return float(counter.get_total_flops()) * plan.images / len(batch.label_B)
 

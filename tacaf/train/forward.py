@@ -6,22 +6,22 @@ from typing import Any
 import torch
 
 from tacaf.data.plan import PlannedBatch
-from tacaf.interfaces import Batch, ModelOutput, Pairs
+from tacaf.interfaces import Batch, DrawnPairs, ModelOutput
 from tacaf.model.pairs import draw_pairs
 from tacaf.train.config import Config
 from tacaf.vocabulary import Branch
 
 
-def draw(config: Config, rows: Batch | PlannedBatch, epoch: int, step: int) -> dict[str, Pairs]:
-    """`pairs3` and `pairs4` of a batch's rows, as far as the model wants them, on the host.
+def draw(config: Config, rows: Batch | PlannedBatch, epoch: int, step: int) -> DrawnPairs:
+    """The pairs of a batch's rows, as far as the model wants them, on the host.
 
     With the configuration bound to it, it is what a TrainingPipeline draws by, before the batch is needed.
     """
     label_B, branch_B, group_B, position_B = (
         torch.as_tensor(column) for column in (rows.label_B, rows.branch_B, rows.group_B, rows.position_B)
     )
-    return {
-        f"pairs{layer}": draw_pairs(
+    drawn = {
+        layer: draw_pairs(
             label_B,
             branch_B,
             group_B,
@@ -34,13 +34,14 @@ def draw(config: Config, rows: Batch | PlannedBatch, epoch: int, step: int) -> d
         )
         for layer in config.model.pair_layers
     }
+    return DrawnPairs(drawn.get(3), drawn.get(4))
 
 
-def pairs_of(batch: Batch, config: Config) -> dict[str, Pairs]:
+def pairs_of(batch: Batch, config: Config) -> DrawnPairs:
     """The pairs that the model wants: those that came with the batch, or drawn here where none did."""
-    given = {"pairs3": batch.pairs3, "pairs4": batch.pairs4}
-    found = {name: pairs for name, pairs in given.items() if pairs is not None}
-    return found or draw(config, batch, batch.epoch, batch.step)
+    if any(pairs is not None for pairs in batch.pairs):
+        return batch.pairs
+    return draw(config, batch, batch.epoch, batch.step)
 
 
 def forward(model: torch.nn.Module, batch: Batch, config: Config) -> ModelOutput:
@@ -49,7 +50,7 @@ def forward(model: torch.nn.Module, batch: Batch, config: Config) -> ModelOutput
     # The maps follow the images' memory format; the parameters stay contiguous, as DeepSpeed wants to flatten them.
     if config.train.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return model(images, batch.label_B, batch.visible, **pairs_of(batch, config))
+    return model(images, batch.label_B, batch.visible, *pairs_of(batch, config))
 
 
 def noise_batch(config: Config, groups: int, shapes: AbstractContextManager[Any] | None = None) -> Batch:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from tacaf import distributed
-from tacaf.interfaces import Batch, Pairs
+from tacaf.interfaces import Batch
 from tacaf.model.classifier import Classifier
 from tacaf.train.capture import captured, reason_of
 from tacaf.train.step import Compute, Computed
@@ -117,25 +117,20 @@ class GraphedStep:
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:
     """What a step reads on the device."""
-    pairs = [columns for columns in (batch.pairs3, batch.pairs4) if columns is not None]
+    pairs = [columns for columns in batch.pairs if columns is not None]
     return [batch.images_BCHW, batch.label_B, *(column for columns in pairs for column in columns)]
 
 
 def _layout(batch: Batch) -> tuple[Any, ...]:
     """What a graph fixes of a batch: everything but the values."""
     shapes = [(tensor.shape, tensor.dtype) for tensor in _tensors(batch)]
-    return batch.visible, batch.pairs3 is None, batch.pairs4 is None, shapes
+    return batch.visible, [pairs is None for pairs in batch.pairs], shapes
 
 
 def _copied(batch: Batch) -> Batch:
     """The batch with copies of its tensors."""
-
-    def copied(pairs: Pairs | None) -> Pairs | None:
-        return None if pairs is None else Pairs(*(column.clone() for column in pairs))
-
     return batch._replace(
         images_BCHW=batch.images_BCHW.clone(),
         label_B=batch.label_B.clone(),
-        pairs3=copied(batch.pairs3),
-        pairs4=copied(batch.pairs4),
+        pairs=batch.pairs.changed(torch.clone),
     )

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from tacaf.data.augment import AugmentConfig
+from tacaf.data.config import ReadingConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig
 from tacaf.data.storage import RemoteConfig
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tests.data.server import serving
 
 pytestmark = pytest.mark.slow  # many pipelines
@@ -26,7 +28,12 @@ def plan_of(index: ShardIndex, **config) -> Plan:
 def hashes(index: ShardIndex, plan: Plan, ranks: int = 1, first: int = 0, **options) -> list[str]:
     """One hash for each global batch of an epoch from step `first` on: pixels, labels, groups, rows by position."""
     pipelines = [
-        TrainingPipeline(index, plan, SIZE, rank=rank, ranks=ranks, start=(0, first), threads=1, **options)
+        TrainingPipeline(
+            index,
+            TrainingSource(plan, SIZE, rank=rank, ranks=ranks),
+            ReadingConfig(threads=1, **options),
+            start=(0, first),
+        )
         for rank in range(ranks)
     ]
     found = []

@@ -98,7 +98,7 @@ def test_a_passing_trouble_is_asked_again(local, server, config, trouble):
 def test_a_lasting_trouble_is_named_and_leaves_nothing(local, server, config, trouble):
     shard = local.shards[0]
     server.trouble[shard.name] = [trouble] * 20
-    with pytest.raises(InputError, match=rf"{server.address}/{shard.name}, got .*2 attempts"):
+    with pytest.raises(InputError, match=rf"{server.address}/{shard.name}\b.*\b2 "):
         open_store(server.address, config.model_copy(update={"timeout_s": 0.5})).open(shard)
     assert not whole_files(config)
     assert not list(config.cache.glob("*.part"))
@@ -216,7 +216,7 @@ def test_a_server_that_vanishes_is_named_and_what_was_fetched_stays(local, confi
         here, there = (int(rows_of_shard(local, shard)[0]) for shard in (0, 1))
         own.read(here)
     assert own.read(here + 1).tobytes() == ShardReader(local).read(here + 1).tobytes()
-    with pytest.raises(InputError, match=rf"{local.shards[1].name}, got .*check the server"):
+    with pytest.raises(InputError, match=rf"{local.shards[1].name}\b"):
         own.read(there)
 
 

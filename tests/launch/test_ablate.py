@@ -21,6 +21,26 @@ def small(monkeypatch):
     monkeypatch.setitem(benchmarks.BENCHMARKS, "plain_1", made)
 
 
+@pytest.fixture
+def ablation(small, once):
+    """The folder of a finished ablation: two rows, two seeds. Read only."""
+
+    def make(out) -> None:
+        assert ablate.main(words(out, "--seeds", "0", "1")) == 0
+
+    return once("ablation", make)
+
+
+def keep(ablation, out, *trainings: tuple[str, int]) -> None:
+    """Give `out` the set of the finished ablation, and what was kept of these trainings (row, seed)."""
+    shutil.copytree(ablation / "sets", out / "sets")
+    (out / "results").mkdir()
+    lines = (ablation / "results" / "ablation_plain_1.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in lines if (json.loads(line)["row"], json.loads(line)["seed"]) in trainings]
+    assert len(kept) == len(trainings)
+    (out / "results" / "ablation_plain_1.jsonl").write_text("".join(kept))
+
+
 def words(out, *more) -> list[str]:
     return [
         "--out",
@@ -38,8 +58,8 @@ def words(out, *more) -> list[str]:
 
 
 @pytest.mark.slow
-def test_rows_seeds_and_intervals_on_validation_and_on_test(small, tmp_path, capsys):
-    assert ablate.main(words(tmp_path, "--seeds", "0", "1")) == 0, capsys.readouterr()
+def test_rows_seeds_and_intervals_on_validation_and_on_test(ablation, tmp_path, capsys):
+    shutil.copytree(ablation, tmp_path, dirs_exist_ok=True)
     table = json.loads((tmp_path / "results" / "ablation_plain_1_val.json").read_text())
     assert table["complete"]
     assert table["split"] == "validation"
@@ -113,7 +133,8 @@ def test_a_damaged_result_file_is_refused_and_a_wanted_one_is_not_made(small, tm
 
 
 @pytest.mark.slow
-def test_a_table_that_is_not_whole_says_so(small, tmp_path, monkeypatch, capsys):
+def test_a_table_that_is_not_whole_says_so(ablation, tmp_path, monkeypatch, capsys):
+    keep(ablation, tmp_path, ("baseline", 0))
     sound = Training.command
 
     def command(one, ranks):
@@ -135,7 +156,8 @@ def test_a_table_that_is_not_whole_says_so(small, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.slow
-def test_a_try_is_a_row_of_its_own_table(small, tmp_path, capsys):
+def test_a_try_is_a_row_of_its_own_table(ablation, tmp_path, capsys):
+    keep(ablation, tmp_path, ("full", 0))
     tried = ["--try", "full", "loss.dt=2", "model.cmaam.beta=20", "--name", "tries"]
     only = ["--out", str(tmp_path), "--rows", "full", "--seeds", "0", "--resamplings", "50", *SETTINGS, *tried]
     assert ablate.main(only) == 0, capsys.readouterr()

@@ -20,6 +20,7 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.data.reader import ShardReader
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tacaf.images import PER_IMAGE, GreyScale
 from tacaf.model.file import load_model
 from tacaf.report.pictures import shrink
@@ -112,7 +113,7 @@ def test_training_sees_the_same_contrast(index):
         seed=5,
     )
     augment = config.data.augment.model_copy(update={"height": SIZE[0], "width": SIZE[1], "pad": 0, "erase": 0.0})
-    batch = next(TrainingPipeline(index, plan, augment))
+    batch = next(TrainingPipeline(index, TrainingSource(plan, augment)))
     infrared = batch.branch_B == Branch.INFRARED
     values_BHW = values_of(index, batch.row_B[infrared].numpy())
     scale = index.scales[IR]

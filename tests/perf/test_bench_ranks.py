@@ -10,10 +10,18 @@ from perf import bench_ranks
 from perf.bench_ranks import ROOT
 from tacaf.child_processes import child_environment
 
+SMALL = (
+    "model.backbone={width: 8, blocks: [1, 1, 1, 1]}",
+    "model.ipcam={node_width: 16, attention_width: 8, pair_width: 8}",
+    "data.augment={height: 96, width: 48}",
+    "data.plan={identities_per_batch: 4, images_per_identity: 2}",
+)
+
 
 def test_rows_of_two_ranks(tmp_path):
     file = tmp_path / "ranks.json"
-    words = ["--ranks", "2", "--ways", "ddp", "1", "--rounds", "1", "--json", str(file)]
+    settings = [word for value in SMALL for word in ("--set", value)]
+    words = ["--ranks", "2", "--ways", "ddp", "1", "--rounds", "1", "--json", str(file), *settings]
     done = subprocess.run(
         [sys.executable, "perf/bench_ranks.py", *words],
         cwd=ROOT,

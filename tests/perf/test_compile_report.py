@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from perf.compile_report import DTYPES, OPS, SHARED_LIMIT, SPILL_LIMIT, usage
 ROOT = Path(__file__).parents[2]
 
 
-def compile_all(folder: Path, choices: str) -> None:
-    """Write the rows of all architectures, each compiled in a process of its own: the compiler works on one core."""
+QUICK = (80, 90)  # compiled by `make test`; `make test-all` compiles for all of SHARED_LIMIT
+
+
+def compile_all(folder: Path, choices: str, architectures: Iterable[int]) -> None:
+    """Write the rows of these architectures, each compiled in a process of its own: the compiler works on one core."""
     folder.mkdir(exist_ok=True)
 
     def one(arch: int) -> None:
@@ -25,16 +29,26 @@ def compile_all(folder: Path, choices: str) -> None:
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(one, SHARED_LIMIT))
+        list(pool.map(one, architectures))
 
 
 def rows_in(folder: Path) -> list[dict]:
-    return [row for arch in SHARED_LIMIT for row in json.loads((folder / f"{arch}.json").read_text())]
+    return [row for file in sorted(folder.glob("*.json")) for row in json.loads(file.read_text())]
+
+
+@pytest.fixture(
+    scope="module",
+    params=[QUICK, pytest.param(tuple(SHARED_LIMIT.keys() - set(QUICK)), marks=pytest.mark.long)],
+    ids=["sm_80 and sm_90", "sm_100"],
+)
+def architectures(request) -> tuple[int, ...]:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def defaults(once) -> list[dict]:
-    return rows_in(once("compiled", lambda folder: compile_all(folder, "default")))
+def defaults(once, architectures) -> list[dict]:
+    name = "-".join(map(str, ("compiled", *architectures)))
+    return rows_in(once(name, lambda folder: compile_all(folder, "default", architectures)))
 
 
 def test_nothing_spills_and_shared_memory_suffices(defaults):
@@ -44,9 +58,9 @@ def test_nothing_spills_and_shared_memory_suffices(defaults):
         assert 0 < row["registers"] <= 255, row
 
 
-def test_the_report_is_of_everything(defaults):
+def test_the_report_is_of_everything(defaults, architectures):
     assert {(row["op"], row["dtype"], row["arch"]) for row in defaults} == {
-        (op, dtype, arch) for op in OPS for dtype in DTYPES for arch in SHARED_LIMIT
+        (op, dtype, arch) for op in OPS for dtype in DTYPES for arch in architectures
     }
 
 
@@ -78,7 +92,7 @@ def test_the_log_of_a_spilling_kernel_is_understood():
 
 @pytest.mark.long
 def test_every_tuning_choice(tmp_path):
-    compile_all(tmp_path, "all")
+    compile_all(tmp_path, "all", SHARED_LIMIT)
     rows = rows_in(tmp_path)
     wanted = {
         json.dumps(choice)

@@ -48,7 +48,7 @@ def test_images_decoded_beforehand_make_the_batch_of_the_definition(sysu_shards)
     drawn = draw_parameters(augment, config.seed, 2, 1, planned.position_B, planned.branch_B)
     reader = ShardReader(index)
     assert torch.equal(batch.row_B, torch.from_numpy(planned.row_B))
-    assert batch.pairs4 is not None
+    assert batch.pairs.pairs4 is not None
     for place, row in enumerate(planned.row_B.tolist()):
         exact = reference(decode(reader.read(row).tobytes()), augment, drawn, place)
         difference = np.abs(batch.images_BCHW[place].numpy() - exact)

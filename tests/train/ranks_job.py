@@ -14,9 +14,11 @@ from typing import Any
 import torch
 
 from tacaf import distributed
+from tacaf.data.config import ReadingConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer
 from tacaf.train.config import Config, load_config
@@ -56,22 +58,8 @@ def build(shards: str, stage: int, kind: str, place: Place) -> tuple[Config, Any
 
 
 def batches_of(config: Config, index: ShardIndex, plan: Plan, place: Place) -> TrainingPipeline:
-    return TrainingPipeline(
-        index,
-        plan,
-        config.data.augment,
-        rank=place.rank,
-        ranks=place.world_size,
-        device_id=None,
-        start=(0, 0),
-        steps_per_epoch=STEPS,
-        threads=1,
-        prefetch=1,
-        workers=0,
-        on_bad_sample="stop",
-        bad_sample_share=0,
-        report=print,
-    )
+    source = TrainingSource(plan, config.data.augment, STEPS, rank=place.rank, ranks=place.world_size)
+    return TrainingPipeline(index, source, ReadingConfig(threads=1, prefetch=1))
 
 
 def train(shards: str, out: Path, place: Place) -> None:

@@ -17,7 +17,7 @@ from unittest import mock
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from tacaf.interfaces import Batch
+from tacaf.interfaces import Batch, DrawnPairs
 from tacaf.losses.total import TacafLoss
 from tacaf.train.engine import prepare_deepspeed, whole_state
 from tacaf.train.forward import forward
@@ -54,7 +54,7 @@ class Stepper(Run):
 
 def batch_of(step: int) -> Batch:
     batch = tiny_batch(seed=step)._replace(step=step)
-    return batch._replace(pairs3=pairs_of(batch, 3), pairs4=pairs_of(batch, 4))
+    return batch._replace(pairs=DrawnPairs(pairs_of(batch, 3), pairs_of(batch, 4)))
 
 
 def with_bad_step(kind: str, stage: int, bad: int, *values: str) -> dict[str, Any]:

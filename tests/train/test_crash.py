@@ -1,28 +1,52 @@
 """The short form of perf/crash_test.py: a few kills, one of them in a save, and the same end."""
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from perf import crash_test
 
 pytestmark = pytest.mark.slow  # trains
 
 
-def test_killed_and_resumed_is_the_uninterrupted_run(sysu_shards, tmp_path):
-    result = crash_test.crash_test(sysu_shards, tmp_path, kills=4, seed=3)
+@pytest.fixture(scope="module")
+def tested(sysu_shards, once) -> Path:
+    """The folder of a crash test: its runs, and its result as result.json. Read only."""
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        result = crash_test.crash_test(sysu_shards, folder, kills=4, seed=3)
+        (folder / "result.json").write_text(json.dumps(result))
+
+    return once("crash_test", make)
+
+
+def test_killed_and_resumed_is_the_uninterrupted_run(tested):
+    result = json.loads((tested / "result.json").read_text())
     assert len(result["kills"]) == 4
     assert result["kills"][3]["half_saved"], "the last one came in the middle of a save"
     assert result["differences"] == []
 
 
-def test_a_difference_is_found(sysu_shards, tmp_path):
-    for name in ("one", "two"):
-        crash_test.run_to_end(sysu_shards, tmp_path / name)
-    assert crash_test.differences(tmp_path / "one", tmp_path / "two") == []
-    metrics = tmp_path / "two" / "metrics.jsonl"
+def test_a_difference_is_found(tested, tmp_path):
+    one, two = tested / "whole", tmp_path / "two"
+    two.mkdir()
+    for name in ("metrics.jsonl", "model.safetensors"):
+        shutil.copy(one / name, two / name)
+    assert crash_test.differences(one, two) == []
+    metrics = two / "metrics.jsonl"
     metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[1:]))
-    assert any("steps in metrics.jsonl" in text for text in crash_test.differences(tmp_path / "one", tmp_path / "two"))
+    assert any("steps in metrics.jsonl" in text for text in crash_test.differences(one, two))
+    shutil.copy(one / "metrics.jsonl", metrics)
+    weights = load_file(two / "model.safetensors")
+    name = min(name for name, tensor in weights.items() if tensor.dtype == np.float32)
+    weights[name].flat[0] += 1
+    save_file(weights, two / "model.safetensors")
+    assert crash_test.differences(one, two) == [name]
 
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(sysu_shards, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from perf.parts.fake_gpu import fake_gpu
-from tacaf.interfaces import Batch
+from tacaf.interfaces import Batch, DrawnPairs
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.train.capture import captured, reason_of
 from tacaf.train.config import load_config
@@ -24,7 +24,7 @@ ON = ("train.cuda_graph=true", "deepspeed.zero_optimization.stage=0")
 
 def batch_of(step: int, identities: int = 4) -> Batch:
     batch = tiny_batch(identities, seed=step)._replace(step=step)
-    return batch._replace(pairs3=pairs_of(batch, 3), pairs4=pairs_of(batch, 4))
+    return batch._replace(pairs=DrawnPairs(pairs_of(batch, 3), pairs_of(batch, 4)))
 
 
 class Trained(NamedTuple):
@@ -43,8 +43,7 @@ def trained(batches: list[Batch], graph: bool, spoil: Callable[[int], None] = la
     def compute(batch: Batch) -> Computed:
         nonlocal count
         count += 1
-        pairs = {"pairs3": batch.pairs3, "pairs4": batch.pairs4}
-        loss, terms = criterion(model(batch.images_BCHW, batch.label_B, batch.visible, **pairs), batch.label_B)
+        loss, terms = criterion(model(batch.images_BCHW, batch.label_B, batch.visible, *batch.pairs), batch.label_B)
         figures_F = stacked(loss, terms)
         poisoned(loss, figures_F).backward()
         spoil(count)

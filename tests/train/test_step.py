@@ -14,6 +14,8 @@ import torch
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.data.training_source import TrainingSource
+from tacaf.interfaces import DrawnPairs
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.train.config import Config, load_config
 from tacaf.train.forward import draw, pairs_of
@@ -42,36 +44,34 @@ def test_the_pairs_come_with_the_batch_and_are_those_of_its_rows(sysu_shards):
     plan = Plan(select_training(ShardIndex.open(config.data.shards), config.data.split), config.data.plan, config.seed)
     batches = TrainingPipeline(
         ShardIndex.open(config.data.shards),
-        plan,
-        config.data.augment,
+        TrainingSource(plan, config.data.augment, steps=3),
         start=(1, 2),
-        steps_per_epoch=3,
         draw_pairs=functools.partial(draw, config),
     )
     for _ in range(2):
         batch = next(batches)
-        without = batch._replace(pairs3=None, pairs4=None)
-        assert pairs_of(batch, config) == {"pairs3": batch.pairs3, "pairs4": batch.pairs4}
-        for name, expected in pairs_of(without, config).items():
-            assert all(map(torch.equal, pairs_of(batch, config)[name], expected)), name
+        assert pairs_of(batch, config) is batch.pairs
+        for found, expected in zip(batch.pairs, draw(config, batch, batch.epoch, batch.step), strict=True):
+            assert all(map(torch.equal, found, expected))
+        assert all(pairs is not None for pairs in pairs_of(batch._replace(pairs=DrawnPairs()), config))
 
 
 def test_a_batch_moves_without_a_wait_and_keeps_on_the_host_what_only_logs_read(monkeypatch):
     without_pinning(monkeypatch)
     batch = tiny_batch()
-    batch = batch._replace(pairs3=model_cases.pairs_of(batch, 3), pairs4=model_cases.pairs_of(batch, 4))
+    batch = batch._replace(pairs=DrawnPairs(model_cases.pairs_of(batch, 3), model_cases.pairs_of(batch, 4)))
     with Operators() as operators:
         moved = batch.to(DEVICE)
     assert operators.waiting == []
     assert sum("_to_copy" in name for name in operators.computing) == 2, "the images, and everything else"
-    for column in (moved.images_BCHW, moved.label_B, *moved.pairs3, *moved.pairs4):
+    for column in (moved.images_BCHW, moved.label_B, *moved.pairs.pairs3, *moved.pairs.pairs4):
         assert column.device == DEVICE
-    assert all(len(column) == len(batch.label_B) for column in (moved.label_B, *moved.pairs3))
+    assert all(len(column) == len(batch.label_B) for column in (moved.label_B, *moved.pairs.pairs3))
     assert moved.row_B is batch.row_B
     here = batch.to(torch.device("cpu"))
     assert torch.equal(here.label_B, batch.label_B)
-    for name in ("pairs3", "pairs4"):
-        assert all(map(torch.equal, getattr(here, name), getattr(batch, name)))
+    for found, expected in zip(here.pairs, batch.pairs, strict=True):
+        assert all(map(torch.equal, found, expected))
 
 
 def tiny_config(shards: Path) -> Config:
@@ -85,9 +85,9 @@ def test_forward_and_backward_make_the_host_wait_for_nothing(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
     model = tiny_model().train().to(DEVICE)
     batch = tiny_batch()
-    batch = batch._replace(pairs3=model_cases.pairs_of(batch, 3), pairs4=model_cases.pairs_of(batch, 4)).to(DEVICE)
+    batch = batch._replace(pairs=DrawnPairs(model_cases.pairs_of(batch, 3), model_cases.pairs_of(batch, 4))).to(DEVICE)
     with Operators() as operators:
-        output = model(batch.images_BCHW, batch.label_B, batch.visible, pairs3=batch.pairs3, pairs4=batch.pairs4)
+        output = model(batch.images_BCHW, batch.label_B, batch.visible, *batch.pairs)
         loss, terms = TacafLoss(LossConfig())(output, batch.label_B)
         poisoned(loss, stacked(loss, terms)).backward()
     assert len(operators.computing) > 300
