@@ -33,13 +33,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from tacaf.child_processes import child_environment
 from tacaf.command import Parser, entry, to_path
-from tacaf.data.augment import ERASE_FILL, GRAY, MEAN, STD, AugmentConfig
+from tacaf.data.augment import ERASE_FILL, GRAY, AugmentConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig, PlannedBatch
 from tacaf.data.reader import ShardReader
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.files import write_json
-from tacaf.images import open_image
+from tacaf.images import MEAN, STD, open_image
 from tacaf.provenance import environment
 from tacaf.vocabulary import Branch
 

@@ -20,7 +20,7 @@ import torch
 from nvidia.dali import Pipeline, fn
 from PIL import Image
 
-from tacaf.data.augment import MEAN, STD, AugmentConfig, draw_parameters, normalise, reference
+from tacaf.data.augment import AugmentConfig, draw_parameters, normalise, reference
 from tacaf.data.dali_graph import crop, decode
 from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex, select_training
@@ -28,6 +28,7 @@ from tacaf.data.plan import Plan, PlanConfig
 from tacaf.data.reader import BadSampleError, ShardReader
 from tacaf.data.storage import File
 from tacaf.data.training_pipeline import TrainingPipeline
+from tacaf.images import MEAN, STD
 from tacaf.vocabulary import InputError
 
 LEVEL = 1 / (255 * STD.min())  # one of 256 levels after normalisation
