@@ -1,7 +1,8 @@
 """Backbones by kind, all with one interface: two stems, a layer-3 map, a layer-4 map, and the layers between the two.
 
-The ResNet and EfficientNet-Lite have this interface themselves; adapters give it to the networks of transformers. Maps are B x C x H x W. The maps
-of these networks have positive and negative values, unlike a ResNet's after its ReLU; GeM pools the positive part.
+The ResNet and EfficientNet-Lite have this interface themselves; adapters give it to the networks of transformers. Maps
+are B x C x H x W. The maps of these networks have positive and negative values, unlike a ResNet's after its ReLU; GeM
+pools the positive part.
 """
 
 import copy
