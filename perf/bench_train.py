@@ -57,6 +57,14 @@ VARIANTS = (
         graph=True,
     ),
     Variant("whole, all with compile", channels_last=True, fused=True, compile=True, cudnn_benchmark=True),
+    Variant(
+        "whole, all with compile, graph",
+        channels_last=True,
+        fused=True,
+        compile=True,
+        cudnn_benchmark=True,
+        graph=True,
+    ),
 )
 PLAIN = "whole, definitions"
 

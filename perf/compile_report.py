@@ -51,7 +51,7 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", t
 Launch = tuple[JITFunction, tuple[Any, ...], dict[str, Any]]
 
 
-def _gem_pyramid(dtype: torch.dtype, choice: tuple[int, int, int]) -> None:
+def _gem_pyramid(dtype: torch.dtype, choice: gem_pyramid.Choice) -> None:
     features, levels = torch.empty(64, 18, 9, 2048, dtype=dtype, device="meta"), (1, 3, 6)
     pooled = gem_pyramid.forward(features, levels, 3.0, 1e-6, choice)
     gem_pyramid.backward(pooled, features, pooled, levels, 3.0, 1e-6, choice)

@@ -100,8 +100,8 @@ def entry(signals: bool = True) -> Callable[[Main], Main]:
         @functools.wraps(main)
         def guarded(argv: Sequence[str] | None = None) -> int:
             _prepare_streams()
-            with _stoppable(TO_STOP if signals else TO_STOP[:1]):
-                return _finished(_guarded(main, argv))
+            with _stoppable(TO_STOP if signals else TO_STOP[:1]) as raised:
+                return _finished(_guarded(main, argv, raised))
 
         return guarded
 
@@ -121,14 +121,18 @@ def run_to_end(module: str, signals: bool = True) -> int:
         return status
 
     status = run(None)
+    # Python ends itself by SIGINT if a KeyboardInterrupt left the last string that was executed, as dataclasses and
+    # named tuples do in an import, even if it was caught later. So that our status counts, let that be another one.
+    exec("")
     for number in _answered():  # while the interpreter shuts down: the work is done, and its status stays
         signal.signal(number, lambda *_: os._exit(status))
     return status
 
 
-def _guarded(main: Main, argv: Sequence[str] | None) -> int:
+def _guarded(main: Main, argv: Sequence[str] | None, raised: Sequence[BaseException]) -> int:
+    """The status of `main`; `raised` is what signals have raised in it."""
     try:
-        return main(argv)
+        return _with_signals(main, argv, raised)
     except InputError as error:
         if error.shared and _other_rank():
             return INPUT
@@ -152,6 +156,16 @@ def _guarded(main: Main, argv: Sequence[str] | None) -> int:
         if _is_out_of_memory(error):
             return say(error, "out of memory; give it less at once, or use a machine with more", INPUT)
         return say(error, unexpected(error), UNEXPECTED)
+
+
+def _with_signals(main: Main, argv: Sequence[str] | None, raised: Sequence[BaseException]) -> int:
+    """Run `main`. What a signal raised counts also where it came out of a library as an error of the library's own."""
+    try:
+        return main(argv)
+    except Exception:
+        if raised:
+            raise raised[0] from None
+        raise
 
 
 def _finished(status: int) -> int:
@@ -213,13 +227,15 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def _stoppable(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+def _stoppable(numbers: Sequence[signal.Signals]) -> Iterator[list[BaseException]]:
     """These signals raise in the block. Another one soon after does not disturb the cleaning up that the first began.
 
-    A signal that the process was told to ignore (`nohup`, a job in the background) stays ignored.
+    Yields a list, which gets every exception that is raised. A signal that the process was told to ignore (`nohup`, a
+    job in the background) stays ignored.
     """
+    raised: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield raised
         return
     last = -PATIENCE_S
 
@@ -228,13 +244,14 @@ def _stoppable(numbers: Sequence[signal.Signals]) -> Iterator[None]:
         now = time.monotonic()
         if now - last >= PATIENCE_S:
             last = now
-            raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+            raised.append(KeyboardInterrupt() if number == signal.SIGINT else Terminated(number))
+            raise raised[-1]
 
     before = {number: handler for number in numbers if (handler := signal.getsignal(number)) != signal.SIG_IGN}
     try:
         for number in before:
             signal.signal(number, stop)
-        yield
+        yield raised
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

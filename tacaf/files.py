@@ -25,7 +25,7 @@ from tacaf.vocabulary import InputError
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system without locks: go without
 _PARTIAL = ".partial"
-_MOST_TRIES = 10_000  # to lock a file that others make and remove
+_MOST_TRIES = 10_000  # to lock or make what others remove at the same moment
 _LONGEST_NAME = 255  # bytes, on every usual file system of Linux
 _OF_RUST = re.compile(r"\(os error (\d+)\)")  # how its libraries (safetensors) pass on the system's error
 
@@ -310,7 +310,7 @@ def _new_file(target: Path) -> tuple[Path, int]:
 def _new_folder(target: Path) -> Iterator[Path]:
     """A new, locked folder beside `target`; it is gone after the block unless it was renamed."""
     remove_leftovers(target)
-    while True:
+    for last in (*[False] * _MOST_TRIES, True):
         folder, handle = _temporary(target), -1
         try:
             folder.mkdir()
@@ -320,7 +320,8 @@ def _new_folder(target: Path) -> Iterator[Path]:
                 yield folder
                 return
         except FileNotFoundError:
-            if handle >= 0 or not folder.parent.is_dir():  # else it was taken for a leftover before it was opened
+            # Else it was taken for a leftover before it was opened; or, in /proc, no folder can be made at all.
+            if handle >= 0 or last or not folder.parent.is_dir():
                 raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -36,6 +36,12 @@ MOST_SCANS = 100  # of a progressive JPEG, which has about ten; each costs as mu
 # What Pillow calls grey images of more than 8 bits: unsigned 16 bits, 32 bits, floating point.
 WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
+# What begins a file that Pillow takes for none of its own, although it is one, and what to do about it.
+_BEGINNINGS = {
+    b"II*\0": "a TIFF of a kind that is not read; save it with 8 or 16 bits, or with 32 bits of floating point",
+    b"MM\0*": "a TIFF of a kind that is not read; save it with 8 or 16 bits, or with 32 bits of floating point",
+    b"\xff\xd8\xff": "a JPEG that is damaged or of a kind that is not read; save it with 8 bits a channel",
+}
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _SCANNED_PIXELS = 1e8
 _SCAN = re.compile(b"\xff\xda")  # in a JPEG's compressed data no other byte than 0 follows ff
@@ -113,7 +119,8 @@ def open_image(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
     except Image.UnidentifiedImageError:
-        raise ImageError(f"not an image in a known format ({', '.join(FORMATS)})") from None
+        known = next((text for begin, text in _BEGINNINGS.items() if data.startswith(begin)), None)
+        raise ImageError(known or f"not an image in a known format ({', '.join(FORMATS)})") from None
     except Exception as error:  # Pillow raises many kinds on damaged data
         raise ImageError(f"unreadable ({error})") from None
     width, height = image.size
@@ -165,7 +172,7 @@ def is_wide(image: Image.Image) -> bool:
 
 
 def has_deep_colour(image: Image.Image) -> bool:
-    """Whether an opened image has channels of 16 bits beside one another, of which Pillow keeps the upper 8."""
+    """Whether an opened image, not yet loaded, has several channels of 16 bits, of which Pillow keeps the upper 8."""
     return not is_wide(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
@@ -239,13 +246,13 @@ def far_apart(one: GreyScale, other: GreyScale) -> bool:
     return shared < 0.5 * (max(one.high, other.high) - min(one.low, other.low))
 
 
-def for_dali(data: bytes, scale: GreyScale | None) -> bytes:
+def for_dali(data: bytes, scale: GreyScale | None, decoded: bool = False) -> bytes:
     """The file itself where DALI decodes it as `decode` does; otherwise its pixels as a BMP, which is quick to write.
 
-    ImageError as `decode`.
+    `decoded`: its pixels in any case, for a file that DALI was found to refuse. ImageError as `decode`.
     """
     with open_image(data) as image:
-        if image.format in _DECODED_BY_DALI and not (is_wide(image) and scale is not None):
+        if not decoded and image.format in _DECODED_BY_DALI and not (is_wide(image) and scale is not None):
             return data
         pixels = pixels_of(image, scale)
         grey = image.mode == "L" or is_wide(image)

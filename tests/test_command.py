@@ -38,16 +38,17 @@ def main(argv=None):
 
 @pytest.fixture
 def begin(tmp_path):
-    """Starts a command with this body; `slow_import`: a statement before its other imports."""
+    """Starts a command with this body; `slow_import`: a statement before its other imports; `module`: by `-m`."""
     begun = []
 
-    def start(body: str, slow_import: str = "", words: tuple = (), **options) -> subprocess.Popen:
+    def start(body: str, slow_import: str = "", words: tuple = (), module: bool = False, **options) -> subprocess.Popen:
         script = tmp_path / "command_of_test.py"
         lines = "\n".join(f"    {line}" for line in body.splitlines())
         script.write_text(COMMAND.format(slow_import=slow_import, body=lines))
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), **options.pop("env", {})}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-        begun.append(subprocess.Popen([sys.executable, script, *words], cwd=tmp_path, env=environment, **pipes))
+        named = ["-m", script.stem] if module else [script]
+        begun.append(subprocess.Popen([sys.executable, *named, *words], cwd=tmp_path, env=environment, **pipes))
         return begun[-1]
 
     yield start
@@ -94,6 +95,29 @@ def test_a_signal_is_one_line_and_leaves_nothing(begin, tmp_path, number, status
         process.send_signal(number)
     assert ended(process) == (status, "", f"error: {words}\n")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["command_of_test.py", "ready"]
+
+
+TRANSLATES = """
+try:
+    Path("ready").touch()
+    time.sleep(100)
+except BaseException:
+    raise ValueError("the shape of something") from None
+"""
+EXECUTES = """
+exec("Path('ready').touch(); time.sleep(100)")
+"""
+
+
+@pytest.mark.parametrize(("number", "status", "words"), [(2, 130, "interrupted"), (15, 143, "terminated")])
+@pytest.mark.parametrize("body", [TRANSLATES, EXECUTES], ids=["another error", "executed text"])
+def test_a_signal_in_the_middle_of_a_library(begin, tmp_path, body, number, status, words):
+    """Some make an error of their own of every exception; and with `-m` a KeyboardInterrupt that left executed text
+    makes Python end itself by SIGINT, also where it was caught later."""
+    process = begin(body, module=True)
+    wait_until((tmp_path / "ready").exists, process)
+    process.send_signal(number)
+    assert ended(process) == (status, "", f"error: {words}\n")
 
 
 CLEANS_UP_SLOWLY = """

@@ -469,3 +469,10 @@ def test_reasons_read_as_the_end_of_a_sentence():
     assert reason_of(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))) == "no space left on device"
     assert reason_of(ValueError("NaN is no number")) == "NaN is no number"
     assert reason_of(ValueError()) == "ValueError"
+
+
+@pytest.mark.parametrize("whole", [whole_folder, whole_path, whole_file])
+def test_a_folder_that_takes_nothing_new_is_refused(whole):
+    """There the system says that a new folder does not exist, as where another process removed it."""
+    with pytest.raises(InputError, match="/proc/here"), whole(Path("/proc/here")):
+        pass

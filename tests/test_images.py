@@ -1,13 +1,16 @@
 """Image files: one list of formats, one limit, and the scale that grey values of more than 8 bits go through."""
 
+import struct
 import threading
 import warnings
+import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tacaf import images
+from tacaf.data import photo
 from tacaf.documents import parse
 from tacaf.images import (
     PER_IMAGE,
@@ -47,6 +50,31 @@ def big_endian(values: np.ndarray) -> bytes:
         for tag, value in entries.items()
     )
     return b"MM\0*" + (8 + len(pixels)).to_bytes(4, "big") + pixels + len(entries).to_bytes(2, "big") + table + bytes(4)
+
+
+@pytest.mark.parametrize("values", [np.ones((8, 4)), np.ones((8, 4), np.float16)], ids=["64 bits", "16 bits"])
+def test_a_tiff_that_pillow_does_not_know_is_called_one(values):
+    """NumPy's usual type is one of them: whoever is told that it is no TIFF looks for the mistake elsewhere."""
+    sound = encoded(values.astype(np.float32), "TIFF")
+    bits = (258).to_bytes(2, "little") + b"\3\0" + (1).to_bytes(4, "little")
+    assert sound.count(bits + b"\x20\0") == 1
+    other = sound.replace(bits + b"\x20\0", bits + bytes([8 * values.itemsize, 0]))
+    assert decode(sound, PER_IMAGE).shape == (8, 4, 3)
+    with pytest.raises(ImageError, match=r"TIFF.*32 bits"):
+        open_image(other)
+
+
+def test_16_bits_beside_an_alpha_channel_are_refused_where_they_would_look_flat():
+    """A PNG of grey from 7000 to 8000 and alpha, by hand: Pillow writes none."""
+    values = np.linspace(7000, 8000, 32).astype(np.uint16).reshape(8, 4)
+    lines = b"".join(b"\0" + np.stack([line, np.full_like(line, 65535)], 1).astype(">u2").tobytes() for line in values)
+    header = struct.pack(">IIBBBBB", 4, 8, 16, 4, 0, 0, 0)
+    parts = (b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")
+    chunks = [struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+    assert look(data).narrowed
+    with pytest.raises(InputError, match="16 bits in colour or with an alpha channel"):
+        photo.decode(data)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,7 +3,7 @@
 A program holds one image and BLOCK_C channels and walks down the map in stripes so fine that every level is made of
 whole stripes. Legend: B images, H x W positions, C channels, N = sum(levels) pooled stripes.
 """
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="no-untyped-def, assignment, var-annotated"
 
 import math
 from collections.abc import Sequence
@@ -12,8 +12,18 @@ import torch
 import triton
 import triton.language as tl
 
-# (BLOCK_P positions at once, BLOCK_C channels, warps); the first is the default.
-CHOICES = ((32, 128, 4), (32, 64, 4), (16, 256, 4))
+Blocks = tuple[int, int, int]  # BLOCK_P positions at once, BLOCK_C channels, warps
+Choice = tuple[Blocks, Blocks]  # of the forward and of the backward
+SUMS_A_THREAD = 48  # that the forward keeps in registers; with more, what it loads ahead is spilled
+# The first is the default. A warp with 256 channels keeps all positions of a channel in one thread, so no sum crosses
+# threads. The forward that summed across warps after every stripe took 59 us on an H200 where its read takes 13; the
+# time of this one has not been measured.
+CHOICES: tuple[Choice, ...] = (
+    ((16, 256, 1), (32, 128, 4)),
+    ((8, 256, 1), (32, 64, 4)),
+    ((8, 512, 2), (16, 256, 4)),
+    ((8, 1024, 4), (16, 128, 4)),
+)
 
 
 @triton.jit
@@ -40,16 +50,25 @@ def _power(x, P: tl.constexpr):
 
 
 @triton.jit
+def _root(mean, P: tl.constexpr):
+    """mean^(1/P). exp2(log2 / P) is a few units off in the last place; one Newton step on y^P = mean corrects that."""
+    root = tl.exp2(tl.log2(mean) / P)
+    if P > 1:
+        root = root * ((P - 1.0) / P + mean / _power(root, P) / P)
+    return root
+
+
+@triton.jit
 def forward_kernel(
     p_x, p_pooled, channels, eps, positions: tl.constexpr, LEVELS: tl.constexpr, FINE: tl.constexpr, N: tl.constexpr,
-    P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    P: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     i_image = tl.program_id(0).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = c < channels
     stripe: tl.constexpr = positions // FINE
-    b_sum = tl.zeros((BLOCK_N, BLOCK_C), tl.float32)
-    for i_stripe in range(FINE):
+    fine = ()  # the sum of each fine stripe, BLOCK_C each
+    for i_stripe in tl.static_range(FINE):
         b_stripe = tl.zeros((BLOCK_C,), tl.float32)
         for first in range(0, stripe, BLOCK_P):
             p = first + tl.arange(0, BLOCK_P)
@@ -57,17 +76,16 @@ def forward_kernel(
             o_x = (i_image * positions + i_stripe * stripe + p[:, None]) * channels + c[None, :]
             x = tl.maximum(tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32), eps)
             b_stripe += tl.sum(tl.where(m_x, _power(x, P), 0.0), axis=0)
-        inside, same = _member(i_stripe, LEVELS, FINE, BLOCK_N)
-        b_sum += tl.where(inside[:, None], b_stripe[None, :], 0.0)
-    first_rows, level = _member(0, LEVELS, FINE, BLOCK_N)
-    mean = tl.maximum(b_sum * (level.to(tl.float32) / positions)[:, None], 1e-38)
-    # exp2(log2 / P) is off by some units in the last place; one Newton step on y^P = mean corrects that
-    root = tl.exp2(tl.log2(mean) / P)
-    if P > 1:
-        root = root * ((P - 1.0) / P + mean / _power(root, P) / P)
-    n = tl.arange(0, BLOCK_N)
-    o_pooled = (i_image * N + n[:, None]) * channels + c[None, :]
-    tl.store(p_pooled + o_pooled, root, mask=(n[:, None] < N) & m_c[None, :])
+        fine = fine + (b_stripe,)  # noqa: RUF005 - the form that Triton compiles
+    n = 0
+    for i_level in tl.static_range(len(LEVELS)):
+        for i in tl.static_range(0, FINE, FINE // LEVELS[i_level]):
+            total = fine[i]
+            for j in tl.static_range(1, FINE // LEVELS[i_level]):
+                total += fine[i + j]
+            mean = tl.maximum(total * (LEVELS[i_level] / positions), 1e-38)
+            tl.store(p_pooled + (i_image * N + n) * channels + c, _root(mean, P), mask=m_c)
+            n += 1
 
 
 @triton.jit
@@ -101,24 +119,27 @@ def backward_kernel(
 
 
 def _launch(kernel: triton.JITFunction, tensors: tuple[torch.Tensor, ...], levels: Sequence[int], p: float, eps: float,
-            choice: tuple[int, int, int]) -> None:  # fmt: skip
+            *blocks: int, warps: int) -> None:  # fmt: skip
+    """Launch over images and blocks of channels; `blocks` are the kernel's block sizes, that of channels last."""
     images, height, width, channels = next(x.shape for x in tensors if x.dim() == 4)
-    block_p, block_c, warps = choice
-    total = sum(levels)
     if images:
-        kernel[(images, triton.cdiv(channels, block_c))](
-            *tensors, channels, eps, height * width, tuple(levels), math.lcm(*levels), total, int(p),
-            triton.next_power_of_2(total), block_p, block_c, num_warps=warps, enable_fp_fusion=True,
+        kernel[(images, triton.cdiv(channels, blocks[-1]))](
+            *tensors, channels, eps, height * width, tuple(levels), math.lcm(*levels), sum(levels), int(p),
+            *blocks, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
 
 
 def forward(
-    features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, choice: tuple[int, int, int] = CHOICES[0]
+    features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, choice: Choice = CHOICES[0]
 ) -> torch.Tensor:
     """B x N x C float32."""
     images, _, _, channels = features_BHWC.shape
     pooled_BNC = features_BHWC.new_empty(images, sum(levels), channels, dtype=torch.float32)
-    _launch(forward_kernel, (features_BHWC.contiguous(), pooled_BNC), levels, p, eps, choice)
+    block_p, block_c, warps = choice[0]
+    while math.lcm(*levels) * block_c > SUMS_A_THREAD * 32 * warps and block_c > 32 * warps:
+        block_c //= 2
+    tensors = (features_BHWC.contiguous(), pooled_BNC)
+    _launch(forward_kernel, tensors, levels, p, eps, block_p, block_c, warps=warps)
     return pooled_BNC
 
 
@@ -129,10 +150,12 @@ def backward(
     levels: Sequence[int],
     p: float,
     eps: float,
-    choice: tuple[int, int, int] = CHOICES[0],
+    choice: Choice = CHOICES[0],
 ) -> torch.Tensor:
     """B x H x W x C in the map's dtype."""
     gradient = torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
     tensors = (grad_BNC.contiguous(), features_BHWC.contiguous(), pooled_BNC, gradient)
-    _launch(backward_kernel, tensors, levels, p, eps, choice)
+    block_p, block_c, warps = choice[1]
+    rows = triton.next_power_of_2(sum(levels))
+    _launch(backward_kernel, tensors, levels, p, eps, rows, block_p, block_c, warps=warps)
     return gradient

@@ -29,6 +29,7 @@ UNWRITABLE = (
     "a\0b",
     LONG,
     "/proc/nothing/here",
+    "/proc/here",
     "/dev/full",
     "{FOLDER}",
     "{EMPTY}/below",

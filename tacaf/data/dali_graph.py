@@ -60,6 +60,27 @@ def evaluation_graph(
     return graph
 
 
+def refused(encoded: Sequence[np.ndarray], device_id: int | None) -> list[int]:
+    """Places of the image files that DALI's decoder refuses, each uint8 [bytes].
+
+    They are decoded one by one, because a failure is a whole batch's, and in a new graph after each failure, because a
+    graph does not recover from one. Only as large as an icon: what is asked is whether it fails.
+    """
+    found: list[int] = []
+    first = 0
+    while first < len(encoded):
+        graph = evaluation_graph(_one_by_one(encoded[first:]), 8, 8, batch_size=1, threads=1, device_id=device_id)
+        place = first
+        try:
+            while place < len(encoded):
+                graph.run()
+                place += 1
+        except RuntimeError:
+            found.append(place)
+        first = place + 1
+    return found
+
+
 def next_outputs(graph: Pipeline, device_id: int | None) -> list[torch.Tensor]:
     """The outputs for the next batch, in DALI's memory, which the batch after it uses again."""
     # With the stream that will read them, so that their memory is not used again before it has.
@@ -79,6 +100,10 @@ def crop(image: Node, height: int, width: int, corner: Node, mirror: Node) -> No
     # argument it stays on the CPU beside the anchors.
     image = fn.slice(image, start=corner, shape=[height, width], axes=[0, 1], out_of_bounds_policy="pad")
     return _normalise(image, mirror)
+
+
+def _one_by_one(encoded: Sequence[np.ndarray]) -> Source:
+    return lambda number: ([encoded[min(number, len(encoded) - 1)]],)  # DALI asks ahead, past the end too
 
 
 def _normalise(image: Node, mirror: Node | int = 0) -> Node:

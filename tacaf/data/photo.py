@@ -118,8 +118,9 @@ def _pixels(image: Image.Image, limits: Limits, scale: GreyScale | None) -> np.n
         raise ImageError(f"{image.width} x {image.height} pixels, more than {limits.megapixels:.3g} million")
     if images.is_wide(image):
         return _of_values(images.wide_values(image), scale)
+    deep = images.has_deep_colour(image)  # before its pixels are loaded: Pillow forgets it then
     pixels_HWC = images.pixels_of(image)
-    if images.has_deep_colour(image) and share_used(pixels_HWC, _WHOLE_8_BITS) < LITTLE_USED:
+    if deep and share_used(pixels_HWC, _WHOLE_8_BITS) < LITTLE_USED:
         raise ImageError("16 bits in colour or with an alpha channel that fill little of their range: save it as grey")
     return pixels_HWC
 

@@ -49,15 +49,16 @@ class ShardReader:
     def __reduce__(self) -> tuple[Any, ...]:
         return ShardReader, (self.index, self.open_shards)
 
-    def read(self, row: int) -> np.ndarray:
+    def read(self, row: int, decoded: bool = False) -> np.ndarray:
         """The image of a row as a file for DALI, uint8 [bytes]. BadSampleError names shard, key and what came instead.
 
-        Its pixels have 8 bits: grey values of more went through the set's scale, if it has one.
+        Its pixels have 8 bits: grey values of more went through the set's scale, if it has one. `decoded`: as a BMP,
+        for a file that DALI was found to refuse.
         """
         data = self.original(row)
-        if not self._as_it_is[row]:
+        if decoded or not self._as_it_is[row]:
             try:
-                given = for_dali(data, self.scale_of(row))
+                given = for_dali(data, self.scale_of(row), decoded)
             except ImageError as problem:
                 raise BadSampleError(row, self._undecodable(row, str(problem))) from None
             self._as_it_is[row] = given is data  # the header was read, once: decoding is the pipeline's

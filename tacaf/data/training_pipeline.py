@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from tacaf.data.augment import AugmentConfig, Parameters
-from tacaf.data.dali_graph import next_outputs, training_graph
+from tacaf.data.dali_graph import next_outputs, refused, training_graph
 from tacaf.data.fetch_ahead import FetchAhead
 from tacaf.data.index import ShardIndex
 from tacaf.data.pixels import finish, finish_whole
@@ -31,6 +31,8 @@ class TrainingPipeline:
     gives way to the next sound one of its identity and modality; `replaced` counts those, `report` gets a sentence for
     each, and beyond `bad_sample_share` of the training images the error comes after all. `draw_pairs` draws the batch's
     pairs on the host; without it, none.
+
+    An image that DALI refuses although it is whole for everybody else is decoded by the reader; `report` says so.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class TrainingPipeline:
         self.source = TrainingSource(plan, augment, steps_per_epoch or plan.steps_per_epoch, rank, ranks)
         self.next = start[0] * self.source.steps + start[1]
         self.instead: dict[int, int] = {}  # unusable row -> the row shown in its place
+        self.decoded: set[int] = set()  # rows that DALI refuses, so that the graph gets their pixels
         self.fetching = FetchAhead(ShardReader(index)) if index.remote and plan.config.window_shards else None
         self.reading, self.feed, self.graph = self._build()
 
@@ -85,8 +88,8 @@ class TrainingPipeline:
         return reading, feed, graph
 
     def _read(self, reader: ShardReader) -> Callable[[int], ReadBatch]:
-        """Reads a batch by its number, with the images replaced that are known now."""
-        return functools.partial(self.source.read, reader, dict(self.instead))
+        """Reads a batch by its number, with the images replaced and decoded that are known now."""
+        return functools.partial(self.source.read, reader, dict(self.instead), frozenset(self.decoded))
 
     def _read_ahead(self) -> ReadAhead[ReadBatch]:
         # A cache that holds two windows has no room for readers in three: one reads, in order, what was fetched ahead.
@@ -137,17 +140,18 @@ class TrainingPipeline:
         return out_BCHW
 
     def _outputs(self) -> list[torch.Tensor]:
-        """The graph's outputs for the next batch; after replacing what is unusable, from a graph built anew."""
+        """The graph's outputs for the next batch; after a failure, from a graph built anew without its cause."""
         while True:
             try:
                 return next_outputs(self.graph, self.device_id)
             except Exception as error:  # DALI's own, or one from a reader
                 problem = self._find_problem()
-                if problem is None:
+                if problem is not None:
+                    if self.on_bad_sample == "stop":
+                        raise problem from None
+                    self._replace(problem)
+                elif self.feed.error is not None or not self._decode_refused():
                     raise self.feed.error or error from None
-                if self.on_bad_sample == "stop":
-                    raise problem from None
-                self._replace(problem)
                 if self.reading is not None:
                     self.reading.close()
                 del self.graph  # its memory is free before the new one takes as much
@@ -155,14 +159,27 @@ class TrainingPipeline:
 
     def _find_problem(self) -> BadSampleError | None:
         """The first unusable image of the batches that the graph may have been working on."""
-        ahead = range(self.next, self.next + self.prefetch + 2)
-        rows = np.concatenate([self.source.planned(number, self.instead).row_B for number in ahead])
-        for row in dict.fromkeys(rows.tolist()):
+        for row in self._rows_ahead():
             try:
                 self.reader.check(row)
             except BadSampleError as problem:
                 return problem
         return None
+
+    def _rows_ahead(self) -> list[int]:
+        """The rows of the batches that the graph may be working on, each once."""
+        ahead = range(self.next, self.next + self.prefetch + 2)
+        rows = np.concatenate([self.source.planned(number, self.instead).row_B for number in ahead])
+        return list(dict.fromkeys(rows.tolist()))
+
+    def _decode_refused(self) -> bool:
+        """Have the reader decode what DALI refuses of the batches ahead. Whether there is any."""
+        rows = [row for row in self._rows_ahead() if row not in self.decoded]
+        found = [rows[place] for place in refused([self.reader.read(row) for row in rows], self.device_id)]
+        self.decoded.update(found)
+        for row in found:
+            self.report(f"{self.reader.where(row)}: DALI does not decode this image; it is decoded without DALI")
+        return bool(found)
 
     def _replace(self, problem: BadSampleError) -> None:
         """The next sound image of the same identity and modality, in the order of the index and round to its start.

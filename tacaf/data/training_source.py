@@ -1,6 +1,6 @@
 """What the training graph is given: the bytes and the drawn parameters of a rank's share of a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -40,14 +40,14 @@ class TrainingSource:
         rows = [instead.get(row, row) for row in planned.row_B.tolist()]
         return planned._replace(row_B=np.array(rows, dtype=np.int64))
 
-    def read(self, reader: ShardReader, instead: Mapping[int, int], number: int) -> ReadBatch:
-        """The batch with this number. InputError from the reader."""
+    def read(self, reader: ShardReader, instead: Mapping[int, int], decoded: Collection[int], number: int) -> ReadBatch:
+        """The batch with this number; of the rows `decoded` the graph gets the pixels. InputError from the reader."""
         planned = self.planned(number, instead)
         drawn = draw_parameters(self.augment, self.plan.seed, *self.where(number), planned.position_B, planned.branch_B)
         if reader.index.remote and self.plan.config.window_shards:
             reader.keep_only(self.plan.shards_ahead(*self.where(number), self.steps))
         inputs = [
-            [reader.read(row) for row in planned.row_B[planned.branch_B == branch]]
+            [reader.read(row, row in decoded) for row in planned.row_B[planned.branch_B == branch]]
             for branch in (Branch.VISIBLE, Branch.INFRARED)
         ]
         for branch in self.plan.config.branches:

@@ -18,6 +18,8 @@ from tacaf.train.regroup import TEMPORARY, data_only, load_regrouped, regrouped
 from tacaf.train.state import EPOCHS, SavedFacts, extension
 from tacaf.vocabulary import InputError
 
+_OF_PYTORCHS_WRITER = re.compile("PytorchStreamWriter|inline_container")
+
 
 class NotSavedError(Exception):
     """A checkpoint could not be written, on any rank; the run can continue and try again later."""
@@ -71,12 +73,18 @@ def _write(engine: Any, folder: Path, global_step: int, facts: dict[str, Any]) -
         if distributed.world_size() > 1:  # the others may be waiting inside DeepSpeed
             raise InputError(
                 f"checkpoint of step {global_step} not saved: rank {distributed.rank()} could not write into {folder}:"
-                f" {first_line(error)}; older checkpoints are untouched; make room and start again with --resume"
+                f" {_reason(error)}; older checkpoints are untouched; make room and start again with --resume"
             ) from None
         checkpoint.clear_temporary(folder)
         raise NotSavedError(
-            f"checkpoint of step {global_step} not saved into {folder}: {first_line(error)}; older ones are untouched"
+            f"checkpoint of step {global_step} not saved into {folder}: {_reason(error)}; older ones are untouched"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    """Why a checkpoint was not written. PyTorch's writer knows only that fewer bytes are in the file than it wrote."""
+    text = first_line(error)
+    return "the files take no more bytes; the disk may be full" if _OF_PYTORCHS_WRITER.search(text) else text
 
 
 def _bytes_needed(engine: Any, folder: Path) -> int:

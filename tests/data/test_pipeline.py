@@ -293,6 +293,43 @@ def test_hostile_images_are_named(index, tmp_path, plan, data, says, workers):
         list(EvaluationPipeline(broken, np.array([row]), 48, 24))
 
 
+def short_png(pixels_HWC: np.ndarray) -> bytes:
+    """A PNG whose compressed data end, in good order, in the middle of the picture: Pillow shows the rest black."""
+    height, width, _ = pixels_HWC.shape
+    lines = b"".join(b"\0" + line.tobytes() for line in pixels_HWC[: height // 2])
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(lines)), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_dali_alone_refuses_is_decoded_without_it(index, tmp_path, plan, workers):
+    row = int(plan.global_batch(0, 1).row_B[0])
+    pixels_HWC = np.random.default_rng(0).integers(0, 256, (48, 24, 3), dtype=np.uint8)
+    odd = with_bytes(index, tmp_path, row, short_png(pixels_HWC))
+    pixels_HWC[24:] = 0
+    assert (ShardReader(odd).pixels(row) == pixels_HWC).all()
+    seen = {}
+    for images_BCHW, rows in EvaluationPipeline(odd, np.arange(len(index)), 48, 24, batch_size=5):
+        seen |= dict(zip(rows.tolist(), images_BCHW, strict=True))
+    assert list(seen) == list(range(len(index)))
+    np.testing.assert_allclose(seen[row].numpy(), normalise(pixels_HWC).transpose(2, 0, 1), atol=1e-5)
+    said: list[str] = []
+    running = TrainingPipeline(odd, plan, SIZE, workers=workers, report=said.append)
+    undisturbed = TrainingPipeline(index, plan, SIZE)
+    for _ in range(3):
+        batch, other = next(running), next(undisturbed)
+        assert torch.equal(batch.row_B, other.row_B)
+        changed = (batch.images_BCHW != other.images_BCHW).flatten(1).any(1)
+        assert torch.equal(changed, batch.row_B == row)
+    assert [index.key(row) in text for text in said] == [True]
+    assert running.replaced == 0
+
+
 def test_a_shard_that_lost_its_end_is_named(index, tmp_path, plan):
     shard = int(index.columns["shard"][int(plan.global_batch(0, 0).row_B[0])])
     path = tmp_path / "cut.tar"

@@ -4,12 +4,15 @@
 imported: `TRITON_INTERPRET=1 python -m pytest tests/kernels/triton_cases.py`, or plainly so on a GPU machine.
 """
 
+import functools
+
 import pytest
 import torch
 
 from kernels.alignment import align, align_distance, soft_align
 from kernels.alignment.tile_kernel import Tile
 from kernels.gem_pyramid import gem_pyramid
+from kernels.gem_pyramid import kernel as gem_pyramid_kernel
 from kernels.ring_aggregate import ring_aggregate
 from tests.kernels.cases import alignment_case, assert_equal, outputs_and_gradients
 
@@ -57,6 +60,16 @@ def _randn(*shape):
 )
 def test_gem_pyramid(dtype, shape, levels, p):
     compare(lambda x, backend: gem_pyramid(x, levels, p, 1e-2, backend=backend), dtype, _randn(*shape))
+
+
+@pytest.mark.parametrize("choice", gem_pyramid_kernel.CHOICES)
+@pytest.mark.parametrize("levels", [(1, 3, 6), (6, 1), (1, 2, 4, 24), (3, 8)])
+def test_every_tuning_choice_of_gem_pyramid(monkeypatch, choice, levels):
+    for name in ("forward", "backward"):
+        launch = functools.partial(getattr(gem_pyramid_kernel, name), choice=choice)
+        monkeypatch.setattr(gem_pyramid_kernel, name, launch)
+    run = lambda x, backend: gem_pyramid(x, levels, 3.0, 1e-2, backend=backend)  # noqa: E731
+    compare(run, torch.float32, _randn(2, 24, 3, 40))
 
 
 def test_gem_pyramid_of_zeros_and_of_a_turned_map():
