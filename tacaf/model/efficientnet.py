@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import nn
 
 from tacaf.images import MEAN, STD
+from tacaf.model.backbone import TwoStems
 from tacaf.model.norm import BatchNorm2d, NormMode
 from tacaf.settings import Settings
 
@@ -129,7 +130,7 @@ class Block(nn.Module):
         return outer_BCHW + features_BCHW if self.adds else outer_BCHW
 
 
-class EfficientNetLite(nn.Module):
+class EfficientNetLite(TwoStems):
     """Two stems and four shared layers; random weights until a file is loaded (`efficientnet_weights.py`).
 
     `width`: channels of the layer-4 map. Without random depth, because a resumed run could not repeat it.
@@ -153,16 +154,3 @@ class EfficientNetLite(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images_BCHW: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The maps after layer 3 and layer 4. The first `visible` images take the visible stem, others the infrared.
-
-        A batch of one modality (visible = 0 or B) runs one stem only.
-        """
-        stems = []
-        if visible > 0:
-            stems.append(self.visible_stem(images_BCHW[:visible]))
-        if visible < images_BCHW.shape[0]:
-            stems.append(self.infrared_stem(images_BCHW[visible:]))
-        layer3_BCHW = self.layer3(self.layer2(self.layer1(torch.cat(stems))))
-        return layer3_BCHW, self.layer4(layer3_BCHW)

