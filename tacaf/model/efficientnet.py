@@ -5,6 +5,7 @@ ResNet's interface: one stem per modality, shared layers 1-4, maps of layer 3 (1
 at a sixteenth of the image. B images, C channels, H x W.
 """
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -153,4 +154,7 @@ class EfficientNetLite(TwoStems):
         self.layer1, self.layer2, self.layer3, self.layer4 = (nn.Sequential(*layers[layer]) for layer in layers)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                # Kaiming's, fan-out. PyTorch's own counts all of a depthwise convolution's channels, although each
+                # output has one: with weights so small, nearly nothing of the image reaches layer 4.
+                fan_out = module.out_channels // module.groups * module.kernel_size[0] ** 2
+                nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))

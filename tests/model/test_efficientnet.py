@@ -189,6 +189,15 @@ def test_each_modality_takes_its_own_stem_and_both_begin_as_copies(state, tmp_pa
     assert not torch.isclose(before[2:], after[2:]).flatten(1).all(1).any()
 
 
+def test_with_random_weights_what_an_image_shows_reaches_layer_4():
+    """In evaluation mode before any training, where running statistics correct nothing."""
+    torch.manual_seed(0)
+    backbone = backbone_on("cpu").eval()
+    with torch.inference_mode():
+        _, layer4_BCHW = backbone(torch.randn(6, 3, 96, 48), 3)
+    assert layer4_BCHW.std(0).mean() > 0.05
+
+
 @pytest.mark.parametrize(("visible", "idle"), [(3, "infrared_stem"), (0, "visible_stem")])
 def test_a_batch_of_one_modality_runs_one_stem(visible, idle):
     backbone = backbone_on("cpu")
