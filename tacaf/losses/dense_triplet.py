@@ -32,6 +32,9 @@ def dense_triplet_loss(alignment: Alignment, margin: float = 0.3, unit: DenseUni
 
 
 def mean_distance(alignment: Alignment) -> torch.Tensor:
-    """The mean of d+ and d- over all ranks' anchors and positions, a float32 scalar without gradient."""
+    """The mean of d+ and d- over all ranks' anchors and positions, a float32 scalar without gradient.
+
+    The distances hold the anchor's person mask, so where it is 0 the mean counts a distance of 0.
+    """
     both_2NL = torch.stack([alignment.positive_distance_NL, alignment.negative_distance_NL]).detach().float()
     return sum_over_ranks(both_2NL.mean()) / world_size()
