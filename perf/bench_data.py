@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_in
 
 from tacaf.child_processes import child_environment
 from tacaf.command import Parser, entry, to_path
-from tacaf.data.augment import ERASE_FILL, GRAY, MEAN, STD, AugmentConfig
+from tacaf.data.augment import ERASE_FILL, GRAY, AugmentConfig
 from tacaf.data.config import ReadingConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig, PlannedBatch
@@ -42,7 +42,7 @@ from tacaf.data.reader import ShardReader
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.data.training_source import TrainingSource
 from tacaf.files import write_json
-from tacaf.images import open_image
+from tacaf.images import MEAN, STD, open_image
 from tacaf.provenance import environment
 from tacaf.vocabulary import Branch
 

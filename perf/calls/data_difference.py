@@ -12,11 +12,12 @@ import torch
 
 from perf.calls.rows import RowsFile
 from tacaf.command import Parser, entry, to_path
-from tacaf.data.augment import STD, AugmentConfig
+from tacaf.data.augment import AugmentConfig
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan, PlanConfig
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.data.training_source import TrainingSource
+from tacaf.images import STD
 from tacaf.interfaces import Batch
 
 LEVELS = (0.5, 1.5, 2.5, 4.5, 8.5, 16.5)

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from tacaf.data.augment import MEAN, STD, Parameters, draw_parameters
+from tacaf.data.augment import Parameters, draw_parameters
 from tacaf.data.index import ShardIndex
 from tacaf.data.pixels import finish_whole
 from tacaf.data.plan import Plan
 from tacaf.data.reader import ShardReader
-from tacaf.images import decode
+from tacaf.images import MEAN, STD, decode
 from tacaf.interfaces import Batch
 from tacaf.train.config import Config
 from tacaf.train.forward import draw

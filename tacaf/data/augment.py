@@ -12,11 +12,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tacaf.draws import Stream, integers, uniform
+from tacaf.images import MEAN, STD
 from tacaf.settings import Settings
 from tacaf.vocabulary import Branch
 
-MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float64)  # ImageNet, fractions of full scale
-STD = np.array([0.229, 0.224, 0.225], dtype=np.float64)
 ERASE_FILL = np.array([0.4914, 0.4822, 0.4465], dtype=np.float32)  # CAJ, in normalised values
 GRAY = np.array([0.2989, 0.5870, 0.1140], dtype=np.float32)
 ERASE_TRIES = 100

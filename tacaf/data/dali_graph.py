@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from nvidia.dali import Pipeline, fn, types
 
-from tacaf.data.augment import MEAN, STD
+from tacaf.images import MEAN, STD
 from tacaf.vocabulary import Branch, Modality
 
 Node: TypeAlias = Any  # DALI's data node

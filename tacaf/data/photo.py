@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from tacaf import images
-from tacaf.data.augment import MEAN, STD
 from tacaf.files import path_of, read_bytes, reason_of, shown
-from tacaf.images import LITTLE_USED, SUFFIXES, WHOLE_16_BITS, GreyScale, ImageError, share_used
+from tacaf.images import LITTLE_USED, MEAN, STD, SUFFIXES, WHOLE_16_BITS, GreyScale, ImageError, share_used
 from tacaf.vocabulary import InputError
 
 Source = str | Path | bytes | Image.Image | np.ndarray

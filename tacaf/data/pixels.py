@@ -10,7 +10,8 @@ B images of C = 3 channels, H x W pixels.
 import numpy as np
 import torch
 
-from tacaf.data.augment import ERASE_FILL, MEAN, STD, Parameters
+from tacaf.data.augment import ERASE_FILL, Parameters
+from tacaf.images import MEAN, STD
 from tacaf.transfer import to_device
 
 

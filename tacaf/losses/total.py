@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 
 from tacaf.interfaces import ModelOutput, Scores
-from tacaf.losses.dense_triplet import dense_triplet_loss
+from tacaf.losses.dense_triplet import DenseUnit, dense_triplet_loss
 from tacaf.losses.identity import identity_loss
 from tacaf.losses.triplet import TripletKind, triplet_loss
 from tacaf.settings import Settings
@@ -21,6 +21,14 @@ class LossConfig(Settings):
     )
     dt: float = Field(0.5, ge=0, le=1e6, description="Weight of CMAAM's dense triplet, summed over layers (.5 in LbA).")
     dense_margin: float = Field(0.3, ge=0, le=1e6, description="Margin of the dense triplet (LbA).")
+    dense_unit: DenseUnit = Field(
+        "absolute",
+        description=(
+            "What the dense triplet's margin is measured in: absolute (LbA); margin: in units of the batch's mean"
+            " distance; distance: the distances themselves in that unit, so that the term's weight follows as well"
+            " (ours)."
+        ),
+    )
     triplet: TripletKind = Field(
         "batch_hard", description="batch_hard: margin triplet (LbA); wrt: weighted (AGW); adp: adaptive (CAJ)."
     )
@@ -61,7 +69,10 @@ class TacafLoss:
             terms["consistency"] = classify(output.consistency_scores).sum()
         if output.alignments and config.dt > 0:
             terms["dense_triplet"] = torch.stack(
-                [dense_triplet_loss(alignment, config.dense_margin) for alignment in output.alignments]
+                [
+                    dense_triplet_loss(alignment, config.dense_margin, config.dense_unit)
+                    for alignment in output.alignments
+                ]
             ).sum()
         if output.node_scores:
             terms["part"] = classify(output.node_scores).mean()

@@ -1,7 +1,8 @@
 """Backbones by kind, all with one interface: two stems, a layer-3 map, a layer-4 map, and the layers between the two.
 
-The ResNet has this interface itself; adapters give it to the networks of transformers. Maps are B x C x H x W. The maps
-of these networks have positive and negative values, unlike a ResNet's after its ReLU; GeM pools the positive part.
+The ResNet and EfficientNet-Lite have this interface themselves; adapters give it to the networks of transformers. Maps
+are B x C x H x W. The maps of these networks have positive and negative values, unlike a ResNet's after its ReLU; GeM
+pools the positive part.
 """
 
 import copy
@@ -12,6 +13,7 @@ from pydantic import Discriminator, Tag
 from torch import nn
 
 from tacaf.model.backbone import Backbone, BackboneConfig
+from tacaf.model.efficientnet import EfficientNetLite, EfficientNetLiteConfig
 from tacaf.model.library import STAGED, TOKENS, LibraryConfig, architecture, new_network, trained_network
 from tacaf.model.norm import NormMode
 from tacaf.model.pooling import map_BCHW
@@ -23,8 +25,12 @@ def _kind(value: Any) -> str:
 
 
 AnyBackboneConfig = Annotated[
-    Annotated[BackboneConfig, Tag("resnet")] | Annotated[LibraryConfig, Tag("transformers")],
-    Discriminator(_kind, custom_error_type="kind", custom_error_message="expected kind: resnet or transformers"),
+    Annotated[BackboneConfig, Tag("resnet")]
+    | Annotated[EfficientNetLiteConfig, Tag("efficientnet_lite")]
+    | Annotated[LibraryConfig, Tag("transformers")],
+    Discriminator(
+        _kind, custom_error_type="kind", custom_error_message="expected kind: resnet, efficientnet_lite or transformers"
+    ),
 ]
 
 
@@ -147,17 +153,22 @@ class Maps(LibraryBackbone):
         return layer3_BCHW, layer4_BCHW
 
 
-def build_backbone(config: BackboneConfig | LibraryConfig, norm: NormMode) -> Backbone | LibraryBackbone:
+AnyConfig = BackboneConfig | EfficientNetLiteConfig | LibraryConfig
+
+
+def build_backbone(config: AnyConfig, norm: NormMode) -> Backbone | EfficientNetLite | LibraryBackbone:
     """A backbone with random weights: `backbone(images, visible)` to both maps, `.layer4(map)`, `.width`."""
     if isinstance(config, BackboneConfig):
         return Backbone(config, norm)
+    if isinstance(config, EfficientNetLiteConfig):
+        return EfficientNetLite(config, norm)
     adapter = Staged if config.name in STAGED else Tokens if config.name in TOKENS else Maps
     return adapter(config, new_network(config))
 
 
-def map_size(config: BackboneConfig | LibraryConfig, height: int, width: int) -> tuple[int, int]:
+def map_size(config: AnyConfig, height: int, width: int) -> tuple[int, int]:
     """Rows and columns of the layer-4 map for an image of this size."""
-    if isinstance(config, BackboneConfig):
+    if isinstance(config, BackboneConfig | EfficientNetLiteConfig):
         return config.map_size(height, width)
     with torch.device("meta"), torch.no_grad():
         images = torch.empty(1, 3, height, width)
@@ -165,9 +176,9 @@ def map_size(config: BackboneConfig | LibraryConfig, height: int, width: int) ->
     return rows, columns
 
 
-def stride(config: BackboneConfig | LibraryConfig) -> int:
+def stride(config: AnyConfig) -> int:
     """Pixels from one row of the layer-4 map to the next."""
-    if isinstance(config, BackboneConfig):
+    if isinstance(config, BackboneConfig | EfficientNetLiteConfig):
         return 16 * config.last_stride
     values = architecture(config)
     return int(values.patch_size * 2 ** (len(getattr(values, "depths", "1")) - 1))

@@ -18,7 +18,7 @@ Blocks = Annotated[int, Field(ge=1, le=100)]
 class BackboneConfig(Settings):
     """The shape of the backbone; the defaults are ResNet-50 with last stride 1."""
 
-    kind: Literal["resnet"] = Field("resnet", description="resnet: this one; transformers: one of that package.")
+    kind: Literal["resnet"] = Field("resnet", description="resnet: this one. Others: efficientnet_lite, transformers.")
     width: int = Field(
         64, ge=4, le=4096, description="Channels of the stem; stage i has 2**i times as many inside its blocks."
     )
@@ -116,7 +116,31 @@ class BasicBlock(_Block):
         return outer
 
 
-class Backbone(nn.Module):
+class TwoStems(nn.Module):
+    """One pass through a stem per modality and four shared layers, which the networks below this class build."""
+
+    visible_stem: nn.Module
+    infrared_stem: nn.Module
+    layer1: nn.Module
+    layer2: nn.Module
+    layer3: nn.Module
+    layer4: nn.Module
+
+    def forward(self, images_BCHW: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The maps after layer 3 and layer 4. The first `visible` images take the visible stem, others the infrared.
+
+        A batch of one modality (visible = 0 or B) runs one stem only.
+        """
+        stems = []
+        if visible > 0:
+            stems.append(self.visible_stem(images_BCHW[:visible]))
+        if visible < images_BCHW.shape[0]:
+            stems.append(self.infrared_stem(images_BCHW[visible:]))
+        layer3_BCHW = self.layer3(self.layer2(self.layer1(torch.cat(stems))))
+        return layer3_BCHW, self.layer4(layer3_BCHW)
+
+
+class Backbone(TwoStems):
     """Two stems and four shared stages; random Kaiming weights until a file is loaded."""
 
     def __init__(self, config: BackboneConfig, norm: NormMode) -> None:
@@ -140,16 +164,3 @@ class Backbone(nn.Module):
         blocks = [block(inputs, width, stride, norm)]
         blocks += [block(outputs, width, 1, norm) for _ in range(self.config.blocks[stage - 1] - 1)]
         return nn.Sequential(*blocks)
-
-    def forward(self, images_BCHW: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The maps after layer 3 and layer 4. The first `visible` images take the visible stem, others the infrared.
-
-        A batch of one modality (visible = 0 or B) runs one stem only.
-        """
-        stems = []
-        if visible > 0:
-            stems.append(self.visible_stem(images_BCHW[:visible]))
-        if visible < images_BCHW.shape[0]:
-            stems.append(self.infrared_stem(images_BCHW[visible:]))
-        layer3_BCHW = self.layer3(self.layer2(self.layer1(torch.cat(stems))))
-        return layer3_BCHW, self.layer4(layer3_BCHW)

@@ -58,7 +58,8 @@ class ModelFacts(Document):
     def _bounded(self) -> "ModelFacts":
         """No card can make its reader build a huge network, fetch weights, or pass images that the network refuses."""
         backbone = self.model.backbone
-        if isinstance(backbone, LibraryConfig) and (backbone.weights is not None or backbone.download):
+        download = isinstance(backbone, LibraryConfig) and backbone.download
+        if download or getattr(backbone, "weights", None) is not None:
             raise ValueError("model.backbone.weights: expected none in the card of a model file, got some")
         _check_sizes("model", self.model.model_dump(mode="json", exclude={"chunk"}))
         return self

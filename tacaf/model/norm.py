@@ -96,8 +96,8 @@ class _RankNorm(_BatchNorm):
     With one rank the native op runs; over ranks PyTorch's kernels on a GPU, and on a CPU, which has none, plain sums.
     """
 
-    def __init__(self, width: int, mode: NormMode) -> None:
-        super().__init__(width)
+    def __init__(self, width: int, mode: NormMode, eps: float = 1e-5) -> None:
+        super().__init__(width, eps)
         self.mode = mode
         # Set by `own_statistics`. A pass reaches a norm through containers such as the backbone's layer 4, whose
         # forward takes the features alone, so no argument could say which pass this is.

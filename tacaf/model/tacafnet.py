@@ -16,6 +16,7 @@ from tacaf.interfaces import ModelOutput, Pairs, Scores
 from tacaf.model.adapters import AnyBackboneConfig, build_backbone, map_size, stride
 from tacaf.model.backbone import BackboneConfig
 from tacaf.model.cmaam import CmaamConfig, align
+from tacaf.model.efficientnet import EfficientNetLiteConfig
 from tacaf.model.head import Head
 from tacaf.model.ipcam import Ipcam, IpcamConfig, NodeHead, PairStage
 from tacaf.model.library import STAGED, TOKENS, LibraryConfig, portable
@@ -28,7 +29,9 @@ from tacaf.vocabulary import Embedding, InputError, Modality
 class ModelConfig(Settings):
     """The whole model. Only what is switched on is built."""
 
-    backbone: AnyBackboneConfig = Field(BackboneConfig(), description="The two-stem ResNet, or one of transformers.")
+    backbone: AnyBackboneConfig = Field(
+        BackboneConfig(), description="The two-stem ResNet, EfficientNet-Lite0, or one of transformers."
+    )
     cmaam: CmaamConfig = Field(CmaamConfig(), description="Cross-modal alignment, training only.")
     ipcam: IpcamConfig = Field(IpcamConfig(), description="Part graph and pair stage.")
     bn: NormMode = Field(
@@ -71,7 +74,11 @@ class ModelConfig(Settings):
 
     def portable(self) -> "ModelConfig":
         """The same model for the card of a model file: it needs no file, and runs with the default kernels."""
-        backbone = portable(self.backbone) if isinstance(self.backbone, LibraryConfig) else self.backbone
+        backbone = self.backbone
+        if isinstance(backbone, LibraryConfig):
+            backbone = portable(backbone)
+        elif isinstance(backbone, EfficientNetLiteConfig):
+            backbone = backbone.model_copy(update={"weights": None})
         return self.model_copy(update={"backbone": backbone, "kernels": "auto"})
 
     def check_input(self, height: int, width: int) -> None:

@@ -65,14 +65,14 @@ def load_imagenet_resnet(model: TacafNet, path: Path) -> LoadReport:
         raise InputError(
             "train.weights: expected the ResNet, got another backbone; give its own model.backbone.weights"
         )
-    state = _read(path)
+    state = read_state(path)
     ignored = tuple(name for name in state if name.startswith(IMAGENET_HEAD))
     renamed: dict[str, str] = {}  # name in the model -> name in the file
     for name in state:
         stems = ("visible_stem.", "infrared_stem.") if name.startswith(STEM) else ("",)
         renamed |= {f"backbone.{stem}{name}": name for stem in stems if name not in ignored}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("backbone.")}
-    return _copy(
+    return copy_into(
         model,
         path,
         state,
@@ -88,11 +88,11 @@ def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
 
     The two models must agree in everything but their identities. Raises InputError.
     """
-    state = _read(path)
+    state = read_state(path)
     ignored = tuple(name for name in state if CLASSIFIER in name)
     renamed = {name: name for name in state if name not in ignored}
     wanted = {name: tensor for name, tensor in model.state_dict().items() if CLASSIFIER not in name}
-    return _copy(
+    return copy_into(
         model,
         path,
         state,
@@ -139,7 +139,7 @@ def fits(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
         )
 
 
-def _copy(
+def copy_into(
     model: TacafNet,
     path: Path,
     state: State,
@@ -177,7 +177,7 @@ def _copy(
     )
 
 
-def _read(path: Path) -> State:
+def read_state(path: Path) -> State:
     """The tensors of a file by name, without the usual wrappings: a `state_dict` entry, a `module.` prefix.
 
     Raises InputError for a file that holds anything but finite tensors by name, or that needs code to be unpickled.

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tacaf.data.augment import MEAN, STD
 from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex
 from tacaf.data.reader import ShardReader
@@ -16,6 +15,7 @@ from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.ranking import Ranks
 from tacaf.evaluation.text import search_label
 from tacaf.evaluation.trials import Trial, make_trials
+from tacaf.images import MEAN, STD
 from tacaf.model.correspondence import Correspondence, Layer, correspondences
 from tacaf.model.tacafnet import TacafNet
 from tacaf.report.embedding_map import map_embeddings

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from tacaf.data.augment import MEAN, STD
 from tacaf.evaluation.results import read_result
 from tacaf.files import write_whole
+from tacaf.images import MEAN, STD
 from tacaf.model.file import open_model, write_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER

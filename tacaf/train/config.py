@@ -122,7 +122,7 @@ class Config(Settings):
 
 # Keys that say nothing where a module is off, by the key that switches it on. IPCAM's pairs go by cmaam.direction.
 _IDLE = {
-    "model.cmaam.enabled": ("model.cmaam.", "loss.ic", "loss.dt", "loss.dense_margin"),
+    "model.cmaam.enabled": ("model.cmaam.", "loss.ic", "loss.dt", "loss.dense_margin", "loss.dense_unit"),
     "model.ipcam.enabled": ("model.ipcam.", "loss.part", "loss.pair"),
 }
 # Of DeepSpeed's settings: those that are not to be given, and those that are mappings to us.

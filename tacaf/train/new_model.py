@@ -6,6 +6,8 @@ import torch
 
 from tacaf.data.index import ShardIndex
 from tacaf.model.adapters import LibraryBackbone
+from tacaf.model.efficientnet import EfficientNetLite
+from tacaf.model.efficientnet_weights import load_efficientnet
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import load_imagenet_resnet, load_tacafnet
 from tacaf.provenance import git_commit, versions
@@ -22,6 +24,8 @@ def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
         return model, str(load_tacafnet(model, config.train.start_from))
     if isinstance(model.backbone, LibraryBackbone) and model.backbone.config.weights:
         return model, model.backbone.load_weights()
+    if isinstance(model.backbone, EfficientNetLite) and model.backbone.config.weights:
+        return model, str(load_efficientnet(model, model.backbone.config.weights))
     return model, "weights: from scratch"
 
 

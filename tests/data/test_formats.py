@@ -6,11 +6,10 @@ from nvidia.dali import Pipeline, fn, types
 from PIL import Image
 
 from shards.sources import manifest
-from tacaf.data.augment import MEAN, STD
 from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex
 from tacaf.data.reader import BadSampleError, ShardReader
-from tacaf.images import PER_IMAGE, GreyScale, decode, for_dali
+from tacaf.images import MEAN, PER_IMAGE, STD, GreyScale, decode, for_dali
 from tacaf.vocabulary import Modality
 from tests.shards.raw import image_bytes
 from tests.thermal import HEIGHT, HIGH, LOW, WIDTH, counts, encoded, write_manifest

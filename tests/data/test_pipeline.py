@@ -20,7 +20,7 @@ import torch
 from nvidia.dali import Pipeline, fn
 from PIL import Image
 
-from tacaf.data.augment import MEAN, STD, AugmentConfig, draw_parameters, normalise, reference
+from tacaf.data.augment import AugmentConfig, draw_parameters, normalise, reference
 from tacaf.data.config import ReadingConfig
 from tacaf.data.dali_graph import crop, decode
 from tacaf.data.evaluation_pipeline import EvaluationPipeline
@@ -30,6 +30,7 @@ from tacaf.data.reader import BadSampleError, ShardReader
 from tacaf.data.storage import File
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.data.training_source import TrainingSource
+from tacaf.images import MEAN, STD
 from tacaf.vocabulary import InputError
 
 LEVEL = 1 / (255 * STD.min())  # one of 256 levels after normalisation

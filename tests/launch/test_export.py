@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from launch import export
 from perf.attacks.mutations import damaged, retyped
@@ -20,6 +20,7 @@ from tacaf.search import exporting
 from tacaf.search.embedder import Embedder
 from tacaf.tensors import TensorFile, save_sealed
 from tacaf.vocabulary import Embedding, InputError, Modality
+from tests.model.test_efficientnet import published
 from tests.train.finished import write_model, write_scores
 
 
@@ -73,6 +74,41 @@ def test_the_same_run_gives_the_same_bytes_and_no_path_of_this_machine(run, onnx
         assert data == (tmp_path / "again" / path.name).read_bytes()
         assert b".py" not in data
         assert str(run).encode() not in data
+
+
+@pytest.fixture
+def run_with_another_backbone(sysu_shards, tmp_path):
+    """With weights from a file that is gone when the run is used."""
+    run, weights = tmp_path / "run", tmp_path / "lite0.safetensors"
+    save_file(published(), weights)
+    backbone = f"model.backbone={{kind: efficientnet_lite, weights: {weights}}}"
+    write_scores(run, write_model(run, sysu_shards, 3, backbone))
+    weights.unlink()
+    return run
+
+
+@pytest.mark.slow
+def test_a_run_with_another_backbone_is_used_and_exported_without_its_first_weights(run_with_another_backbone):
+    run = run_with_another_backbone
+    assert export.main(["--run", str(run), "--to", "safetensors"]) == 0
+    own, exported = Embedder.load(run), Embedder.load(run / "export-safetensors")
+    head = own.model.backbone.layer4.get_submodule("5").weight.detach()
+    np.testing.assert_array_equal(head, published()["_conv_head.weight"])
+    card = json.loads((run / "export-safetensors" / "card.json").read_text())
+    assert card["model"]["backbone"] == {"kind": "efficientnet_lite", "weights": None, "last_stride": 1}
+    image = np.random.default_rng(0).integers(0, 255, (90, 40, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(exported.embed([image], "infrared"), own.embed([image], "infrared"))
+
+
+@pytest.mark.long
+def test_onnx_gives_the_descriptors_of_another_backbone(run_with_another_backbone):
+    run = run_with_another_backbone
+    assert export.main(["--run", str(run), "--to", "onnx"]) == 0
+    own, exported = Embedder.load(run), Embedder.load(run / "export-onnx")
+    assert exported.model is None
+    images = [np.random.default_rng(seed).integers(0, 255, (90, 40, 3), dtype=np.uint8) for seed in range(3)]
+    for modality in Modality:
+        np.testing.assert_allclose(exported.embed(images, modality), own.embed(images, modality), atol=1e-4)
 
 
 def test_the_safetensors_hold_no_classifier_and_give_the_same(run, safetensors):

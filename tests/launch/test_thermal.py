@@ -14,14 +14,13 @@ from launch.demo_app import main as demo_app
 from launch.evaluate import main as evaluate
 from launch.evaluate import scale_warnings
 from shards.sources import sysu_mm01
-from tacaf.data.augment import MEAN, STD
 from tacaf.data.evaluation_pipeline import EvaluationPipeline
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.data.reader import ShardReader
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.data.training_source import TrainingSource
-from tacaf.images import PER_IMAGE, GreyScale
+from tacaf.images import MEAN, PER_IMAGE, STD, GreyScale
 from tacaf.model.file import load_model
 from tacaf.report.pictures import shrink
 from tacaf.search.album import Album, images_of_folder

@@ -62,6 +62,16 @@ def test_every_weight_margin_and_the_smoothing_count():
     torch.testing.assert_close(total, sum(weights.get(name, 1) * term for name, term in expected.items()))
 
 
+@pytest.mark.parametrize("unit", ["absolute", "margin", "distance"])
+def test_the_dense_triplet_takes_its_unit(unit):
+    output = full_output()
+    _, terms = TacafLoss(LossConfig(dense_unit=unit, dense_margin=0.7))(output, LABEL)
+    expected = sum(dense_triplet_loss(alignment, 0.7, unit) for alignment in output.alignments)
+    torch.testing.assert_close(terms["dense_triplet"], expected)
+    with pytest.raises(ValidationError, match="dense_unit"):
+        LossConfig(dense_unit=f"{unit}s")
+
+
 @pytest.mark.parametrize("kind", ["wrt", "adp"])
 def test_the_triplet_can_be_another(kind):
     output = full_output()

@@ -150,7 +150,10 @@ def test_wrong_values_are_one_clear_error(change, says):
 
 
 def test_an_unknown_name_or_kind_is_refused():
-    for backbone, says in (({"kind": "transformers", "name": "bert"}, "convnext"), ({"kind": "timm"}, "resnet or tr")):
+    for backbone, says in (
+        ({"kind": "transformers", "name": "bert"}, "convnext"),
+        ({"kind": "timm"}, "resnet, efficientnet_lite or tr"),
+    ):
         with pytest.raises(ValidationError, match=says):
             ModelConfig.model_validate({"backbone": backbone})
 
