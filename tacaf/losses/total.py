@@ -9,7 +9,7 @@ from pydantic import Field
 from tacaf.interfaces import ModelOutput, Scores
 from tacaf.losses.dense_triplet import DenseUnit, dense_triplet_loss
 from tacaf.losses.identity import identity_loss
-from tacaf.losses.triplet import TripletKind, triplet_loss
+from tacaf.losses.triplet import TripletKind, TripletUnit, triplet_loss
 from tacaf.settings import Settings
 
 
@@ -33,6 +33,13 @@ class LossConfig(Settings):
         "batch_hard", description="batch_hard: margin triplet (LbA); wrt: weighted (AGW); adp: adaptive (CAJ)."
     )
     margin: float = Field(0.3, ge=0, le=1e6, description="Margin of the batch-hard triplet (LbA).")
+    triplet_unit: TripletUnit = Field(
+        "absolute",
+        description=(
+            "What the triplet measures distances in: absolute (the ancestors); distance: the batch's mean distance, so"
+            " that neither the term nor its margin depends on how large the features are, as after pretraining (ours)."
+        ),
+    )
     part: float = Field(1.0, gt=0, le=1e6, description="Weight of the mean cross-entropy over IPCAM's nodes.")
     pair: float = Field(
         1.0, gt=0, le=1e6, description="Weight of IPCAM's pair stage; to go without, set model.ipcam.pair_stage: false."
@@ -63,7 +70,7 @@ class TacafLoss:
 
         terms = {
             "identity": identity_loss(output.scores, config.label_smoothing),
-            "triplet": triplet_loss(output.pooled_BC, label_B, config.margin, config.triplet),
+            "triplet": triplet_loss(output.pooled_BC, label_B, config.margin, config.triplet, config.triplet_unit),
         }
         if output.consistency_scores and config.ic > 0:
             terms["consistency"] = classify(output.consistency_scores).sum()
