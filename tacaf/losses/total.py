@@ -46,6 +46,11 @@ class LossConfig(Settings):
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of every cross-entropy (0 in LbA).")
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Term of the loss to its weight; a term that is not here has 1."""
+        return {"consistency": self.ic, "dense_triplet": self.dt, "part": self.part, "pair": self.pair}
+
 
 class TacafLoss:
     """Callable: a training forward's output and the batch's labels to the loss and its terms."""
@@ -56,8 +61,7 @@ class TacafLoss:
     def __call__(self, output: ModelOutput, label_B: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scalar to differentiate, and every term before its weight, detached (all float32)."""
         terms = self.terms(output, label_B)
-        weights = {"consistency": self.config.ic, "dense_triplet": self.config.dt}
-        weights |= {"part": self.config.part, "pair": self.config.pair}
+        weights = self.config.weights
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
