@@ -1,6 +1,6 @@
-"""How hard each term of the loss pulls at the backbone along a training, measured at the checkpoints of its run.
+"""How hard each term of the loss pulls at the backbone along a training, from the checkpoints of its run.
 
-    python perf/checks/gradient_shares.py --run RUN --shards SHARDS [--set a.b=c ...] [--batches 2] [--json FILE]
+    python perf/checks/gradient_shares.py --run RUN [RUN ...] --shards SHARDS [--set a.b=c ...] [--batches 2] [--json FILE]
 
 At every checkpoint that the run keeps (`train.keep`, `train.save_every`), the same planned batches go through the model
 in training mode. For each term, with its weight: the norm of its gradient over the backbone's parameters, as a multiple
@@ -108,16 +108,16 @@ def show(found: dict[str, Any]) -> str:
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=to_path, required=True, help="run of launch/train.py that keeps checkpoints")
-    parser.add_argument("--shards", type=to_path, required=True, help="the set it was trained on")
+    parser.add_argument("--run", type=to_path, nargs="+", required=True, help="runs of launch/train.py")
+    parser.add_argument("--shards", type=to_path, required=True, help="the set they were trained on")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for the measurement alone")
     parser.add_argument("--batches", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--json", type=to_path)
     args = parser.parse_args(argv)
     if args.batches < 1:
         raise InputError(f"expected at least 1 in --batches, got {args.batches}; raise it")
-    found = measure_along(args.run, args.shards.resolve(), args.set, args.batches)
+    found = [measure_along(run, args.shards.resolve(), args.set, args.batches) for run in args.run]
     if args.json:
-        write_json(args.json, {"environment": environment(1), "batches": args.batches, **found})
-    print(show(found))
+        write_json(args.json, {"environment": environment(1), "batches": args.batches, "runs": found})
+    print("\n".join(map(show, found)))
     return 0

@@ -39,7 +39,8 @@ def measured(run, shards, tmp_path, *more):
     path = tmp_path / "found.json"
     words = ["--run", str(run), "--shards", str(shards), "--batches", "1", "--json", str(path), *more]
     assert gradient_shares.main(words) == 0
-    return json.loads(path.read_text())["along"]
+    [one] = json.loads(path.read_text())["runs"]
+    return one["along"]
 
 
 def test_every_checkpoint_is_measured_and_the_identity_loss_is_the_unit(run, sysu_shards, tmp_path, capsys):
