@@ -1,6 +1,6 @@
 """How hard each term of the loss pulls at the backbone along a training, from the checkpoints of its run.
 
-    python perf/checks/gradient_shares.py --run RUN [RUN ...] --shards SHARDS [--set a.b=c ...] [--batches 2] [--json FILE]
+    python perf/checks/gradient_shares.py --run RUN [RUN ...] --shards SHARDS [--set a.b=c ...] [--json FILE]
 
 At every checkpoint that the run keeps (`train.keep`, `train.save_every`), the same planned batches go through the model
 in training mode. For each term, with its weight: the norm of its gradient over the backbone's parameters, as a multiple
@@ -73,10 +73,12 @@ def load_weights(model: TacafNet, path: Path) -> None:
             state = torch.load(path / MODEL_FILE, map_location="cpu", weights_only=True)["module"]
     except (OSError, KeyError, pickle.UnpicklingError, RuntimeError):
         raise InputError(f"{shown(path / MODEL_FILE)} cannot be read as the weights of a checkpoint") from None
-    if model.state_dict().keys() != state.keys():
-        other = min(model.state_dict().keys() ^ state.keys())
+    wanted, found = ({(name, tensor.shape) for name, tensor in one.items()} for one in (model.state_dict(), state))
+    if wanted != found:
+        name, _ = min(wanted ^ found)
         raise InputError(
-            f"{shown(path)} holds another model, which differs in {other}; change --set, which must not add parameters"
+            f"{shown(path)} holds another model, which differs in {name}; give the set of its training, and no --set that"
+            " adds parameters"
         )
     model.load_state_dict(state)
 

@@ -72,6 +72,7 @@ def test_another_model_no_checkpoints_and_a_strangers_one_are_refused(run, sysu_
         return capsys.readouterr().err
 
     assert "ipcam" in refused("--set", "model.ipcam.enabled=true")
+    assert "head.classifier" in refused("--set", "data.split=train")  # of fewer identities
     assert "stage 0, 1 or 2" in refused("--set", "deepspeed={zero_optimization: {stage: 3}}")
     assert "--batches, got 0" in refused("--batches", "0")
     manifest = run / "checkpoints" / "step-00000000" / "manifest.json"
