@@ -77,8 +77,8 @@ def load_weights(model: TacafNet, path: Path) -> None:
     if wanted != found:
         name, _ = min(wanted ^ found)
         raise InputError(
-            f"{shown(path)} holds another model, which differs in {name}; give the set of its training, and no --set that"
-            " adds parameters"
+            f"{shown(path)} holds another model, which differs in {name}; give the set of its training, and no --set"
+            " that adds parameters"
         )
     model.load_state_dict(state)
 
