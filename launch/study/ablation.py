@@ -23,7 +23,7 @@ from tacaf.provenance import command, git_commit, published, versions
 class Ablation:
     """What is compared, and where its parts are: rows x seeds on every set."""
 
-    out: Path  # the runs
+    out: Path  # the runs, and the benchmarks that are made
     results: Path  # the scores of every training
     tables: Path
     config: Path

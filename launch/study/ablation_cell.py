@@ -56,8 +56,14 @@ class AblationCell(NamedTuple):
 
     def _refuse_other_set(self, kept: KeptTraining) -> None:
         """InputError if these scores were made on another set of the same name."""
-        before, now = kept.scores["val"]["trained_on"]["sha256"], self.study_set.sha256
-        if now is not None and before != now:
+        now = self.study_set.sha256
+        if now is None:
+            return
+        try:
+            before = str(kept.scores["val"]["trained_on"]["sha256"])
+        except (KeyError, TypeError):
+            raise InputError(f"{self._where()} does not say which set it was trained on; remove the line") from None
+        if before != now:
             raise InputError(
                 f"{self._where()}: expected the set that was trained on, with index {before[:12]}, got {now[:12]} in"
                 f" {shown(self.study_set.folder)}; give that one with --shards, or another --results"
