@@ -211,7 +211,7 @@ class CachedStore:
             raise CacheFullError(
                 f"expected room for {size} bytes in {self.cache}, got {used} bytes in use under the limit of"
                 f" {self.config.limit_gib:g} GiB; raise data.remote.limit_gib, or lower data.plan.window_shards: the"
-                " cache must hold two windows"
+                " cache must hold two windows for every lane of the node"
             )
 
     def _all_of(self, files: AbstractFileSystem, remote: str, name: str, most: int) -> bytes:
