@@ -1,11 +1,11 @@
 """What a rank fetches from a server, with data lanes and without: counted from the plan, no images needed.
 
-    python perf/data_lanes.py [--identities 5000000] [--ranks 1 8 64 512] [--json FILE]
+    python perf/data_lanes.py [--json FILE]
 
 Goes through every step of an epoch and asks the plan which shards the rank's cache should hold, as the reader does. The
 cache begins with what the end of the epoch before left there, and holds these shards and no others; so what is counted
 as fetched is the most that a cache of this size needs. The cache is the rank's own: for a node of eight ranks, read the
-line with an eighth as many ranks. The batches are the same in every line of a plan.
+line with an eighth as many ranks. The batches of a plan are the same on every number of ranks.
 """
 
 from tacaf.start import start
@@ -27,6 +27,11 @@ from tacaf.provenance import environment
 
 IMAGE_BYTES = 25_000
 SHARD_BYTES = 2**28
+IDENTITIES = 5_000_000  # of ten images in each modality on average: 100 million images
+BATCH = 4096  # identities
+LANES = 512
+WINDOW = 1024  # shards, in all lanes together
+RANKS = (1, 8, 64, 512)
 EPOCH = 1  # an epoch in the middle of a run
 RANKS_TRIED = 4  # of each number of ranks, evenly spaced
 
@@ -58,6 +63,15 @@ def sized_set(identities: int, shard_bytes: int = SHARD_BYTES) -> SizedSet:
     no_cameras = np.broadcast_to(np.int16(0), int(counts_2I.sum()))
     training_set = TrainingSet(np.arange(identities), stop_2I - counts_2I, stop_2I, (), no_cameras, shard_I)
     return SizedSet(training_set, np.bincount(shard_I, weights=bytes_I))
+
+
+def plans(batch: int, lanes: int, window: int) -> dict[str, PlanConfig]:
+    """The plans that are compared, by name. `window` is in shards, of all lanes together."""
+    return {
+        "no lanes, windows": PlanConfig(identities_per_batch=batch, window_shards=window),
+        "lanes, windows": PlanConfig(identities_per_batch=batch, lanes=lanes, window_shards=window // lanes),
+        "lanes, no windows": PlanConfig(identities_per_batch=batch, lanes=lanes),
+    }
 
 
 def count(name: str, plan: Plan, bytes_N: np.ndarray, ranks: int) -> Fetching:
@@ -93,44 +107,26 @@ def count_rank(plan: Plan, bytes_N: np.ndarray, rank: int, ranks: int) -> tuple[
 
 def table(rows: Sequence[Fetching]) -> str:
     """The rows as Markdown."""
-    lines = [
-        "| ranks | plan | shown, GB a rank | fetched, GB a rank (mean; most) | fetched by all, TB | largest cache, GB |",
-        "|---|---|---|---|---|---|",
-    ]
+    head = ("ranks", "plan", "shown, GB a rank", "fetched, GB a rank", "by all ranks, TB", "largest cache, GB")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
-        fetched = f"{row.fetched_gb:,.1f}; {row.most_fetched_gb:,.1f}"
-        whole = row.fetched_gb * row.ranks / 1000
-        lines.append(
-            f"| {row.ranks} | {row.plan} | {row.shown_gb:,.1f} | {fetched} | {whole:,.2f} | {row.cache_gb:,.1f} |"
-        )
+        in_all = row.fetched_gb * row.ranks / 1000
+        numbers = (f"{number:,.1f}" for number in (row.shown_gb, row.fetched_gb, in_all, row.cache_gb))
+        lines.append(f"| {row.ranks} | {row.plan} | {' | '.join(numbers)} |")
     return "\n".join(lines)
 
 
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--identities", type=int, default=5_000_000)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 8, 64, 512])
-    parser.add_argument("--lanes", type=int, default=512)
-    parser.add_argument("--identities-per-batch", type=int, default=4096)
-    parser.add_argument("--window", type=int, default=1024, help="shards of a window, over all lanes (default 1024)")
     parser.add_argument("--json", type=to_path)
     args = parser.parse_args(argv)
-    training_set, bytes_N = sized_set(args.identities)
-    batch = args.identities_per_batch
-    configs = {
-        "no lanes, windows": PlanConfig(identities_per_batch=batch, window_shards=args.window),
-        "lanes, windows": PlanConfig(
-            identities_per_batch=batch, lanes=args.lanes, window_shards=max(1, args.window // args.lanes)
-        ),
-        "lanes, no windows": PlanConfig(identities_per_batch=batch, lanes=args.lanes),
-    }
+    training_set, bytes_N = sized_set(IDENTITIES)
+    configs = plans(BATCH, LANES, WINDOW)
     rows = []
     for name, config in configs.items():
         plan = Plan(training_set, config, seed=0)
-        for ranks in args.ranks:
-            plan.check_ranks(ranks)
-            rows.append(count(name, plan, bytes_N, ranks))
+        rows += [count(name, plan, bytes_N, ranks) for ranks in RANKS]
     rows.sort(key=lambda row: row.ranks)
     case = {
         "identities": training_set.identities,
@@ -142,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "plans": {name: config.model_dump(mode="json") for name, config in configs.items()},
     }
     if args.json:
-        rows_as_read = [row._asdict() for row in rows]
-        write_json(args.json, {"environment": environment(1), "case": case, "rows": rows_as_read})
+        result = {"environment": environment(1), "case": case, "rows": [row._asdict() for row in rows]}
+        write_json(args.json, result)
     print(table(rows))
     return 0
