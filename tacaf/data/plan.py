@@ -166,9 +166,9 @@ class Plan:
         )
 
     def shards_ahead(self, epoch: int, step: int, steps_per_epoch: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
-        """The shards that a cache should hold by this step for a rank: of its lanes' windows and of those after them.
+        """The shards that a cache should hold by this step for a rank: of its lanes' windows, then of those after them.
 
-        int64, ascending; empty where identities come from the whole set.
+        int64, each shard once; empty where identities come from the whole set.
         """
         if self._order is None:
             return np.empty(0, dtype=np.int64)

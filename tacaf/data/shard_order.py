@@ -53,9 +53,9 @@ class ShardOrder:
         return label_S
 
     def ahead(self, slot_S: np.ndarray, epoch: int, step: int, steps_per_epoch: int) -> np.ndarray:
-        """The shards that the lanes of these slots use at this step, and those of each lane's next window.
+        """The shards that the lanes of these slots use at this step, then those of each lane's next window.
 
-        int64, ascending, each shard once.
+        int64, each shard once.
         """
         cycle, place = divmod(step, self._steps_per_cycle)
         drawn = self._cycle(epoch, cycle)
@@ -67,7 +67,7 @@ class ShardOrder:
         next_L = (drawn.window_end_W[first_L] - start_L) // self._per_lane  # where in the cycle the next window begins
         in_epoch_L = cycle * self._steps_per_cycle + next_L < steps_per_epoch
         in_cycle_L = in_epoch_L & (next_L < self._steps_per_cycle)
-        found = [drawn.shards_of(first_L, np.maximum(last_L, first_L + in_cycle_L))]
+        found = [drawn.shards_of(first_L, last_L), drawn.shards_of(first_L, first_L + in_cycle_L)]
         for (later_epoch, later_cycle), lanes in (
             ((epoch, cycle + 1), lane_L[in_epoch_L & ~in_cycle_L]),
             ((epoch + 1, 0), lane_L[~in_epoch_L]),
@@ -76,7 +76,8 @@ class ShardOrder:
                 later = self._cycle(later_epoch, later_cycle)
                 window_L = np.searchsorted(later.window_end_W, self._lane_start[lanes], "right")
                 found.append(later.shards_of(window_L, window_L))
-        return np.unique(np.concatenate(found))
+        shards, first_place = np.unique(np.concatenate(found), return_index=True)
+        return shards[np.argsort(first_place)]
 
     def _cycle(self, epoch: int, cycle: int) -> "_Cycle":
         """The order of a cycle; the last few are kept, because a cycle has many steps."""

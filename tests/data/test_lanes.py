@@ -140,8 +140,12 @@ def test_a_rank_has_the_shards_of_its_lanes_one_window_ahead(shard_sizes, window
         for number in range(3 * steps):
             epoch, step = divmod(number, steps)
             shards = set(plan.training_set.shard_I[plan.rank_batch(epoch, step, rank, ranks).label_B].tolist())
-            ahead = set(plan.shards_ahead(epoch, step, steps, rank, ranks).tolist())
+            in_order = plan.shards_ahead(epoch, step, steps, rank, ranks).tolist()
+            ahead = set(in_order)
+            assert len(ahead) == len(in_order)
             assert shards <= ahead, "what is read now"
+            if window == 2:
+                assert shards <= set(in_order[: window * 4 // ranks]), "and first"
             if window != 1:  # else a window may be shorter than a step
                 assert before is None or shards <= before, "what is read next was named a step before"
             if window == 2:
