@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from perf import data_lanes
-from perf.data_lanes import EPOCH, IMAGE_BYTES, SizedSet, count, count_rank, plans, sized_set
+from perf.data_lanes import EPOCH, IMAGE_BYTES, Fetching, SizedSet, count, count_rank, plans, sized_set, table
+from tacaf.checkout import ROOT
 from tacaf.data.plan import Plan
 
 LANES = 8
@@ -70,3 +71,8 @@ def test_the_command_writes_its_table(monkeypatch, tmp_path, capsys):
     result = json.loads((tmp_path / "lanes.json").read_text())
     assert [row["ranks"] for row in result["rows"]] == [1] * 3 + [4] * 3
     assert result["case"]["identities"] == 60_000
+
+
+def test_the_page_shows_the_table_of_the_result_file():
+    rows = json.loads((ROOT / "perf/results/data_lanes.json").read_text())["rows"]
+    assert table([Fetching(**row) for row in rows]) in (ROOT / "docs/scale.md").read_text()
