@@ -23,13 +23,12 @@ class FetchAhead:
         weakref.finalize(self, self._queue.put, None)
 
     def want(self, shards: np.ndarray) -> None:
-        """Begin with those not asked for before, in this order. Those no longer wanted leave the cache first."""
+        """Begin with those not asked for before, in this order."""
         wanted = shards.tolist()
-        over = self._asked.difference(wanted)
         new = [shard for shard in wanted if shard not in self._asked]
-        self._asked -= over
+        self._asked.intersection_update(wanted)
         self._asked.update(new)
-        for shard in (*over, *new):
+        for shard in new:
             self._queue.put(shard)
 
 
@@ -37,7 +36,6 @@ def _fetch(reader: ShardReader, queue: "SimpleQueue[int | None]", asked: set[int
     """The thread's work. It holds nothing of FetchAhead itself, which could not be deleted otherwise."""
     while (shard := queue.get()) is not None:
         if shard not in asked:  # its window is over
-            reader.release(shard)
             continue
         try:
             reader.fetch(shard)

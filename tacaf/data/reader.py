@@ -106,10 +106,6 @@ class ShardReader:
         """Have this shard on this node, where the set is a remote one."""
         self.index.store.open(self.index.shards[shard]).close()
 
-    def release(self, shard: int) -> None:
-        """Let a cache remove this shard before others."""
-        self.index.store.release(self.index.shards[shard])
-
     def _place(self, row: int) -> tuple[int, int, int]:
         """Shard, offset and size of the image of a row."""
         shard, offset, size = (int(self.index.columns[name][row]) for name in ("shard", "offset", "size"))

@@ -72,9 +72,6 @@ class Store(Protocol):
     def keep(self, file: BufferedReader) -> None:
         """Let an opened file stay on this node as long as this store lives, in this process."""
 
-    def release(self, file: File) -> None:
-        """Say that this file is not needed soon: a cache removes it before others."""
-
     def where(self, name: str) -> str:
         """Folder or address and name, for messages."""
 
@@ -113,9 +110,6 @@ class LocalStore:
     def keep(self, file: BufferedReader) -> None:
         file.close()
 
-    def release(self, file: File) -> None:
-        """A folder keeps its files."""
-
     def where(self, name: str) -> str:
         return shown(self.folder / name)
 
@@ -142,10 +136,6 @@ class CachedStore:
         with file:
             self._kept.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # holds the file, and its lock
 
-    def release(self, file: File) -> None:
-        with suppress(FileNotFoundError):
-            os.utime(self._path(file), ns=(0, 0))  # used longest ago of all
-
     def where(self, name: str) -> str:
         return shown(f"{self.address}/{name}")
 
@@ -168,7 +158,9 @@ class CachedStore:
 
     def _fetched(self, file: File) -> Path:
         """The path in the cache, after fetching where needed. One process of the node fetches, the others wait."""
-        path = self._path(file)
+        if not _HASH.fullmatch(file.sha256):  # it becomes a file name
+            raise InputError(f"{self.where(file.name)}: expected a sha256, got {shown(file.sha256)[:80]!r}")
+        path = self.cache / f"{file.sha256}.whole"
         if path.exists():
             return path
         with locked(self.cache / f"{file.sha256}.lock"):
@@ -185,12 +177,6 @@ class CachedStore:
                 finally:
                     part.unlink(missing_ok=True)
         return path
-
-    def _path(self, file: File) -> Path:
-        """Where the file lies in the cache once it is whole."""
-        if not _HASH.fullmatch(file.sha256):  # it becomes a file name
-            raise InputError(f"{self.where(file.name)}: expected a sha256, got {shown(file.sha256)[:80]!r}")
-        return self.cache / f"{file.sha256}.whole"
 
     def _reserve(self, part: Path, file: File) -> None:
         """Make room, and take it before anybody else does: the empty file already has its size."""

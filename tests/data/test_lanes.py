@@ -66,7 +66,7 @@ def test_one_lane_is_the_plan_from_before_there_were_lanes(config, expected):
     assert found.hexdigest() == expected
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10)
 @given(
     shard_sizes=st.lists(st.integers(1, 12), min_size=8, max_size=12),
     lanes=st.sampled_from([2, 4, 8]),

@@ -269,20 +269,6 @@ def test_shards_are_fetched_ahead(local, server, config):
     assert local.shards[2].name not in server.asked
 
 
-def test_shards_of_a_window_that_is_over_leave_the_cache_first(local, server, config):
-    """Not the longest unused one, which a lane whose window is longer may still need."""
-    columns = sum(path.stat().st_size for path in (local.store.folder / "columns").iterdir())
-    room = columns + sum(sorted(shard.size for shard in local.shards)[-2:])
-    index = ShardIndex.open(server.address, config.model_copy(update={"limit_gib": (room + 1) / GIB}))
-    ahead = FetchAhead(ShardReader(index))
-    for wanted in ([0, 1], [0, 2]):
-        ahead.want(np.array(wanted))
-        names = {f"{local.shards[shard].sha256}.whole" for shard in wanted}
-        wait_until(lambda names=names: names <= whole_files(config))
-    assert server.asked[local.shards[0].name] == 1
-    assert f"{local.shards[1].sha256}.whole" not in whole_files(config)
-
-
 def test_shards_are_fetched_in_the_order_they_are_wanted(local):
     fetched: list[int] = []
 
