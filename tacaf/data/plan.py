@@ -3,7 +3,8 @@
 Identities: a random order per cycle, M consecutive ones a step; a tail shorter than M is dropped and the next cycle
 begins. Images of an identity and modality: a permutation per pass, K consecutive ones a cycle, with the same rule for
 the tail. So any step is found without walking through the ones before it, at a cost that depends neither on the step
-nor on the number of identities (method §1).
+nor on the number of identities (method §1). With windows or lanes, the order of the identities keeps consecutive steps
+to a few shards (`shard_order.py`).
 """
 
 import math
