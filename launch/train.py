@@ -1,5 +1,7 @@
 """Train a TACAFNet: deepspeed launch/train.py --config launch/configs/X.yaml [--set a.b=c ...] [--resume] [--dry-run]
 
+`launch/train.py --explain model.cmaam` describes settings.
+
 Data, model, engine, then one loop: forward, loss, backward, step, log; at the end of an epoch evaluate and save.
 Everything random is a function of (seed, epoch, step, position), so a resumed run continues exactly where it stopped.
 SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
@@ -39,6 +41,7 @@ from tacaf.train.processes import Place, choose_convolutions, start_distributed,
 from tacaf.train.run import Run, TrainingData, open_folder, record_start
 from tacaf.train.run_log import Extent, RunLog
 from tacaf.train.saving import NotSavedError, find_checkpoint, resume, save
+from tacaf.train.setting_list import explain
 from tacaf.train.state import TrainState, circumstances, extension, must_match
 from tacaf.train.step import build_compute
 from tacaf.train.step_figures import launched
@@ -214,7 +217,15 @@ def open_batches(config: Config, place: Place, data: TrainingData, state: TrainS
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=to_path, required=True, help="YAML file, see launch/configs/")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=to_path, help="the YAML file of the run; launch/configs/ has examples")
+    what.add_argument(
+        "--explain",
+        nargs="?",
+        const="",
+        metavar="SECTION",
+        help="describe every setting, or those of a section such as model.cmaam, and stop",
+    )
     parser.add_argument(
         "--set", action="append", default=[], metavar="a.b=c", help="override one value; may be given several times"
     )
@@ -243,10 +254,15 @@ def read_config(args: argparse.Namespace) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     stop = StopRequest().listen()
     args = parse(argv)
+    first = os.environ.get("RANK", "0") == "0"
+    if args.explain is not None:
+        if first:
+            print(explain(args.explain))
+        return 0
     try:
         config = read_config(args)
         if args.dry_run:
-            if os.environ.get("RANK", "0") == "0":
+            if first:
                 print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
         train(config, stop, resuming=args.resume, trusted=args.trust)

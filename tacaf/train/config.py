@@ -24,7 +24,7 @@ from tacaf.vocabulary import InputError
 
 
 class Config(Settings):
-    """One run, whole."""
+    """One run: the folder it writes, its seed, and a section for each part of it."""
 
     run: UserPath = Field(..., description="Folder the run writes.")
     seed: int = Field(
