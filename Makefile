@@ -11,7 +11,7 @@ PYTEST := python -m pytest --numprocesses $(WORKERS) --dist worksteal
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test quick test-all test-processors gpu-host-test gpu-host-rehearsal check format lock clean
+.PHONY: demo test quick test-all test-processors gpu-host-test gpu-host-rehearsal check docs format lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready $(DEMO)/shards/index.json
@@ -32,10 +32,17 @@ test-all: $(VENV)/ready gpu-host-test
 test-processors: $(VENV)/ready
 	python -m tests.processors
 
-check: $(VENV)/ready
+check: $(VENV)/ready docs
 	ruff format --check .
 	ruff check .
 	mypy
+
+# The documents as a site, into build/docs. A broken link, a missing section or a page that is not up to date is an error; with --quiet,
+# MkDocs would not count its warnings.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/ready
+	python docs/generate.py --check
+	mkdocs build
 
 format: $(VENV)/ready
 	ruff format .
