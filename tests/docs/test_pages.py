@@ -24,7 +24,7 @@ HISTORY = ("CHANGELOG", "ablation")  # name settings that there were
 
 
 def code(page: Path) -> list[str]:
-    """The commands and names on a page: the lines of its code blocks but Python's, and what its text has in backticks."""
+    """The commands and names on a page: lines of code blocks but Python's, and what the text has in backticks."""
     text = page.read_text()
     others = [block.text for block in blocks(page) if block.language != "python"]
     found = [line for text in others for line in text.replace("\\\n", " ").splitlines()]
