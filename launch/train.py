@@ -1,10 +1,10 @@
 """Train a TACAFNet: deepspeed launch/train.py --config launch/configs/X.yaml [--set a.b=c ...] [--resume] [--dry-run]
 
-`launch/train.py --explain model.cmaam` describes settings.
+`launch/train.py --explain model.cmaam` describes the settings of a section, and `--explain` alone all of them.
 
-Data, model, engine, then one loop: forward, loss, backward, step, log; at the end of an epoch evaluate and save.
-Everything random is a function of (seed, epoch, step, position), so a resumed run continues exactly where it stopped.
-SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
+The run's folder gets checkpoints, a log, the trained model, its scores and a report. Everything random is a function
+of (seed, epoch, step, position), so a resumed run continues exactly where it stopped. SIGTERM or SIGUSR1 to any rank
+saves a checkpoint and ends the run with status 75.
 """
 
 from tacaf.start import start
@@ -227,16 +227,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="describe every setting, or those of a section such as model.cmaam, and stop",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=c", help="override one value; may be given several times"
+        "--set",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="override one setting, such as train.epochs=20; may be given several times",
     )
-    parser.add_argument("--resume", action="store_true", help="continue from the run's newest whole checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue from the run's newest complete checkpoint")
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="resume from a checkpoint although it is another user's or came from elsewhere",
+        help="resume from a checkpoint that belongs to another user or came from another machine",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config, steps, parameters, memory and disk, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration and an estimate of steps, parameters, memory and disk, and stop",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
     return parser.parse_args(argv)
