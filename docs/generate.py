@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from tacaf.command import Parser  # noqa: E402
 from tacaf.files import write_whole  # noqa: E402
 from tacaf.train.setting_list import REQUIRED, Section, Setting, sections  # noqa: E402
 
@@ -41,7 +42,7 @@ def _cell(text: str) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
     args = parser.parse_args()
     old = PAGE.read_text()
