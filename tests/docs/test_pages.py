@@ -2,11 +2,13 @@
 
 import importlib
 import re
+import signal
 from pathlib import Path
 
 import pytest
 
 from tacaf.child_processes import ROOT
+from tacaf.command import EXIT_LOST_RANK, EXIT_STOPPED, INPUT, INTERRUPTED, PIPE, TERMINATED, UNEXPECTED
 from tacaf.commands import COMMANDS
 from tacaf.train.setting_list import sections
 from tests.docs.pages import PAGES, blocks
@@ -86,3 +88,10 @@ def test_what_does_not_exist_is_noticed(tmp_path, capsys):
         test_the_commands_exist_and_have_these_options(page, capsys)
     with pytest.raises(AssertionError, match=r"train\.epoch"):
         test_the_settings_exist(page)
+
+
+def test_every_exit_status_is_explained():
+    table = (ROOT / "docs" / "troubleshooting.md").read_text().partition("## Exit statuses")[2].partition("\n## ")[0]
+    explained = {int(number) for cell in re.findall(r"^\| ([\d, ]+) \|", table, re.M) for number in cell.split(",")}
+    hung_up = 128 + signal.SIGHUP
+    assert explained >= {0, UNEXPECTED, INPUT, PIPE, hung_up, INTERRUPTED, TERMINATED, EXIT_STOPPED, EXIT_LOST_RANK}
