@@ -68,7 +68,8 @@ $(VENV)/pyvenv.cfg: $(addprefix requirements/,install.py lock.txt tools.txt torc
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 'expected Python 3.11 to 3.13, got %d.%d; set PYTHON=' % sys.version_info[:2])"
 	$(PYTHON) -m venv --clear $(VENV)
 
-# Renews the locks after a change of pyproject.toml's requirements or of requirements/*.in. Versions that still fit stay; UPGRADE="--upgrade" renews all of them, UPGRADE="--upgrade-package numpy" one.
+# Renews the locks after a change of pyproject.toml's requirements or of requirements/*.in. Versions that still fit stay;
+# UPGRADE="--upgrade" renews all of them, UPGRADE="--upgrade-package numpy" one.
 LOCK_VENV := .cache/lock
 lock:
 	$(PYTHON) -m venv --clear $(LOCK_VENV)
