@@ -60,8 +60,9 @@ def explain(name: str) -> str:
     """
     found = [part for section in sections() if (part := _inside(section, name)).settings]
     if not found:
-        names = {known for section in sections() for known in _names(section)}
-        advice = did_you_mean(name, sorted(names)) or f"possible: {', '.join(Config.model_fields)}"
+        names = sorted({known for section in sections() for known in _names(section)})
+        last = [known for known in names if known.rpartition(".")[2] == name]  # "epochs" for "train.epochs"
+        advice = did_you_mean(last[0] if last else name, names) or f"possible: {', '.join(Config.model_fields)}"
         raise InputError(f"--explain: expected a section or a setting, got {shown(name[:60])!r}; {advice}")
     return "\n\n".join(map(_as_text, found))
 

@@ -96,7 +96,13 @@ def test_a_section_or_one_setting_is_explained():
 
 @pytest.mark.parametrize(
     ("wrong", "near"),
-    [("model.cmam", "model.cmaam"), ("train.epoch", "train.epochs"), ("zzz", "evaluation"), ("model.cmaam.", "cmaam")],
+    [
+        ("model.cmam", "model.cmaam"),
+        ("train.epoch", "train.epochs"),
+        ("zzz", "evaluation"),
+        ("beta", "'model.cmaam.beta'"),
+        ("model.cmaam.", "cmaam"),
+    ],
 )
 def test_a_wrong_name_brings_the_nearest(wrong, near):
     with pytest.raises(InputError) as error:
