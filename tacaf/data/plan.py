@@ -34,7 +34,7 @@ class PlanConfig(Settings):
         description="Identities that draw negatives from each other; a rank holds whole groups (ours).",
     )
     channel_augment: bool = Field(
-        True, description="Add the branch V1: the same visible images, channel-exchanged (CAJ)."
+        True, description="Add a third branch: the same visible images with exchanged channels (CAJ)."
     )
     sampler: Literal["identity", "camera"] = Field(
         "identity",

@@ -49,7 +49,8 @@ class ModelConfig(Settings):
         ge=1,
         le=2**40,
         description=(
-            "Identities a classifier takes at once. Larger sets go piece by piece, exactly: less memory, more work."
+            "Identities that a classifier computes at once. More identities are computed in several chunks, with "
+            "the same result: less memory, more work."
         ),
     )
 
