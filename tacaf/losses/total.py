@@ -42,7 +42,10 @@ class LossConfig(Settings):
     )
     part: float = Field(1.0, gt=0, le=1e6, description="Weight of the mean cross-entropy over IPCAM's nodes.")
     pair: float = Field(
-        1.0, gt=0, le=1e6, description="Weight of IPCAM's pair stage; to go without, set model.ipcam.pair_stage: false."
+        1.0,
+        gt=0,
+        le=1e6,
+        description="Weight of IPCAM's pair stage; to train without it, set model.ipcam.pair_stage: false.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of every cross-entropy (0 in LbA).")
 
