@@ -1,4 +1,4 @@
-"""Writes a shard set (house §4): tars, DALI indices, columns, index.json last. The same input gives the same bytes.
+"""Writes a shard set (docs/shard_format.md): tars, DALI indices, columns, index.json last. Same input, same bytes.
 
 A data set is one small file that turns its folders into `Record`s and calls `pack`.
 """
