@@ -25,14 +25,13 @@ from PIL import Image
 from tacaf.command import Parser, entry, to_location, to_path
 from tacaf.data.index import ShardIndex
 from tacaf.files import shown, write_whole
-from tacaf.model.correspondence import Layer, correspondences
+from tacaf.model.correspondence import shown_correspondence
 from tacaf.report.overlay import Line, match_lines
 from tacaf.search.album import Album, AlbumImage, images_of_shards
 from tacaf.search.embedder import Embedder
 from tacaf.vocabulary import InputError, Modality
 
 ROWS, COLUMNS = 2, 5  # of the matches
-LAYER: Layer = 3
 RIGHT, WRONG, PLAIN = "#2fa36b", "#d6404a", "#9aa4ad"
 SIZE = 9  # of the text, in points
 
@@ -78,7 +77,7 @@ def lines_between(embedder: Embedder, query_HWC: np.ndarray, match_HWC: np.ndarr
     assert embedder.model is not None, "a run has a model"
     query_CHW, match_CHW = embedder.read(query_HWC, "infrared"), embedder.read(match_HWC, "visible")
     pair = (query_CHW[None], Modality.INFRARED, match_CHW[None], Modality.VISIBLE)
-    found = correspondences(embedder.model, *pair)[LAYER]
+    found = shown_correspondence(embedder.model, *pair, means={})
     return match_lines(found.matching_NLL[0].numpy(), found.comask_NL[0].numpy(), found.height)
 
 

@@ -1,6 +1,6 @@
 """What the page shows of a query: its matches, where a place of it lands on a match, and the person on both.
 
-Nothing here knows of the web: pixels and words in, pixels and words out. L = H*W positions of the layer-4 map.
+Nothing here knows of the web: pixels and words in, pixels and words out. L = H*W positions of the layer-3 map.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tacaf.data.photo import Limits, Source, decode, prepare
-from tacaf.model.correspondence import Layer, correspondences
+from tacaf.model.correspondence import COMPARED, mean_maps, shown_correspondence
 from tacaf.report.overlay import HEAT, MASK, overlay
 from tacaf.search.album import Album, AlbumImage, Neighbour
 from tacaf.search.embedder import Embedder
@@ -20,7 +20,6 @@ SHOWN = 12  # matches
 EXAMPLES = 12
 PANEL = 384  # pixels high: the pictures to look at
 THUMBNAIL = 192
-LAYER: Layer = 4
 UPLOAD = Limits(mib=10, megapixels=25)
 _MARK = (255, 210, 0)
 
@@ -54,6 +53,7 @@ class Viewer:
         assert embedder.model is not None, "an ONNX export has no maps to look at"
         self.embedder, self.album, self.model = embedder, album, embedder.model
         self.limits = UPLOAD
+        self.means = mean_maps(self.model, {kind: self._some(kind) for kind in album.images})
 
     def examples(self, modality: Modality) -> list[int]:
         """Places of a few images of a modality to begin with, of different identities where these are known."""
@@ -85,13 +85,21 @@ class Viewer:
         pixels_HWC = decode(self.match(query, rank).read())
         other_CHW = prepare(pixels_HWC, self.embedder.height, self.embedder.width)
         device = self.embedder.device
-        found = correspondences(
+        found = shown_correspondence(
             self.model,
             *(query.image_CHW[None].to(device), query.modality),
             *(other_CHW[None].to(device), query.searched),
-        )[LAYER]
+            self.means,
+        )
         matching_LL, query_mask_L, match_mask_L, comask_L = (tensor[0].cpu().numpy() for tensor in found[:4])
         return Pair(matching_LL, query_mask_L, match_mask_L, comask_L, found.height, self._panel(pixels_HWC))
+
+    def _some(self, modality: Modality) -> torch.Tensor:
+        """A few of the album's images, as the model sees them, N x 3 x H x W."""
+        images = self.album.images[modality]
+        chosen = images[:: max(1, len(images) // COMPARED)][:COMPARED]
+        seen = [prepare(image.read(), self.embedder.height, self.embedder.width) for image in chosen]
+        return torch.stack(seen).to(self.embedder.device) if seen else torch.empty(0)
 
     def match(self, query: Query, rank: int) -> AlbumImage:
         """The image at this rank, from 0."""

@@ -4,6 +4,7 @@ CMAAM is not run at test time. Here its formulas (method §4) are applied to the
 look at; the two images need not show one identity. N pairs, C channels, L = H*W positions of a map, row by row.
 """
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -17,6 +18,8 @@ from tacaf.vocabulary import Modality
 
 Layer = Literal[3, 4]
 LAYERS: tuple[Layer, Layer] = (3, 4)
+SHOWN_LAYER: Layer = 3
+COMPARED = 16  # images of a modality whose mean a mask deviates from: as good as 60 (by the area under the ROC curve)
 
 
 class Correspondence(NamedTuple):
@@ -88,6 +91,39 @@ def correspondences(
         layer: correspond(model.config.cmaam, query_maps[layer], other_maps[layer], empty.get(layer))
         for layer in LAYERS
     }
+
+
+def mean_maps(model: TacafNet, images: Mapping[Modality, torch.Tensor]) -> dict[Modality, torch.Tensor]:
+    """Modality to the mean of its images' maps on the layer that is shown, 1 x C x H x W; images as for `embed`."""
+    found = {kind: layer_maps(model, several, kind)[SHOWN_LAYER] for kind, several in images.items() if len(several)}
+    return {kind: maps_NCHW.mean(0, keepdim=True) for kind, maps_NCHW in found.items()}
+
+
+def shown_correspondence(
+    model: TacafNet,
+    query_NCHW: torch.Tensor,
+    query_modality: Modality,
+    other_NCHW: torch.Tensor,
+    other_modality: Modality,
+    means: Mapping[Modality, torch.Tensor],
+) -> Correspondence:
+    """What pictures show: the matching on layer 3, with masks of deviations, whatever the training used.
+
+    means: what `mean_maps` gives of some images of each modality (ours; `COMPARED` are enough). A modality that is not
+    there deviates from an empty image. Of both layers' masks, by the norm and by the deviation, these follow the person
+    best in trained models (`perf/checks/person_masks.py`), and on layer 3 the matching finds the right position more
+    often than on layer 4 (`perf/checks/sanity.py`).
+    """
+    sides = ((query_NCHW, query_modality), (other_NCHW, other_modality))
+    maps, middles = [], []
+    for images_NCHW, modality in sides:
+        maps.append(layer_maps(model, images_NCHW, modality)[SHOWN_LAYER])
+        nothing = means.get(modality)
+        if nothing is None:
+            nothing = layer_maps(model, torch.zeros_like(images_NCHW[:1]), modality)[SHOWN_LAYER]
+        middles.append(nothing)
+    config = model.config.cmaam.model_copy(update={"mask": "deviation"})
+    return correspond(config, maps[0], maps[1], (middles[0], middles[1]))
 
 
 def _rows(maps_NCHW: torch.Tensor) -> torch.Tensor:

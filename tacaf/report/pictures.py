@@ -16,7 +16,7 @@ from tacaf.evaluation.ranking import Ranks
 from tacaf.evaluation.text import search_label
 from tacaf.evaluation.trials import Trial, make_trials
 from tacaf.images import MEAN, STD
-from tacaf.model.correspondence import Correspondence, Layer, correspondences
+from tacaf.model.correspondence import COMPARED, Correspondence, mean_maps, shown_correspondence
 from tacaf.model.tacafnet import TacafNet
 from tacaf.report.embedding_map import map_embeddings
 from tacaf.report.examples import Choice, PairChoice, choose_pairs, choose_ranked_lists
@@ -29,7 +29,6 @@ from tacaf.vocabulary import Modality
 SHOWN = 10  # gallery images in a ranked list
 PAIRED = 3  # queries whose correspondences are shown
 THUMBNAIL = 224  # pixels high at most
-LAYER: Layer = 4  # what the loss and the embedding see last
 
 
 @dataclass(frozen=True)
@@ -42,6 +41,16 @@ class ScoredImages:
 
     def modality(self, row: int) -> Modality:
         return Modality.of_code(self.features.modality[row])
+
+    def some(self, size: tuple[int, int]) -> dict[Modality, torch.Tensor]:
+        """A few images of each modality, as the model sees them, N x 3 x H x W."""
+        found = {}
+        for modality in Modality:
+            rows = np.flatnonzero(self.features.modality == modality.code)
+            chosen = rows[:: max(1, len(rows) // COMPARED)][:COMPARED].tolist()
+            if chosen:
+                found[modality] = torch.stack(list(self.as_seen(chosen, size).values()))
+        return found
 
     def as_seen(self, wanted: list[int], size: tuple[int, int]) -> dict[int, torch.Tensor]:
         """Row of the features to the image that the model saw, float32 [3, H, W]."""
@@ -138,13 +147,15 @@ def _pair_pictures(
     pairs = [(one.query, other) for one in choices for other in (one.right, one.wrong) if other is not None]
     images = scored.as_seen(sorted({row for pair in pairs for row in pair}), size)
     device = next(model.parameters()).device
+    means = mean_maps(model, {kind: some.to(device) for kind, some in scored.some(size).items()}) if pairs else {}
     pictures = []
     for query, other in pairs:
-        found = correspondences(
+        found = shown_correspondence(
             model,
             *(images[query][None].to(device), scored.modality(query)),
             *(images[other][None].to(device), scored.modality(other)),
-        )[LAYER]
+            means,
+        )
         distance = float(pair_distances(features.features, np.array([query]), np.array([other]), metric)[0])
         match = _match(features, query, other, distance, lambda row: webp(pixels(images[row])))
         pictures.append(_pair_picture(pixels(images[query]), int(features.pid[query]), match, images[other], found))

@@ -5,7 +5,7 @@ import torch
 
 from kernels.alignment.reference import soft_align
 from tacaf.model.cmaam import CmaamConfig
-from tacaf.model.correspondence import LAYERS, correspond, correspondences, layer_maps
+from tacaf.model.correspondence import LAYERS, correspond, correspondences, layer_maps, mean_maps, shown_correspondence
 from tacaf.vocabulary import Modality
 from tests.model.cases import randomise_norms, tiny_model
 
@@ -71,6 +71,25 @@ def test_a_model_of_deviations_shows_what_an_empty_image_does_not_have():
     # an image of a pair is masked alike, whoever else is there
     alone = correspondences(made, query[:1], Modality.VISIBLE, other[:1], Modality.INFRARED)[4]
     torch.testing.assert_close(alone.query_mask_NL, found[4].query_mask_NL[:1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask", ["norm", "deviation"])
+def test_pictures_show_layer_3_and_deviations_whatever_the_training_used(mask):
+    trained = tiny_model(cmaam={"mask": mask}).eval()
+    randomise_norms(trained)
+    query, other, several = images(1, seed=1), images(1, seed=2), images(5, seed=3)
+    means = mean_maps(trained, {Modality.INFRARED: several, Modality.VISIBLE: several[:0]})
+    found = shown_correspondence(trained, query, Modality.INFRARED, other, Modality.VISIBLE, means)
+    for one, nothing, shown, kind in (
+        (query, several, found.query_mask_NL, Modality.INFRARED),
+        (other, torch.zeros_like(other), found.other_mask_NL, Modality.VISIBLE),  # no visible image to compare with
+    ):
+        seen, mean = (rows(layer_maps(trained, each, kind)[3]) for each in (one, nothing))
+        norms = (seen - mean.mean(0)).norm(dim=-1)
+        low, high = norms.amin(1, keepdim=True), norms.amax(1, keepdim=True)
+        torch.testing.assert_close(shown, (norms - low) / (high - low), rtol=1e-4, atol=1e-4)
+    expected = correspondences(trained, query, Modality.INFRARED, other, Modality.VISIBLE)[3]
+    torch.testing.assert_close(found.matching_NLL, expected.matching_NLL)
 
 
 def test_each_modality_goes_through_its_own_stem(model):
