@@ -23,6 +23,7 @@ from tacaf.run_files import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     HEARTBEATS_FOLDER,
+    LOG_FILE,
     METRICS_FILE,
     REPORT_FILE,
     RESULTS_FOLDER,
@@ -43,7 +44,7 @@ from tacaf.vocabulary import InputError
 T = TypeVar("T")
 
 # What a run writes, by what it must be if it already exists.
-_FILES = (CONFIG_FILE, METRICS_FILE, ENVIRONMENT_FILE, ".lock", MODEL, BEST_MODEL_FILE, REPORT_FILE)
+_FILES = (CONFIG_FILE, METRICS_FILE, LOG_FILE, ENVIRONMENT_FILE, ".lock", MODEL, BEST_MODEL_FILE, REPORT_FILE)
 _FOLDERS = (CHECKPOINTS_FOLDER, HEARTBEATS_FOLDER, RESULTS_FOLDER, WATCH_FOLDER)
 
 
