@@ -11,7 +11,7 @@ PYTEST := python -m pytest --numprocesses $(WORKERS) --dist worksteal
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: demo test quick test-all test-processors gpu-host-test gpu-host-rehearsal check format lock clean
+.PHONY: demo test quick test-all test-processors gpu-host-test gpu-host-rehearsal check docs format lock clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/ready $(DEMO)/shards/index.json
@@ -32,10 +32,17 @@ test-all: $(VENV)/ready gpu-host-test
 test-processors: $(VENV)/ready
 	python -m tests.processors
 
-check: $(VENV)/ready
+check: $(VENV)/ready docs
 	ruff format --check .
 	ruff check .
 	mypy
+
+# The documents as a site, into build/docs. A broken link, a missing section or a page that is not up to date is an error; with --quiet,
+# MkDocs would not count its warnings.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: $(VENV)/ready
+	python docs/generate.py --check
+	mkdocs build
 
 format: $(VENV)/ready
 	ruff format .
@@ -61,8 +68,8 @@ $(VENV)/pyvenv.cfg: $(addprefix requirements/,install.py lock.txt tools.txt torc
 	$(PYTHON) -c "import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else 'expected Python 3.11 to 3.13, got %d.%d; set PYTHON=' % sys.version_info[:2])"
 	$(PYTHON) -m venv --clear $(VENV)
 
-# Writes the locks anew, after a change of pyproject.toml's requirements or of requirements/*.in. Versions stay where they
-# fit; UPGRADE="--upgrade" renews all of them, UPGRADE="--upgrade-package numpy" one.
+# Renews the locks after a change of pyproject.toml's requirements or of requirements/*.in. Versions that still fit stay;
+# UPGRADE="--upgrade" renews all of them, UPGRADE="--upgrade-package numpy" one.
 LOCK_VENV := .cache/lock
 lock:
 	$(PYTHON) -m venv --clear $(LOCK_VENV)

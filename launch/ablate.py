@@ -1,14 +1,14 @@
-"""What each part of the method adds, on the project's own benchmarks: rows x seeds, paired differences with intervals.
+"""Measure what each part of the method adds, on the project's own benchmarks: rows x seeds, paired differences.
 
     python launch/ablate.py --out DIR [--benchmarks plain_1 ...] [--rows ...] [--seeds 0 1 2] [--parallel 2]
     python launch/ablate.py --out DIR --rows aug --try aug_cmaam loss.dt=2 --try aug_cmaam loss.dt=4 --name tries
 
 Models are judged on validation identities; once all choices are made, `--test` scores the finished ones on the test
-identities. `--try` adds a row with other settings, in a table of its own, so that what failed is on record too.
+identities. `--try` adds a row with other settings, in a separate table, so that what failed is recorded too.
 
 Finished trainings are kept, so the same command resumes after an interruption. --results holds the scores of every
 training, a file for each benchmark, with which it need not be repeated even where its run is gone. The tables go to
---tables; they are written again after every training and say what they lack.
+--tables; they are rewritten after every training and say what they lack.
 """
 
 from tacaf.start import start
@@ -116,7 +116,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=to_path, required=True, help="folder for the sets and runs")
     add("--results", type=to_path, help="folder for the scores; default: OUT/results")
     add("--tables", type=to_path, help="folder for the tables; default: that of the scores")
-    add("--benchmarks", nargs="+", choices=names, default=names[:1], help="default: %(default)s")
+    add("--benchmarks", nargs="+", choices=names, default=names[:1], help=f"default: {names[0]}")
     add("--rows", nargs="+", choices=(*ROWS, "core", "all"), default=["core"], help=f"default: core ({' '.join(CORE)})")
     add(
         "--try",
@@ -125,16 +125,23 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         dest="tries",
         metavar=("ROW", "a.b=c"),
-        help="one more row: ROW with these settings; repeat for several",
+        help="add a row: ROW with these settings; may be given several times",
     )
     add("--name", default="", help="added to the names of the tables' files; needed with --try")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--config", type=to_path, default=CONFIG, help="default: launch/configs/ablation.yaml")
-    add("--set", action="append", default=[], metavar="a.b=c", help="for every training")
-    add("--parallel", type=int, default=1, help="trainings at a time; several get one thread each")
+    add("--set", action="append", default=[], metavar="a.b=c", help="override one setting of every training")
+    add(
+        "--parallel",
+        type=int,
+        default=1,
+        help="trainings at a time, with one thread each if there are several; default: 1",
+    )
     add("--test", action="store_true", help="score the test identities")
-    add("--only-tables", action="store_true", help="train and embed nothing: tables of what is finished")
-    add("--resamplings", type=int, default=10_000, help="of the bootstrap; default: %(default)s")
+    add(
+        "--only-tables", action="store_true", help="write the tables of what is finished, without training or embedding"
+    )
+    add("--resamplings", type=int, default=10_000, help="resamplings of the bootstrap; default: %(default)s")
     args = parser.parse_args(argv)
     for name in ("parallel", "resamplings"):
         if getattr(args, name) < 1:

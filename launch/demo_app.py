@@ -1,7 +1,7 @@
-"""A page to look at a trained model: python launch/demo_app.py --run RUN --gallery SHARDS|DIR [--port 7860]
+"""Serve a page to look at a trained model: python launch/demo_app.py --run RUN --gallery SHARDS|DIR [--port 7860]
 
-Choose or drop an image, see who is nearest in the other modality, and where a place of the one lies on the other. The
-page serves this machine only, loads nothing from elsewhere, and keeps no upload on the disk.
+Choose or drop an image to see the nearest images of the other modality, and click on it to see where that point is on a
+match. The page can only be reached from this machine, loads nothing from elsewhere, and writes no upload to the disk.
 """
 
 from tacaf.start import start
@@ -112,18 +112,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--gallery",
         type=to_location,
         required=True,
-        help="shard set, or a folder with visible/ and infrared/ in it: who can be found",
+        help="images to search in: a shard set, or a folder with visible/ and infrared/ in it",
     )
-    add("--split", default="test", help="identities of the shard set that are shown (test)")
-    add("--most", type=int, default=2000, help="images of each modality at most (2000)")
-    add("--seed", type=int, default=0, help="draws them where there are more (0)")
-    add("--host", default="127.0.0.1", help="address to serve; at others than this machine's the URL holds a token")
-    add("--port", type=int, default=7860, help="0 takes any free one (7860)")
+    add("--split", default="test", help="list of identities of the shard set; default: test")
+    add("--most", type=int, default=2000, help="largest number of images of each modality; default: 2000")
+    add("--seed", type=int, default=0, help="seed of the draw if there are more; default: 0")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to serve; one that other machines can reach gets a URL with a token",
+    )
+    add("--port", type=int, default=7860, help="port of the page, or 0 for any free one; default: 7860")
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add(
         "--thermal-range",
         nargs="+",
         metavar=("LOW", "HIGH"),
-        help="as for search.py, for uploads and a folder's images",
+        help="grey values that become black and white, as for search.py",
     )
     return parser.parse_args(argv)

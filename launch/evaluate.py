@@ -174,13 +174,17 @@ def parse(description: str | None, argv: Sequence[str] | None) -> argparse.Names
         type=to_path,
         nargs="+",
         required=True,
-        help="run folder with model.safetensors; for RegDB several, one for each split, for the table over them",
+        help="run folder with model.safetensors; for RegDB one folder for each split, for the table over them",
     )
     add("--shards", type=to_location, required=True, help="shard set to score on: a folder or an address")
     add("--split", help="list of identities of the shard set; default: test, or test_3 for a model of train_3")
     add_protocol_options(parser, every=True)
-    add("--embedding", choices=get_args(Embedding), help="default: as the run was scored")
-    add("--flip", action="store_true", help="average the embedding with the mirror image's")
+    add(
+        "--embedding",
+        choices=get_args(Embedding),
+        help="kind of descriptor; default: the one that the run was scored with",
+    )
+    add("--flip", action="store_true", help="average each embedding with that of the mirror image")
     add("--batch-size", type=int, default=64, help="images at a time on each rank (default: %(default)s)")
     add("--features", type=to_path, help="also write the features to this .npz")
     add("--json", type=to_path, help="also write the results to this file")

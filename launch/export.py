@@ -1,8 +1,8 @@
-"""Hand a trained model on: python launch/export.py --run RUN --to safetensors|onnx [--out DIR] [--images DIR]
+"""Export a trained model: python launch/export.py --run RUN --to safetensors|onnx [--out DIR] [--images DIR]
 
 Writes a folder with the weights and card.json: preprocessing, what the descriptor holds, protocol results, training
 set. safetensors: the model without its classifiers, which name the training identities. onnx: visible.onnx and
-infrared.onnx (the modalities have stems of their own), input `images` float32 [batch, 3, H, W] prepared as card.json
+infrared.onnx (each modality has its own stem), input `images` float32 [batch, 3, H, W] prepared as card.json
 says, output `embedding` float32 [batch, width]. Before the folder appears, its descriptors of decoded images are
 compared with the run's.
 """
@@ -83,7 +83,7 @@ def write_parts(args: argparse.Namespace, embedder: Embedder, images: Images, fo
 
 
 def images_to_compare(args: argparse.Namespace, embedder: Embedder) -> tuple[Images, str]:
-    """Decoded images, and where they are from: --images, else the run's shard set, else drawn pedestrians."""
+    """Decoded images, and where they are from: --images, else the run's shard set, else procedural pedestrians."""
     if args.images:
         return _folder_images(args.images, embedder), "--images"
     try:
@@ -140,6 +140,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--images",
         type=to_path,
-        help="folder of images to compare on; default: the run's shard set, else drawn pedestrians",
+        help="folder of images to compare on; default: the run's shard set, else procedural pedestrians",
     )
     return parser.parse_args(argv)

@@ -1,7 +1,7 @@
-"""Ranks of a command on this machine: python launch/local_ranks.py N SCRIPT [WORDS ...]
+"""Start N ranks of a command on this machine: python launch/local_ranks.py N SCRIPT [WORDS ...]
 
-PyTorch's launcher, as `torchrun --standalone`, but it ends with the status of the rank that failed first, and what that
-rank said stands alone: torchrun adds a traceback of its own and always ends with 1.
+This is PyTorch's launcher, as `torchrun --standalone`, but it exits with the status of the rank that failed first and
+adds nothing to what that rank printed. torchrun adds a traceback of its own and always exits with 1.
 """
 
 from tacaf.start import start
@@ -25,6 +25,9 @@ from tacaf.vocabulary import InputError
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] in (["-h"], ["--help"]):
+        print(__doc__)
+        return 0
     if len(words) < 2 or not words[0].isdigit():
         raise InputError(f"expected the number of ranks and a script, got {' '.join(words) or 'nothing'}")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # what the launcher would set, with four lines about it

@@ -3,7 +3,7 @@
     python launch/reproduce.py sysu_mm01|regdb|llcm --root RAW --out DIR [--set train.weights=resnet50-0676ba61.pth]
 
 Finished trainings are kept, so the same command resumes after an interruption. The table (DIR/table.md, .html, .json)
-is written again after every training and says what each row lacks.
+is rewritten after every training and says what each row lacks.
 """
 
 from tacaf.start import start
@@ -86,14 +86,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--root", type=to_path, required=True, help="the data set's folder")
     add("--out", type=to_path, required=True, help="folder for the shards, the runs and the table")
     add("--config", type=to_path, help="default: launch/configs/<data set>.yaml")
-    add("--set", action="append", default=[], metavar="a.b=c", help="for every training")
+    add("--set", action="append", default=[], metavar="a.b=c", help="override one setting of every training")
     # The paper's Table 1 has a baseline, IPCAM, CMAAM and both. It does not say whether its baseline has the
     # augmentation, so the default rows have a baseline without it and one with it.
     add("--rows", nargs="+", choices=(*ROWS, "core"), default=["core"], help=f"default: core ({' '.join(CORE)})")
-    add("--seeds", type=int, nargs="+", default=[0], help="each row once with every seed")
+    add("--seeds", type=int, nargs="+", default=[0], help="train each row with each of these seeds; default: 0")
     add("--regdb-splits", type=int, nargs="+", choices=REGDB_SPLITS, default=REGDB_SPLITS, metavar="N")
     add("--splits", type=to_path, help="folder with rand_perm_cam.mat, for SYSU-MM01's official draw")
-    add("--ranks", type=int, default=1, help="processes (GPUs) a training uses")
+    add("--ranks", type=int, default=1, help="ranks (GPUs) of each training; default: 1")
     args = parser.parse_args(argv)
     if args.ranks < 1:
         raise InputError(f"expected at least 1 rank, got {args.ranks}; raise --ranks")

@@ -1,8 +1,8 @@
 """Find people across folders of images: python launch/search.py --run RUN --gallery DIR --query DIR|IMAGE --html FILE
 
-The gallery can be kept with --index FILE and opened again without its images; --gallery adds what is new to it, and
---remove NAME takes images out. Queries are infrared and the gallery is visible unless said otherwise; any two
-modalities work, also the same one. Images that cannot be read are counted and listed.
+--index FILE keeps the gallery, so that it can be searched again without its images; --gallery then adds only new
+images, and --remove NAME takes images out. Queries are infrared and the gallery is visible unless you choose otherwise;
+any two modalities work, also the same one. Images that cannot be read are counted and listed.
 """
 
 from tacaf.start import start
@@ -126,22 +126,32 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [str(modality) for modality in Modality]
     add = parser.add_argument
-    add("--run", type=to_path, help="a finished run, or an export of one; not needed to --remove or --list")
-    add("--gallery", type=to_path, help="folder of images to search in; with --index, what is new is added")
+    add("--run", type=to_path, help="a finished run, or an export of one; not needed for --remove and --list")
+    add("--gallery", type=to_path, help="folder of images to search in; with --index, new images are added")
     add("--query", type=to_path, help="folder of images, or one image, to search for")
     add("--gallery-modality", choices=names, help="default: the index's, else visible")
     add("--query-modality", choices=names, default=str(Modality.INFRARED), help="default: %(default)s")
     add("--index", type=to_path, help="file that keeps the gallery's descriptors")
-    add("--remove", nargs="+", metavar="NAME", help="take out of --index: names, folders of names, or image files")
+    add(
+        "--remove",
+        nargs="+",
+        metavar="NAME",
+        help="take images out of --index: names, folders of names, or image files",
+    )
     add("--list", action="store_true", help="print the names in --index")
     add("--top", type=int, default=10, help="matches per query; default: %(default)s")
     add("--embedding", choices=get_args(Embedding), help="default: the index's, else the one the run was scored with")
-    add("--flip", action="store_true", default=None, help="average with the mirror image; default: as in the index")
+    add(
+        "--flip",
+        action="store_true",
+        default=None,
+        help="average each descriptor with that of the mirror image; default: as in the index",
+    )
     add(
         "--engine",
         choices=("auto", "exact", "faiss"),
         default="auto",
-        help=f"auto: FAISS from {FAISS_FROM:,} images on, where it is installed",
+        help=f"auto: FAISS from {FAISS_FROM:,} images on, if it is installed",
     )
     add(
         "--thermal-range",
@@ -151,8 +161,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         " default: those of the model's training set",
     )
     add("--device", type=to_device, default="cpu", help="cpu or cuda")
-    add("--json", type=to_path, help="write the lists there")
-    add("--html", type=to_path, help="write a page with pictures there")
+    add("--json", type=to_path, help="write the ranked lists to this file")
+    add("--html", type=to_path, help="write a page with pictures to this file")
     return parser.parse_args(argv)
 
 

@@ -1,8 +1,10 @@
 """Train a TACAFNet: deepspeed launch/train.py --config launch/configs/X.yaml [--set a.b=c ...] [--resume] [--dry-run]
 
-Data, model, engine, then one loop: forward, loss, backward, step, log; at the end of an epoch evaluate and save.
-Everything random is a function of (seed, epoch, step, position), so a resumed run continues exactly where it stopped.
-SIGTERM or SIGUSR1 to any rank: a checkpoint, and exit status 75.
+`launch/train.py --explain model.cmaam` describes the settings of a section, and `--explain` alone all of them.
+
+The run's folder gets checkpoints, a log, the trained model, its scores and a report. Everything random is a function
+of (seed, epoch, step, position), so a resumed run continues exactly where it stopped. SIGTERM or SIGUSR1 to any rank
+saves a checkpoint and ends the run with status 75.
 """
 
 from tacaf.start import start
@@ -40,6 +42,7 @@ from tacaf.train.ranges import Ranges, check_ranges
 from tacaf.train.run import Run, TrainingData, open_folder, record_start
 from tacaf.train.run_log import Extent, RunLog
 from tacaf.train.saving import NotSavedError, find_checkpoint, resume, save
+from tacaf.train.setting_list import explain
 from tacaf.train.state import TrainState, circumstances, extension, must_match
 from tacaf.train.step import build_compute
 from tacaf.train.step_figures import launched
@@ -228,18 +231,32 @@ def open_batches(config: Config, place: Place, data: TrainingData, state: TrainS
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", type=to_path, required=True, help="YAML file, see launch/configs/")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="a.b=c", help="override one value; may be given several times"
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=to_path, help="the YAML file of the run; launch/configs/ has examples")
+    what.add_argument(
+        "--explain",
+        nargs="?",
+        const="",
+        metavar="SECTION",
+        help="describe every setting, or those of a section such as model.cmaam, and stop",
     )
-    parser.add_argument("--resume", action="store_true", help="continue from the run's newest whole checkpoint")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="a.b=c",
+        help="override one setting, such as train.epochs=20; may be given several times",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue from the run's newest complete checkpoint")
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="resume from a checkpoint although it is another user's or came from elsewhere",
+        help="resume from a checkpoint that belongs to another user or came from another machine",
     )
     parser.add_argument(
-        "--dry-run", action="store_true", help="print the resolved config, steps, parameters, memory and disk, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print the resolved configuration and an estimate of steps, parameters, memory and disk, and stop",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
     return parser.parse_args(argv)
@@ -257,10 +274,15 @@ def read_config(args: argparse.Namespace) -> Config:
 def main(argv: Sequence[str] | None = None) -> int:
     stop = StopRequest().listen()
     args = parse(argv)
+    first = os.environ.get("RANK", "0") == "0"
+    if args.explain is not None:
+        if first:
+            print(explain(args.explain))
+        return 0
     try:
         config = read_config(args)
         if args.dry_run:
-            if os.environ.get("RANK", "0") == "0":
+            if first:
                 print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
         train(config, stop, resuming=args.resume, trusted=args.trust)

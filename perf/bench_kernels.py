@@ -46,7 +46,7 @@ from tacaf.provenance import environment
 from tacaf.vocabulary import InputError
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-OPS = ("alignment", "soft_align", "align_distance", "gem_pyramid", "ring_aggregate")
+OPS = ("alignment", "soft_align", "align_distance", "gem_pyramid", "ring_aggregate", "batch_norm")
 COLUMNS = (
     "op",
     "provider",

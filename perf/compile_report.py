@@ -35,6 +35,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.alignment import kernel as alignment
 from kernels.alignment.tile_kernel import Choice
+from kernels.batch_norm import kernel as batch_norm
 from kernels.gem_pyramid import kernel as gem_pyramid
 from kernels.ring_aggregate import kernel as ring_aggregate
 from tacaf.command import Parser, entry, to_path
@@ -57,6 +58,17 @@ def _gem_pyramid(dtype: torch.dtype, choice: gem_pyramid.Choice) -> None:
     gem_pyramid.backward(pooled, features, pooled, levels, 3.0, 1e-6, choice)
 
 
+def _batch_norm(dtype: torch.dtype, choice: batch_norm.Choice) -> None:
+    """The end of a residual block, and a batch norm inside one."""
+    features, weight = torch.empty(15552, 2048, dtype=dtype, device="meta"), torch.empty(2048, device="meta")
+    mean, _, scale = batch_norm.moments(features, 1e-5, choice)
+    fixed = ((mean, scale), weight, weight)
+    for added in (features, None):
+        batch_norm.normalise(features, added, *fixed, True, choice)
+        batch_norm.gradient_sums(features, features, added, *fixed, True, choice)
+        batch_norm.gradient(features, features, *fixed, (mean, mean, 15552), added is None, choice)
+
+
 def _ring_aggregate(dtype: torch.dtype, choice: tuple[int, int]) -> None:
     parts, projection = (torch.empty(64, 6, width, dtype=dtype, device="meta") for width in (512, 128))
     ring_aggregate.forward(parts, projection, projection, 2, choice)
@@ -75,6 +87,7 @@ def _align(dtype: torch.dtype, choice: Choice) -> None:
 # op -> (its launches in a dtype with a tuning choice, its choices for a dtype and an architecture; the first is used)
 OPS: dict[str, tuple[Callable[..., None], Callable[[torch.dtype, int], tuple[Any, ...]]]] = {
     "align": (_align, lambda dtype, arch: alignment.choices(dtype, arch // 10)),
+    "batch_norm": (_batch_norm, lambda dtype, arch: batch_norm.CHOICES),
     "gem_pyramid": (_gem_pyramid, lambda dtype, arch: gem_pyramid.CHOICES),
     "ring_aggregate": (_ring_aggregate, lambda dtype, arch: ring_aggregate.CHOICES),
 }

@@ -117,7 +117,7 @@ def _inspect(args: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog=program("shards"),
-        description="Raw image folders to WebDataset shards that plain WebDataset and DALI read.",
+        description="Pack images into shards that plain WebDataset and DALI can read; check and change such shards.",
         epilog="Usual order: synth (or a real data set), pack, verify, inspect.",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True, parser_class=Parser)
@@ -125,9 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     pack = verbs.add_parser(
         "pack",
         help="pack a data set's folders into shards",
-        description="Pack images into shards: original bytes, and the same input gives the same bytes. Nothing appears "
-        "in --out before it is whole. The shards that an interrupted packing finished wait in a folder beside it, and "
-        "the same command resumes from them.",
+        description="Pack images into shards, which hold the original bytes; the same input gives the same shards. "
+        "Nothing appears in --out before it is complete. The shards that an interrupted packing finished wait in a "
+        "folder beside it, and the same command resumes from them.",
     )
     data_sets = pack.add_subparsers(metavar="DATA_SET", dest="data_set", required=True, parser_class=Parser)
     for name, (holds, _) in PACKERS.items():
@@ -140,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _synth_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    text = "write a procedural visible-infrared set in a public set's folder layout"
+    text = "write a procedural visible-infrared set in the folder layout of a public set"
     verb = verbs.add_parser("synth", help=text, description=text)
     verb.add_argument("--out", type=to_path, required=True, metavar="RAW", help="new or empty folder")
     verb.add_argument("--layout", choices=tuple(PACKERS), help="folder layout (default %(default)s)")
@@ -148,12 +148,14 @@ def _synth_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb.add_argument(
         "--benchmark",
         choices=tuple(benchmarks.BENCHMARKS),
-        help="a set of fixed form, in place of the others",
+        help="one of the fixed benchmarks; takes the place of --layout and the numbers below",
     )
     verb.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same files (default 0)")
-    verb.add_argument("--images-per-camera", type=int, metavar="N", help="of an identity (default 4)")
-    verb.add_argument("--height", type=int, metavar="PX", help="usual image height (default 256)")
-    verb.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    verb.add_argument(
+        "--images-per-camera", type=int, metavar="N", help="images of each identity in each camera (default 4)"
+    )
+    verb.add_argument("--height", type=int, metavar="PX", help="typical image height in pixels (default 256)")
+    verb.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     verb.set_defaults(run=_synth, **SYNTH_OPTIONS)
 
 
@@ -161,11 +163,13 @@ def _pack_parser(data_set: argparse.ArgumentParser, holds: str) -> None:
     data_set.add_argument("--root", type=to_path, required=True, metavar="RAW", help=f"folder with {holds}")
     data_set.add_argument("--out", type=to_path, required=True, metavar="SHARDS", help="new or empty folder")
     data_set.add_argument(
-        "--overwrite", action="store_true", help="replace the shard set in --out once the new is whole"
+        "--overwrite", action="store_true", help="replace the shard set in --out once the new one is complete"
     )
     data_set.add_argument("--skip-bad", action="store_true", help="leave unreadable images out and list them")
-    data_set.add_argument("--shard-mib", type=int, default=256, metavar="N", help="a shard's size in MiB (default 256)")
-    data_set.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    data_set.add_argument(
+        "--shard-mib", type=int, default=256, metavar="N", help="size of a shard in MiB (default 256)"
+    )
+    data_set.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     data_set.add_argument(
         "--thermal-range",
         nargs="+",
@@ -191,29 +195,31 @@ def _manifest_parser(data_sets: "argparse._SubParsersAction[Parser]") -> None:
     )
     listed = parser.add_mutually_exclusive_group(required=True)
     listed.add_argument("--csv", type=to_path, metavar="FILE", help="the list, UTF-8, with a header")
-    listed.add_argument("--jsonl", type=to_path, metavar="FILE", help="the list, one JSON object a line")
+    listed.add_argument("--jsonl", type=to_path, metavar="FILE", help="the list, one JSON object per line")
     parser.add_argument("--name", help="beginning of the shards' names (default: the list's name)")
     share, seed = manifest.TEST_SHARE, manifest.SEED
-    parser.add_argument("--test-share", type=float, metavar="P", help=f"part drawn for the test (default {share})")
-    parser.add_argument("--seed", type=int, metavar="S", help=f"of the draw (default {seed})")
+    parser.add_argument(
+        "--test-share", type=float, metavar="P", help=f"share of the identities drawn for the test (default {share})"
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help=f"seed of that draw (default {seed})")
     _pack_parser(parser, "the images")
     parser.set_defaults(run=_pack_manifest)
 
 
 def _verify_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    text = "check a shard set: recount, re-hash, decode; exit 1 names shard and sample"
+    text = "check a shard set: recount, re-hash, decode; status 1 if a problem was found"
     verb = verbs.add_parser("verify", help=text, description=text)
     verb.add_argument("shards", type=to_path, metavar="SHARDS")
     verb.add_argument("--quick", action="store_true", help="structure, counts and sizes only; does not read the tars")
-    verb.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    verb.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     verb.set_defaults(run=_verify)
 
 
 def _inspect_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    text = "show what a shard set holds, as a table and as a contact sheet"
+    text = "show what a shard set holds, as a table and a contact sheet"
     verb = verbs.add_parser("inspect", help=text, description=text)
     verb.add_argument("shards", type=to_path, metavar="SHARDS")
-    verb.add_argument("--html", type=to_path, metavar="FILE", help="write a contact sheet, one file, to FILE")
+    verb.add_argument("--html", type=to_path, metavar="FILE", help="write a contact sheet to FILE")
     verb.add_argument("--identities", type=int, default=12, metavar="N", help="identities on the sheet (default 12)")
     verb.set_defaults(run=_inspect)
 
@@ -222,9 +228,9 @@ def _remove_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb = verbs.add_parser(
         "remove",
         help="take people out of a shard set",
-        description="Take people out of a shard set: images, facts, rows and names. Shards without them stay as they "
-        "are, the others are rewritten, and old and new set change places in one step. Raw folders, other copies "
-        "and trained models are yours to deal with.",
+        description="Take people out of a shard set: their images, records and names. Shards without them are kept, "
+        "the others are rewritten, and the new set replaces the old one in one step. This does not touch raw folders, "
+        "other copies of the set or trained models.",
     )
     verb.add_argument("shards", type=to_path, metavar="SHARDS")
     verb.add_argument(
@@ -232,6 +238,6 @@ def _remove_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
         nargs="+",
         required=True,
         metavar="N",
-        help="numbers or, in a set with names, names; pid=N or name=N where a word could be both",
+        help="numbers, or names if the set has names; pid=N or name=N if a word could be either",
     )
     verb.set_defaults(run=_remove)

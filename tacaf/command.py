@@ -13,7 +13,7 @@
 
 Statuses: 0 done; 1 an unexpected error, or `verify` found problems; 2 input that cannot be used; 130 Ctrl-C; 143
 SIGTERM (129 SIGHUP); 141 the reader of a pipe went away. A training has two more: 70 a rank died or hangs; 75 it was
-asked to stop, and everything is saved (docs/cluster.md).
+asked to stop, and everything is saved (docs/troubleshooting.md).
 """
 
 import argparse

@@ -34,6 +34,7 @@ class Stream(IntEnum):
     RANKED_LISTS = 11
     WINDOWS = 12
     REPORT = 13
+    LANES = 14
 
 
 def philox(

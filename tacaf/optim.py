@@ -40,11 +40,16 @@ class OptimConfig(Settings):
         0,
         ge=0,
         le=LARGEST,
-        description="Clip the whole gradient to this norm; 0: never, as the ancestors (DeepSpeed's own is 1).",
+        description=(
+            "Clip the whole gradient to this norm; 0: never, as in the public code of AGW and LbA (DeepSpeed's "
+            "own default is 1)."
+        ),
     )
     fused: bool = Field(
         True,
-        description="Update all parameters in one call of PyTorch's fused optimiser, not one operation after another.",
+        description=(
+            "Update all parameters in one call of PyTorch's fused optimiser instead of one operation after another."
+        ),
     )
     schedule: Literal["milestones", "one_cycle"] = Field(
         "milestones",

@@ -13,6 +13,8 @@ from kernels.alignment import align, align_distance, soft_align
 from kernels.alignment import reference as alignment_reference
 from kernels.alignment.mask import feature_mask, minmax
 from kernels.alignment.reference import DISTANCE_FLOOR, NORM_FLOOR
+from kernels.batch_norm import batch_norm_relu
+from kernels.common.path import Backend
 from kernels.gem_pyramid import gem_pyramid
 from kernels.gem_pyramid import reference as gem_pyramid_reference
 from kernels.ring_aggregate import reference as ring_aggregate_reference
@@ -50,14 +52,18 @@ def cases(device: str) -> list[Case]:
         alignment += [(512, 162, 1024), (512, 162, 2048)]
     found = [build(*shape) for shape in alignment for build in (soft_align_case, align_distance_case, both_case)]
     images = (64, 96, 512) if device == "cuda" else (64, 96)
-    return found + [build(count) for count in images for build in (gem_pyramid_case, ring_aggregate_case)]
+    found += [build(count) for count in images for build in (gem_pyramid_case, ring_aggregate_case)]
+    # A CPU has no kernel for it. The shapes: inside a block of layer 1, at the end of one, and at the end of layer 4.
+    norms = [((96, 72, 36, 64), False), ((96, 72, 36, 256), True), ((96, 18, 9, 2048), True)]
+    return found + [batch_norm_case(*shape, added) for shape, added in norms if device == "cuda"]
 
 
 def small_cases() -> list[Case]:
     """Two shapes of every op, for rehearsals and tests; one has more positions than one multiple of 16."""
     shapes = ((4, 9, 16), (6, 20, 24))
     found = [build(*shape) for shape in shapes for build in (soft_align_case, align_distance_case, both_case)]
-    return found + [build(shape[0]) for shape in shapes for build in (gem_pyramid_case, ring_aggregate_case)]
+    found += [build(shape[0]) for shape in shapes for build in (gem_pyramid_case, ring_aggregate_case)]
+    return found + [batch_norm_case(4, 3, 2, 8, added) for added in (False, True)]
 
 
 def _pairs(images: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -274,4 +280,41 @@ def ring_aggregate_case(images: int) -> Case:
             "forward": lambda e: (numbers + images * parts * width) * e,
             "backward": lambda e: (2 * numbers + images * parts * width) * e,
         },
+    )
+
+
+def plain_batch_norm_relu(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *added: torch.Tensor
+) -> torch.Tensor:
+    """PyTorch's norm, sum and ReLU, each a kernel of its own."""
+    normed = F.batch_norm(x.permute(0, 3, 1, 2), None, None, weight, bias, training=True).permute(0, 2, 3, 1)
+    return (normed + added[0] if added else normed).relu_()
+
+
+def batch_norm_case(images: int, height: int, width: int, channels: int, added: bool) -> Case:
+    """A norm and ReLU inside a residual block, or, with the sum, at its end."""
+    maps = images * height * width * channels
+    shape = {"B": images, "H": height, "W": width, "C": channels, "added": int(added)}
+
+    def inputs(dtype: torch.dtype, device: str) -> Inputs:
+        draw = torch.Generator().manual_seed(4)
+        features = 1 + 2 * torch.randn(1 + added, images, height, width, channels, generator=draw)
+        weight, bias = torch.rand(2, channels, generator=draw)
+        return tuple(x.to(device, dtype) for x in (features[0], weight + 0.5, bias - 0.5, *features[1:])), ()
+
+    def run(backend: Backend) -> Callable[..., torch.Tensor]:
+        return lambda x, weight, bias, residual=None: batch_norm_relu(x, weight, bias, 1e-5, residual, backend=backend)[
+            0
+        ]
+
+    return Case(
+        "batch_norm",
+        shape,
+        inputs,
+        plain_batch_norm_relu,
+        run("auto"),
+        run("reference"),
+        {"forward": 0.0, "backward": 0.0},
+        # Statistics must be known before anything can be written, so a map that no cache holds is read twice.
+        {"forward": lambda e: (3.0 + added) * maps * e, "backward": lambda e: (5.0 + 2 * added) * maps * e},
     )

@@ -41,6 +41,7 @@ class Shape:
     channels: int
     positives: int = 0
     negatives: int = 0
+    added: int = 0  # residuals that a batch norm adds
 
     @property
     def pairs(self) -> int:
@@ -217,12 +218,32 @@ def ring_backward(s: Shape) -> Launch:
     return Launch("ring backward", waiting_us=8.5 * waves(s.images, 4))
 
 
+def norm_sums(s: Shape) -> Launch:
+    """A read of the map, and a program for 64 channels that adds the parts."""
+    return Launch("norm sums", memory_bytes=s.maps, fixed_us=3.0, kernels=2)
+
+
+def norm_map(s: Shape) -> Launch:
+    return Launch("norm map", memory_bytes=(2 + s.added) * s.maps)
+
+
+def norm_gradient_sums(s: Shape) -> Launch:
+    """With a residual it also reads the result, and writes the residual's gradient."""
+    return Launch("norm gradient sums", memory_bytes=(2 + 2 * s.added) * s.maps, fixed_us=3.0, kernels=2)
+
+
+def norm_gradient(s: Shape) -> Launch:
+    return Launch("norm gradient", memory_bytes=3 * s.maps)
+
+
 Table = dict[tuple[str, str], tuple[Callable[[Shape], Launch], ...]]
 LAUNCHES: Table = {
     ("gem_pyramid", "forward"): (pyramid,),
     ("gem_pyramid", "backward"): (pyramid_backward,),
     ("ring_aggregate", "forward"): (ring,),
     ("ring_aggregate", "backward"): (ring_backward,),
+    ("batch_norm", "forward"): (norm_sums, norm_map),
+    ("batch_norm", "backward"): (norm_gradient_sums, norm_gradient),
 }
 for _op in ("soft_align", "align_distance", "alignment"):  # the same kernels; only their pairs differ
     LAUNCHES[_op, "forward"] = (norms, scores, weights, warp, finish)
@@ -241,8 +262,9 @@ def shape_of(case: Case) -> Shape:
     """A benchmark's case as the formulas see it."""
     if case.op == "ring_aggregate":
         return Shape(case.shape["B"], case.shape["R"], case.shape["D"])
-    if case.op == "gem_pyramid":
-        return Shape(case.shape["B"], case.shape["H"] * case.shape["W"], case.shape["C"])
+    if case.op in ("gem_pyramid", "batch_norm"):
+        added = case.shape.get("added", 0)
+        return Shape(case.shape["B"], case.shape["H"] * case.shape["W"], case.shape["C"], added=added)
     images = case.shape["B"]
     positives = 0 if case.op == "align_distance" else images
     negatives = 0 if case.op == "soft_align" else images

@@ -41,6 +41,7 @@ class Variant(NamedTuple):
     compile: bool = False
     recompute: bool = False
     cudnn_benchmark: bool = False
+    fused_norm: bool = False  # batch norm, residual sum and ReLU in one kernel
     graph: bool = False  # the whole step replayed from a CUDA graph
 
 
@@ -73,6 +74,7 @@ class Step:
         sections: dict[str, Any] = {name: dict(values) for name, values in SMALL.items()} if small else {}
         sections.setdefault("ipcam", {})["enabled"] = variant.ipcam
         sections["cmaam"] = {"enabled": variant.cmaam, "recompute": variant.recompute}
+        sections["fused_norm"] = variant.fused_norm
         sections["kernels"] = "auto" if variant.kernels else "reference"
         self.variant, self.device = variant, device
         model = TacafNet(ModelConfig.model_validate(sections), CLASSES).to(device).train()

@@ -28,15 +28,18 @@ class AugmentConfig(Settings):
 
     height: int = Field(288, ge=32, le=4096, description="Image height in pixels.")
     width: int = Field(144, ge=16, le=4096, description="Image width in pixels.")
-    pad: int = Field(10, ge=0, le=4096, description="Pixels of raw 0 around the image before the random crop.")
+    pad: int = Field(10, ge=0, le=4096, description="Black pixels added around the image before the random crop.")
     flip: float = Field(0.5, ge=0, le=1, description="Probability of a mirror image.")
     erase: float = Field(0.5, ge=0, le=1, description="Probability of channel erasing.")
     erase_area: tuple[Share, Share] = Field((0.02, 0.4), description="Range of the erased share of the image.")
     erase_aspect: float = Field(
-        0.3, gt=0, le=1, description="Aspect ratio h/w of the erased box is drawn from [this, 1/this]."
+        0.3,
+        gt=0,
+        le=1,
+        description="The aspect ratio h/w of the erased box is drawn from this number to its reciprocal.",
     )
     gray: float = Field(
-        0.5, ge=0, le=1, description="Infrared's fourth case: probability of gray instead of unchanged."
+        0.5, ge=0, le=1, description="Infrared images' fourth case: probability of gray instead of unchanged."
     )
     channel_augment_space: Literal["normalized", "raw"] = Field(
         "normalized", description="Where the channel matrix acts: on normalised values (CAJ) or on raw ones (ours)."

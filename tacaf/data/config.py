@@ -24,22 +24,25 @@ class ReadingConfig(Settings):
     """How the images of a training are read and decoded; the batches are the same whatever it says."""
 
     threads: int = Field(2, ge=1, le=1024, description="DALI threads per rank.")
-    prefetch: int = Field(2, ge=1, le=1024, description="Batches prepared ahead.")
+    prefetch: int = Field(2, ge=1, le=1024, description="Batches prepared in advance.")
     workers: int = Field(
         0,
         ge=0,
         le=1024,
-        description="Threads per rank that read beside the training, for slow storage; 0: it reads between its steps.",
+        description=(
+            "Threads per rank that read images while the model trains, for slow storage; 0: images are read "
+            "between steps."
+        ),
     )
     on_bad_sample: Literal["stop", "replace"] = Field(
         "stop",
         description=(
-            "An image that cannot be read or decoded: stop naming it, or show the next sound one of the same identity"
-            " and modality instead. Evaluation always stops."
+            "What to do with an image that cannot be read or decoded. stop: end the run and name it; replace: use"
+            " the next sound image of the same identity and modality. Evaluation always stops."
         ),
     )
     bad_sample_share: float = Field(
-        0.001, ge=0, lt=1, description="With replace: stop when more than this share of the images was unusable."
+        0.001, ge=0, lt=1, description="With replace: stop if more than this share of the images cannot be used."
     )
 
 

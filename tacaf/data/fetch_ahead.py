@@ -23,12 +23,12 @@ class FetchAhead:
         weakref.finalize(self, self._queue.put, None)
 
     def want(self, shards: np.ndarray) -> None:
-        """Begin with those not asked for before."""
-        wanted = set(shards.tolist())
-        new = sorted(wanted - self._asked)
-        self._asked &= wanted
+        """Begin with those not asked for before, in this order."""
+        wanted = shards.tolist()
+        new = [shard for shard in wanted if shard not in self._asked]
+        self._asked.intersection_update(wanted)
+        self._asked.update(new)
         for shard in new:
-            self._asked.add(shard)
             self._queue.put(shard)
 
 

@@ -3,7 +3,8 @@
 Identities: a random order per cycle, M consecutive ones a step; a tail shorter than M is dropped and the next cycle
 begins. Images of an identity and modality: a permutation per pass, K consecutive ones a cycle, with the same rule for
 the tail. So any step is found without walking through the ones before it, at a cost that depends neither on the step
-nor on the number of identities (method §1).
+nor on the number of identities (method §1). With windows or lanes, the order of the identities keeps consecutive steps
+to a few shards (`shard_order.py`).
 """
 
 import math
@@ -13,7 +14,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from tacaf.data.index import TrainingSet
-from tacaf.draws import Stream, permutation, permuted, uniform
+from tacaf.data.shard_order import ShardOrder
+from tacaf.draws import Stream, permuted, uniform
 from tacaf.settings import Settings
 from tacaf.vocabulary import Branch, InputError, Modality
 
@@ -32,7 +34,7 @@ class PlanConfig(Settings):
         description="Identities that draw negatives from each other; a rank holds whole groups (ours).",
     )
     channel_augment: bool = Field(
-        True, description="Add the branch V1: the same visible images, channel-exchanged (CAJ)."
+        True, description="Add a third branch: the same visible images with exchanged channels (CAJ)."
     )
     sampler: Literal["identity", "camera"] = Field(
         "identity",
@@ -46,8 +48,18 @@ class PlanConfig(Settings):
         ge=1,
         le=10**9,
         description=(
-            "For a set larger than the node's cache: identities come from this many random shards at a time, then from"
-            " the next ones; the cache must hold two such windows. null: from the whole set (ours)."
+            "For a set larger than the node's cache: each lane takes its identities from this many random shards at a"
+            " time, then from the next ones; the cache must hold two such windows for every lane of the node. null:"
+            " from all shards of the lane, which without lanes is the whole set (ours)."
+        ),
+    )
+    lanes: int = Field(
+        1,
+        ge=1,
+        le=2**13,
+        description=(
+            "Parts that a batch is cut into, each with shards of its own for an epoch, so that a node fetches only the"
+            " shards of its lanes. The number of ranks must divide it. 1: the batch is not cut (ours)."
         ),
     )
 
@@ -58,7 +70,22 @@ class PlanConfig(Settings):
                 f"expected identities_per_batch to be a multiple of pair_group, got {self.identities_per_batch} and"
                 f" {self.pair_group}; change one of them"
             )
+        if self.pair_groups % self.lanes:
+            raise ValueError(
+                f"expected lanes to divide the {self.pair_groups} pair groups of a batch (identities_per_batch /"
+                f" pair_group), got {self.lanes}; change one of the three"
+            )
         return self
+
+    @property
+    def pair_groups(self) -> int:
+        """Pair groups of a global batch."""
+        return self.identities_per_batch // self.pair_group
+
+    @property
+    def by_shards(self) -> bool:
+        """Whether the shards that a step needs are known, because identities come from a few of them at a time."""
+        return self.window_shards is not None or self.lanes > 1
 
     @property
     def images_per_modality(self) -> int:
@@ -92,8 +119,7 @@ class Plan:
         self.training_set, self.config, self.seed = training_set, config, seed
         self.steps_per_epoch = math.ceil(max(training_set.images) / config.images_per_modality)
         self.steps_per_cycle = training_set.identities // config.identities_per_batch
-        self._shard_bounds = training_set.shard_bounds() if config.window_shards else None
-        self._drawn: dict[tuple[int, int], _Windows] = {}
+        self._order = _order_by_shards(training_set, config, seed) if config.by_shards else None
 
     @property
     def images(self) -> int:
@@ -101,8 +127,13 @@ class Plan:
         return self.config.images_per_modality * len(self.config.branches)
 
     def check_ranks(self, ranks: int) -> None:
-        """InputError unless whole pair groups divide among the ranks."""
-        groups = self.config.identities_per_batch // self.config.pair_group
+        """InputError unless every rank gets equally many whole pair groups, and whole lanes where there are several."""
+        config, groups = self.config, self.config.pair_groups
+        if config.lanes > 1 and config.lanes % ranks:
+            raise InputError(
+                f"expected a number of ranks that divides data.plan.lanes = {config.lanes}, got {ranks} ranks; take"
+                " another number of ranks, or start a new run with other lanes"
+            )
         if groups % ranks:
             raise InputError(
                 f"expected the {groups} pair groups of a batch (identities_per_batch / pair_group) to divide among the"
@@ -117,10 +148,9 @@ class Plan:
     def rank_batch(self, epoch: int, step: int, rank: int, ranks: int) -> PlannedBatch:
         """A rank's identities of the global batch, whole groups, with their positions in the global batch."""
         config = self.config
-        share = config.identities_per_batch // ranks
-        slot_S = np.arange(rank * share, (rank + 1) * share)
+        slot_S = self._slots(rank, ranks)
         cycle, place = divmod(step, self.steps_per_cycle)
-        label_S = self._labels(place * config.identities_per_batch + slot_S, epoch, cycle)
+        label_S = self._labels(slot_S, epoch, cycle, place)
         row_2SK = self._rows(label_S, epoch, cycle)
         per_branch = row_2SK[0].size
         position_SK = slot_S[:, None] * config.images_per_identity + np.arange(config.images_per_identity)
@@ -136,59 +166,26 @@ class Plan:
             ),
         )
 
-    def _labels(self, place_S: np.ndarray, epoch: int, cycle: int) -> np.ndarray:
-        """The labels at these places of the cycle's order, int64 [S]."""
-        if self.config.window_shards is None:
-            return permuted(place_S, self.training_set.identities, Stream.IDENTITIES, self.seed, epoch, cycle)
-        windows = self._windows(epoch, cycle)
-        window_S = np.searchsorted(windows.end_W, place_S, "right")
-        label_S = np.empty_like(place_S)
-        for window in np.unique(window_S):
-            here = window_S == window
-            start = windows.end_W[window - 1] if window else 0
-            size = int(windows.end_W[window] - start)
-            key = (Stream.IDENTITIES, self.seed, epoch, cycle)
-            inside = start + permuted(place_S[here] - start, size, *key, position=int(window))
-            shard = np.searchsorted(windows.shard_end_X, inside, "right")
-            label_S[here] = inside - windows.shard_end_X[shard] + windows.label_stop_X[shard]
-        return label_S
+    def shards_ahead(self, epoch: int, step: int, steps_per_epoch: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
+        """The shards that a cache should hold by this step for a rank: of its lanes' windows, then of those after them.
 
-    def shards_ahead(self, epoch: int, step: int, steps_per_epoch: int) -> np.ndarray:
-        """The shards of the step's window and of the one after it, int64; what a cache should hold by then."""
-        if self.config.window_shards is None:
+        int64, each shard once; empty where identities come from the whole set.
+        """
+        if self._order is None:
             return np.empty(0, dtype=np.int64)
-        batch, wide = self.config.identities_per_batch, self.config.window_shards
-        cycle, place = divmod(step, self.steps_per_cycle)
-        windows = self._windows(epoch, cycle)
-        window = int(np.searchsorted(windows.end_W, (place + 1) * batch - 1, "right"))
-        shards = windows.shard_X[window * wide : (window + 1) * wide]
-        if cycle * self.steps_per_cycle + windows.end_W[window] // batch >= steps_per_epoch:
-            after = self._windows(epoch + 1, 0).shard_X[:wide]
-        elif window + 1 < len(windows.end_W):
-            after = windows.shard_X[(window + 1) * wide : (window + 2) * wide]
-        else:
-            after = self._windows(epoch, cycle + 1).shard_X[:wide]
-        return np.union1d(shards, after)
+        return self._order.ahead(self._slots(rank, ranks), epoch, step, steps_per_epoch)
 
-    def _windows(self, epoch: int, cycle: int) -> "_Windows":
-        """The windows of a cycle; the last few are kept, because a cycle has many steps."""
-        found = self._drawn.get((epoch, cycle))
-        if found is None:
-            found = self._draw_windows(epoch, cycle)
-            kept = self._drawn if len(self._drawn) <= 2 else {}
-            self._drawn = {**kept, (epoch, cycle): found}  # a new one: other threads may be looking at the old one
-        return found
+    def _slots(self, rank: int, ranks: int) -> np.ndarray:
+        """The places of a rank's identities among those of the global batch, int64 [S]."""
+        share = self.config.identities_per_batch // ranks
+        return np.arange(rank * share, (rank + 1) * share)
 
-    def _draw_windows(self, epoch: int, cycle: int) -> "_Windows":
-        """The shards in the random order of this cycle, cut into windows."""
-        bounds = self._shard_bounds
-        assert bounds is not None, "only asked for where there are windows"
-        order = permutation(len(bounds) - 1, Stream.WINDOWS, self.seed, epoch, cycle)
-        shard_end_X = np.cumsum(np.diff(bounds)[order])
-        wide = self.config.window_shards or len(order)
-        last = np.minimum(np.arange(wide - 1, len(order) + wide - 1, wide), len(order) - 1)
-        shard_X = self.training_set.shard_I[bounds[:-1]][order].astype(np.int64)
-        return _Windows(shard_X, shard_end_X, bounds[1:][order], shard_end_X[last])
+    def _labels(self, slot_S: np.ndarray, epoch: int, cycle: int, place: int) -> np.ndarray:
+        """The labels in these slots of the batch at step `place` of the cycle, int64 [S]."""
+        if self._order is not None:
+            return self._order.labels(slot_S, epoch, cycle, place)
+        place_S = place * self.config.identities_per_batch + slot_S
+        return permuted(place_S, self.training_set.identities, Stream.IDENTITIES, self.seed, epoch, cycle)
 
     def _rows(self, label_S: np.ndarray, epoch: int, cycle: int) -> np.ndarray:
         """K rows of each modality for each label, [2, S, K]: this cycle's part of the pass it falls into."""
@@ -252,10 +249,12 @@ class _Group(NamedTuple):
     cycle: int
 
 
-class _Windows(NamedTuple):
-    """The shards in a cycle's order: where each shard (X) and each window (W) ends in the order of identities."""
-
-    shard_X: np.ndarray
-    shard_end_X: np.ndarray
-    label_stop_X: np.ndarray
-    end_W: np.ndarray
+def _order_by_shards(training_set: TrainingSet, config: PlanConfig, seed: int) -> ShardOrder:
+    """InputError where there are fewer shards than lanes."""
+    shards = len(training_set.shard_bounds()) - 1
+    if shards < config.lanes:
+        raise InputError(
+            f"expected a shard of training identities for each of the data.plan.lanes = {config.lanes}, got {shards};"
+            " pack the set into more shards (--shard-mib), or take fewer lanes"
+        )
+    return ShardOrder(training_set, config.identities_per_batch, config.lanes, config.window_shards, seed)

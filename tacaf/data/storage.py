@@ -36,15 +36,24 @@ class RemoteConfig(Settings):
     """How a shard set on a server is read (data.shards: http://, https://, s3:// ...). None of it changes a batch."""
 
     cache: Path = Field(
-        Path("~/.cache/tacaf"), description="Folder on this node that keeps fetched files; shared by its processes."
+        Path("~/.cache/tacaf"),
+        description="Folder on this node that keeps fetched files, shared by all processes of the node.",
     )
     limit_gib: float = Field(
-        100.0, gt=0, le=2**20, description="The cache stays below this; the longest unused files go first."
+        100.0,
+        gt=0,
+        le=2**20,
+        description="Size limit of the cache in GiB; files that were not used for the longest time are removed first.",
     )
-    timeout_s: float = Field(60.0, gt=0, le=86_400, description="A server silent for so long is asked again.")
-    attempts: int = Field(4, ge=1, le=16, description="How often a file is asked for before the run stops.")
+    timeout_s: float = Field(
+        60.0,
+        gt=0,
+        le=86_400,
+        description="Seconds without an answer from the server after which a request is repeated.",
+    )
+    attempts: int = Field(4, ge=1, le=16, description="Requests for a file before the run stops.")
     options: dict[str, Any] = Field(
-        default_factory=dict, description="Passed to fsspec's file system, such as s3's endpoint_url or anon."
+        default_factory=dict, description="Options for fsspec's file system, such as endpoint_url or anon for s3."
     )
 
 
@@ -211,7 +220,7 @@ class CachedStore:
             raise CacheFullError(
                 f"expected room for {size} bytes in {self.cache}, got {used} bytes in use under the limit of"
                 f" {self.config.limit_gib:g} GiB; raise data.remote.limit_gib, or lower data.plan.window_shards: the"
-                " cache must hold two windows"
+                " cache must hold two windows for every lane of the node"
             )
 
     def _all_of(self, files: AbstractFileSystem, remote: str, name: str, most: int) -> bytes:

@@ -54,7 +54,7 @@ class TrainingPipeline:
         self.next = start[0] * source.steps + start[1]
         self.instead: dict[int, int] = {}  # unusable row -> the row shown in its place
         self.decoded: set[int] = set()  # rows that DALI refuses, so that the graph gets their pixels
-        self.fetching = FetchAhead(ShardReader(index)) if index.remote and self.plan.config.window_shards else None
+        self.fetching = FetchAhead(ShardReader(index)) if index.remote and self.plan.config.by_shards else None
         self.reading, self.feed, self.graph = self._build()
 
     @property
@@ -96,7 +96,7 @@ class TrainingPipeline:
         began = time.perf_counter()
         epoch, step = self.source.where(self.next)
         if self.fetching is not None:
-            self.fetching.want(self.plan.shards_ahead(epoch, step, self.source.steps))
+            self.fetching.want(self.source.shards_ahead(self.next))
         # Before the wait for the images, which DALI's threads prepare meanwhile. A replaced image changes no pair.
         pairs = self.draw_pairs(self._foreseen(), epoch, step) if self.draw_pairs else DrawnPairs()
         branches = self._outputs()

@@ -23,7 +23,7 @@ class TrainingSource:
     """This rank's share of every batch: pure in the batch's number and in `instead`, an unusable row's substitute.
 
     An epoch has `steps` batches, by default as many as the plan says. Holds no state, so that several threads may use
-    it at once, each with a reader of its own. InputError unless a batch's pair groups divide among the ranks.
+    it at once, each with a reader of its own. InputError unless a batch's pair groups and lanes divide among the ranks.
     """
 
     def __init__(
@@ -45,12 +45,16 @@ class TrainingSource:
         rows = [instead.get(row, row) for row in planned.row_B.tolist()]
         return planned._replace(row_B=np.array(rows, dtype=np.int64))
 
+    def shards_ahead(self, number: int) -> np.ndarray:
+        """The shards that this rank's cache should hold by the batch with this number."""
+        return self.plan.shards_ahead(*self.where(number), self.steps, self.rank, self.ranks)
+
     def read(self, reader: ShardReader, instead: Mapping[int, int], decoded: Collection[int], number: int) -> ReadBatch:
         """The batch with this number; of the rows `decoded` the graph gets the pixels. InputError from the reader."""
         planned = self.planned(number, instead)
         drawn = draw_parameters(self.augment, self.plan.seed, *self.where(number), planned.position_B, planned.branch_B)
-        if reader.index.remote and self.plan.config.window_shards:
-            reader.keep_only(self.plan.shards_ahead(*self.where(number), self.steps))
+        if reader.index.remote and self.plan.config.by_shards:
+            reader.keep_only(self.shards_ahead(number))
         inputs = [
             [reader.read(row, row in decoded) for row in planned.row_B[planned.branch_B == branch]]
             for branch in (Branch.VISIBLE, Branch.INFRARED)

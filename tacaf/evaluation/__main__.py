@@ -65,11 +65,16 @@ def _value_of(key: str, text: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=program("tacaf.evaluation"), description="Score plain feature files.")
+    parser = Parser(prog=program("tacaf.evaluation"), description="Score feature files, of this or any other program.")
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     score = verbs.add_parser("score", help="rank-k, mAP and mINP of a feature file under a protocol")
     score.add_argument(
-        "--features", type=to_path, nargs="+", required=True, metavar="F.npz", help="for RegDB one file for each split"
+        "--features",
+        type=to_path,
+        nargs="+",
+        required=True,
+        metavar="F.npz",
+        help="feature file; for RegDB one for each split",
     )
     add_protocol_options(score, every=False)
     score.add_argument(
@@ -77,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help=f"a fact for the JSON; repeat for several: {', '.join(CIRCUMSTANCES)}",
+        help=f"a fact to record in the JSON; may be given several times: {', '.join(CIRCUMSTANCES)}",
     )
     score.add_argument("--json", type=to_path, help="write the result to this file")
     verbs.add_parser("schema", help="print the JSON schema of a result file")

@@ -68,23 +68,30 @@ class EvaluationConfig(Settings):
         None, description="k1, k2, lambda of k-reciprocal re-ranking, usually 20, 6, 0.3; null: none."
     )
     exclude: str | None = Field(
-        None, description="generic: none, camera, location or pid_and_camera; what is left out of a query's list."
+        None,
+        description=(
+            "generic: which gallery images are left out of a query's list: none, camera, location or pid_and_camera."
+        ),
     )
     locations: dict[Camid, Camid] = Field(
-        default_factory=dict, description="generic with exclude: location: where every camera stands, camid: location."
+        default_factory=dict,
+        description="generic with exclude: location: the location of every camera, as camid: location.",
     )
     query_list: UserPath | None = Field(
-        None, description="generic: file with the keys of the query images, one a line."
+        None, description="generic: file with the keys of the query images, one per line."
     )
     gallery_list: UserPath | None = Field(
-        None, description="generic: file with the keys of the gallery images, one a line."
+        None, description="generic: file with the keys of the gallery images, one per line."
     )
-    batch_size: int = Field(64, ge=1, le=2**16, description="Images per forward of the extraction.")
+    batch_size: int = Field(64, ge=1, le=2**16, description="Images that are embedded at a time.")
     ranked_lists: int = Field(
         6,
         ge=0,
         le=40,
-        description="Ranked lists in the report drawn by the seed; half as many of the best and of the worst.",
+        description=(
+            "Ranked lists in the report that are drawn by the seed; half as many of the best and of the worst are"
+            " shown."
+        ),
     )
 
     @model_validator(mode="after")

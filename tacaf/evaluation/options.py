@@ -32,8 +32,8 @@ def add_protocol_options(parser: argparse.ArgumentParser, every: bool) -> None:
         help="default: official if --splits is given, else literature",
     )
     add("--splits", type=to_path, help="the authors' rand_perm_cam.mat, its folder, or the folder above exp")
-    add("--trials", type=int, default=10, help="gallery draws (default: %(default)s)")
-    add("--metric", default="cosine", choices=METRICS, help="default: %(default)s")
+    add("--trials", type=int, default=10, help="number of gallery draws (default: %(default)s)")
+    add("--metric", default="cosine", choices=METRICS, help="distance between embeddings (default: %(default)s)")
     add(
         "--unique-ids",
         action="store_true",
@@ -52,9 +52,24 @@ def add_protocol_options(parser: argparse.ArgumentParser, every: bool) -> None:
         metavar="CAMID=LOCATION",
         help="for --exclude location; default: those of the shard set, if it has them",
     )
-    add("--query-list", type=to_path, metavar="FILE", help="generic: keys of the query images, one a line")
-    add("--gallery-list", type=to_path, metavar="FILE", help="generic: keys of the gallery images, one a line")
-    add("--device", type=to_device, default="cpu", help="cuda computes the distances on the GPU (default: %(default)s)")
+    add(
+        "--query-list",
+        type=to_path,
+        metavar="FILE",
+        help="generic: file with the keys of the query images, one per line",
+    )
+    add(
+        "--gallery-list",
+        type=to_path,
+        metavar="FILE",
+        help="generic: file with the keys of the gallery images, one per line",
+    )
+    add(
+        "--device",
+        type=to_device,
+        default="cpu",
+        help="where distances are computed: cpu or cuda (default: %(default)s)",
+    )
 
 
 def settings_of(

@@ -35,7 +35,10 @@ class LossConfig(Settings):
     margin: float = Field(0.3, ge=0, le=1e6, description="Margin of the batch-hard triplet (LbA).")
     part: float = Field(1.0, gt=0, le=1e6, description="Weight of the mean cross-entropy over IPCAM's nodes.")
     pair: float = Field(
-        1.0, gt=0, le=1e6, description="Weight of IPCAM's pair stage; to go without, set model.ipcam.pair_stage: false."
+        1.0,
+        gt=0,
+        le=1e6,
+        description="Weight of IPCAM's pair stage; to train without it, set model.ipcam.pair_stage: false.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of every cross-entropy (0 in LbA).")
 

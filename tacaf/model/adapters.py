@@ -156,10 +156,15 @@ class Maps(LibraryBackbone):
 AnyConfig = BackboneConfig | EfficientNetLiteConfig | LibraryConfig
 
 
-def build_backbone(config: AnyConfig, norm: NormMode) -> Backbone | EfficientNetLite | LibraryBackbone:
-    """A backbone with random weights: `backbone(images, visible)` to both maps, `.layer4(map)`, `.width`."""
+def build_backbone(
+    config: AnyConfig, norm: NormMode, fused: bool = False
+) -> Backbone | EfficientNetLite | LibraryBackbone:
+    """A backbone with random weights: `backbone(images, visible)` to both maps, `.layer4(map)`, `.width`.
+
+    `fused`: a ResNet's batch norms run the fused kernels (`norm.py`).
+    """
     if isinstance(config, BackboneConfig):
-        return Backbone(config, norm)
+        return Backbone(config, norm, fused)
     if isinstance(config, EfficientNetLiteConfig):
         return EfficientNetLite(config, norm)
     adapter = Staged if config.name in STAGED else Tokens if config.name in TOKENS else Maps

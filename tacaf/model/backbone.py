@@ -3,6 +3,8 @@
 B images, C channels, H x W. Parameter names are the usual ResNet ones, so ImageNet files load (`weights.py`).
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -13,6 +15,7 @@ from tacaf.model.norm import BatchNorm2d, NormMode
 from tacaf.settings import Settings
 
 Blocks = Annotated[int, Field(ge=1, le=100)]
+NewNorm = Callable[[int], BatchNorm2d]  # from the number of channels
 
 
 class BackboneConfig(Settings):
@@ -52,67 +55,64 @@ def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
 class Stem(nn.Module):
     """conv1, bn1, ReLU, max-pool: B x 3 x H x W to B x width x H/4 x W/4. One per modality."""
 
-    def __init__(self, width: int, norm: NormMode) -> None:
+    def __init__(self, width: int, norm: NewNorm) -> None:
         super().__init__()
         self.conv1 = _conv(3, width, 7, 2)
-        self.bn1 = BatchNorm2d(width, norm)
-        self.relu = nn.ReLU(inplace=True)
+        self.bn1 = norm(width)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
 
     def forward(self, images_BCHW: torch.Tensor) -> torch.Tensor:
-        features_BCHW: torch.Tensor = self.maxpool(self.relu(self.bn1(self.conv1(images_BCHW))))
+        features_BCHW: torch.Tensor = self.maxpool(self.bn1(self.conv1(images_BCHW), relu=True))
         return features_BCHW
 
 
 class _Block(nn.Module):
-    """What both residual blocks share: the shortcut, projected where the shape changes, and the last ReLU."""
+    """What both residual blocks share: the shortcut, projected where the shape changes."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: NormMode) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: NewNorm) -> None:
         super().__init__()
-        self.relu = nn.ReLU(inplace=True)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), BatchNorm2d(outputs, norm))
+            self.downsample = nn.Sequential(_conv(inputs, outputs, 1, stride), norm(outputs))
 
-    def residual(self, features_BCHW: torch.Tensor) -> torch.Tensor:
-        raise AssertionError("a block defines its residual")
-
-    def forward(self, features_BCHW: torch.Tensor) -> torch.Tensor:
-        shortcut = features_BCHW if self.downsample is None else self.downsample(features_BCHW)
-        summed: torch.Tensor = self.relu(self.residual(features_BCHW) + shortcut)
-        return summed
+    def shortcut(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        return features_BCHW if self.downsample is None else self.downsample(features_BCHW)
 
 
 class Bottleneck(_Block):
     """1x1, 3x3 (carries the stride, as torchvision's), 1x1 with expansion 4."""
 
-    def __init__(self, inputs: int, width: int, stride: int, norm: NormMode) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, norm: NewNorm) -> None:
         super().__init__(inputs, 4 * width, stride, norm)
         self.conv1 = _conv(inputs, width, 1)
-        self.bn1 = BatchNorm2d(width, norm)
+        self.bn1 = norm(width)
         self.conv2 = _conv(width, width, 3, stride)
-        self.bn2 = BatchNorm2d(width, norm)
+        self.bn2 = norm(width)
         self.conv3 = _conv(width, 4 * width, 1)
-        self.bn3 = BatchNorm2d(4 * width, norm)
+        self.bn3 = norm(4 * width)
 
-    def residual(self, features_BCHW: torch.Tensor) -> torch.Tensor:
-        inner = self.relu(self.bn1(self.conv1(features_BCHW)))
-        outer: torch.Tensor = self.bn3(self.conv3(self.relu(self.bn2(self.conv2(inner)))))
+    def forward(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        shortcut = self.shortcut(features_BCHW)
+        inner = self.bn1(self.conv1(features_BCHW), relu=True)
+        inner = self.bn2(self.conv2(inner), relu=True)
+        outer: torch.Tensor = self.bn3(self.conv3(inner), shortcut, relu=True)
         return outer
 
 
 class BasicBlock(_Block):
     """3x3 (carries the stride), 3x3."""
 
-    def __init__(self, inputs: int, width: int, stride: int, norm: NormMode) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, norm: NewNorm) -> None:
         super().__init__(inputs, width, stride, norm)
         self.conv1 = _conv(inputs, width, 3, stride)
-        self.bn1 = BatchNorm2d(width, norm)
+        self.bn1 = norm(width)
         self.conv2 = _conv(width, width, 3)
-        self.bn2 = BatchNorm2d(width, norm)
+        self.bn2 = norm(width)
 
-    def residual(self, features_BCHW: torch.Tensor) -> torch.Tensor:
-        outer: torch.Tensor = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features_BCHW)))))
+    def forward(self, features_BCHW: torch.Tensor) -> torch.Tensor:
+        shortcut = self.shortcut(features_BCHW)
+        inner = self.bn1(self.conv1(features_BCHW), relu=True)
+        outer: torch.Tensor = self.bn2(self.conv2(inner), shortcut, relu=True)
         return outer
 
 
@@ -143,8 +143,9 @@ class TwoStems(nn.Module):
 class Backbone(TwoStems):
     """Two stems and four shared stages; random Kaiming weights until a file is loaded."""
 
-    def __init__(self, config: BackboneConfig, norm: NormMode) -> None:
+    def __init__(self, config: BackboneConfig, mode: NormMode, fused: bool = False) -> None:
         super().__init__()
+        norm = partial(BatchNorm2d, mode=mode, fused=fused)
         self.config = config
         self.width = config.stage_width(4)
         self.visible_stem = Stem(config.width, norm)
@@ -157,7 +158,7 @@ class Backbone(TwoStems):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def _stage(self, stage: int, stride: int, norm: NormMode) -> nn.Sequential:
+    def _stage(self, stage: int, stride: int, norm: NewNorm) -> nn.Sequential:
         block = Bottleneck if self.config.block == "bottleneck" else BasicBlock
         inputs = self.config.width if stage == 1 else self.config.stage_width(stage - 1)
         width, outputs = self.config.width * 2 ** (stage - 1), self.config.stage_width(stage)

@@ -47,13 +47,20 @@ class CmaamConfig(Settings):
         True, description="Classify the reconstructions too (one more pass of layer 4); turn off where loss.ic is 0."
     )
     recompute: bool = Field(
-        False, description="Run layer 4 on the layer-3 reconstructions again in backward instead of keeping its maps."
+        False,
+        description=(
+            "Run layer 4 on the layer-3 reconstructions again in backward instead of keeping its maps: less "
+            "memory, more work."
+        ),
     )
     self_similarity: float = Field(
         0.0,
         ge=0,
         le=1,
-        description="Share of the matching smoothed by the anchor's similarity to itself; the kernels do not have it.",
+        description=(
+            "Share of the matching that is smoothed by the anchor's similarity to itself; the fast kernels do not"
+            " support it."
+        ),
     )
 
     @model_validator(mode="before")

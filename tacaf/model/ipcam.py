@@ -30,7 +30,9 @@ class IpcamConfig(Settings):
     levels: tuple[Annotated[int, Field(ge=1, le=256)], ...] = Field(
         (1, 3, 6),
         max_length=8,
-        description="Stripes per level: 1 (global) first, the fine level last; the map height must divide.",
+        description=(
+            "Stripes per level: 1 (global) first, the finest level last; the height of the map must be divisible by it."
+        ),
     )
     node_width: int = Field(512, ge=1, le=2**16, description="Width D of a node.")
     attention_width: int = Field(128, ge=1, le=2**16, description="Width A of the attention projections.")

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from kernels.batch_norm import batch_norm_relu
 from tacaf.distributed import gather_rows, sum_over_ranks, world_size
 
 NormMode = Literal["sync", "local"]
@@ -94,16 +95,43 @@ class _RankNorm(_BatchNorm):
     batch would have them; `local`: each rank its own. Evaluation uses the running statistics, as always.
 
     With one rank the native op runs; over ranks PyTorch's kernels on a GPU, and on a CPU, which has none, plain sums.
+    `fused`: training passes over maps run kernels.batch_norm instead, which also adds the residual and takes the ReLU.
     """
 
-    def __init__(self, width: int, mode: NormMode, eps: float = 1e-5) -> None:
+    def __init__(self, width: int, mode: NormMode, eps: float = 1e-5, fused: bool = False) -> None:
         super().__init__(width, eps)
         self.mode = mode
+        self.fused = fused
         # Set by `own_statistics`. A pass reaches a norm through containers such as the backbone's layer 4, whose
         # forward takes the features alone, so no argument could say which pass this is.
         self.running_frozen = False
 
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
+    def forward(self, features: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
+        """The features normalised, then `residual` added, then, with `relu`, negative values set to 0."""
+        if self.fused and self.training and features.dim() == 4 and not torch.compiler.is_compiling():
+            return self._fused(features, residual, relu)
+        normalised = self._normalise(features)
+        if residual is not None:
+            normalised = normalised + residual
+        return F.relu(normalised, inplace=True) if relu else normalised
+
+    def _fused(self, features_BCHW: torch.Tensor, residual_BCHW: torch.Tensor | None, relu: bool) -> torch.Tensor:
+        shared = self.mode == "sync" and world_size() > 1
+        result_BHWC, mean_C, variance_C = batch_norm_relu(
+            features_BCHW.permute(0, 2, 3, 1),
+            self.weight,
+            self.bias,
+            self.eps,
+            None if residual_BCHW is None else residual_BCHW.to(features_BCHW.dtype).permute(0, 2, 3, 1),
+            relu,
+            gather_rows if shared else None,
+        )
+        if not self.running_frozen:
+            count = (world_size() if shared else 1) * features_BCHW.numel() / features_BCHW.shape[1]
+            self._remember(mean_C, variance_C * (count / (count - 1)))
+        return result_BHWC.permute(0, 3, 1, 2)
+
+    def _normalise(self, features: torch.Tensor) -> torch.Tensor:
         if not self.training:
             return super().forward(features)
         self._check_input_dim(features)

@@ -45,12 +45,20 @@ class ModelConfig(Settings):
             " definition, to compare with. A model trained with either can be used with the other."
         ),
     )
+    fused_norm: bool = Field(
+        False,
+        description=(
+            "Run each batch norm of a ResNet together with its residual sum and ReLU (kernels/batch_norm), in training."
+            " Meant for a GPU without torch.compile, which fuses them itself; on a CPU it is slower."
+        ),
+    )
     chunk: int = Field(
         65536,
         ge=1,
         le=2**40,
         description=(
-            "Identities a classifier takes at once. Larger sets go piece by piece, exactly: less memory, more work."
+            "Identities that a classifier computes at once. More identities are computed in several chunks, with "
+            "the same result: less memory, more work."
         ),
     )
 
@@ -74,6 +82,14 @@ class ModelConfig(Settings):
         return tuple(sorted(wanted))
 
     @model_validator(mode="after")
+    def _fuses(self) -> "ModelConfig":
+        if self.fused_norm and not isinstance(self.backbone, BackboneConfig):
+            raise ValueError(
+                f"fused_norm: expected backbone.kind: resnet, got {self.backbone.kind}; set model.fused_norm: false"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _reenters(self) -> "ModelConfig":
         again = self.cmaam.enabled and self.cmaam.consistency and 3 in self.cmaam.layers
         if again and isinstance(self.backbone, LibraryConfig) and not self.backbone.reenters:
@@ -91,7 +107,7 @@ class ModelConfig(Settings):
             backbone = portable(backbone)
         elif isinstance(backbone, EfficientNetLiteConfig):
             backbone = backbone.model_copy(update={"weights": None})
-        return self.model_copy(update={"backbone": backbone, "kernels": "auto"})
+        return self.model_copy(update={"backbone": backbone, "kernels": "auto", "fused_norm": False})
 
     def check_input(self, height: int, width: int) -> None:
         """InputError unless the layer-4 map of such an image divides into the part levels."""
@@ -113,7 +129,7 @@ class TacafNet(nn.Module):
         super().__init__()
         self.config = config
         self.identities = identities
-        self.backbone = build_backbone(config.backbone, config.bn)
+        self.backbone = build_backbone(config.backbone, config.bn, config.fused_norm)
         self.width = self.backbone.width
         self.head = Head(self.width, identities, config.bn, config.chunk, config.split)
         self.ipcam: Ipcam | None = None

@@ -24,12 +24,10 @@ from tacaf.vocabulary import InputError
 
 
 class Config(Settings):
-    """One run, whole."""
+    """One run: the folder it writes, its seed, and a section for each part of it."""
 
-    run: UserPath = Field(..., description="Folder the run writes.")
-    seed: int = Field(
-        0, ge=0, lt=2**32, description="The seed every draw is a function of, and of the initial weights."
-    )
+    run: UserPath = Field(..., description="The folder that the run writes.")
+    seed: int = Field(0, ge=0, lt=2**32, description="The seed of every random draw and of the initial weights.")
     data: DataConfig
     model: ModelConfig = Field(default_factory=ModelConfig)
     loss: LossConfig = Field(default_factory=LossConfig)
@@ -37,7 +35,8 @@ class Config(Settings):
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     deepspeed: dict[str, Any] = Field(
-        default_factory=lambda: {"zero_optimization": {"stage": 1}}, description="DeepSpeed's own JSON, passed through."
+        default_factory=lambda: {"zero_optimization": {"stage": 1}},
+        description="DeepSpeed's own settings, passed on to it.",
     )
 
     @field_validator("deepspeed")

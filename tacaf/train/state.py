@@ -15,7 +15,7 @@ from tacaf.train.train_config import TrainConfig
 # Settings that a resumed run may change: where files are, how often something is written, and which of several
 # implementations computes the same thing.
 FREE = {
-    "model": ("kernels",),
+    "model": ("kernels", "fused_norm"),
     "data": ("shards", "remote", "threads", "prefetch", "workers", "bad_sample_share"),
     "train": (
         "save_every",

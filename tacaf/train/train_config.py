@@ -26,7 +26,7 @@ class TrainConfig(Settings):
         ge=1,
         le=MOST_STEPS,
         description=(
-            "Batches per update: the mean of so many consecutive batches' gradients. A step is still one batch of the"
+            "Batches per update: the gradients of N consecutive batches are averaged. A step is still one batch of the"
             " plan, in epochs, rates, metrics and checkpoints; checkpoints are made after whole updates only."
         ),
     )
@@ -37,27 +37,33 @@ class TrainConfig(Settings):
         False,
         description=(
             "On a GPU: capture forward, losses and backward of a step once in a CUDA graph and replay it, because the"
-            " host may need longer to launch a step's kernels than the GPU to run them. For one rank and ZeRO stage 0."
+            " host may take longer to launch a step's kernels than the GPU to run them. For one rank and ZeRO stage 0."
             " If a step cannot be captured, the run warns, says why, and continues without the graph."
         ),
     )
     deterministic: bool = Field(
         False,
         description=(
-            "On a GPU: take cuDNN's reproducible convolutions, not those that are fastest for the sizes of this run."
+            "On a GPU: use cuDNN's reproducible convolutions instead of those that are fastest for the sizes of "
+            "this run."
         ),
     )
-    weights: UserPath | None = Field(None, description="ImageNet ResNet-50 file (.pth or .safetensors) to start from.")
+    weights: UserPath | None = Field(
+        None, description="ImageNet weights of a ResNet-50 to start from (.pth or .safetensors)."
+    )
     start_from: UserPath | None = Field(
-        None, description="model.safetensors of a trained TACAFNet to start from; classifiers are new."
+        None, description="model.safetensors of a trained TACAFNet to start from; the classifiers are new."
     )
     save_every: int = Field(
         1, ge=1, le=MOST_EPOCHS, description="Epochs between checkpoints; the last epoch is always saved."
     )
     save_every_steps: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="Also save after every so many steps of the run."
+        None,
+        ge=1,
+        le=MOST_STEPS,
+        description="Also save a checkpoint after every N steps of the run; null: only after epochs.",
     )
-    keep: int = Field(2, ge=1, le=MOST_STEPS, description="How many of the newest checkpoints stay.")
+    keep: int = Field(2, ge=1, le=MOST_STEPS, description="Number of the newest checkpoints that are kept.")
     choose: Literal["last", "validation"] = Field(
         "last",
         description=(
@@ -66,28 +72,34 @@ class TrainConfig(Settings):
         ),
     )
     best_by: Literal["mAP", "rank1", "mINP"] = Field(
-        "mAP", description="What the best epoch on validation identities is best in; its checkpoint is kept as well."
+        "mAP",
+        description=(
+            "The measure that decides which epoch is best on validation identities; its checkpoint is kept as well."
+        ),
     )
     log_every: int = Field(1, ge=1, le=MOST_STEPS, description="Steps between lines in metrics.jsonl.")
     watch: tuple[Literal["csv_monitor", "tensorboard", "wandb"], ...] = Field(
         (),
         description=(
-            "DeepSpeed's monitors to write to as well, in <run>/watch; more settings in deepspeed.<name>. tensorboard"
+            "DeepSpeed's monitors, which write to <run>/watch; more settings are in deepspeed.<name>. tensorboard"
             " and wandb need their packages."
         ),
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
-        "stop", description="A loss or gradient that is no finite number: stop all ranks, or leave that step out."
+        "stop",
+        description="What to do at a non-finite loss or gradient. stop: end all ranks; skip: leave that step out.",
     )
     nonfinite_limit: int = Field(
-        10, ge=1, le=MOST_STEPS, description="With skip: how many steps of the run may be left out."
+        10, ge=1, le=MOST_STEPS, description="With skip: the number of steps of the run that may be left out."
     )
-    start_limit_s: float = Field(600, gt=0, le=MOST_SECONDS, description="Seconds the ranks have to find each other.")
+    start_limit_s: float = Field(
+        600, gt=0, le=MOST_SECONDS, description="Seconds in which the ranks must find each other."
+    )
     stall_limit_s: float = Field(
         1800,
         gt=0,
         le=MOST_SECONDS,
-        description="Seconds without a step forward after which a rank ends the run and names who hangs.",
+        description="Seconds without progress after which a rank ends the run and names the rank that hangs.",
     )
 
     @model_validator(mode="after")

@@ -221,3 +221,7 @@ def test_what_to_fetch_ahead_goes_over_into_the_next_cycle_and_epoch():
         assert shards(epoch, step, 1) <= ahead
         assert shards(*after, 3) <= ahead, (epoch, step)
         assert len(ahead) <= 6
+    for step in range(20):  # a batch that begins in one window and ends in the next too
+        ahead = set(plan.shards_ahead(0, step, 20).tolist())
+        assert shards(0, step, 1) <= ahead, step
+        assert len(ahead) <= 6

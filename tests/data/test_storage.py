@@ -269,6 +269,19 @@ def test_shards_are_fetched_ahead(local, server, config):
     assert local.shards[2].name not in server.asked
 
 
+def test_shards_are_fetched_in_the_order_they_are_wanted(local):
+    fetched: list[int] = []
+
+    class Reader(ShardReader):
+        def fetch(self, shard: int) -> None:
+            fetched.append(shard)
+
+    ahead = FetchAhead(Reader(local))
+    ahead.want(np.array([3, 0, 2, 1]))
+    wait_until(lambda: len(fetched) == 4)
+    assert fetched == [3, 0, 2, 1]
+
+
 @pytest.fixture
 def hostile(sysu_shards_many, tmp_path):
     """A copy of a set, on a server that its owner means harm with."""

@@ -11,6 +11,8 @@ import torch
 
 from kernels.alignment import align, align_distance, soft_align
 from kernels.alignment.tile_kernel import Tile
+from kernels.batch_norm import batch_norm_relu
+from kernels.batch_norm import kernel as batch_norm_kernel
 from kernels.gem_pyramid import gem_pyramid
 from kernels.gem_pyramid import kernel as gem_pyramid_kernel
 from kernels.ring_aggregate import ring_aggregate
@@ -109,6 +111,89 @@ def test_what_the_kernels_do_not_support_is_refused():
         ring_aggregate(*_randn(3, 1, 17, 8).float().to(DEVICE), 1, backend="triton")
     with pytest.raises(ValueError, match="float64"):
         ring_aggregate(*_randn(3, 1, 3, 8).to(DEVICE), 1, backend="triton")
+
+
+def _norm_inputs(shape, added):
+    """Features with a mean far from 0, weight, bias, and a residual if one is `added`."""
+    features, residual = _randn(2, *shape)
+    weight, bias = _randn(2, shape[3])
+    return [4 + 2 * features, weight + 2, bias, residual][: 3 + added]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("added", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 8), (3, 5, 3, 136), (1, 1, 3, 3)])
+def test_batch_norm(dtype, relu, added, shape):
+    inputs = _norm_inputs(shape, added)
+    # The gradient subtracts its own mean and its part along x, once rounded.
+    compare(lambda *x: batch_norm_relu(*x[:3], 1e-3, *x[3:-1], relu=relu, backend=x[-1]), dtype, *inputs, slack=3)
+
+
+@pytest.mark.parametrize("choice", batch_norm_kernel.CHOICES)
+def test_every_tuning_choice_of_batch_norm(monkeypatch, choice):
+    """With four parts of the positions, of which the last is short."""
+    monkeypatch.setattr(batch_norm_kernel, "PROGRAMS", 8)
+    for name in ("moments", "normalise", "gradient_sums", "gradient"):
+        monkeypatch.setattr(batch_norm_kernel, name, functools.partial(getattr(batch_norm_kernel, name), choice=choice))
+    inputs = _norm_inputs((3, 20, 4, 70), True)
+    compare(lambda *x: batch_norm_relu(*x[:3], 1e-3, x[3], backend=x[4]), torch.float32, *inputs, slack=3)
+
+
+def test_batch_norm_of_constant_channels_and_of_a_turned_map():
+    x, weight, bias = (value.float().to(DEVICE) for value in _norm_inputs((2, 4, 3, 8), False))
+    run = lambda x: batch_norm_relu(x, weight, bias, 1e-3, relu=False, backend="triton")  # noqa: E731
+    constant, mean, variance = run(torch.full_like(x, 3e4))
+    torch.testing.assert_close(constant, bias.expand_as(x))
+    assert (float(mean.min()), float(mean.max()), float(variance.abs().max())) == (3e4, 3e4, 0)
+    turned = x.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+    assert_equal(outputs_and_gradients(run, turned), outputs_and_gradients(run, x), 0)
+
+
+def test_batch_norm_where_the_mean_is_a_thousand_deviations():
+    """Sums of squares would keep no digit of the variance."""
+    x = (1000 + _randn(2, 12, 12, 8)).float().to(DEVICE)
+    ones = torch.ones(8, device=DEVICE)
+    *_, variance = batch_norm_relu(x, ones, ones, 1e-3, backend="triton")
+    torch.testing.assert_close(variance.double(), x.double().var((0, 1, 2), unbiased=False), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("added", [True, False])
+def test_batch_norm_over_ranks_is_that_of_one_batch(added):
+    """Two ranks of unequal size, one after another; what each tells the other is repeated until it no longer moves."""
+    x, weight, bias, *residual = (value.float().to(DEVICE) for value in _norm_inputs((5, 3, 3, 8), added))
+    sent_back = _randn(5, 3, 3, 8).float().to(DEVICE)
+    told = {}
+    for _ in range(3):
+        found = []
+        for rank, rows in enumerate((slice(0, 2), slice(2, 5))):
+            calls = iter(("forward", "backward"))
+
+            def gather(row_1K, rank=rank, calls=calls):
+                call = next(calls)
+                told[call, rank] = row_1K
+                return torch.cat([told.get((call, other), row_1K) for other in range(2)])
+
+            parts = [value[rows].clone().requires_grad_() for value in (x, *residual)]
+            learned = [value.clone().requires_grad_() for value in (weight, bias)]
+            y, *_ = batch_norm_relu(parts[0], *learned, 1e-3, *parts[1:], gather=gather, backend="triton")
+            found.append((y, torch.autograd.grad(y, (*parts, *learned), sent_back[rows])))
+    whole = [value.double().requires_grad_() for value in (x, *residual, weight, bias)]
+    y, *_ = batch_norm_relu(whole[0], *whole[-2:], 1e-3, *whole[1:-2], backend="reference")
+    expected = torch.autograd.grad(y, whole, sent_back.double())
+    (first, first_gradients), (second, second_gradients) = found
+    maps = [torch.cat(pair) for pair in zip(first_gradients[:-2], second_gradients[:-2], strict=True)]
+    sums = [a + b for a, b in zip(first_gradients[-2:], second_gradients[-2:], strict=True)]
+    result = [torch.cat([first, second]).detach(), *maps, *sums]
+    assert_equal([value.double() for value in result], [y.detach(), *expected], 3 * TOLERANCE[torch.float32])
+
+
+def test_batch_norm_refuses_a_second_derivative():
+    x, weight, bias = (value.float().to(DEVICE).requires_grad_() for value in _norm_inputs((2, 2, 2, 8), False))
+    y, *_ = batch_norm_relu(x, weight, bias, 1e-3, backend="triton")
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 def _alone(op):

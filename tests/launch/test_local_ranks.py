@@ -30,3 +30,8 @@ def test_no_ranks_without_a_number(capsys):
     for words in ([], ["2"], ["x", "y"], ["-1", "y"]):
         assert local_ranks.main(words) == 2
         assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_help_says_how_it_is_called(capsys):
+    assert local_ranks.main(["--help"]) == 0
+    assert "launch/local_ranks.py N SCRIPT" in capsys.readouterr().out

@@ -97,3 +97,17 @@ def test_a_block_adds_its_shortcut_before_the_last_relu():
         block.bn3.weight.zero_()  # no residual: what is left is the shortcut
     assert block.downsample is None
     torch.testing.assert_close(block(features), features.clamp_min(0))
+
+
+@pytest.mark.parametrize("block", ["bottleneck", "basic"])
+def test_fused_norms_compute_the_same_maps_and_gradients(block):
+    usual = tiny(block=block).double()
+    fused = Backbone(usual.config, "local", fused=True).double()
+    fused.load_state_dict(usual.state_dict())
+    images = torch.rand(4, 3, 32, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for model in (usual, fused):
+        sum(maps.square().sum() for maps in model(images, 2)).backward()
+    torch.testing.assert_close(fused(images, 2), usual(images, 2))
+    torch.testing.assert_close(fused.state_dict(), usual.state_dict())
+    for (name, found), expected in zip(fused.named_parameters(), usual.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, expected.grad, msg=name)

@@ -229,3 +229,62 @@ def test_channels_last_maps_on_a_cpu_are_as_exact_as_contiguous_ones():
 
 def relative(found: torch.Tensor, truth: torch.Tensor) -> float:
     return float(((found.double() - truth).norm() / truth.norm()).detach())
+
+
+def usual_of(usual, features, residual, relu):
+    result = usual(features)
+    result = result if residual is None else result + residual
+    return result.relu() if relu else result
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_fused_norm_sum_and_relu_are_the_usual_ones(request, ranks, relu, added, frozen):
+    norm, usual = pair(BatchNorm2d, nn.BatchNorm2d)
+    fused = BatchNorm2d(3, "sync", fused=True)
+    fused.load_state_dict(norm.state_dict())
+    features, residual = 5 + torch.randn(8, 3, 2, 5), torch.randn(8, 3, 2, 5)
+    replicas, before = [fused, copy.deepcopy(fused)], buffers(fused)
+    inputs = [value.requires_grad_() for value in ((features, residual) if added else (features,))]
+    parts = list(zip(*(value.split(8 // ranks) for value in inputs), strict=True))
+
+    def work(rank):
+        with own_statistics(replicas[rank]) if frozen else nullcontext():
+            return replicas[rank](*parts[rank], relu=relu)
+
+    output = torch.cat(request.getfixturevalue("two_ranks")(work)) if ranks == 2 else work(0)
+    expected_output = usual_of(usual, features, residual if added else None, relu)
+    torch.testing.assert_close(output, expected_output)
+    weights = torch.randn(output.shape)
+    found = torch.autograd.grad((output * weights).sum(), inputs)
+    expected = torch.autograd.grad((expected_output * weights).sum(), inputs)
+    torch.testing.assert_close(found, expected)
+    for replica in replicas[:ranks]:
+        torch.testing.assert_close(buffers(replica), before if frozen else buffers(usual))
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_evaluation_adds_and_cuts_too(fused):
+    norm, usual = pair(BatchNorm2d, nn.BatchNorm2d)
+    chosen = BatchNorm2d(3, "sync", fused=fused).eval()
+    chosen.load_state_dict(norm.state_dict())
+    features, residual = torch.randn(2, 4, 3, 2, 5)
+    assert torch.equal(chosen(features, residual, relu=True), usual_of(usual.eval(), features, residual, True))
+
+
+def test_fused_runs_its_own_op_in_training_and_pytorchs_under_a_compiler(monkeypatch):
+    called = []
+
+    def op(features_BHWC, weight_C, *_):
+        called.append(features_BHWC.shape)
+        return features_BHWC, weight_C.detach(), weight_C.detach()
+
+    monkeypatch.setattr("tacaf.model.norm.batch_norm_relu", op)
+    norm, features = BatchNorm2d(3, "sync", fused=True), torch.randn(4, 3, 2, 5)
+    norm(features)
+    assert called == [(4, 2, 5, 3)]
+    torch.compile(norm, backend="eager", fullgraph=True)(features)
+    norm.eval()(features)
+    assert len(called) == 1

@@ -50,6 +50,7 @@ def test_the_resolved_config_gives_the_same_run(tmp_path):
         ("train.epochs", "expected key=value"),
         ("seed.a=1", "'seed' is a value, not a section"),
         ("data.plan.identities_per_batch=7", "multiple of pair_group"),
+        ("data.plan.lanes=3", "4 pair groups"),
         ("data.plan.identities_per_batch=1", "greater than or equal to 2"),
         ("data.augment.height=112", "divides into the part levels"),
         ("train.choose=validation", r"expected data\.split 'train'"),
