@@ -110,30 +110,31 @@ class Ranges:
                 yield key, value
 
     def _load(self, name: str, classifier: RangeClassifier, files: list["_File"]) -> None:
-        weight, own = classifier.weight, classifier.own
-        fitting = [file for file in files if file.start < own.stop and file.stop > own.start]
-        keys = {key for key in fitting[0].content.tensors if key.rpartition("/")[0] == name}
-        if any(
-            f"{name}/{WEIGHT}" not in file.content.tensors or not keys <= file.content.tensors.keys() for file in files
-        ):
-            raise InputError(f"{shown(files[0].content.path)}: expected the classifier {name}, found none; {CURE}")
-        for key in keys:
-            shape = fitting[0].content.tensors[key].shape
-            if not shape:  # AdamW's count of updates
-                value = fitting[0].content.read([key])[key]
-            else:
-                value = torch.cat([file.cut(key, own.start, own.stop) for file in fitting], dim=-2)
-                if value.shape != weight.shape:
-                    raise InputError(
-                        f"{shown(folder_of(fitting))}: expected {key} of the form {list(weight.shape)}, got"
-                        f" {list(value.shape)}; {CURE}"
-                    )
-            kind = key.rpartition("/")[2]
-            if kind == WEIGHT:
+        weight = classifier.weight
+        state = self.optimizer.state[weight]
+        state.clear()
+        for key in files[0].keys_of(name):
+            value = self._cut(f"{name}/{key}", classifier, files)
+            if key == WEIGHT:
                 with torch.no_grad():
                     weight.copy_(value)
             else:
-                self.optimizer.state[weight][kind] = value.to(weight.device)
+                state[key] = value.to(weight.device)
+
+    def _cut(self, name: str, classifier: RangeClassifier, files: list["_File"]) -> torch.Tensor:
+        """The range of one tensor; a number that stands for all identities, such as AdamW's count, as it is."""
+        own, wanted = classifier.own, list(classifier.weight.shape)
+        fitting = [file for file in files if file.start < own.stop and file.stop > own.start]
+        shapes = [file.shape_of(name) for file in fitting]
+        if not any(shapes):
+            return fitting[0].content.read([name])[name]
+        for file, shape in zip(fitting, shapes, strict=True):
+            expected = [*wanted[:-2], file.stop - file.start, wanted[-1]]
+            if list(shape) != expected:
+                raise InputError(
+                    f"{shown(file.content.path)}: expected {name} of the form {expected}, got {list(shape)}; {CURE}"
+                )
+        return torch.cat([file.cut(name, own.start, own.stop) for file in fitting], dim=-2)
 
 
 def check_ranges(config: Config, identities: int, ranks: int) -> None:
@@ -143,10 +144,6 @@ def check_ranges(config: Config, identities: int, ranks: int) -> None:
             f"model.classifier.sharding: expected at least {ranks} identities for {ranks} ranks, got {identities}; set"
             " model.classifier.sharding: none"
         )
-
-
-def folder_of(files: list["_File"]) -> Path:
-    return files[0].content.path.parent
 
 
 @dataclass(frozen=True)
@@ -163,6 +160,18 @@ class _File:
         content = TensorFile.open(path)
         facts = content.document(RangeFacts, CURE)
         return cls(content, facts.start, facts.stop, facts.identities)
+
+    def keys_of(self, name: str) -> list[str]:
+        """What the file has of a classifier: "weight", and what the optimiser keeps of it. InputError without it."""
+        keys = [key for whole, _, key in (one.rpartition("/") for one in self.content.tensors) if whole == name]
+        if WEIGHT not in keys:
+            raise InputError(f"{shown(self.content.path)}: expected the classifier {name}, found none; {CURE}")
+        return keys
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        if name not in self.content.tensors:
+            raise InputError(f"{shown(self.content.path)}: expected {name}, found none; {CURE}")
+        return self.content.tensors[name].shape
 
     def cut(self, name: str, start: int, stop: int) -> torch.Tensor:
         """Of ... x I x C what the file has of the identities `start` to `stop - 1`."""

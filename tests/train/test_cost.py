@@ -28,6 +28,27 @@ def test_the_share_of_a_rank(ranks, stage, expected):
     assert states_of(1000, ranks, stage, 2) == expected
 
 
+@pytest.mark.parametrize(
+    ("ranks", "stage", "expected"),
+    [
+        (4, 0, States(4000 + 1000, 4000 + 1000, 8000 + 2000)),
+        (4, 2, States(4000 + 1000 + 1000, 1000 + 1000, 2000 + 2000)),
+        (1, 1, States(4000 + 4000 + 4000, 4000 + 4000, 8000 + 8000)),
+    ],
+)
+def test_split_classifiers_are_shared_out_under_every_stage(ranks, stage, expected):
+    """A thousand parameters more, which belong to identities; ZeRO keeps no copy of them."""
+    assert states_of(2000, ranks, stage, 2, in_ranges=1000) == expected
+
+
+def test_the_classifiers_parameters_are_counted_split_or_not():
+    config = ModelConfig.model_validate({**TINY, "classifier": {"sharding": "identities"}})
+    built = TacafNet(config.unsplit(), 20)
+    found = sum(value.numel() for name, value in built.named_parameters() if "classifier" in name)
+    assert cost.classifier_parameters_of(config, 20) == found
+    assert parameters_of(config, 20) == sum(parameter.numel() for parameter in built.parameters())
+
+
 def test_parameters_are_counted_as_they_are_built_in_pieces_or_not():
     config = ModelConfig.model_validate({**TINY, "chunk": 7})
     built = sum(parameter.numel() for parameter in TacafNet(config, 20).parameters())
