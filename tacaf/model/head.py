@@ -28,10 +28,12 @@ def new_classifier(width: int, identities: int, chunk: int) -> Classifier:
 def new_range_classifier(name: str, shape: tuple[int, ...], identities: int, chunk: int) -> RangeClassifier:
     """This rank's range of a classifier drawn from N(0, .001). `shape` is that of one identity's weights: C or N x C.
 
-    The other ranks' ranges are never built. Classifiers of different names differ.
+    The other ranks' ranges are never built. Classifiers of different names differ. All ranks' rows come together here,
+    so a chunk has the fewer identities, and its logits take as much memory as those of a whole classifier's chunk.
     """
-    own = IdentityRange.of_rank(identities, distributed.rank(), distributed.world_size())
-    return RangeClassifier(initial_weight(name, shape, own, CLASSIFIER_STD), own, chunk)
+    ranks = distributed.world_size()
+    own = IdentityRange.of_rank(identities, distributed.rank(), ranks)
+    return RangeClassifier(initial_weight(name, shape, own, CLASSIFIER_STD), own, max(1, chunk // ranks))
 
 
 class Head(nn.Module):

@@ -73,7 +73,7 @@ class RangeClassifier(nn.Module):
         return self._hidden[0]
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "RangeClassifier":
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)
         with torch.no_grad():
             self.weight.data = fn(self.weight.data)
         return self

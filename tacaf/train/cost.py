@@ -105,7 +105,7 @@ def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
     states = states_of(numbers, ranks, config.zero_stage, kept, in_ranges)
     refuse_beyond_memory(sum(states), "weights, gradients and optimiser", ranks)
     groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // ranks
-    saved = groups * saved_by_one_group(config, identities, ranks)
+    saved = groups * saved_by_one_group(config, identities)
     refuse_beyond_memory(sum(states) + saved, "weights, gradients, optimiser and what is kept for backward", ranks)
     master = 1 if config.zero_stage >= 1 else 0  # ZeRO saves its own copy of the weights too
     return Estimate(
@@ -144,17 +144,16 @@ def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int, in
     )
 
 
-def saved_by_one_group(config: Config, identities: int, ranks: int = 1) -> float:
+def saved_by_one_group(config: Config, identities: int) -> float:
     """Bytes one pair group's images keep for backward, parameters not counted: each storage once. Shapes alone are
     followed; nothing is computed or allocated.
 
     Logits in pieces are not kept: there are those of one piece at a time, for as many rows and nodes as there are, with
-    their exponentials and their gradient. Of split classifiers, a rank has the logits of every rank's rows.
+    their exponentials and their gradient. Split classifiers always do this, with every rank's rows and as many fewer
+    identities.
     """
-    split, chunk = config.model.split, config.model.chunk
-    if split:
-        chunk = min(chunk, -(-identities // ranks))
-    pieces = split or identities > chunk
+    chunk = min(config.model.chunk, identities)
+    pieces = config.model.split or identities > chunk
     small = config.model.unsplit().model_copy(update={"chunk": 2}) if pieces else config.model
     shapes = FakeTensorMode()
     batch = noise_batch(config, 1, shapes)
@@ -175,8 +174,6 @@ def saved_by_one_group(config: Config, identities: int, ranks: int = 1) -> float
     saved = sum(storage.nbytes() for number, storage in kept.items() if number not in own)
     ipcam = config.model.ipcam
     rows = len(batch.label_B) * (ipcam.classified_nodes if ipcam.enabled else 1)
-    if split:
-        rows *= ranks
     return float(saved + (3 * 4 * rows * chunk if pieces else 0))
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tacaf.model.classifier import ClassifierConfig
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.train import cost
 from tacaf.train.config import Config, load_config
@@ -58,10 +59,10 @@ def test_parameters_are_counted_as_they_are_built_in_pieces_or_not():
 
 @pytest.mark.slow
 def test_in_pieces_the_logits_of_one_piece_are_counted():
-    def saved(chunk, identities):
+    def saved(chunk, identities, **more):
         values = {"run": "r", "data": {"shards": "s", "augment": {"height": 96, "width": 48}}, "model": TINY}
         config = Config.model_validate({**values, "train": {"precision": "fp32"}})
-        model = config.model.model_copy(update={"chunk": chunk})
+        model = config.model.model_copy(update={"chunk": chunk, **more})
         return saved_by_one_group(config.model_copy(update={"model": model}), identities)
 
     rows = 10 * 24  # nodes, and images of a pair group
@@ -69,6 +70,9 @@ def test_in_pieces_the_logits_of_one_piece_are_counted():
     assert saved(9999, 4000) - one_piece >= 4 * rows * 2000
     assert one_of_many == saved(100, 2000) < one_piece
     assert saved(200, 4000) - one_of_many == 3 * 4 * rows * 100
+    split = {"classifier": ClassifierConfig(sharding="identities")}
+    assert saved(100, 4000, **split) == one_of_many
+    assert saved(9999, 2000, **split) - one_of_many == 3 * 4 * rows * (2000 - 100)
 
 
 @pytest.mark.parametrize(
