@@ -1,6 +1,6 @@
 """Memory and traffic of training over many identities: a table by formula, and real steps that check it.
 
-    python perf/bench_identities.py [--identities 200000] [--table] [--json FILE]
+    python perf/bench_identities.py [--identities 200000] [--table | --runs N ...] [--json FILE]
 
 The table is arithmetic (`tacaf.train.cost.states_of`) for the full model with shared node classifiers. The measured
 rows are steps of the demo's model on noise under DeepSpeed on CPU, each in fresh processes: resident memory of the
@@ -197,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--identities", type=int, default=200_000, help="of the measured rows")
     parser.add_argument("--table", action="store_true", help="the table alone, nothing measured")
+    parser.add_argument("--runs", type=int, nargs="+", choices=range(len(RUNS)), help="of the measured rows; all")
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
@@ -213,10 +214,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in result["table"]:
         print("  ".join(f"{name} {value:,.0f}" for name, value in row.items()))
     if not args.table:
-        for case in RUNS:
+        for case in [RUNS[number] for number in args.runs or range(len(RUNS))]:
             result["measured"].append(run(args.identities, *case))
             numbers = {name: value for name, value in result["measured"][-1].items() if not isinstance(value, dict)}
             print("  ".join(f"{name} {value:,.4g}" for name, value in numbers.items()), flush=True)
-    if args.json:
+            if args.json:
+                write_json(args.json, {"environment": environment(1), **result})
+    elif args.json:
         write_json(args.json, {"environment": environment(1), **result})
     return 0
