@@ -1,13 +1,17 @@
-"""Measure what each part of the method adds, on the project's own benchmarks: rows x seeds, paired differences.
+"""Measure what each part of the method adds, on the project's benchmarks or any packed set: rows x seeds, differences.
 
     python launch/ablate.py --out DIR [--benchmarks plain_1 ...] [--rows ...] [--seeds 0 1 2] [--parallel 2]
+    python launch/ablate.py --out DIR --shards SET [SET ...] [--config launch/configs/laptop.yaml]
     python launch/ablate.py --out DIR --rows aug --try aug_cmaam loss.dt=2 --try aug_cmaam loss.dt=4 --name tries
 
 Models are judged on validation identities; once all choices are made, `--test` scores the finished ones on the test
 identities. `--try` adds a row with other settings, in a separate table, so that what failed is recorded too.
 
+A packed set needs the splits train, val and test. It is scored by the protocol `generic` in its first direction,
+infrared to visible, unless `--set evaluation...` says otherwise.
+
 Finished trainings are kept, so the same command resumes after an interruption. --results holds the scores of every
-training, a file for each benchmark, with which it need not be repeated even where its run is gone. The tables go to
+training, a file for each set, with which it need not be repeated even where its run is gone. The tables go to
 --tables; they are rewritten after every training and say what they lack.
 """
 
@@ -22,6 +26,7 @@ from collections.abc import Sequence
 from launch.study.ablation import Ablation, write_tables
 from launch.study.ablation_cell import AblationCell
 from launch.study.rows import CORE, ROWS, choose_rows, varied_row
+from launch.study.study_sets import choose_sets
 from launch.study.trainings import SCRIPT, Training, run_all
 from shards.pedestrians import benchmarks
 from tacaf.command import EXIT_STOPPED, Parser, entry, to_path
@@ -43,6 +48,9 @@ def study_of(args: argparse.Namespace) -> Ablation:
         raise InputError(
             f"expected --name WORD with --try, for tables of their own, and no / in it, got {args.name!r}; name it"
         )
+    names = args.benchmarks or ([] if args.shards else list(benchmarks.BENCHMARKS)[:1])
+    sets = choose_sets(names, args.shards, args.out)
+    below = [setting for one in sets for setting in one.settings]  # rows are the same for every set
     results = args.results or args.out / "results"
     return Ablation(
         out=args.out,
@@ -50,8 +58,8 @@ def study_of(args: argparse.Namespace) -> Ablation:
         tables=args.tables or results,
         config=args.config,
         settings=tuple(args.set),
-        benchmarks=tuple(dict.fromkeys(args.benchmarks)),
-        rows=choose_rows(args.rows, args.config, args.set) | tries,
+        sets=sets,
+        rows=choose_rows(args.rows, args.config, [*below, *args.set]) | tries,
         seeds=tuple(dict.fromkeys(args.seeds)),
         split="test" if args.test else "val",
         name=args.name,
@@ -66,14 +74,14 @@ def ablate(study: Ablation, parallel: int, only_tables: bool) -> int:
     """
     cells = study.cells()
     for cell in cells:
-        cell.check()
+        cell.check(study.split)
     collecting = Collecting(study, cells)
     missing = [cell for cell in cells if cell.scores(study.split) is None]
     todo = [cell for cell in missing if not cell.training.finished()]
     print(f"{len(cells) - len(todo)} of {len(cells)} trainings are finished", flush=True)
     if not only_tables:
-        for benchmark in dict.fromkeys(cell.benchmark for cell in missing):
-            study.make_set(benchmark)
+        for study_set in dict.fromkeys(cell.study_set for cell in missing):
+            study_set.make()
     for cell in missing:
         if cell.can_collect(study.split) or (cell.training.finished() and not only_tables):
             collecting.ended(cell.training, 0)
@@ -116,7 +124,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=to_path, required=True, help="folder for the sets and runs")
     add("--results", type=to_path, help="folder for the scores; default: OUT/results")
     add("--tables", type=to_path, help="folder for the tables; default: that of the scores")
-    add("--benchmarks", nargs="+", choices=names, default=names[:1], help=f"default: {names[0]}")
+    add("--benchmarks", nargs="+", choices=names, help=f"of the project; default: {names[0]}, or none with --shards")
+    add("--shards", type=to_path, nargs="+", default=[], metavar="SET", help="folders of packed sets")
     add("--rows", nargs="+", choices=(*ROWS, "core", "all"), default=["core"], help=f"default: core ({' '.join(CORE)})")
     add(
         "--try",

@@ -1,4 +1,4 @@
-"""The GeM pyramid in plain PyTorch, image by image: every level from one read of the map (derivation: README.md here).
+"""The GeM pyramid in plain PyTorch, some images at a time: every level from one read of the map (see README.md here).
 
 Legend: B images, H x W positions, C channels, N = sum(levels) stripes, coarse to fine.
 """
@@ -9,13 +9,16 @@ import torch
 
 from kernels.common.dtypes import compute_dtype
 
+CACHED_NUMBERS = 2**17  # of a map at a time, which with its powers stay in the cache of a core
+
 
 def forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float) -> torch.Tensor:
     """B x N x C: the powers of a row are summed once, the levels add up rows."""
     images, height, width, channels = features_BHWC.shape
     rows = features_BHWC.new_empty(images, height, channels, dtype=compute_dtype(features_BHWC))
-    for image, row in zip(features_BHWC, rows, strict=True):
-        torch.sum(_power(image.to(row.dtype).clamp_min(eps), p), dim=1, out=row)
+    at_once = _images_at_once(features_BHWC)
+    for some, row in zip(features_BHWC.split(at_once), rows.split(at_once), strict=True):
+        torch.sum(_power(some.to(row.dtype).clamp_min(eps), p), dim=2, out=row)
     means = [torch.unflatten(rows, 1, (level, -1)).sum(2) * (level / (height * width)) for level in levels]
     return torch.cat(means, dim=1).pow_(1 / p)
 
@@ -38,10 +41,17 @@ def backward(
     )
     assert isinstance(slope_BHC, torch.Tensor)  # sum gives 0 for no levels, of which there is at least one
     gradient = torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
-    for image, slope_HC, out in zip(features_BHWC, slope_BHC, gradient, strict=True):
-        x = image.to(slope_HC.dtype)
-        out.copy_(_power(x.clamp_min(eps), p - 1).mul_(slope_HC.unsqueeze(1)).masked_fill_(x < eps, 0))
+    at_once = _images_at_once(features_BHWC)
+    parts = (tensor.split(at_once) for tensor in (features_BHWC, slope_BHC, gradient))
+    for some, slope, out in zip(*parts, strict=True):
+        x = some.to(slope.dtype)
+        out.copy_(_power(x.clamp_min(eps), p - 1).mul_(slope.unsqueeze(2)).masked_fill_(x < eps, 0))
     return gradient
+
+
+def _images_at_once(features_BHWC: torch.Tensor) -> int:
+    """Small maps together, because each step of the loop costs some microseconds whatever its size."""
+    return max(1, CACHED_NUMBERS // max(1, features_BHWC[:1].numel()))
 
 
 def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""An ablation on the project's own benchmarks: its trainings, and its tables as far as they are measured."""
+"""An ablation: its trainings on every set, and its tables as far as they are measured."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,23 +11,24 @@ from launch.study.ablation_cell import AblationCell
 from launch.study.forest import draw_forest
 from launch.study.kept import KeptScores, Scored, kept_file
 from launch.study.rows import Row
+from launch.study.study_sets import StudySet
 from launch.study.trainings import Training
-from shards.pedestrians import benchmarks
-from shards.sources import sysu_mm01
+from tacaf.evaluation.config import EvaluationConfig
 from tacaf.files import write_whole
+from tacaf.model.efficientnet import PACKAGE
 from tacaf.provenance import command, git_commit, published, versions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What is compared, and where its parts are: rows x seeds on every benchmark."""
+    """What is compared, and where its parts are: rows x seeds on every set."""
 
-    out: Path  # the sets and the runs
+    out: Path  # the runs, and the benchmarks that are made
     results: Path  # the scores of every training
     tables: Path
     config: Path
     settings: tuple[str, ...]  # above the configuration, for every training
-    benchmarks: tuple[str, ...]
+    sets: tuple[StudySet, ...]
     rows: Mapping[str, Row]
     seeds: tuple[int, ...]
     split: Scored
@@ -36,50 +37,36 @@ class Ablation:
 
     def cells(self) -> list[AblationCell]:
         """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
-        stores = {benchmark: KeptScores(kept_file(self.results, benchmark)) for benchmark in self.benchmarks}
+        stores = {one.name: KeptScores(kept_file(self.results, one.name)) for one in self.sets}
         return [
-            self._cell(stores[benchmark], benchmark, row, seed)
+            self._cell(stores[one.name], one, row, seed)
             for seed in self.seeds
-            for benchmark in self.benchmarks
+            for one in self.sets
             for row in self.rows.values()
         ]
 
-    def _cell(self, store: KeptScores, benchmark: str, row: Row, seed: int) -> AblationCell:
-        name = f"{benchmark}-{row.name}-seed{seed}"
-        own = (f"data.shards={self.set_folder(benchmark)}", f"seed={seed}", *row.settings)
-        training = Training(self.out / "runs" / name, self.config, (*self.settings, *own))
-        return AblationCell(benchmark, row.name, seed, training, store)
-
-    def set_folder(self, benchmark: str) -> Path:
-        """The folder of a benchmark's shard set."""
-        return self.out / "sets" / benchmark
-
-    def make_set(self, benchmark: str) -> None:
-        """Render and pack a benchmark, unless that was done."""
-        packed = self.set_folder(benchmark)
-        raw = packed.with_name(f"{benchmark}-raw")
-        if (packed / "index.json").exists():
-            return
-        if not raw.exists():
-            benchmarks.make(benchmark, raw)
-        print(sysu_mm01.pack(raw, packed).summary(), flush=True)
+    def _cell(self, store: KeptScores, study_set: StudySet, row: Row, seed: int) -> AblationCell:
+        folder = self.out / "runs" / f"{study_set.name}-{row.name}-seed{seed}"
+        own = (f"data.shards={study_set.folder}", f"seed={seed}", *row.settings)
+        training = Training(folder, self.config, (*study_set.settings, *self.settings, *own))
+        return AblationCell(study_set, row.name, seed, training, store)
 
 
 def write_tables(study: Ablation, cells: Sequence[AblationCell], failures: Mapping[Training, str]) -> list[Path]:
-    """Write a page (Markdown), a record (JSON) and a picture (SVG) for every benchmark; the pages' paths.
+    """Write a page (Markdown), a record (JSON) and a picture (SVG) for every set; the pages' paths.
 
     failures: why a training has no scores, for those that failed.
     """
     pages = []
     study.tables.mkdir(parents=True, exist_ok=True)
-    for benchmark in study.benchmarks:
-        own = [cell for cell in cells if cell.benchmark == benchmark]
+    for study_set in study.sets:
+        own = [cell for cell in cells if cell.study_set is study_set]
         rows = [
             _measured(row, [cell for cell in own if cell.row == row.name], study.split, failures)
             for row in study.rows.values()
         ]
-        content = ablation_table.record(rows, study.resamplings, _facts(study, benchmark, own))
-        name = "_".join(part for part in ("ablation", benchmark, study.split, study.name) if part)
+        content = ablation_table.record(rows, study.resamplings, _facts(study, study_set, own))
+        name = "_".join(part for part in ("ablation", study_set.name, study.split, study.name) if part)
         pages.append(study.tables / f"{name}.md")
         write_whole(study.tables / f"{name}.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
         write_whole(study.tables / f"{name}.svg", draw_forest(content))
@@ -99,22 +86,20 @@ def _measured(
     return ablation_table.AblationRow(row, seeds, lacks)
 
 
-def _facts(study: Ablation, benchmark: str, own: Sequence[AblationCell]) -> dict[str, Any]:
+def _facts(study: Ablation, study_set: StudySet, own: Sequence[AblationCell]) -> dict[str, Any]:
     """The head of the page, and the circumstances in the record."""
-    kind = benchmarks.BENCHMARKS[benchmark]
     split = "test" if study.split == "test" else "validation"
     commits = sorted({commit[:7] + commit[40:] for cell in own for commit in cell.trained_at()})
     return {
-        "title": f"What each part adds: {kind.set_name}, {split} identities",
+        "title": f"What each part adds: {study_set.title}, {split} identities",
         "notes": [
-            f"Benchmark: {kind.about}; {kind.identities} procedural people, seed {kind.seed}, generator version"
-            f" {kind.generator_version}. It says nothing about the public data sets.",
+            study_set.about,
             _recipe(own),
             f"Trained at {'commit' if len(commits) == 1 else 'commits'} {', '.join(commits) or 'none yet'}.",
         ],
-        "benchmark": benchmark,
+        "benchmark": study_set.name,
         "split": split,
-        "protocol": "sysu_mm01, all_search, 1 shot, literature draw",
+        "protocol": _protocol(own[0].training.config().evaluation),
         "seeds_asked": list(study.seeds),
         "config": study.config.name,
         "settings": published(list(study.settings)),
@@ -132,7 +117,7 @@ def _recipe(own: Sequence[AblationCell]) -> str:
     steps = config.train.epochs * (config.train.steps_per_epoch or 0)
     length = f"{steps} steps" if steps else f"{config.train.epochs} epochs"
     return (
-        f"all_search, single shot, literature draw, 10 trials, {config.evaluation.metric},"
+        f"{_protocol(config.evaluation)}, {config.evaluation.metric} distance,"
         f" {embeddings} embedding, no flip, no re-ranking; the last epoch's model after {length}"
         f" of {config.data.plan.images_per_modality} images a modality at {config.data.augment.height} x"
         f" {config.data.augment.width}, {weights}. Per cent, mean ± sample standard deviation over"
@@ -140,8 +125,18 @@ def _recipe(own: Sequence[AblationCell]) -> str:
     )
 
 
+def _protocol(evaluation: EvaluationConfig) -> str:
+    """What the tables score, in words."""
+    setting = evaluation.for_split("val").setting(evaluation.asked()[0], read=False)
+    gallery = (
+        f"{setting.shots} shot, {setting.gallery_draw} draw, 10 trials" if setting.shots else "every gallery image"
+    )
+    return f"{setting.protocol.name}, {setting.search_name}, {gallery}"
+
+
 def _may_differ(cell: AblationCell) -> tuple[str, str]:
     """What a `--try` may change of the recipe: the embedding, and the weights that the training starts from."""
     config = cell.training.config()
     given = config.train.weights or config.train.start_from or getattr(config.model.backbone, "weights", None)
-    return config.evaluation.embedding, f"from {Path(given).name}" if given else "from scratch"
+    weights = f"from {Path(given).name}" if given else "from scratch"
+    return config.evaluation.embedding, "from ImageNet weights" if given == PACKAGE else weights

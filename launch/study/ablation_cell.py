@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from launch.study.identity_scores import IdentityScores, score_identities
 from launch.study.kept import KeptScores, KeptTraining, Scored
+from launch.study.study_sets import StudySet
 from launch.study.trainings import SCRIPT, Training, refuse_other_values
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import read_result
@@ -25,7 +26,7 @@ _WHERE = ("run", "data.shards")  # of a configuration: where files are, which di
 class AblationCell(NamedTuple):
     """One training of the ablation's tables, and where its scores are kept."""
 
-    benchmark: str
+    study_set: StudySet
     row: str
     seed: int
     training: Training
@@ -35,20 +36,37 @@ class AblationCell(NamedTuple):
         """What is kept of this training; None if nothing is."""
         return self.store.find(self.row, self.seed)
 
-    def check(self) -> None:
+    def check(self, split: Scored) -> None:
         """InputError if the run or the scores that are kept were made with other values, or must not be scored."""
-        evaluation = self.training.config().evaluation
-        if (evaluation.protocol, evaluation.split, evaluation.rerank) != ("sysu_mm01", "val", None):
+        config = self.training.config()
+        if (config.evaluation.split, config.evaluation.rerank) != ("val", None):
             raise InputError(
-                "expected evaluation.protocol sysu_mm01, split val and no rerank, since choices are made on validation"
-                f" identities by plain distances, got {evaluation.protocol}, {evaluation.split} and"
-                f" {evaluation.rerank}; set them, and data.split to train"
+                "expected evaluation.split val and no rerank, since choices are made on validation identities by plain"
+                f" distances, got {config.evaluation.split} and {config.evaluation.rerank}; set them, and data.split to"
+                " train"
             )
+        if config.evaluation.query_list or config.evaluation.gallery_list:
+            raise InputError("a list of images belongs to one split, and an ablation scores two; leave the lists out")
+        self.study_set.check(config, split)
         self.training.refuse_other_settings()
         kept = self.kept()
         if kept is not None:
-            refuse_other_values(
-                self._where(), self._config_of(kept), self.training.config(), aside=_WHERE, option="--results"
+            self._refuse_other_set(kept)
+            refuse_other_values(self._where(), self._config_of(kept), config, aside=_WHERE, option="--results")
+
+    def _refuse_other_set(self, kept: KeptTraining) -> None:
+        """InputError if these scores were made on another set of the same name."""
+        now = self.study_set.sha256
+        if now is None:
+            return
+        try:
+            before = str(kept.scores["val"]["trained_on"]["sha256"])
+        except (KeyError, TypeError):
+            raise InputError(f"{self._where()} does not say which set it was trained on; remove the line") from None
+        if before != now:
+            raise InputError(
+                f"{self._where()}: expected the set that was trained on, with index {before[:12]}, got {now[:12]} in"
+                f" {shown(self.study_set.folder)}; give that one with --shards, or another --results"
             )
 
     def trained_at(self) -> list[str]:
@@ -82,7 +100,7 @@ class AblationCell(NamedTuple):
             scores = kept.scores
         config = self.training.config()
         content = {
-            "benchmark": self.benchmark,
+            "benchmark": self.study_set.name,
             "row": self.row,
             "seed": self.seed,
             "settings": list(self.training.settings_beside(_WHERE)),
@@ -102,9 +120,13 @@ class AblationCell(NamedTuple):
             config = self.training.config()
             asked, evaluation = config.evaluation.asked()[0], config.evaluation
             words = ["--run", self.training.folder, "--shards", config.data.shards, "--split", "test"]
-            words += ["--protocol", evaluation.protocol, "--mode", asked.mode, "--shots", asked.shots]
+            words += ["--protocol", evaluation.protocol]
+            words += ["--mode", asked.mode, "--shots", asked.shots] if asked.mode else ["--direction", asked.direction]
             words += ["--metric", evaluation.metric, "--embedding", evaluation.embedding]
             words += ["--gallery-draw", evaluation.gallery_draw] if evaluation.gallery_draw else []
+            words += ["--exclude", evaluation.exclude] if evaluation.exclude else []
+            if evaluation.locations:
+                words += ["--locations", *(f"{camid}={place}" for camid, place in evaluation.locations.items())]
             words += ["--splits", evaluation.splits] if evaluation.splits else []
             words += ["--features", features, "--json", result]
             command = [sys.executable, str(SCRIPT.with_name("evaluate.py")), *map(str, words)]
@@ -119,10 +141,10 @@ class AblationCell(NamedTuple):
     def _scores_in(self, split: Scored, features: Path, paths: Sequence[Path]) -> dict[str, Any]:
         """The result of that split among the files, as it was written, with the same scores by identity."""
         evaluation = self.training.config().evaluation
-        asked = evaluation.asked()[0]
-        people = score_identities(load_features(features), evaluation.setting(asked), evaluation.metric)
+        setting = evaluation.setting(evaluation.asked()[0])
+        people = score_identities(load_features(features), setting, evaluation.metric)
         for result in map(read_result, paths):
-            same = (result.split, result.mode, result.shots) == (split, asked.mode, asked.shots)
+            same = (result.split, result.search, result.shots) == (split, setting.search_name, setting.shots)
             if same and result.scored_as(evaluation):
                 means = people.means()
                 assert all(abs(result.mean[name] - means[name]) < 1e-6 for name in means), "scores of other features"

@@ -9,7 +9,7 @@ from pydantic import Field
 from tacaf.interfaces import ModelOutput, Scores
 from tacaf.losses.dense_triplet import DenseUnit, dense_triplet_loss
 from tacaf.losses.identity import identity_loss
-from tacaf.losses.triplet import TripletKind, triplet_loss
+from tacaf.losses.triplet import TripletKind, TripletUnit, triplet_loss
 from tacaf.settings import Settings
 
 
@@ -33,6 +33,13 @@ class LossConfig(Settings):
         "batch_hard", description="batch_hard: margin triplet (LbA); wrt: weighted (AGW); adp: adaptive (CAJ)."
     )
     margin: float = Field(0.3, ge=0, le=1e6, description="Margin of the batch-hard triplet (LbA).")
+    triplet_unit: TripletUnit = Field(
+        "absolute",
+        description=(
+            "What the triplet measures distances in: absolute (the ancestors); distance: the batch's mean distance, so"
+            " that neither the term nor its margin depends on how large the features are, as after pretraining (ours)."
+        ),
+    )
     part: float = Field(1.0, gt=0, le=1e6, description="Weight of the mean cross-entropy over IPCAM's nodes.")
     pair: float = Field(
         1.0,
@@ -41,6 +48,11 @@ class LossConfig(Settings):
         description="Weight of IPCAM's pair stage; to train without it, set model.ipcam.pair_stage: false.",
     )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of every cross-entropy (0 in LbA).")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Term of the loss to its weight; a term that is not here has 1."""
+        return {"consistency": self.ic, "dense_triplet": self.dt, "part": self.part, "pair": self.pair}
 
 
 class TacafLoss:
@@ -52,8 +64,7 @@ class TacafLoss:
     def __call__(self, output: ModelOutput, label_B: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scalar to differentiate, and every term before its weight, detached (all float32)."""
         terms = self.terms(output, label_B)
-        weights = {"consistency": self.config.ic, "dense_triplet": self.config.dt}
-        weights |= {"part": self.config.part, "pair": self.config.pair}
+        weights = self.config.weights
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
@@ -66,7 +77,7 @@ class TacafLoss:
 
         terms = {
             "identity": identity_loss(output.scores, config.label_smoothing),
-            "triplet": triplet_loss(output.pooled_BC, label_B, config.margin, config.triplet),
+            "triplet": triplet_loss(output.pooled_BC, label_B, config.margin, config.triplet, config.triplet_unit),
         }
         if output.consistency_scores and config.ic > 0:
             terms["consistency"] = classify(output.consistency_scores).sum()

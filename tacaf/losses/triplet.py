@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from tacaf.distributed import gather_rows
 
 TripletKind = Literal["batch_hard", "wrt", "adp"]
+TripletUnit = Literal["absolute", "distance"]
 
 
 def pairwise_distance(features_GC: torch.Tensor) -> torch.Tensor:
@@ -63,16 +64,33 @@ def adaptive(distance_GG: torch.Tensor, same_GG: torch.Tensor) -> torch.Tensor:
     return F.softplus(gap_G * gap_G.abs()).mean()
 
 
+def in_mean_distances(distance_GG: torch.Tensor) -> torch.Tensor:
+    """The distances in units of their mean over all pairs of different rows; zeros stay zeros.
+
+    The mean has a gradient, so that neither larger nor smaller features change anything: with a constant in its place,
+    features that shrink would lower the loss.
+    """
+    rows = len(distance_GG)
+    return distance_GG / (distance_GG.sum() / max(1, rows * (rows - 1))).clamp_min(1e-12)
+
+
 def triplet_loss(
-    pooled_BC: torch.Tensor, label_B: torch.Tensor, margin: float = 0.3, kind: TripletKind = "batch_hard"
+    pooled_BC: torch.Tensor,
+    label_B: torch.Tensor,
+    margin: float = 0.3,
+    kind: TripletKind = "batch_hard",
+    unit: TripletUnit = "absolute",
 ) -> torch.Tensor:
     """A float32 scalar over the rows of all ranks, gathered with gradient; the same number on every rank.
 
     margin is used by batch_hard alone. Averaging parameter gradients over ranks gives the gradient of the whole batch.
+    unit: `absolute` is the ancestors'; `distance` takes the distances in units of the batch's mean distance (ours).
     """
     label_G = gather_rows(label_B)
     same_GG = label_G[:, None] == label_G[None, :]
     distance_GG = pairwise_distance(gather_rows(pooled_BC))
+    if unit == "distance":
+        distance_GG = in_mean_distances(distance_GG)
     if kind == "wrt":
         return weighted_regularisation(distance_GG, same_GG)
     if kind == "adp":

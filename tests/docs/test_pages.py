@@ -95,3 +95,16 @@ def test_every_exit_status_is_explained():
     explained = {int(number) for cell in re.findall(r"^\| ([\d, ]+) \|", table, re.M) for number in cell.split(",")}
     hung_up = 128 + signal.SIGHUP
     assert explained >= {0, UNEXPECTED, INPUT, PIPE, hung_up, INTERRUPTED, TERMINATED, EXIT_STOPPED, EXIT_LOST_RANK}
+
+
+def test_every_path_on_the_architecture_page_exists():
+    """A file without a folder lies in the folder that its paragraph named last."""
+    text, missing = (ROOT / "docs" / "architecture.md").read_text(), []
+    for line in re.split(r"\n(?=\d+\. |\n|\|)", text):
+        folder = ""
+        for path in re.findall(r"`([\w./-]+(?:\.py|/))`", line):
+            found = path if "/" in path else folder + path
+            folder = found.rpartition("/")[0] + "/"
+            if not (ROOT / found).exists():
+                missing.append(found)
+    assert not missing

@@ -8,6 +8,8 @@ import pytest
 from launch import ablate
 from launch.study.trainings import Training
 from shards.pedestrians import benchmarks
+from shards.remove import remove
+from tacaf.shard_set import read_index
 from tests.train.test_training import TINY
 
 SETTINGS = [part for value in (*TINY, "train.epochs=1", "evaluation.every=0") for part in ("--set", value)]
@@ -117,6 +119,35 @@ def test_rows_seeds_and_intervals_on_validation_and_on_test(ablation, tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_packed_set_is_studied_like_a_benchmark(sysu_shards, tmp_path, capsys):
+    shards = tmp_path / "set"
+    shutil.copytree(sysu_shards, shards)
+    study = ["--out", str(tmp_path), "--shards", str(shards), "--rows", "baseline", "--seeds", "0", *SETTINGS]
+    assert ablate.main([*study, "--test"]) == 0, capsys.readouterr()
+    table = json.loads((tmp_path / "results" / "ablation_sysu_mm01_test.json").read_text())
+    assert table["complete"]
+    assert table["protocol"] == "generic, infrared_to_visible, every gallery image"
+    assert not (tmp_path / "sets").exists()  # no benchmark was made
+    [line] = (tmp_path / "results" / "ablation_sysu_mm01.jsonl").read_text().splitlines()
+    kept = json.loads(line)
+    assert kept["benchmark"] == "sysu_mm01"
+    for split in ("val", "test"):
+        scores = kept["scores"][split]
+        assert (scores["protocol"], scores["direction"], scores["split"]) == ("generic", "infrared_to_visible", split)
+    assert table["rows"][0]["seeds"]["0"]["rank1"] == pytest.approx(kept["scores"]["test"]["mean"]["rank1"])
+
+    # the scores that are kept belong to this set, and not to another one of its name
+    remove(shards, [str(read_index(shards).splits["test"][0])])
+    assert ablate.main(study) == 2
+    said = capsys.readouterr().err
+    assert "row baseline, seed 0" in said
+    assert kept["scores"]["val"]["trained_on"]["sha256"][:12] in said
+    (tmp_path / "results" / "ablation_sysu_mm01.jsonl").write_text(json.dumps({**kept, "scores": {"val": {}}}))
+    assert ablate.main(study) == 2
+    assert "row baseline, seed 0 does not say which set" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_damaged_result_file_is_refused_and_a_wanted_one_is_not_made(small, tmp_path, capsys):
     path = tmp_path / "results" / "ablation_plain_1.jsonl"
     path.parent.mkdir(parents=True)
@@ -179,7 +210,7 @@ def test_a_try_is_a_row_of_its_own_table(ablation, tmp_path, capsys):
 def test_a_configuration_that_would_be_judged_on_the_test_is_refused_before_anything_is_made(tmp_path, capsys):
     words = ["--out", str(tmp_path / "out"), "--config", "launch/configs/sysu_mm01.yaml"]
     assert ablate.main(words) == 2
-    assert "got sysu_mm01, test" in capsys.readouterr().err
+    assert "got test and None" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

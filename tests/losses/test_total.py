@@ -72,6 +72,14 @@ def test_the_dense_triplet_takes_its_unit(unit):
         LossConfig(dense_unit=f"{unit}s")
 
 
+def test_the_triplet_takes_its_unit():
+    output = full_output()
+    _, terms = TacafLoss(LossConfig(triplet_unit="distance", margin=0.7))(output, LABEL)
+    torch.testing.assert_close(terms["triplet"], triplet_loss(output.pooled_BC, LABEL, 0.7, unit="distance"))
+    with pytest.raises(ValidationError, match="triplet_unit"):
+        LossConfig(triplet_unit="margin")
+
+
 @pytest.mark.parametrize("kind", ["wrt", "adp"])
 def test_the_triplet_can_be_another(kind):
     output = full_output()

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tacaf.losses.triplet import pairwise_distance, triplet_loss
+from tacaf.losses.triplet import batch_hard, in_mean_distances, pairwise_distance, triplet_loss
 
 KINDS = ("batch_hard", "wrt", "adp")
 
@@ -70,9 +70,33 @@ def test_a_batch_of_one_identity_has_a_finite_loss(kind):
     assert kind != "batch_hard" or loss.item() == 0
 
 
-def test_features_that_all_coincide_leave_the_margin():
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", ["usual", "ties", "coinciding"])
+def test_the_unit_distance_is_the_mean_distance_of_the_batch(rows, kind):
+    features, label = case(rows)
+    rows = features.tolist()
+    mean = sum(math.dist(one, other) for one in rows for other in rows) / (8 * 7)
+    expected = _scalar_triplet([[value / mean for value in row] for row in rows], label.tolist(), 0.3, kind)
+    assert triplet_loss(features, label, 0.3, kind, "distance").item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("factor", [1e-2, 30.0, 1e4])
+def test_with_the_unit_distance_the_features_scale_has_neither_effect_nor_gradient(kind, factor):
+    features, label = case("usual")
+    large = (factor * features).requires_grad_()
+    loss = triplet_loss(large, label, 0.3, kind, "distance")
+    assert loss.item() == pytest.approx(triplet_loss(features, label, 0.3, kind, "distance").item(), rel=1e-4)
+    (grad,) = torch.autograd.grad(loss, large)
+    along, size = (grad * large).sum().item(), grad.norm().item() * large.norm().item()
+    assert size > 0
+    assert abs(along) < 1e-4 * size  # growing or shrinking all features changes nothing
+
+
+@pytest.mark.parametrize("unit", ["absolute", "distance"])
+def test_features_that_all_coincide_leave_the_margin(unit):
     features = torch.ones(4, 3, requires_grad=True)
-    loss = triplet_loss(features, torch.tensor([0, 0, 1, 1]), 0.3)
+    loss = triplet_loss(features, torch.tensor([0, 0, 1, 1]), 0.3, unit=unit)
     loss.backward()
     assert loss.item() == pytest.approx(0.3)
     assert not features.grad.any()
@@ -106,6 +130,19 @@ def test_half_precision_features_are_measured_in_float32():
         loss = triplet_loss(features.bfloat16(), label)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, triplet_loss(features.bfloat16().float(), label))
+
+
+def test_two_ranks_measure_in_the_mean_distance_of_both(two_ranks):
+    features, label = case("usual")
+    features.requires_grad_()
+    halves, labels = features.split(4), label.split(4)
+    losses = two_ranks(lambda rank: triplet_loss(halves[rank], labels[rank], 0.3, unit="distance"))
+    (found,) = torch.autograd.grad(sum(losses) / 2, features)
+    same_GG = label[:, None] == label[None, :]
+    whole = batch_hard(in_mean_distances(pairwise_distance(features)), same_GG, 0.3)
+    (expected,) = torch.autograd.grad(whole, features)
+    torch.testing.assert_close(losses, [whole, whole])
+    torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,169 @@
+"""What an ablation trains and scores on: a benchmark of the project, which it makes first, or any packed set."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from launch.study.kept import Scored
+from shards.pedestrians import benchmarks
+from shards.pedestrians.benchmarks import Benchmark
+from shards.sources import sysu_mm01
+from tacaf.data.index import ShardIndex
+from tacaf.files import shown
+from tacaf.train.config import Config
+from tacaf.train.leak import check_protocol
+from tacaf.vocabulary import InputError, Modality
+
+FEWEST_SCORED = 2  # identities: with one, every ranked list is right
+
+
+class StudySet(Protocol):
+    """What the study needs to know of a set."""
+
+    @property
+    def name(self) -> str:
+        """Part of the names of its files and run folders."""
+
+    @property
+    def title(self) -> str:
+        """What the page calls it."""
+
+    @property
+    def about(self) -> str:
+        """The first note on the page."""
+
+    @property
+    def folder(self) -> Path:
+        """Its shards."""
+
+    @property
+    def sha256(self) -> str | None:
+        """The hash of its index; None where the name alone stands for one set of files."""
+
+    @property
+    def settings(self) -> tuple[str, ...]:
+        """What its trainings need above the configuration file and below the user's own settings."""
+
+    def check(self, config: Config, split: Scored) -> None:
+        """InputError unless it can be studied with this configuration, and this split scored."""
+
+    def make(self) -> None:
+        """Make it, unless that was done."""
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """One of the project's benchmarks, rendered and packed into `folder`."""
+
+    benchmark: Benchmark
+    folder: Path
+    sha256: str | None = None
+    settings: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.benchmark.name
+
+    @property
+    def title(self) -> str:
+        return self.benchmark.set_name
+
+    @property
+    def about(self) -> str:
+        kind = self.benchmark
+        return (
+            f"Benchmark: {kind.about}; {kind.identities} procedural people, seed {kind.seed}, generator version"
+            f" {kind.generator_version}. It says nothing about the public data sets."
+        )
+
+    def check(self, config: Config, split: Scored) -> None:
+        if config.evaluation.protocol != "sysu_mm01":
+            raise InputError(
+                f"expected evaluation.protocol sysu_mm01, in whose layout {self.name} is made, got"
+                f" {config.evaluation.protocol}; set it"
+            )
+
+    def make(self) -> None:
+        raw = self.folder.with_name(f"{self.name}-raw")
+        if (self.folder / "index.json").exists():
+            return
+        if not raw.exists():
+            benchmarks.make(self.name, raw)
+        print(sysu_mm01.pack(raw, self.folder).summary(), flush=True)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedSet:
+    """A set of any images, packed before. The protocol `generic` scores it unless the user sets another one."""
+
+    index: ShardIndex
+    folder: Path
+    settings: tuple[str, ...] = (
+        "data.split=train",
+        "evaluation.split=val",
+        "evaluation.protocol=generic",
+        "evaluation.gallery_draw=null",
+    )
+
+    @classmethod
+    def open(cls, folder: Path) -> "PackedSet":
+        """InputError where there is no whole set."""
+        return cls(ShardIndex.open(folder), folder.resolve())
+
+    @property
+    def name(self) -> str:
+        return self.index.name
+
+    @property
+    def title(self) -> str:
+        return self.index.name
+
+    @property
+    def about(self) -> str:
+        counts = ", ".join(f"{len(pids)} {name}" for name, pids in self.index.splits.items())
+        return f"Set: {self.name}, {len(self.index)} images; identities: {counts}."
+
+    @property
+    def sha256(self) -> str | None:
+        return self.index.sha256
+
+    def check(self, config: Config, split: Scored) -> None:
+        check_protocol(self.index, config.evaluation.protocol)
+        for name, fewest in (
+            ("train", config.data.plan.identities_per_batch),
+            ("val", FEWEST_SCORED),
+            *([("test", FEWEST_SCORED)] if split == "test" else []),
+        ):
+            self._check_split(name, fewest)
+
+    def _check_split(self, split: str, fewest: int) -> None:
+        """InputError unless the split has so many identities with images of both modalities."""
+        columns, pids = self.index.columns, set(self.index.splits.get(split, ()))
+        seen = [pids.intersection(columns["pid"][columns["modality"] == modality.code]) for modality in Modality]
+        both = len(set.intersection(*seen))
+        if both < fewest:
+            counts = ", ".join(f"{len(found)} with {name} ones" for name, found in zip(Modality, seen, strict=True))
+            raise InputError(
+                f"{shown(self.folder)}, split {split!r}: expected at least {fewest} identities with images of both"
+                f" modalities, got {both} ({counts}); pack the set with more of them"
+            )
+
+    def make(self) -> None:
+        """It is there."""
+
+
+def choose_sets(names: list[str], packed: list[Path], out: Path) -> tuple[StudySet, ...]:
+    """The benchmarks of these names, below `out`, and the packed sets. InputError for two of one name."""
+    sets: list[StudySet] = [
+        BenchmarkSet(benchmarks.BENCHMARKS[name], out / "sets" / name) for name in dict.fromkeys(names)
+    ]
+    sets += [PackedSet.open(folder) for folder in dict.fromkeys(folder.resolve() for folder in packed)]
+    by_name: dict[str, StudySet] = {}
+    for one in sets:
+        other = by_name.setdefault(one.name, one)
+        if other is not one:
+            raise InputError(
+                f"expected sets of different names, since files are named after them, got {one.name} in"
+                f" {shown(other.folder)} and {shown(one.folder)}; give one of them, or pack one with another --name"
+            )
+    return tuple(sets)
