@@ -33,6 +33,7 @@ from tacaf.run_files import (
 )
 from tacaf.train.config import Config, dump_config
 from tacaf.train.processes import Place
+from tacaf.train.ranges import Ranges
 from tacaf.train.run_log import RunLog
 from tacaf.train.state import TrainState
 from tacaf.train.step import Compute
@@ -73,6 +74,7 @@ class Run:
     data: TrainingData
     engine: Any  # DeepSpeed's, around the model
     optimizer: torch.optim.Optimizer
+    ranges: Ranges | None  # of the classifiers, where each rank keeps a range of the identities
     compute: Compute
     batches: TrainingPipeline
     first: TrainState  # where this start begins
