@@ -1,8 +1,7 @@
 """The classifiers' ranges in training (`model.classifier.sharding: identities`): their optimiser and their checkpoints.
 
 DeepSpeed does not know of them, so nothing is broadcast, averaged or partitioned that differs between ranks. Its own
-way for such parameters, expert parallelism, wants equally large experts within its MoE layers and saves them in files
-that no other number of ranks can read.
+way for such parameters, expert parallelism, is made for layers of equally large experts, and ranges differ by one.
 """
 
 from collections.abc import Iterator, Mapping
