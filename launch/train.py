@@ -29,7 +29,6 @@ from tacaf.data.training_source import TrainingSource
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.run_files import CHECKPOINTS_FOLDER
-from tacaf.train.batch_picture import save_batch_picture
 from tacaf.train.config import Config, load_config
 from tacaf.train.cost import describe, describe_steps
 from tacaf.train.engine import build_engine, check_settings, prepare_deepspeed
@@ -259,17 +258,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print the resolved configuration and an estimate of steps, parameters, memory and disk, and stop",
     )
-    parser.add_argument(
-        "--show-batch",
-        type=to_path,
-        metavar="FILE",
-        help="with --dry-run: draw the first batch, as it is stored and as the network sees it, into this image file",
-    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
-    args = parser.parse_args(argv)
-    if args.show_batch and not args.dry_run:
-        parser.error("--show-batch: expected --dry-run beside it; add --dry-run")
-    return args
+    return parser.parse_args(argv)
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -294,8 +284,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.dry_run:
             if first:
                 print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
-                if args.show_batch:
-                    print(save_batch_picture(config, args.show_batch))
             return 0
         train(config, stop, resuming=args.resume, trusted=args.trust)
     except NotSavedError as error:
