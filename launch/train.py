@@ -42,6 +42,7 @@ from tacaf.train.forward import draw
 from tacaf.train.graphed import with_graph
 from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place, choose_convolutions, start_distributed, stop_distributed
+from tacaf.train.ranges import Ranges, check_ranges
 from tacaf.train.run import Run, TrainingData, open_folder, record_start
 from tacaf.train.run_log import Extent, RunLog
 from tacaf.train.saving import NotSavedError, find_checkpoint, resume, save
@@ -105,9 +106,11 @@ def train_step(run: Run, state: TrainState) -> TrainState:
     first, last = config.train.first_of_update(batch.step), config.train.ends_update(batch.step)
     factor = rate_factor(config.optim, batch.epoch, first, run.data.steps_per_epoch, config.train.epochs)
     rates = set_rates(run.optimizer, factor)
+    if run.ranges is not None:
+        set_rates(run.ranges.optimizer, factor)
     computed = run.compute(batch, last)
     run.dog.at(f"{here}, update")
-    norm = optimize(run.engine, clip_norm=config.optim.clip_norm, last=last)
+    norm = optimize(run.engine, clip_norm=config.optim.clip_norm, last=last, ranges=run.ranges)
     # Reads the step before this one, so that the GPU always has work while the host waits.
     run.dog.at(f"{here}, comparing losses")
     skipped = run.reader.add(launched(state.global_step, batch, rates, computed, norm), state.skipped)
@@ -128,7 +131,15 @@ def write_checkpoint(run: Run, state: TrainState) -> None:
         **circumstances(config, run.place.world_size),
         "state": state._asdict(),
     }
-    save(run.engine, run.folder / CHECKPOINTS_FOLDER, state.global_step, facts, config.train.keep, state.is_best)
+    save(
+        run.engine,
+        run.folder / CHECKPOINTS_FOLDER,
+        state.global_step,
+        facts,
+        keep=config.train.keep,
+        best=state.is_best,
+        ranges=run.ranges,
+    )
     run.log.next_step()
 
 
@@ -162,6 +173,7 @@ def open_data(config: Config, place: Place) -> TrainingData:
     index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     plan.check_ranks(place.world_size)
+    check_ranges(config, plan.training_set.identities, place.world_size)
     check_scoring(config, index)
     return TrainingData(index=index, plan=plan, steps_per_epoch=config.train.steps_of_epoch(plan.steps_per_epoch))
 
@@ -175,8 +187,9 @@ def build_run(
     model.to(place.device)
     images_per_update = config.data.plan.images_per_modality * config.train.accumulate
     optimizer = build_optimizer(config.optim, model.backbone_parameters(), model.new_parameters(), images_per_update)
+    ranges = Ranges.of_model(config, model, images_per_update)
     engine = build_engine(config, model, optimizer, data.plan.images // place.world_size, found)
-    first = TrainState.of(resume(engine, found)) if found else TrainState()
+    first = TrainState.of(resume(engine, found, ranges)) if found else TrainState()
     extent = Extent(
         config.train.epochs * data.steps_per_epoch, data.plan.images, share_at_one_second(config, data.plan, place)
     )
@@ -192,6 +205,7 @@ def build_run(
         data=data,
         engine=engine,
         optimizer=optimizer,
+        ranges=ranges,
         batches=open_batches(config, place, data, first, log),
         compute=compute,
         first=first,

@@ -92,6 +92,14 @@ def sum_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
     return _Sum.apply(tensor) if world_size() > 1 else tensor
 
 
+def max_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """The largest of all ranks' values, any shape, without gradient."""
+    largest = tensor.detach().clone(memory_format=torch.contiguous_format)
+    if world_size() > 1:
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest
+
+
 def gather_rows(tensor_B: torch.Tensor) -> torch.Tensor:
     """All ranks' rows, in rank order, along dimension 0: B x ... to (ranks * B) x ... Equal B on every rank.
 

@@ -18,6 +18,7 @@ from tacaf.vocabulary import InputError
 
 CONFIG_FILE = "config.yaml"  # resolved
 METRICS_FILE = "metrics.jsonl"  # grows by a line a step
+LOG_FILE = "run.log"  # what the run says, from every rank
 ENVIRONMENT_FILE = "environment.json"  # grows by an entry a start
 BEST_MODEL_FILE = "best.safetensors"  # on validation identities, so far
 REPORT_FILE = "report.html"  # written last

@@ -75,6 +75,19 @@ class TensorFile:
         except (OSError, SafetensorError, ValueError) as error:
             raise InputError(f"{shown(self.path)}: expected a safetensors file, got: {shown(error)}") from None
 
+    def read_part(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
+        """The places `start` to `stop - 1` of one dimension of a tensor, on the CPU, without reading all of it.
+
+        InputError if the file cannot be read any more.
+        """
+        dim %= len(self.tensors[name].shape)
+        try:
+            with safe_open(self.path, "pt") as file:
+                part: torch.Tensor = file.get_slice(name)[(slice(None),) * dim + (slice(start, stop),)]
+                return part
+        except (OSError, SafetensorError, ValueError) as error:
+            raise InputError(f"{shown(self.path)}: expected a safetensors file, got: {shown(error)}") from None
+
     def document(self, model: type[Parsed], cure: str) -> Parsed:
         """What our metadata says. InputError for somebody else's file, and for what the model does not allow."""
         where = f"{shown(self.path)}, metadata"

@@ -146,7 +146,9 @@ def opened(run: Path, resume: bool = False) -> None:
         record_start(config_of(run))
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "environment.json", ".lock", "report.html"])
+@pytest.mark.parametrize(
+    "name", ["config.yaml", "metrics.jsonl", "run.log", "environment.json", ".lock", "report.html"]
+)
 def test_a_folder_in_place_of_a_file_is_named(tmp_path, name):
     (tmp_path / name).mkdir()
     with pytest.raises(InputError, match=name.replace(".", r"\.")):

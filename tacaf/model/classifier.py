@@ -4,12 +4,28 @@ B rows, C channels, I identities, N stacked classifiers. The usual softmax with 
 summed piece by piece is ours. Exact: nothing is sampled or left out.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tacaf.interfaces import Scores
+from tacaf.settings import Settings
+
+
+class ClassifierConfig(Settings):
+    """How the classifiers are kept."""
+
+    sharding: Literal["none", "identities"] = Field(
+        "none",
+        description=(
+            "none: as the other parameters. identities: each rank keeps a range of the identities of every classifier"
+            " (`ranges.py`), and features travel instead of weights; with ZeRO stage 0, 1 or 2."
+        ),
+    )
 
 
 class _Piece(nn.Module):

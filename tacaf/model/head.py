@@ -3,9 +3,11 @@
 import torch
 from torch import nn
 
+from tacaf import distributed
 from tacaf.interfaces import Scores
 from tacaf.model.classifier import Classifier
 from tacaf.model.norm import BatchNorm1d, NormMode
+from tacaf.model.ranges import IdentityRange, RangeClassifier, initial_weight
 
 CLASSIFIER_STD = 0.001
 
@@ -23,13 +25,29 @@ def new_classifier(width: int, identities: int, chunk: int) -> Classifier:
     return Classifier(nn.init.normal_(weight, std=CLASSIFIER_STD), chunk)
 
 
+def new_range_classifier(name: str, shape: tuple[int, ...], identities: int, chunk: int) -> RangeClassifier:
+    """This rank's range of a classifier drawn from N(0, .001). `shape` is that of one identity's weights: C or N x C.
+
+    The other ranks' ranges are never built. Classifiers of different names differ. All ranks' rows come together here,
+    so a chunk has the fewer identities, and its logits take as much memory as those of a whole classifier's chunk.
+    """
+    ranks = distributed.world_size()
+    own = IdentityRange.of_rank(identities, distributed.rank(), ranks)
+    return RangeClassifier(initial_weight(name, shape, own, CLASSIFIER_STD), own, max(1, chunk // ranks))
+
+
 class Head(nn.Module):
     """BNNeck and classifier: pooled B x C and labels B to the scores of B rows."""
 
-    def __init__(self, width: int, identities: int, norm: NormMode, chunk: int) -> None:
+    def __init__(self, width: int, identities: int, norm: NormMode, chunk: int, split: bool = False) -> None:
+        """split: keep only this rank's range of the classifier."""
         super().__init__()
         self.neck = bn_neck(width, norm)
-        self.classifier = new_classifier(width, identities, chunk)
+        self.classifier: nn.Module = (
+            new_range_classifier("head", (width,), identities, chunk)
+            if split
+            else new_classifier(width, identities, chunk)
+        )
 
     def forward(self, pooled_BC: torch.Tensor, label_B: torch.Tensor) -> Scores:
         scores: Scores = self.classifier(self.neck(pooled_BC), label_B)

@@ -18,7 +18,7 @@ from kernels.common.path import Backend
 from kernels.ring_aggregate import ring_aggregate
 from tacaf.interfaces import Scores
 from tacaf.model.classifier import Classifier
-from tacaf.model.head import CLASSIFIER_STD, bn_neck, new_classifier
+from tacaf.model.head import CLASSIFIER_STD, bn_neck, new_classifier, new_range_classifier
 from tacaf.model.norm import BatchNorm1d, NormMode
 from tacaf.settings import Settings
 
@@ -150,14 +150,19 @@ class Ipcam(nn.Module):
 class NodeHead(nn.Module):
     """A BNNeck and a classifier for each classified node: n' B x N x D to N scores of B rows. Training only."""
 
-    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode, chunk: int) -> None:
+    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode, chunk: int, split: bool = False) -> None:
+        """split: keep only this rank's range of the classifiers."""
         super().__init__()
         self.count = config.classified_nodes
         # One norm over N*D channels is N norms over D; one stacked weight makes the classifiers one batched product.
         self.neck = bn_neck(self.count * config.node_width, norm)
         stack = (self.count,) if config.classifiers == "each" else ()
-        weight = torch.empty(*stack, identities, config.node_width)
-        self.classifier = Classifier(nn.init.normal_(weight, std=CLASSIFIER_STD), chunk)
+        self.classifier: nn.Module
+        if split:
+            self.classifier = new_range_classifier("nodes", (*stack, config.node_width), identities, chunk)
+        else:
+            weight = torch.empty(*stack, identities, config.node_width)
+            self.classifier = Classifier(nn.init.normal_(weight, std=CLASSIFIER_STD), chunk)
 
     def forward(self, nodes_BND: torch.Tensor, label_B: torch.Tensor) -> tuple[Scores, ...]:
         with torch.autocast(nodes_BND.device.type, enabled=False):
@@ -173,14 +178,19 @@ class PairStage(nn.Module):
     It needs a partner of known identity, so at test time it would leak labels: it is never run there (method §5.6).
     """
 
-    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode, chunk: int) -> None:
+    def __init__(self, config: IpcamConfig, identities: int, norm: NormMode, chunk: int, split: bool = False) -> None:
+        """split: keep only this rank's range of the classifier."""
         super().__init__()
         self.temperature = config.temperature
         self.cross_weight = nn.Linear(config.node_width, config.node_width, bias=False)
         self.cross_norm = BatchNorm1d(config.node_width, norm)
         self.compress = nn.Linear(config.node_width, config.pair_width, bias=False)
         self.compress_norm = BatchNorm1d(config.pair_width, norm)
-        self.classifier = new_classifier(config.pair_width, identities, chunk)
+        self.classifier: nn.Module = (
+            new_range_classifier("pairs", (config.pair_width,), identities, chunk)
+            if split
+            else new_classifier(config.pair_width, identities, chunk)
+        )
 
     def forward(
         self, fine_BRD: torch.Tensor, visible_P: torch.Tensor, infrared_P: torch.Tensor, label_P: torch.Tensor

@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from tacaf.interfaces import ModelOutput, Pairs, Scores
 from tacaf.model.adapters import AnyBackboneConfig, build_backbone, map_size, stride
 from tacaf.model.backbone import BackboneConfig
+from tacaf.model.classifier import ClassifierConfig
 from tacaf.model.cmaam import CmaamConfig, align
 from tacaf.model.efficientnet import EfficientNetLiteConfig
 from tacaf.model.head import Head
@@ -60,6 +61,17 @@ class ModelConfig(Settings):
             "the same result: less memory, more work."
         ),
     )
+
+    classifier: ClassifierConfig = Field(ClassifierConfig(), description="How the classifiers are kept.")
+
+    @property
+    def split(self) -> bool:
+        """Whether each rank keeps a range of identities of every classifier."""
+        return self.classifier.sharding == "identities"
+
+    def unsplit(self) -> "ModelConfig":
+        """The same model with whole classifiers: to use it, to count its parameters."""
+        return self.model_copy(update={"classifier": ClassifierConfig()})
 
     @property
     def pair_layers(self) -> tuple[Literal[3, 4], ...]:
@@ -119,15 +131,15 @@ class TacafNet(nn.Module):
         self.identities = identities
         self.backbone = build_backbone(config.backbone, config.bn, config.fused_norm)
         self.width = self.backbone.width
-        self.head = Head(self.width, identities, config.bn, config.chunk)
+        self.head = Head(self.width, identities, config.bn, config.chunk, config.split)
         self.ipcam: Ipcam | None = None
         self.node_head: NodeHead | None = None
         self.pair_stage: PairStage | None = None
         if config.ipcam.enabled:
             self.ipcam = Ipcam(config.ipcam, self.width, config.bn, config.kernels)
-            self.node_head = NodeHead(config.ipcam, identities, config.bn, config.chunk)
+            self.node_head = NodeHead(config.ipcam, identities, config.bn, config.chunk, config.split)
             if config.ipcam.pair_stage:
-                self.pair_stage = PairStage(config.ipcam, identities, config.bn, config.chunk)
+                self.pair_stage = PairStage(config.ipcam, identities, config.bn, config.chunk, config.split)
 
     def forward(
         self,

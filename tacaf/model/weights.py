@@ -114,7 +114,7 @@ def inference_model(config: ModelConfig, state: State, where: str = "the model")
     fits(config, {name: tuple(tensor.shape) for name, tensor in kept.items()})
     if bad := not_finite(kept):
         raise InputError(f"{where}: expected finite weights, got NaN or infinity in {bad}; the training went wrong")
-    model = TacafNet(config, 1)
+    model = TacafNet(config.unsplit(), 1)
     model.load_state_dict({**model.state_dict(), **kept})
     return model.eval()
 
@@ -126,7 +126,7 @@ def fits(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """
     try:
         with torch.device("meta"):
-            own = TacafNet(config, 1).state_dict()
+            own = TacafNet(config.unsplit(), 1).state_dict()
     except (ArithmeticError, MemoryError, RecursionError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"model: such a network cannot be built: {_line(error)}") from None
     wanted = {name: tuple(tensor.shape) for name, tensor in own.items() if CLASSIFIER not in name}

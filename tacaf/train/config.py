@@ -94,6 +94,39 @@ class Config(Settings):
         return self
 
     @model_validator(mode="after")
+    def _can_be_split(self) -> "Config":
+        """Only with a step whose clipping can count the classifiers' ranges (`train.update`), and as it was tried."""
+        if not self.model.split:
+            return self
+        zero = self.deepspeed.get("zero_optimization", {})
+        offload = (zero.get("offload_optimizer") or {}).get("device", "none")
+        refused = (
+            (
+                self.zero_stage == 3 and 3,
+                "deepspeed.zero_optimization.stage",
+                1,
+                "stage 3 clips by a norm of its own, without the classifiers, and there is little left for it to cut",
+            ),
+            (
+                offload != "none" and offload,
+                "deepspeed.zero_optimization.offload_optimizer.device",
+                "none",
+                "DeepSpeed then clips by a norm of its own, without the classifiers",
+            ),
+            (not self.optim.fused, "optim.fused", True, "other optimisers cannot leave a step out on the device"),
+            (self.train.compile, "train.compile", False, "the classifiers' sums over ranks were never compiled"),
+            (self.train.cuda_graph, "train.cuda_graph", False, "sums over ranks were never tried in a graph"),
+        )
+        for got, name, expected, why in refused:
+            if got:
+                found = not expected if isinstance(expected, bool) else got
+                raise ValueError(
+                    f"model.classifier.sharding: expected {name} {str(expected).lower()} with identities, since {why},"
+                    f" got {str(found).lower()}; set {name}: {str(expected).lower()} or model.classifier.sharding: none"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _can_be_captured(self) -> "Config":
         """No setting that is known not to work in a CUDA graph; `graphed.obstacle` has what only the run knows."""
         if not self.train.cuda_graph:

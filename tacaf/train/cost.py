@@ -15,6 +15,7 @@ from tacaf.train.engine import check_settings
 from tacaf.train.finish import check_scoring
 from tacaf.train.flops import BF16_RATES, step_flops
 from tacaf.train.forward import forward, noise_batch, pairs_of
+from tacaf.train.ranges import check_ranges
 from tacaf.train.train_config import TrainConfig
 from tacaf.vocabulary import InputError
 
@@ -29,6 +30,7 @@ class Estimate(NamedTuple):
     states: "States"  # of one rank
     saved_mib: float  # what autograd keeps for one rank's backward, and the logits of one piece of identities
     checkpoint_mib: float
+    model_mib: float  # without classifiers that are split
 
 
 class States(NamedTuple):
@@ -47,6 +49,7 @@ def describe(config: Config, ranks: int = 1) -> str:
     training_set = select_training(index, config.data.split)
     plan = Plan(training_set, config.data.plan, config.seed)
     plan.check_ranks(ranks)
+    check_ranges(config, training_set.identities, ranks)
     steps = config.train.steps_of_epoch(plan.steps_per_epoch)
     cost = estimate(config, plan, ranks)
     at_most = cost.checkpoint_mib * (config.train.keep + 1)
@@ -63,7 +66,7 @@ def describe(config: Config, ranks: int = 1) -> str:
         ).format(*(part / MIB for part in cost.states), cost.saved_mib),
         "disk": (
             f"a checkpoint {cost.checkpoint_mib:,.0f} MiB, checkpoints at most {at_most:,.0f} MiB, model file"
-            f" {4 * cost.parameters / MIB:,.0f} MiB"
+            f" {cost.model_mib:,.0f} MiB"
         ),
     }
     return dump_config(config) + "\n" + "\n".join(f"{name:14} {text}" for name, text in lines.items())
@@ -95,38 +98,49 @@ def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
 
     InputError for a run that this machine has not the memory for.
     """
-    numbers = parameters_of(config.model, plan.training_set.identities)
+    identities = plan.training_set.identities
+    numbers = parameters_of(config.model, identities)
+    in_ranges = classifier_parameters_of(config.model, identities) if config.model.split else 0
     kept = OPTIMIZER_STATES[config.optim.kind]
-    states = states_of(numbers, ranks, config.zero_stage, kept)
+    states = states_of(numbers, ranks, config.zero_stage, kept, in_ranges)
     refuse_beyond_memory(sum(states), "weights, gradients and optimiser", ranks)
     groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // ranks
-    saved = groups * saved_by_one_group(config, plan.training_set.identities)
+    saved = groups * saved_by_one_group(config, identities)
     refuse_beyond_memory(sum(states) + saved, "weights, gradients, optimiser and what is kept for backward", ranks)
     master = 1 if config.zero_stage >= 1 else 0  # ZeRO saves its own copy of the weights too
     return Estimate(
         parameters=numbers,
         states=states,
         saved_mib=saved / MIB,
-        checkpoint_mib=numbers * 4 * (1 + master + kept) / MIB,
+        checkpoint_mib=(numbers * (1 + kept) + (numbers - in_ranges) * master) * 4 / MIB,
+        model_mib=(numbers - in_ranges) * 4 / MIB,
     )
 
 
 def parameters_of(config: ModelConfig, identities: int) -> int:
     """How many numbers such a model learns; nothing is allocated."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in TacafNet(config, identities).parameters())
+        return sum(parameter.numel() for parameter in TacafNet(config.unsplit(), identities).parameters())
 
 
-def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int) -> States:
+def classifier_parameters_of(config: ModelConfig, identities: int) -> int:
+    """How many of these belong to an identity: the classifiers of the head, of the nodes and of the pair stage."""
+    return identities * (parameters_of(config, 2) - parameters_of(config, 1))
+
+
+def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int, in_ranges: int = 0) -> States:
     """One rank's share under a ZeRO stage. From stage 1 on DeepSpeed updates a copy of the rank's part of the weights;
     stage 1 cuts the optimiser, 2 the gradients, 3 the weights. What ZeRO-3 gathers for use comes on top.
+
+    Of the parameters, `in_ranges` belong to classifiers that are split: DeepSpeed has no part in these.
     """
-    whole = 4.0 * parameters
+    whole = 4.0 * (parameters - in_ranges)
     part = whole / ranks if stage >= 1 else 0.0
+    own = 4.0 * in_ranges / ranks
     return States(
-        weights=(whole if stage < 3 else part) + part,
-        gradients=whole if stage < 2 else part,
-        optimizer=optimizer_states * (part or whole),
+        weights=(whole if stage < 3 else part) + part + own,
+        gradients=(whole if stage < 2 else part) + own,
+        optimizer=optimizer_states * ((part or whole) + own),
     )
 
 
@@ -135,10 +149,12 @@ def saved_by_one_group(config: Config, identities: int) -> float:
     followed; nothing is computed or allocated.
 
     Logits in pieces are not kept: there are those of one piece at a time, for as many rows and nodes as there are, with
-    their exponentials and their gradient.
+    their exponentials and their gradient. Split classifiers always do this, with every rank's rows and as many fewer
+    identities.
     """
-    pieces, chunk = identities > config.model.chunk, config.model.chunk
-    small = config.model.model_copy(update={"chunk": 2}) if pieces else config.model
+    chunk = min(config.model.chunk, identities)
+    pieces = config.model.split or identities > chunk
+    small = config.model.unsplit().model_copy(update={"chunk": 2}) if pieces else config.model
     shapes = FakeTensorMode()
     batch = noise_batch(config, 1, shapes)
     pairs = pairs_of(batch, config).changed(shapes.from_tensor)

@@ -25,7 +25,7 @@ def step_flops(config: Config, plan: Plan) -> float:
     batch = noise_batch(config, 1, shapes)
     pairs = pairs_of(batch, config)
     with shapes:
-        model = TacafNet(config.model, plan.training_set.identities)
+        model = TacafNet(config.model.unsplit(), plan.training_set.identities)
         label_B = shapes.from_tensor(batch.label_B)
         shaped = pairs.changed(shapes.from_tensor)
         with FlopCounterMode(display=False) as counter:

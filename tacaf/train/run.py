@@ -23,6 +23,7 @@ from tacaf.run_files import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
     HEARTBEATS_FOLDER,
+    LOG_FILE,
     METRICS_FILE,
     REPORT_FILE,
     RESULTS_FOLDER,
@@ -32,6 +33,7 @@ from tacaf.run_files import (
 )
 from tacaf.train.config import Config, dump_config
 from tacaf.train.processes import Place
+from tacaf.train.ranges import Ranges
 from tacaf.train.run_log import RunLog
 from tacaf.train.state import TrainState
 from tacaf.train.step import Compute
@@ -43,7 +45,7 @@ from tacaf.vocabulary import InputError
 T = TypeVar("T")
 
 # What a run writes, by what it must be if it already exists.
-_FILES = (CONFIG_FILE, METRICS_FILE, ENVIRONMENT_FILE, ".lock", MODEL, BEST_MODEL_FILE, REPORT_FILE)
+_FILES = (CONFIG_FILE, METRICS_FILE, LOG_FILE, ENVIRONMENT_FILE, ".lock", MODEL, BEST_MODEL_FILE, REPORT_FILE)
 _FOLDERS = (CHECKPOINTS_FOLDER, HEARTBEATS_FOLDER, RESULTS_FOLDER, WATCH_FOLDER)
 
 
@@ -72,6 +74,7 @@ class Run:
     data: TrainingData
     engine: Any  # DeepSpeed's, around the model
     optimizer: torch.optim.Optimizer
+    ranges: Ranges | None  # of the classifiers, where each rank keeps a range of the identities
     compute: Compute
     batches: TrainingPipeline
     first: TrainState  # where this start begins

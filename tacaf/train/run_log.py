@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, DeepSpeed's monitors, the progress line, and what to do about non-finite losses."""
+"""The log of a run: metrics.jsonl, run.log, DeepSpeed's monitors, the progress line, and what non-finite losses do."""
 
 import json
 import math
@@ -15,7 +15,8 @@ from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.results import Result
 from tacaf.files import write_whole
 from tacaf.progress import Progress
-from tacaf.run_files import METRICS_FILE, MetricsWriter
+from tacaf.run_files import LOG_FILE, METRICS_FILE, MetricsWriter
+from tacaf.train.log_file import close_log, open_log
 from tacaf.train.processes import Place
 from tacaf.train.state import TrainState
 from tacaf.train.step_figures import LaunchedStep, StepFigures
@@ -43,6 +44,7 @@ class RunLog:
         first = place.rank == 0
         self.config, self.folder, self.place, self.extent, self.monitor = config, folder, place, extent, monitor
         self.metrics = MetricsWriter(folder / METRICS_FILE if first else None, done)
+        self.logger = open_log(folder / LOG_FILE, place.rank)
         self.progress = Progress(extent.steps, done, active=first)
         self.began = time.perf_counter()
         if self.metrics.said is not None:
@@ -140,10 +142,14 @@ class RunLog:
         return self.folder / f"nonfinite-step-{step.number}-rank-{rank}.json"
 
     def say(self, text: str) -> None:
+        """Print and log a line; only on the first rank."""
+        if self.place.rank == 0:
+            self.logger.info("%s", text)
         self.progress.say(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning on this rank; the first rank logs it too."""
+        """Print a warning on this rank and log it; the first rank writes it into the metrics too."""
+        self.logger.warning("%s", text)
         self.metrics.write(kind="warning", global_step=self.progress.done, text=text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
@@ -153,6 +159,7 @@ class RunLog:
             self.warn(text)
 
     def close(self) -> None:
+        close_log()
         self.progress.close()
 
     def _write_events(self, number: int, figures: dict[str, float | None]) -> None:

@@ -14,6 +14,7 @@ from tacaf import checkpoint, distributed
 from tacaf.files import first_line
 from tacaf.run_files import CHECKPOINTS_FOLDER
 from tacaf.train.config import Config
+from tacaf.train.ranges import Ranges
 from tacaf.train.regroup import TEMPORARY, data_only, load_regrouped, regrouped
 from tacaf.train.state import EPOCHS, SavedFacts, extension
 from tacaf.vocabulary import InputError
@@ -25,14 +26,25 @@ class NotSavedError(Exception):
     """A checkpoint could not be written, on any rank; the run can continue and try again later."""
 
 
-def save(engine: Any, folder: Path, global_step: int, facts: dict[str, Any], keep: int, best: bool = False) -> None:
+def save(
+    engine: Any,
+    folder: Path,
+    global_step: int,
+    facts: dict[str, Any],
+    *,
+    keep: int,
+    best: bool = False,
+    ranges: Ranges | None = None,
+) -> None:
     """Save a whole checkpoint of this step, on all ranks together; `facts` are plain JSON, the same on every rank.
 
     NotSavedError on every rank if the disk has too little room; older checkpoints stay as they were.
     """
     distributed.average_batchnorm_statistics(engine.module)
-    _refuse_full_disk(engine, folder, global_step)
+    _refuse_full_disk(engine, ranges, folder, global_step)
     _write(engine, folder, global_step, facts)
+    if ranges is not None:
+        _write_ranges(ranges, folder, global_step)
     distributed.barrier()
     problem: str | None = None
     if distributed.rank() == 0:
@@ -45,14 +57,14 @@ def save(engine: Any, folder: Path, global_step: int, facts: dict[str, Any], kee
         raise NotSavedError(f"checkpoint of step {global_step} not saved into {folder}: {problem}")
 
 
-def _refuse_full_disk(engine: Any, folder: Path, global_step: int) -> None:
+def _refuse_full_disk(engine: Any, ranges: Ranges | None, folder: Path, global_step: int) -> None:
     """NotSavedError on every rank if the disk has not the room for another checkpoint. Makes and tidies the folder."""
     lacking = 0
     with distributed.together():
         if distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             checkpoint.clear_temporary(folder)
-            lacking = _bytes_needed(engine, folder) - shutil.disk_usage(folder).free
+            lacking = _bytes_needed(engine, ranges, folder) - shutil.disk_usage(folder).free
     lacking = int(max(row[0] for row in distributed.numbers_of_ranks([float(lacking)])))
     if lacking > 0:
         raise NotSavedError(
@@ -81,6 +93,17 @@ def _write(engine: Any, folder: Path, global_step: int, facts: dict[str, Any]) -
         ) from None
 
 
+def _write_ranges(ranges: Ranges, folder: Path, global_step: int) -> None:
+    """Every rank's range of the classifiers, beside DeepSpeed's files."""
+    try:
+        with distributed.together():
+            ranges.save(folder / checkpoint.temporary_tag(global_step))
+    except InputError as error:
+        raise NotSavedError(
+            f"checkpoint of step {global_step} not saved into {folder}: {error}; older ones are untouched"
+        ) from None
+
+
 def _reason(error: Exception) -> str:
     """Why a checkpoint was not written. PyTorch's own message only counts bytes that did not reach the file."""
     text = first_line(error)
@@ -89,12 +112,13 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _bytes_needed(engine: Any, folder: Path) -> int:
+def _bytes_needed(engine: Any, ranges: Ranges | None, folder: Path) -> int:
     """The size of the newest checkpoint; before the first one, of weights, ZeRO's copy of them and two states."""
     newest = checkpoint.steps_in(folder)
     if newest:
         return sum(path.stat().st_size for path in newest[-1].rglob("*") if path.is_file())
-    return 4 * 4 * sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in engine.module.parameters())
+    numbers = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in engine.module.parameters())
+    return 4 * 4 * numbers + (0 if ranges is None else ranges.bytes_of_checkpoint())
 
 
 def find_checkpoint(config: Config, must_match: dict[str, Any], trusted: bool = False) -> Path | None:
@@ -124,8 +148,9 @@ def find_checkpoint(config: Config, must_match: dict[str, Any], trusted: bool = 
     return distributed.gather_objects(path)[0]
 
 
-def resume(engine: Any, path: Path) -> dict[str, Any]:
+def resume(engine: Any, path: Path, ranges: Ranges | None = None) -> dict[str, Any]:
     """Load a checkpoint that `find_checkpoint` found into an engine that was built for it. Returns its facts."""
+    facts = checkpoint.facts_of(path)
     try:
         if engine.load_universal_checkpoint():
             with distributed.together():
@@ -141,7 +166,10 @@ def resume(engine: Any, path: Path) -> dict[str, Any]:
                 )
     except pickle.UnpicklingError as error:
         raise _not_data(path, error) from None
-    return checkpoint.facts_of(path)
+    if ranges is not None:
+        with distributed.together():
+            ranges.load(path, facts["ranks"])
+    return facts
 
 
 def _regroup(path: Path, engine: Any) -> None:

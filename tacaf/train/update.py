@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from tacaf import distributed
+from tacaf.train.ranges import Ranges
 
 
 def decides_on_device(optimizer: torch.optim.Optimizer, zero_optimization: dict[str, Any]) -> bool:
@@ -28,10 +29,12 @@ def poisoned(loss: torch.Tensor, figures_F: torch.Tensor) -> torch.Tensor:
     return loss * (1 + (0 * figures_F).sum())
 
 
-def update(engine: Any, loss: torch.Tensor, *, clip_norm: float, last: bool = True) -> torch.Tensor | None:
+def update(
+    engine: Any, loss: torch.Tensor, *, clip_norm: float, last: bool = True, ranges: Ranges | None = None
+) -> torch.Tensor | None:
     """`backward`, then `optimize`."""
     backward(engine, loss, last=last)
-    return optimize(engine, clip_norm=clip_norm, last=last)
+    return optimize(engine, clip_norm=clip_norm, last=last, ranges=ranges)
 
 
 def backward(engine: Any, loss: torch.Tensor, *, last: bool = True) -> None:
@@ -40,8 +43,8 @@ def backward(engine: Any, loss: torch.Tensor, *, last: bool = True) -> None:
     engine.backward(loss)
 
 
-def optimize(engine: Any, *, clip_norm: float, last: bool = True) -> torch.Tensor | None:
-    """The optimiser's step, after the last batch of an update.
+def optimize(engine: Any, *, clip_norm: float, last: bool = True, ranges: Ranges | None = None) -> torch.Tensor | None:
+    """The optimiser's step, after the last batch of an update. `ranges`: those of the classifiers, if they are split.
 
     Returns the norm of the mean gradient before clipping, a float32 scalar on the device, without waiting for it; None
     before the last batch. Where the norm is not finite, parameters and optimiser keep their bits.
@@ -51,11 +54,12 @@ def optimize(engine: Any, *, clip_norm: float, last: bool = True) -> torch.Tenso
         return None
     stage = engine.zero_optimization_stage()
     if stage == 0 and decides_on_device(engine.basic_optimizer, {}):
-        return _step_by_flag(engine, _norm_of(_gradients(engine)), clip_norm)
+        return _step_by_flag(engine, _norm_of(_gradients(engine)), clip_norm, ranges)
     if stage in (1, 2) and not engine.zero_compute_grad_norm():
         parts = [part for group in engine.optimizer.averaged_gradients.values() for part in group]
         norm = distributed.sum_over_ranks(_norm_of(parts).square()).sqrt()  # every rank has other parameters
-        return _step_by_flag(engine, norm, clip_norm)
+        return _step_by_flag(engine, norm, clip_norm, ranges)
+    assert ranges is None, "the configuration refuses it: this engine clips without them"
     if stage == 0:
         norm = _norm_of(_gradients(engine))
         if math.isfinite(float(norm)):
@@ -75,15 +79,25 @@ def _norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
     return torch.nn.utils.get_total_norm(gradients)
 
 
-def _step_by_flag(engine: Any, norm: torch.Tensor, clip_norm: float) -> torch.Tensor:
-    """A step of the fused optimiser inside the engine, which does nothing where the norm is not finite."""
-    optimizer = engine.basic_optimizer
-    first = not any(optimizer.state.values())
-    optimizer.found_inf = (~norm.isfinite()).float()
-    # The optimiser divides by it, in the kernel that reads the gradient anyway. The same formula as DeepSpeed's.
-    optimizer.grad_scale = ((norm + 1e-6) / clip_norm).clamp(min=1) if clip_norm > 0 else None
+def _step_by_flag(engine: Any, norm: torch.Tensor, clip_norm: float, ranges: Ranges | None) -> torch.Tensor:
+    """A step of the fused optimisers, the engine's and that of the ranges, which do nothing where the norm of all
+    gradients is not finite.
+    """
+    optimizers = [engine.basic_optimizer]
+    if ranges is not None:
+        norm = (norm.square() + ranges.square_norm()).sqrt()
+        optimizers.append(ranges.optimizer)
+    first = [not any(optimizer.state.values()) for optimizer in optimizers]
+    for optimizer in optimizers:
+        optimizer.found_inf = (~norm.isfinite()).float()
+        # The optimiser divides by it, in the kernel that reads the gradient anyway. The same formula as DeepSpeed's.
+        optimizer.grad_scale = ((norm + 1e-6) / clip_norm).clamp(min=1) if clip_norm > 0 else None
     engine.step()
-    if first:  # a first update that writes nothing leaves momentum as it was allocated
+    if ranges is not None:
+        ranges.optimizer.step()
+        ranges.optimizer.zero_grad()
+    # A first update that writes nothing leaves momentum as it was allocated.
+    for optimizer in (optimizer for optimizer, new in zip(optimizers, first, strict=True) if new):
         for state in optimizer.state.values():
             if state.get("momentum_buffer") is not None:
                 state["momentum_buffer"].masked_fill_(optimizer.found_inf.bool(), 0.0)

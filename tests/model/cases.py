@@ -23,7 +23,7 @@ def tiny_config(**changes: Any) -> ModelConfig:
         "cmaam": {},
     }
     for name, values in changes.items():
-        sections[name] = sections[name] | values if isinstance(values, dict) else values
+        sections[name] = sections.get(name, {}) | values if isinstance(values, dict) else values
     return ModelConfig.model_validate(sections)
 
 

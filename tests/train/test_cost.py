@@ -2,6 +2,7 @@
 
 import pytest
 
+from tacaf.model.classifier import ClassifierConfig
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.train import cost
 from tacaf.train.config import Config, load_config
@@ -28,6 +29,27 @@ def test_the_share_of_a_rank(ranks, stage, expected):
     assert states_of(1000, ranks, stage, 2) == expected
 
 
+@pytest.mark.parametrize(
+    ("ranks", "stage", "expected"),
+    [
+        (4, 0, States(4000 + 1000, 4000 + 1000, 8000 + 2000)),
+        (4, 2, States(4000 + 1000 + 1000, 1000 + 1000, 2000 + 2000)),
+        (1, 1, States(4000 + 4000 + 4000, 4000 + 4000, 8000 + 8000)),
+    ],
+)
+def test_split_classifiers_are_shared_out_under_every_stage(ranks, stage, expected):
+    """A thousand parameters more, which belong to identities; ZeRO keeps no copy of them."""
+    assert states_of(2000, ranks, stage, 2, in_ranges=1000) == expected
+
+
+def test_the_classifiers_parameters_are_counted_split_or_not():
+    config = ModelConfig.model_validate({**TINY, "classifier": {"sharding": "identities"}})
+    built = TacafNet(config.unsplit(), 20)
+    found = sum(value.numel() for name, value in built.named_parameters() if "classifier" in name)
+    assert cost.classifier_parameters_of(config, 20) == found
+    assert parameters_of(config, 20) == sum(parameter.numel() for parameter in built.parameters())
+
+
 def test_parameters_are_counted_as_they_are_built_in_pieces_or_not():
     config = ModelConfig.model_validate({**TINY, "chunk": 7})
     built = sum(parameter.numel() for parameter in TacafNet(config, 20).parameters())
@@ -37,10 +59,10 @@ def test_parameters_are_counted_as_they_are_built_in_pieces_or_not():
 
 @pytest.mark.slow
 def test_in_pieces_the_logits_of_one_piece_are_counted():
-    def saved(chunk, identities):
+    def saved(chunk, identities, **more):
         values = {"run": "r", "data": {"shards": "s", "augment": {"height": 96, "width": 48}}, "model": TINY}
         config = Config.model_validate({**values, "train": {"precision": "fp32"}})
-        model = config.model.model_copy(update={"chunk": chunk})
+        model = config.model.model_copy(update={"chunk": chunk, **more})
         return saved_by_one_group(config.model_copy(update={"model": model}), identities)
 
     rows = 10 * 24  # nodes, and images of a pair group
@@ -48,6 +70,9 @@ def test_in_pieces_the_logits_of_one_piece_are_counted():
     assert saved(9999, 4000) - one_piece >= 4 * rows * 2000
     assert one_of_many == saved(100, 2000) < one_piece
     assert saved(200, 4000) - one_of_many == 3 * 4 * rows * 100
+    split = {"classifier": ClassifierConfig(sharding="identities")}
+    assert saved(100, 4000, **split) == one_of_many
+    assert saved(9999, 2000, **split) - one_of_many == 3 * 4 * rows * (2000 - 100)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -116,6 +117,7 @@ def test_a_run_folder_is_complete(finished):
         "environment.json",
         "metrics.jsonl",
         "model.safetensors",
+        "run.log",
         "report.html",
         "checkpoints/latest",
     ):
@@ -129,6 +131,9 @@ def test_a_run_folder_is_complete(finished):
         assert 0 < result["chance_rank1"] < 1
     assert [record["global_step"] for record in steps_of(finished)] == list(range(1, 2 * STEPS + 1))
     assert not list((finished / "checkpoints").glob(".tmp-*"))
+    lines = (finished / "run.log").read_text().splitlines()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} rank 0 INFO .*identities.*", lines[0])
+    assert any("rank-1" in line for line in lines)
 
 
 def test_resuming_in_mid_epoch_is_the_uninterrupted_run_bit_for_bit(sysu_shards, finished, tmp_path):
