@@ -23,13 +23,13 @@ IDENTITIES = 4  # shown; a batch may have thousands
 IMAGES = 4  # of an identity and branch
 LARGEST, SMALLEST = 288, 160  # height in pixels of a shown image: larger ones are reduced, smaller ones enlarged
 
-HEADING = "Above: the image as stored, resized. Below: what the model sees of it, after crop, mirroring, channels and erasing."
+HEADING = "Above: the stored image, resized. Below: what the model sees, after crop, mirroring, channels and erasing."
 TITLES = {
     Branch.VISIBLE: "visible (V0)",
     Branch.AUGMENTED: "visible, channels exchanged (V1)",
     Branch.INFRARED: "infrared (I)",
 }
-_CELL = 112  # pixels at least, so that the words below an image have room
+_CELL = 124  # pixels at least, so that the words below an image have room
 _MARGIN, _GAP, _LINE = 16, 28, 14
 _WORD, _TITLE = 11, 15  # sizes of letters
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
