@@ -1,5 +1,6 @@
 """Train a TACAFNet: deepspeed launch/train.py --config launch/configs/X.yaml [--set a.b=c ...] [--resume] [--dry-run]
 
+`--dry-run --show-batch FILE.png` draws the first batch as the model would see it, to check own data with.
 `launch/train.py --explain model.cmaam` describes the settings of a section, and `--explain` alone all of them.
 
 The run's folder gets checkpoints, a log, the trained model, its scores and a report. Everything random is a function
@@ -17,6 +18,7 @@ if __name__ == "__main__":
 import argparse
 import functools
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,8 +28,10 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.data.training_source import TrainingSource
+from tacaf.files import whole_file
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
+from tacaf.report.batch_picture import batch_picture
 from tacaf.run_files import CHECKPOINTS_FOLDER
 from tacaf.train.config import Config, load_config
 from tacaf.train.cost import describe, describe_steps
@@ -258,8 +262,34 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="print the resolved configuration and an estimate of steps, parameters, memory and disk, and stop",
     )
+    parser.add_argument(
+        "--show-batch",
+        type=to_picture,
+        metavar="FILE.png",
+        help="with --dry-run: draw identities of the first batch, each image before and after augmentation",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.show_batch is not None and not args.dry_run:
+        parser.error("--show-batch is for --dry-run; add it")
+    return args
+
+
+def to_picture(text: str) -> Path:
+    """The file of a picture. A name that ends in something other than .png is refused."""
+    path = to_path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"expected a name that ends in .png, got {text!r}")
+    return path
+
+
+def show_batch(config: Config, path: Path) -> None:
+    """Draw the first batch of the run into a PNG file. It is read and augmented on the CPU."""
+    index = ShardIndex.open(config.data.shards, config.data.remote)
+    plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
+    picture = batch_picture(index, plan, config.data, report=functools.partial(print, file=sys.stderr))
+    with whole_file(path) as file:
+        picture.save(file, "PNG")
 
 
 def read_config(args: argparse.Namespace) -> Config:
@@ -283,6 +313,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(args)
         if args.dry_run:
             if first:
+                # Before the estimate, which refuses a run that this machine has not the memory for.
+                if args.show_batch is not None:
+                    show_batch(config, args.show_batch)
                 print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))
             return 0
         train(config, stop, resuming=args.resume, trusted=args.trust)
