@@ -1,6 +1,6 @@
-"""Writes the generated part of docs/configuration.md: python docs/generate.py [--check]
+"""Writes what is generated in docs/, a list of settings and a drawing: python docs/generate.py [--check]
 
-With --check it writes nothing, and exits with status 1 if the page is not up to date.
+With --check it writes nothing, and exits with status 1 if a file is not up to date.
 """
 
 import argparse
@@ -10,12 +10,19 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from docs import ipcam_graph  # noqa: E402
 from tacaf.command import Parser  # noqa: E402
 from tacaf.files import write_whole  # noqa: E402
 from tacaf.train.setting_list import REQUIRED, Section, Setting, sections  # noqa: E402
 
 PAGE = ROOT / "docs" / "configuration.md"
+GRAPH = ROOT / "docs" / "ipcam_graph.svg"
 MARK = "<!-- Below this line, docs/generate.py writes what the configuration classes say. -->\n"
+
+
+def generated() -> dict[Path, str]:
+    """Each file and what it should hold."""
+    return {PAGE: configuration(PAGE.read_text()), GRAPH: ipcam_graph.drawing()}
 
 
 def configuration(page: str) -> str:
@@ -43,11 +50,11 @@ def _cell(text: str) -> str:
 
 if __name__ == "__main__":
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="only say whether the page is up to date")
+    parser.add_argument("--check", action="store_true", help="only say whether the files are up to date")
     args = parser.parse_args()
-    old = PAGE.read_text()
-    new = configuration(old)
-    if args.check and new != old:
-        sys.exit(f"{PAGE.relative_to(ROOT)} is not up to date; run python docs/generate.py")
-    if not args.check:
-        write_whole(PAGE, new)
+    for path, new in generated().items():
+        old = path.read_text() if path.exists() else ""
+        if args.check and new != old:
+            sys.exit(f"{path.relative_to(ROOT)} is not up to date; run python docs/generate.py")
+        if not args.check:
+            write_whole(path, new)

@@ -22,6 +22,13 @@ def test_the_configuration_page_is_up_to_date():
     assert generate.configuration(page) == page, "run python docs/generate.py"
 
 
+def test_the_drawing_of_the_graph_is_up_to_date_and_has_every_edge():
+    drawn = generate.GRAPH.read_text()
+    assert generate.generated()[generate.GRAPH] == drawn, "run python docs/generate.py"
+    edges = drawn.count('class="ring"') + drawn.count('class="part"') + drawn.count('class="star"') - 3  # of the key
+    assert edges == (58 - 10) / 2, "each edge twice in the mask, and every node beside itself"
+
+
 def test_a_stale_or_missing_setting_is_noticed_and_what_is_written_by_hand_stays():
     page = generate.PAGE.read_text()
     by_hand = "A sentence by hand.\n" + page
