@@ -26,7 +26,7 @@ def generated() -> dict[Path, str]:
 
 
 def configuration(page: str) -> str:
-    """The page with the list of settings anew; what is written by hand, up to the mark, stays."""
+    """The page with a new list of settings. What is written by hand, up to the mark, is kept."""
     by_hand, mark, _ = page.partition(MARK)
     assert mark, f"{PAGE.name} has lost the line {MARK!r}"
     return by_hand + MARK + "".join(f"\n{part}" for part in map(_section, sections()))

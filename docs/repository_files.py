@@ -1,7 +1,7 @@
 """A hook of MkDocs: files of the repository outside docs/ that the documents link to become part of the site.
 
 A link is written as GitHub wants it, `../perf/results/data_cpu.json`, and works in both places. A Markdown file becomes
-a page of its own, and what it links to is followed in turn. A file that does not exist is a warning and ends the build.
+a page, and its links are followed too. A link to a file that does not exist is a warning, which fails the build.
 """
 
 import logging

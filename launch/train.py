@@ -40,7 +40,7 @@ from tacaf.train.finish import check_scoring, evaluate_epoch, finish
 from tacaf.train.flops import share_at_one_second
 from tacaf.train.forward import draw
 from tacaf.train.graphed import with_graph
-from tacaf.train.log_file import open_log
+from tacaf.train.log_file import log_into
 from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place, choose_convolutions, start_distributed, stop_distributed
 from tacaf.train.ranges import Ranges, check_ranges
@@ -155,8 +155,8 @@ def train(config: Config, stop: StopRequest, *, resuming: bool, trusted: bool) -
         open_folder(config, resuming) as folder,
         Watchdog(folder, place.rank, place.world_size, config.train.stall_limit_s) as dog,
         naming_lost_ranks(dog),
+        log_into(folder / LOG_FILE, place.rank),
     ):
-        open_log(folder / LOG_FILE, place.rank)  # before the checkpoints are read, because damaged ones are warned of
         found = find_checkpoint(config, must_match(config, data.index), trusted) if resuming else None
         warning = record_start(config)
         run = build_run(config, place, data, found, stop, dog)

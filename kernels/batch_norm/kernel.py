@@ -29,7 +29,7 @@ def moments_kernel(
 ):  # fmt: skip
     """Mean and summed squared deviation of each channel over this part's rows.
 
-    Deviations are taken from the mean of the part's first rows. That lies within a few standard deviations of the
+    Deviations are taken from the mean of the part's first rows. It is usually within a few standard deviations of the
     mean, so nothing cancels as it would in a sum of x^2.
     """
     i_part = tl.program_id(1)

@@ -58,8 +58,8 @@ class PlanConfig(Settings):
         ge=1,
         le=2**13,
         description=(
-            "Parts that a batch is cut into, each with shards of its own for an epoch, so that a node fetches only the"
-            " shards of its lanes. The number of ranks must divide it. 1: the batch is not cut (ours)."
+            "Number of lanes. Each lane fills an equal part of every batch from its own shards, so that a node fetches"
+            " only the shards of its lanes. It must be a multiple of the number of ranks. 1: no lanes (ours)."
         ),
     )
 

@@ -25,10 +25,10 @@ DrawPairs: TypeAlias = Callable[[PlannedBatch, int, int], DrawnPairs]  # of the 
 
 
 class TrainingPipeline:
-    """The batches of `source` from (epoch, step) `start` on, for ever.
+    """All batches of `source` from (epoch, step) `start` on, without end.
 
-    With `reading.workers` that many threads read beside the training, which helps where storage is slow; batches are
-    the same. An image that cannot be read or decoded raises InputError naming shard and key, or with
+    With `reading.workers`, that many threads read while the model trains, which helps with slow storage; the batches
+    are the same. An image that cannot be read or decoded raises InputError naming shard and key, or with
     `reading.on_bad_sample` "replace" gives way to the next sound one of its identity and modality; `replaced` counts
     those, `report` gets a sentence for each, and beyond `reading.bad_sample_share` of the training images the error
     comes after all. `draw_pairs` draws the batch's pairs on the host; without it, none.

@@ -19,7 +19,7 @@ from tacaf.vocabulary import Modality
 Layer = Literal[3, 4]
 LAYERS: tuple[Layer, Layer] = (3, 4)
 SHOWN_LAYER: Layer = 3
-COMPARED = 16  # images of a modality whose mean a mask deviates from: as good as 60 (by the area under the ROC curve)
+COMPARED = 16  # images of a modality, at most, whose mean a mask deviates from
 
 
 class Correspondence(NamedTuple):
@@ -109,10 +109,10 @@ def shown_correspondence(
 ) -> Correspondence:
     """What pictures show: the matching on layer 3, with masks of deviations, whatever the training used.
 
-    means: what `mean_maps` gives of some images of each modality (ours; `COMPARED` are enough). A modality that is not
-    there deviates from an empty image. Of both layers' masks, by the norm and by the deviation, these follow the person
-    best in trained models (`perf/checks/person_masks.py`), and on layer 3 the matching finds the right position more
-    often than on layer 4 (`perf/checks/sanity.py`).
+    means: what `mean_maps` gives for some images of each modality (ours). If a modality is missing, its masks show how
+    far the features are from those of an empty image. On average over trained models these masks follow the person
+    better than the norm, and better than masks of layer 4 (`perf/checks/person_masks.py`). On layer 3 the matching also
+    finds the right position more often (`perf/checks/sanity.py`).
     """
     sides = ((query_NCHW, query_modality), (other_NCHW, other_modality))
     maps, middles = [], []

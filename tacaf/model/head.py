@@ -28,12 +28,19 @@ def new_classifier(width: int, identities: int, chunk: int) -> Classifier:
 def new_range_classifier(name: str, shape: tuple[int, ...], identities: int, chunk: int) -> RangeClassifier:
     """This rank's range of a classifier drawn from N(0, .001). `shape` is that of one identity's weights: C or N x C.
 
-    The other ranks' ranges are never built. Classifiers of different names differ. All ranks' rows come together here,
-    so a chunk has the fewer identities, and its logits take as much memory as those of a whole classifier's chunk.
+    The other ranks' ranges are never built. Classifiers of different names differ. Here the rows of all ranks are
+    classified, so a chunk has fewer identities, and its logits take as much memory as those of a whole classifier.
     """
     ranks = distributed.world_size()
     own = IdentityRange.of_rank(identities, distributed.rank(), ranks)
     return RangeClassifier(initial_weight(name, shape, own, CLASSIFIER_STD), own, max(1, chunk // ranks))
+
+
+def build_classifier(name: str, width: int, identities: int, chunk: int, split: bool) -> nn.Module:
+    """`new_classifier`, or with `split` the `new_range_classifier` of this name."""
+    if split:
+        return new_range_classifier(name, (width,), identities, chunk)
+    return new_classifier(width, identities, chunk)
 
 
 class Head(nn.Module):
@@ -43,11 +50,7 @@ class Head(nn.Module):
         """split: keep only this rank's range of the classifier."""
         super().__init__()
         self.neck = bn_neck(width, norm)
-        self.classifier: nn.Module = (
-            new_range_classifier("head", (width,), identities, chunk)
-            if split
-            else new_classifier(width, identities, chunk)
-        )
+        self.classifier = build_classifier("head", width, identities, chunk, split)
 
     def forward(self, pooled_BC: torch.Tensor, label_B: torch.Tensor) -> Scores:
         scores: Scores = self.classifier(self.neck(pooled_BC), label_B)

@@ -18,7 +18,7 @@ from kernels.common.path import Backend
 from kernels.ring_aggregate import ring_aggregate
 from tacaf.interfaces import Scores
 from tacaf.model.classifier import Classifier
-from tacaf.model.head import CLASSIFIER_STD, bn_neck, new_classifier, new_range_classifier
+from tacaf.model.head import CLASSIFIER_STD, bn_neck, build_classifier, new_range_classifier
 from tacaf.model.norm import BatchNorm1d, NormMode
 from tacaf.settings import Settings
 
@@ -186,11 +186,7 @@ class PairStage(nn.Module):
         self.cross_norm = BatchNorm1d(config.node_width, norm)
         self.compress = nn.Linear(config.node_width, config.pair_width, bias=False)
         self.compress_norm = BatchNorm1d(config.pair_width, norm)
-        self.classifier: nn.Module = (
-            new_range_classifier("pairs", (config.pair_width,), identities, chunk)
-            if split
-            else new_classifier(config.pair_width, identities, chunk)
-        )
+        self.classifier = build_classifier("pairs", config.pair_width, identities, chunk, split)
 
     def forward(
         self, fine_BRD: torch.Tensor, visible_P: torch.Tensor, infrared_P: torch.Tensor, label_P: torch.Tensor

@@ -52,7 +52,12 @@ class Config(Settings):
         for key in _SECTIONS:
             if key in values and not isinstance(values[key], dict):
                 raise ValueError(f"{key}: expected a mapping, got {values[key]!r}; see DeepSpeed's documentation")
-        stage = values.get("zero_optimization", {}).get("stage", 0)
+        zero = values.get("zero_optimization", {})
+        offload = zero.get("offload_optimizer")
+        if offload is not None and not isinstance(offload, dict):
+            name = "zero_optimization.offload_optimizer"
+            raise ValueError(f"{name}: expected a mapping, got {offload!r}; see DeepSpeed's documentation")
+        stage = zero.get("stage", 0)
         if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_optimization.stage: expected 0, 1, 2 or 3, got {stage!r}; 1 is the usual one")
         return values

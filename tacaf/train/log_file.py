@@ -5,9 +5,11 @@ The lines go through the logger `tacaf.train`, so that a program that trains can
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-LOGGER = "tacaf.train"
+LOGGER = logging.getLogger("tacaf.train")
 FORMAT = "%(asctime)s rank {rank} %(levelname)s %(message)s"
 TIME = "%Y-%m-%dT%H:%M:%S%z"
 
@@ -29,30 +31,26 @@ class LogFile(logging.FileHandler):
         """Nothing: the terminal has the line."""
 
 
-def open_log(path: Path, rank: int) -> logging.Logger:
-    """The logger, which from now on writes into this file too, and no longer into one of an earlier run.
+@contextmanager
+def log_into(path: Path, rank: int) -> Iterator[None]:
+    """Inside, what this rank's logger gets is appended to the file as well.
 
-    Its level becomes INFO, unless the program has set one.
+    Lines of level INFO and above, unless the program has set another level.
     """
-    logger = logging.getLogger(LOGGER)
-    close_log()
-    logger.addHandler(LogFile(path, rank))
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
-    return logger
+    file, before = LogFile(path, rank), LOGGER.level
+    LOGGER.addHandler(file)
+    if before == logging.NOTSET:
+        LOGGER.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(before)
+        LOGGER.removeHandler(file)
+        file.close()
 
 
 def warn(text: str) -> None:
     """Log a warning and print it, unless the program has silenced the logger's warnings."""
-    logger = logging.getLogger(LOGGER)
-    if logger.isEnabledFor(logging.WARNING):
-        logger.warning("%s", text)
+    if LOGGER.isEnabledFor(logging.WARNING):
+        LOGGER.warning("%s", text)
         print(f"warning: {text}", file=sys.stderr, flush=True)
-
-
-def close_log() -> None:
-    """Leave the file."""
-    logger = logging.getLogger(LOGGER)
-    for handler in [one for one in logger.handlers if isinstance(one, LogFile)]:
-        logger.removeHandler(handler)
-        handler.close()

@@ -14,9 +14,8 @@ from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.results import Result
 from tacaf.files import write_whole
 from tacaf.progress import Progress
-from tacaf.run_files import LOG_FILE, METRICS_FILE, MetricsWriter
+from tacaf.run_files import METRICS_FILE, MetricsWriter
 from tacaf.train import log_file
-from tacaf.train.log_file import close_log, open_log
 from tacaf.train.processes import Place
 from tacaf.train.state import TrainState
 from tacaf.train.step_figures import LaunchedStep, StepFigures
@@ -44,7 +43,6 @@ class RunLog:
         first = place.rank == 0
         self.config, self.folder, self.place, self.extent, self.monitor = config, folder, place, extent, monitor
         self.metrics = MetricsWriter(folder / METRICS_FILE if first else None, done)
-        self.logger = open_log(folder / LOG_FILE, place.rank)
         self.progress = Progress(extent.steps, done, active=first)
         self.began = time.perf_counter()
         if self.metrics.said is not None:
@@ -144,7 +142,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """Print and log a line; only on the first rank."""
         if self.place.rank == 0:
-            self.logger.info("%s", text)
+            log_file.LOGGER.info("%s", text)
         self.progress.say(text)
 
     def warn(self, text: str) -> None:
@@ -158,7 +156,6 @@ class RunLog:
             self.warn(text)
 
     def close(self) -> None:
-        close_log()
         self.progress.close()
 
     def _write_events(self, number: int, figures: dict[str, float | None]) -> None:

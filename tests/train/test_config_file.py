@@ -68,6 +68,7 @@ def refused(*overrides: str) -> str:
         ("optim.milestones={20: x}", ("optim.milestones.20", "'x'")),
         ("deepspeed=3", ("deepspeed", "3")),
         ("deepspeed.zero_optimization=3", ("deepspeed.zero_optimization", "3")),
+        ("deepspeed.zero_optimization.offload_optimizer=true", ("zero_optimization.offload_optimizer", "True")),
         ("deepspeed.zero_optimization.stage=true", ("deepspeed.zero_optimization.stage", "True")),
         ("deepspeed.wandb=[1]", ("deepspeed.wandb", "[1]")),
         ("train=null", ("train", "None")),

@@ -6,23 +6,25 @@ from types import SimpleNamespace
 import pytest
 
 from tacaf.run_files import CHECKPOINTS_FOLDER
-from tacaf.train.log_file import LOGGER, close_log, open_log, warn
+from tacaf.train.log_file import LOGGER, log_into, warn
 from tacaf.train.saving import find_checkpoint
 from tacaf.vocabulary import InputError
 
 
-@pytest.fixture(autouse=True)
-def _closed():
-    yield
-    close_log()
-    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "run.log"
 
 
-def test_lines_of_two_ranks_and_of_a_second_start(tmp_path):
-    path = tmp_path / "run.log"
-    open_log(path, rank=0).info("%s", "begins with 10 % of it")
-    open_log(path, rank=3).warning("slow")
-    open_log(path, rank=0).info("resumes")
+def test_lines_of_two_ranks_and_of_a_second_start(path):
+    for rank, level, text in (
+        (0, logging.INFO, "begins with 10 % of it"),
+        (3, logging.WARNING, "slow"),
+        (0, 20, "resumes"),
+    ):
+        with log_into(path, rank):
+            LOGGER.log(level, "%s", text)
+    LOGGER.error("of no run")
     lines = [line.split(" ", 1) for line in path.read_text().splitlines()]
     assert [rest for _, rest in lines] == [
         "rank 0 INFO begins with 10 % of it",
@@ -32,44 +34,48 @@ def test_lines_of_two_ranks_and_of_a_second_start(tmp_path):
     assert len({time[:10] for time, _ in lines}) <= 2, "a date first"
 
 
-def test_a_program_can_silence_it_and_gets_it_in_its_own_log(tmp_path, caplog):
-    path = tmp_path / "run.log"
-    logger = open_log(path, rank=0)
-    logger.warning("heard")
+def test_a_program_gets_the_lines_in_its_own_log(path, caplog):
+    with log_into(path, 0):
+        LOGGER.warning("heard")
     assert [record.getMessage() for record in caplog.records] == ["heard"]
-    logger.setLevel(logging.CRITICAL)
-    logger.warning("not heard")
-    assert "not heard" not in path.read_text() + caplog.text
 
 
 def test_nothing_is_opened_until_something_is_said_and_a_lost_line_ends_nothing(tmp_path, capsys):
-    path = tmp_path / "absent" / "run.log"
-    open_log(path, rank=0).info("lost")
-    assert not path.parent.exists()
+    absent = tmp_path / "absent" / "run.log"
+    with log_into(absent, 0):
+        LOGGER.info("lost")
+    assert not absent.parent.exists()
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_level_set_before_a_run_stays_and_silences_the_terminal_too(tmp_path, capsys):
-    path = tmp_path / "run.log"
-    logging.getLogger(LOGGER).setLevel(logging.ERROR)
-    open_log(path, rank=0)
-    warn("not heard")
+def test_a_level_set_before_a_run_stays_and_silences_the_terminal_too(path, capsys):
+    LOGGER.setLevel(logging.ERROR)
+    try:
+        with log_into(path, 0):
+            warn("not heard")
+        assert LOGGER.level == logging.ERROR
+    finally:
+        LOGGER.setLevel(logging.NOTSET)
     assert not path.exists()
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_warning_is_printed_and_logged_once(tmp_path, capsys):
-    path = tmp_path / "run.log"
-    open_log(path, rank=2)
-    warn("100 % heard")
+def test_a_warning_is_printed_and_logged_once(path, capsys):
+    with log_into(path, 2):
+        warn("100 % heard")
     assert path.read_text().endswith(" rank 2 WARNING 100 % heard\n")
     assert capsys.readouterr() == ("", "warning: 100 % heard\n")
 
 
-def test_a_damaged_checkpoint_is_named_in_the_log(tmp_path):
+def test_a_run_that_fails_leaves_the_logger_as_it_was(path):
+    with pytest.raises(InputError), log_into(path, 0):
+        raise InputError("ends")
+    assert (LOGGER.handlers, LOGGER.level) == ([], logging.NOTSET)
+
+
+def test_a_damaged_checkpoint_is_named_in_the_log(path, tmp_path):
     (tmp_path / CHECKPOINTS_FOLDER / "step-00000007").mkdir(parents=True)
-    open_log(tmp_path / "run.log", rank=0)
-    with pytest.raises(InputError):
+    with pytest.raises(InputError), log_into(path, 0):
         find_checkpoint(SimpleNamespace(run=tmp_path), {})
-    assert "rank 0 WARNING" in (said := (tmp_path / "run.log").read_text())
+    assert "rank 0 WARNING" in (said := path.read_text())
     assert "step-00000007" in said
