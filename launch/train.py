@@ -32,7 +32,7 @@ from tacaf.files import whole_file
 from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.report.batch_picture import batch_picture
-from tacaf.run_files import CHECKPOINTS_FOLDER
+from tacaf.run_files import CHECKPOINTS_FOLDER, LOG_FILE
 from tacaf.train.config import Config, load_config
 from tacaf.train.cost import describe, describe_steps
 from tacaf.train.engine import build_engine, check_settings, prepare_deepspeed
@@ -40,6 +40,7 @@ from tacaf.train.finish import check_scoring, evaluate_epoch, finish
 from tacaf.train.flops import share_at_one_second
 from tacaf.train.forward import draw
 from tacaf.train.graphed import with_graph
+from tacaf.train.log_file import open_log
 from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place, choose_convolutions, start_distributed, stop_distributed
 from tacaf.train.ranges import Ranges, check_ranges
@@ -155,6 +156,7 @@ def train(config: Config, stop: StopRequest, *, resuming: bool, trusted: bool) -
         Watchdog(folder, place.rank, place.world_size, config.train.stall_limit_s) as dog,
         naming_lost_ranks(dog),
     ):
+        open_log(folder / LOG_FILE, place.rank)  # before the checkpoints are read, because damaged ones are warned of
         found = find_checkpoint(config, must_match(config, data.index), trusted) if resuming else None
         warning = record_start(config)
         run = build_run(config, place, data, found, stop, dog)

@@ -4,6 +4,7 @@ The lines go through the logger `tacaf.train`, so that a program that trains can
 """
 
 import logging
+import sys
 from pathlib import Path
 
 LOGGER = "tacaf.train"
@@ -29,12 +30,24 @@ class LogFile(logging.FileHandler):
 
 
 def open_log(path: Path, rank: int) -> logging.Logger:
-    """The logger, which from now on writes into this file too, and no longer into one of an earlier run."""
+    """The logger, which from now on writes into this file too, and no longer into one of an earlier run.
+
+    Its level becomes INFO, unless the program has set one.
+    """
     logger = logging.getLogger(LOGGER)
     close_log()
     logger.addHandler(LogFile(path, rank))
-    logger.setLevel(logging.INFO)
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
     return logger
+
+
+def warn(text: str) -> None:
+    """Log a warning and print it, unless the program has silenced the logger's warnings."""
+    logger = logging.getLogger(LOGGER)
+    if logger.isEnabledFor(logging.WARNING):
+        logger.warning("%s", text)
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def close_log() -> None:

@@ -3,7 +3,6 @@
 import json
 import math
 import resource
-import sys
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from tacaf.evaluation.results import Result
 from tacaf.files import write_whole
 from tacaf.progress import Progress
 from tacaf.run_files import LOG_FILE, METRICS_FILE, MetricsWriter
+from tacaf.train import log_file
 from tacaf.train.log_file import close_log, open_log
 from tacaf.train.processes import Place
 from tacaf.train.state import TrainState
@@ -149,9 +149,8 @@ class RunLog:
 
     def warn(self, text: str) -> None:
         """Print a warning on this rank and log it; the first rank writes it into the metrics too."""
-        self.logger.warning("%s", text)
+        log_file.warn(text)
         self.metrics.write(kind="warning", global_step=self.progress.done, text=text)
-        print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def warn_once(self, text: str) -> None:
         """A warning that every rank has and only the first prints."""

@@ -1,10 +1,8 @@
 """Checkpoints of a run: saved whole or not at all, found again, checked, and loaded into an engine."""
 
-import functools
 import pickle
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import torch
 from tacaf import checkpoint, distributed
 from tacaf.files import first_line
 from tacaf.run_files import CHECKPOINTS_FOLDER
+from tacaf.train import log_file
 from tacaf.train.config import Config
 from tacaf.train.ranges import Ranges
 from tacaf.train.regroup import TEMPORARY, data_only, load_regrouped, regrouped
@@ -132,8 +131,7 @@ def find_checkpoint(config: Config, must_match: dict[str, Any], trusted: bool = 
     path: Path | None = None
     with distributed.together():
         if distributed.rank() == 0 and checkpoint.steps_in(folder):
-            warn = functools.partial(print, "warning:", file=sys.stderr, flush=True)
-            path = checkpoint.newest_whole(folder, warn, SavedFacts)
+            path = checkpoint.newest_whole(folder, log_file.warn, SavedFacts)
             if path is None:
                 raise InputError(
                     f"--resume: expected a whole checkpoint in {folder}, found damaged ones only; copy one back, or"
