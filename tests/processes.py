@@ -1,9 +1,11 @@
 """For tests that start processes: ports that nobody uses, and waiting for a condition instead of for a while."""
 
+import os
 import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,14 @@ def free_port(among: Iterable[int] | None = None) -> int:
         except OSError:
             continue
     pytest.fail(f"expected a free port, found none among {among}")
+
+
+def fresh_port() -> int:
+    """A free port without what an earlier start at it left, which would let one succeed that hangs on a new machine."""
+    port = free_port()
+    for left in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_*"):
+        left.unlink()
+    return port
 
 
 def wait_until(condition: Callable[[], object], *processes: subprocess.Popen, every_s: float = 0.01) -> None:

@@ -227,9 +227,9 @@ def test_splits_without_the_permutations_are_refused(tmp_path):
     for options in ({}, {"gallery_draw": "official"}, {"gallery_draw": "literature"}):
         with pytest.raises(InputError, match=r"rand_perm_cam\.mat .* got test_id\.mat"):
             score(features_of(), "sysu_mm01", splits=tmp_path, **options)
-    with pytest.raises(InputError, match="which is not there"):
+    with pytest.raises(InputError, match=r"/none\b"):
         score(features_of(), "sysu_mm01", splits=tmp_path / "none")
-    with pytest.raises(InputError, match="no splits under regdb"):
+    with pytest.raises(InputError, match=rf"regdb.*{tmp_path.name}"):
         score(features_of(cameras={0: "visible", 7: "infrared"}), "regdb", splits=tmp_path)
 
 

@@ -224,6 +224,7 @@ def test_alignment(op, dtype, kind):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_alignment_of_odd_shapes(op, dtype, shape):
     f, m, *rows = _alignment("repeated", *shape)
+    rows = [x[:3] for x in rows]  # an anchor twice, a target three times; all six pairs are in test_alignment
     compare(lambda f, backend: ALIGN[op](f, m.to(f), *rows, 20.0, backend), dtype, f, slack=SUBTRACTS)
 
 

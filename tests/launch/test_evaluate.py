@@ -1,8 +1,6 @@
 """launch/evaluate.py as a user types it: 1, 2 and 3 ranks, RegDB's splits, re-ranking, a generic set, wrong input."""
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +25,7 @@ from tacaf.train.config import dump_config, load_config
 from tacaf.train.leak import refuse_leak
 from tacaf.train.new_model import build_model, model_facts
 from tacaf.vocabulary import InputError
-from tests.processes import LIMIT_S, free_port
+from tests.forked import run_ranks
 
 pytestmark = pytest.mark.slow  # starts a rank in this process, which builds DeepSpeed's op
 
@@ -96,15 +94,8 @@ def test_any_number_of_ranks_writes_the_same_files(sysu_shards, tmp_path):
             "--flip",
             *own,
         ]
-        # without the -- torchrun takes our --run for its own --run-path
-        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", ranks, "--master-port", free_port(), "--"]
-        done = subprocess.run(
-            [str(word) for word in (sys.executable, *launcher, *command)],
-            capture_output=True,
-            text=True,
-            timeout=LIMIT_S,
-            env=child_environment(OMP_NUM_THREADS="1"),
-        )
+        words, environment = [str(word) for word in command], child_environment(OMP_NUM_THREADS="1")
+        done = run_ranks(words, ranks, environment, fork=ranks != 2)  # two of them by torchrun
         assert done.returncode == 0, done.stderr[-3000:]
         found[ranks] = load_features(tmp_path / f"{ranks}.npz"), json.loads((tmp_path / f"{ranks}.json").read_text())
     features, results = found.pop(1)

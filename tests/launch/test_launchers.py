@@ -85,7 +85,7 @@ def test_two_nodes_of_a_hostfile(sysu_shards, by_torchrun, tmp_path):
 
 @pytest.mark.long
 def test_deepspeed_on_one_node(sysu_shards, by_torchrun, tmp_path):
-    run(*command_of(sysu_shards, tmp_path / "run", *MANY), ranks=2)
+    run(*command_of(sysu_shards, tmp_path / "run", *MANY), ranks=2, fork=False)
     assert losses_of(tmp_path / "run") == losses_of(by_torchrun)
 
 
@@ -213,7 +213,7 @@ def test_what_one_rank_refuses_all_refuse_and_one_says(sysu_shards, tmp_path, ca
         )
         holder.stdout.readline()
     try:
-        done = run(*command_of(sysu_shards, folder, *more), ranks=2, check=False)
+        done = run(*command_of(sysu_shards, folder, *more), ranks=2, check=False, fork=False)
     finally:
         if holder is not None:
             holder.communicate(b"\n")

@@ -238,7 +238,7 @@ def test_damage_is_named(damaged, name):
 
 
 def test_what_is_no_folder_is_an_error(tmp_path):
-    with pytest.raises(InputError, match="folder of a shard set"):
+    with pytest.raises(InputError, match="absent"):
         verify(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert len(verify(tmp_path / "empty")) == 1

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tacaf.child_processes import child_environment
+from tests.forked import run_ranks
 from tests.processes import LIMIT_S
 from tests.tolerances import assert_same_losses, assert_same_training
 
@@ -19,18 +20,9 @@ JOB = "tests/train/ranks_job.py"
 STAGES = (0, 1, 2, 3)
 
 
-def run_ranks(ranks: int, what: str, shards: Path, out: Path) -> str:
-    """The job on so many ranks, one thread each; what rank 0 printed."""
-    environment = child_environment(OMP_NUM_THREADS="1")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run(
-        [*launcher, JOB, what, str(shards), str(out)],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-    )
+def run_job(ranks: int, what: str, shards: Path, out: Path) -> str:
+    """The job on so many ranks, one thread each; what they printed."""
+    done = run_ranks([JOB, what, str(shards), str(out)], ranks, child_environment(OMP_NUM_THREADS="1"))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
@@ -42,7 +34,7 @@ def trained(sysu_shards, once) -> Callable[[int], Path]:
     def by(ranks: int) -> Path:
         def make(folder: Path) -> None:
             folder.mkdir()
-            run_ranks(ranks, "train", sysu_shards, folder)
+            run_job(ranks, "train", sysu_shards, folder)
 
         return once(f"ranks-{ranks}", make)
 
@@ -89,7 +81,7 @@ def test_four_ranks_too(one, four, stage):
 def test_a_checkpoint_is_the_same_after_a_way_through_another_number_of_ranks(trained, sysu_shards, tmp_path):
     """Two ranks' checkpoints into one process and out again: every tensor of every stage bit for bit."""
     out = shutil.copytree(trained(2), tmp_path / "ranks")
-    lines = re.findall(r"stage \d \w+: (\d+) tensors, (\d+) differ: (.*)", run_ranks(1, "regroup", sysu_shards, out))
+    lines = re.findall(r"stage \d \w+: (\d+) tensors, (\d+) differ: (.*)", run_job(1, "regroup", sysu_shards, out))
     assert len(lines) == 3
     for tensors, differing, names in lines:
         assert int(tensors) > 100
@@ -98,7 +90,7 @@ def test_a_checkpoint_is_the_same_after_a_way_through_another_number_of_ranks(tr
 
 def test_an_infinite_gradient_moves_nothing(sysu_shards, tmp_path):
     """Under every stage, on both of two ranks; the next update works."""
-    printed = run_ranks(2, "nonfinite", sysu_shards, tmp_path)
+    printed = run_job(2, "nonfinite", sysu_shards, tmp_path)
     for stage in STAGES:
         assert printed.count(f"stage {stage}: loss times inf, norm finite: False") == 2
         assert printed.count(f"stage {stage}: loss times 1.0, norm finite: True") == 2

@@ -25,7 +25,8 @@ from tacaf.train.config import load_config
 from tacaf.train.new_model import build_model
 from tacaf.train.regroup import PLACES, _named_as_adam, data_only
 from tests.evaluation.sets import permutations_file
-from tests.processes import LIMIT_S, free_port, wait_until
+from tests.forked import forkable, run_forked, run_ranks
+from tests.processes import LIMIT_S, fresh_port, wait_until
 from tests.tolerances import ADAMW_SHARE, assert_same_losses, assert_same_training
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,26 +53,30 @@ TINY = [
 def start(*command: object, ranks: int = 1) -> subprocess.Popen:
     """A command of the project in a process of its own, on one thread, so that sums are the same every time."""
     launcher = [BIN / "deepspeed", "--num_accelerators", ranks] if ranks > 1 else [sys.executable]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
-    environment = {
-        name: value for name, value in environment.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
     if ranks > 1:
-        port = free_port()
-        launcher += ["--master_port", port]
-        # what an earlier start at this port left lets one succeed that would hang on a new machine
-        for left in Path("/dev/shm").glob(f"deepspeed_allreduce_buffer_{os.getuid()}_*_{port}_*"):
-            left.unlink()
+        launcher += ["--master_port", fresh_port()]
     words = [str(part) for part in (*launcher, *command)]
-    return subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(words, cwd=ROOT, env=environment(), text=True, **pipes)
 
 
-def run(*command: object, ranks: int = 1, check: bool = True) -> subprocess.CompletedProcess:
-    with start(*command, ranks=ranks) as process:
-        out, err = process.communicate(timeout=LIMIT_S)
+def run(*command: object, ranks: int = 1, check: bool = True, fork: bool = True) -> subprocess.CompletedProcess:
+    """A command of the project to its end, with `fork` without its imports and without a launcher (tests/forked.py)."""
+    words = [str(part) for part in command]
+    if fork and forkable(words):
+        done = run_ranks(words, ranks, environment()) if ranks > 1 else run_forked(words, environment())
+    else:
+        with start(*words, ranks=ranks) as process:
+            out, err = process.communicate(timeout=LIMIT_S)
+        done = subprocess.CompletedProcess(process.args, process.returncode, out, err)
     if check:
-        assert process.returncode == 0, out[-3000:] + err[-3000:]
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
+
+
+def environment() -> dict[str, str]:
+    found = {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    return {name: value for name, value in found.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
 
 
 def command_of(shards: Path, folder: Path, *more: str) -> list[str]:
@@ -103,9 +108,9 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def finished(sysu_shards, tmp_path_factory) -> Path:
-    """A run that was never interrupted."""
+    """A run that was never interrupted, by a Python of its own, whose strings have other hashes than those it forks."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    done = train(sysu_shards, folder)
+    done = run(*command_of(sysu_shards, folder), fork=False)
     assert "rank-1" in done.stdout
     assert str(folder / "report.html") in done.stdout
     return folder
@@ -204,7 +209,7 @@ def test_one_rank_asked_to_stop_stops_all(sysu_shards, tmp_path):
 
 def test_two_ranks_train_as_one(sysu_shards, finished, tmp_path):
     folder = tmp_path / "two"
-    train(sysu_shards, folder, ranks=2)
+    run(*command_of(sysu_shards, folder), ranks=2, fork=False)
     one, two = steps_of(finished), steps_of(folder)
     assert len(two) == 2 * STEPS
     assert_same_losses(one[:STEPS], two[:STEPS])
