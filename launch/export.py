@@ -29,10 +29,10 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.photo import images_below, left_out_below
 from tacaf.data.reader import ShardReader
 from tacaf.files import sha256_of, shown, whole_folder
-from tacaf.model.card import CARD, write_card
 from tacaf.model.file import MODEL
 from tacaf.run_files import CONFIG_FILE
 from tacaf.search import exporting
+from tacaf.search.card import CARD, write_card
 from tacaf.search.embedder import Embedder
 from tacaf.search.exporting import COMPARED, OPSET, Images
 from tacaf.train.config import load_config

@@ -138,14 +138,14 @@ def section(results: Path, table: Table, split: Scored) -> str:
 def _row(name: str, kept: dict[int, KeptTraining], split: Scored) -> AblationRow:
     base, *settings = name.split("+")
     row = varied_row(base, *settings) if settings else ROWS[base]
-    scores = {seed: IdentityScores.of_lists(training.scores[split]["people"]) for seed, training in kept.items()}
+    scores = {seed: IdentityScores.of(training.scores[split].people) for seed, training in kept.items()}
     return AblationRow(row, scores, lacks=())
 
 
 def _notes(table: Table, kept: dict[tuple[str, int], KeptTraining]) -> list[str]:
     """What is not the same for all tables: the benchmark, the length of the training, the commits."""
     length = {one.config["train"]["epochs"] * one.config["train"]["steps_per_epoch"] for one in kept.values()}
-    commits = {start["commit"] for one in kept.values() for start in one.trainings if start["commit"]}
+    commits = {start.commit for one in kept.values() for start in one.trainings if start.commit}
     return [
         f"{table.about or _benchmark(table.benchmark)} Steps: {' or '.join(f'{steps:,}' for steps in sorted(length))}."
         f" Trained at {', '.join(sorted(commit[:7] + commit[40:] for commit in commits))}."

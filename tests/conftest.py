@@ -100,6 +100,14 @@ def sysu_shards(raw_sysu: Path, once: Once) -> Path:
 
 
 @pytest.fixture(scope="session")
+def untrained_run(sysu_shards: Path, once: Once) -> Path:
+    """A run's folder with the configuration and the model of a training on `sysu_shards` of no step. Read only."""
+    from tests.train.finished import write_model  # here, because most tests need no model
+
+    return once("untrained_run", lambda out: write_model(out, sysu_shards))
+
+
+@pytest.fixture(scope="session")
 def sysu_shards_many(once: Once) -> Path:
     """80 identities, 2 images a camera, in several shards of about 1 MiB. Read only."""
 

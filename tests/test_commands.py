@@ -22,7 +22,6 @@ from tacaf.command import INPUT
 from tacaf.commands import COMMANDS
 from tacaf.extras import EXTRA_OF, missing
 from tests.processes import LIMIT_S
-from tests.train.finished import write_model
 
 # Packages that always come with another one, which pyproject.toml names.
 COMES_WITH = {
@@ -67,13 +66,6 @@ def tacaf_in(folder: Path, *words: object, extras: tuple[str, ...] = ()) -> subp
     )
 
 
-@pytest.fixture(scope="module")
-def run(sysu_shards, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    write_model(folder, sysu_shards)
-    return folder
-
-
 def test_help_lists_every_command(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
@@ -113,16 +105,16 @@ def test_a_command_has_its_own_help(tmp_path, name):
     assert done.stdout.startswith(f"usage: tacaf {name} ")
 
 
-def test_search_and_export_need_no_extra(run, raw_sysu, tmp_path):
+def test_search_and_export_need_no_extra(untrained_run, raw_sysu, tmp_path):
     """Paths are those of the folder that the command is called from."""
     (tmp_path / "query").symlink_to(raw_sysu / "cam3")
     (tmp_path / "gallery").symlink_to(raw_sysu / "cam1")
     done = tacaf_in(
-        tmp_path, "search", "--run", run, "--gallery", "gallery", "--query", "query", "--json", "found.json"
+        tmp_path, "search", "--run", untrained_run, "--gallery", "gallery", "--query", "query", "--json", "found.json"
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "found.json").exists()
-    done = tacaf_in(tmp_path, "export", "--run", run, "--to", "safetensors", "--out", "out")
+    done = tacaf_in(tmp_path, "export", "--run", untrained_run, "--to", "safetensors", "--out", "out")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "model.safetensors").exists()
 
@@ -138,9 +130,9 @@ def test_scoring_needs_no_extra(tmp_path):
     assert (tmp_path / "score.json").exists()
 
 
-def test_the_page_needs_its_extra_alone(run, raw_sysu, tmp_path):
+def test_the_page_needs_its_extra_alone(untrained_run, raw_sysu, tmp_path):
     """It gets as far as the gallery, which is missing here."""
-    words = ("page", "--run", run, "--gallery", "no-such-gallery", "--port", "0")
+    words = ("page", "--run", untrained_run, "--gallery", "no-such-gallery", "--port", "0")
     done = tacaf_in(tmp_path, *words, extras=("app",))
     assert done.returncode == INPUT
     assert "no-such-gallery" in done.stderr
@@ -149,8 +141,8 @@ def test_the_page_needs_its_extra_alone(run, raw_sysu, tmp_path):
     assert "[app]" in done.stderr
 
 
-def test_a_command_names_the_extra_that_it_lacks(run, sysu_shards, tmp_path):
-    done = tacaf_in(tmp_path, "evaluate", "--run", run, "--shards", sysu_shards, "--protocol", "sysu_mm01")
+def test_a_command_names_the_extra_that_it_lacks(untrained_run, sysu_shards, tmp_path):
+    done = tacaf_in(tmp_path, "evaluate", "--run", untrained_run, "--shards", sysu_shards, "--protocol", "sysu_mm01")
     assert (done.returncode, done.stdout) == (INPUT, "")
     assert done.stderr.count("\n") == 1
     assert f"pip install --editable '{ROOT}[train]'" in done.stderr

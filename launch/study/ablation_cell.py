@@ -4,12 +4,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
 from launch.study.identity_scores import IdentityScores, score_identities
-from launch.study.kept import KeptScores, KeptTraining, Scored
+from launch.study.kept import KeptResult, KeptScores, KeptTraining, Scored
 from launch.study.study_sets import StudySet
 from launch.study.trainings import SCRIPT, Training, refuse_other_values
 from tacaf.evaluation.features import load_features
@@ -59,10 +59,10 @@ class AblationCell(NamedTuple):
         now = self.study_set.sha256
         if now is None:
             return
-        try:
-            before = str(kept.scores["val"]["trained_on"]["sha256"])
-        except (KeyError, TypeError):
-            raise InputError(f"{self._where()} does not say which set it was trained on; remove the line") from None
+        trained_on = kept.scores["val"].trained_on if "val" in kept.scores else None
+        before = trained_on.get("sha256") if isinstance(trained_on, dict) else None
+        if not isinstance(before, str):
+            raise InputError(f"{self._where()} does not say which set it was trained on; remove the line")
         if before != now:
             raise InputError(
                 f"{self._where()}: expected the set that was trained on, with index {before[:12]}, got {now[:12]} in"
@@ -72,7 +72,7 @@ class AblationCell(NamedTuple):
     def trained_at(self) -> list[str]:
         """The commits that a kept training was made at, one a start."""
         kept = self.kept()
-        return [start["commit"] for start in kept.trainings if start["commit"]] if kept else []
+        return [start.commit for start in kept.trainings if start.commit] if kept else []
 
     def can_collect(self, split: Scored) -> bool:
         """Whether `collect` need not embed anything."""
@@ -82,7 +82,7 @@ class AblationCell(NamedTuple):
         """The stored scores for this split, or None if it has not been scored yet."""
         kept = self.kept()
         found = kept.scores.get(split) if kept else None
-        return IdentityScores.of_lists(found["people"]) if found else None
+        return IdentityScores.of(found.people) if found else None
 
     def collect(self, split: Scored) -> None:
         """Keep the scores of the finished training. The test identities are embedded here if they were not before.
@@ -90,7 +90,7 @@ class AblationCell(NamedTuple):
         The scores of both splits that are kept of a training are those of one model.
         """
         results = self.training.folder / RESULTS_FOLDER
-        scores: dict[Scored, dict[str, Any]] = {
+        scores: dict[Scored, KeptResult] = {
             "val": self._scores_in("val", results / FEATURES_FILE, sorted(results.glob("*.json")))
         }
         kept = self.kept()
@@ -104,7 +104,7 @@ class AblationCell(NamedTuple):
             "row": self.row,
             "seed": self.seed,
             "settings": list(self.training.settings_beside(_WHERE)),
-            "scores": scores,
+            "scores": {name: result.as_json() for name, result in scores.items()},
             "config": config.model_dump(mode="json", exclude={"run": True, "data": {"shards"}}),
             "trainings": [start.model_dump() for start in read_starts(self.training.folder / ENVIRONMENT_FILE)],
         }
@@ -113,7 +113,7 @@ class AblationCell(NamedTuple):
     def _test_files(self) -> tuple[Path, Path]:
         return self.training.folder / "test.npz", self.training.folder / "test.json"
 
-    def _test_scores(self) -> dict[str, Any]:
+    def _test_scores(self) -> KeptResult:
         """The scores of the test identities, which launch/evaluate.py embeds unless it has done so before."""
         features, result = self._test_files()
         if not self.can_collect("test"):
@@ -138,8 +138,8 @@ class AblationCell(NamedTuple):
                 )
         return self._scores_in("test", features, [result])
 
-    def _scores_in(self, split: Scored, features: Path, paths: Sequence[Path]) -> dict[str, Any]:
-        """The result of that split among the files, as it was written, with the same scores by identity."""
+    def _scores_in(self, split: Scored, features: Path, paths: Sequence[Path]) -> KeptResult:
+        """The result of that split among the files, with the same scores by identity."""
         evaluation = self.training.config().evaluation
         setting = evaluation.setting(evaluation.asked()[0])
         people = score_identities(load_features(features), setting, evaluation.metric)
@@ -148,7 +148,7 @@ class AblationCell(NamedTuple):
             if same and result.scored_as(evaluation):
                 means = people.means()
                 assert all(abs(result.mean[name] - means[name]) < 1e-6 for name in means), "scores of other features"
-                return {**result.as_json(), "people": people.as_lists()}
+                return KeptResult(**result.as_json(), people=people.record())
         raise InputError(
             f"{self.training.folder}: expected a result of {split} identities among"
             f" {', '.join(path.name for path in paths) or 'none'}; remove the run, and it is trained again"

@@ -3,15 +3,36 @@
 P identities, Q queries, T trials.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
+from pydantic import Field, model_validator
 
+from tacaf.documents import Count, Document
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.setting import Setting
 from tacaf.evaluation.trials import make_trials
+
+Sum = Annotated[float, Field(ge=0)]
+
+
+class IdentityRecord(Document):
+    """`IdentityScores` as a file holds them: lists with an entry for each identity."""
+
+    pid: list[int]
+    queries: list[Count]
+    rank1: list[Sum]
+    mAP: list[Sum]
+    mINP: list[Sum]
+
+    @model_validator(mode="after")
+    def _of_one_length(self) -> "IdentityRecord":
+        for name in ("queries", *HEADLINE):
+            values = getattr(self, name)
+            if len(values) != len(self.pid):
+                raise ValueError(f"{name}: expected an entry for each of {len(self.pid)} identities, got {len(values)}")
+        return self
 
 
 class IdentityScores(NamedTuple):
@@ -25,15 +46,16 @@ class IdentityScores(NamedTuple):
     def means(self) -> dict[str, float]:
         return {name: float(values.sum() / self.queries_P.sum()) for name, values in self.sums.items()}
 
-    def as_lists(self) -> dict[str, list[float]]:
-        """For a result file; `of_lists` reads it back. Six decimals: a mean over all queries loses less than 1e-6."""
+    def record(self) -> IdentityRecord:
+        """For a file; `of` reads it back. Six decimals: a mean over all queries loses less than 1e-6."""
         sums = {name: [round(float(value), 6) for value in values] for name, values in self.sums.items()}
-        return {"pid": self.pid_P.tolist(), "queries": self.queries_P.tolist(), **sums}
+        return IdentityRecord(pid=self.pid_P.tolist(), queries=self.queries_P.tolist(), **sums)
 
     @classmethod
-    def of_lists(cls, lists: Mapping[str, list[float]]) -> "IdentityScores":
-        sums = {name: np.array(lists[name], float) for name in HEADLINE}
-        return cls(np.array(lists["pid"]), np.array(lists["queries"]), sums)
+    def of(cls, record: IdentityRecord) -> "IdentityScores":
+        """The scores that a file holds."""
+        sums = {name: np.array(getattr(record, name), float) for name in HEADLINE}
+        return cls(np.array(record.pid), np.array(record.queries), sums)
 
 
 def score_identities(features: FeatureSet, setting: Setting, metric: str, trials: int = 10) -> IdentityScores:

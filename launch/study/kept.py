@@ -7,12 +7,21 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
+from launch.study.identity_scores import IdentityRecord
 from tacaf.documents import Document, parse
+from tacaf.evaluation.results import Result
 from tacaf.files import locked, read_bytes, shown, write_whole
+from tacaf.run_files import Start
 
 MOST_BYTES = 2**28  # of the file of a benchmark; a training takes about 15 kB
 Scored = Literal["val", "test"]
 _CURE = "remove the line, and the training's scores are written again"
+
+
+class KeptResult(Result):
+    """A result of a training with the same scores by identity."""
+
+    people: IdentityRecord
 
 
 class KeptTraining(Document):
@@ -22,9 +31,13 @@ class KeptTraining(Document):
     row: str
     seed: int
     settings: list[str]
-    scores: dict[Scored, dict[str, Any]]  # the score file of that split, with `people`: the same scores by identity
+    scores: dict[Scored, KeptResult]
     config: dict[str, Any]  # resolved, without the run folder and the place of the shards
-    trainings: list[dict[str, Any]]  # one environment for every start
+    trainings: list[Start]
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain values; fields that a result or a start did not have are not added."""
+        return self.model_dump(mode="json", exclude_unset=True)
 
 
 class KeptScores:
@@ -45,7 +58,7 @@ class KeptScores:
         with locked(self.file.with_name(f".{self.file.name}.lock")):
             lines = _read(self.file)  # again: another process may have added its own
             lines[training.row, training.seed] = training
-            text = "".join(json.dumps(line.model_dump(mode="json"), allow_nan=False) + "\n" for line in lines.values())
+            text = "".join(json.dumps(line.as_json(), allow_nan=False) + "\n" for line in lines.values())
             write_whole(self.file, text)
             self._lines = lines
 

@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for run in args.run:
         embedder = Embedder.load(run)
         masks = measure(embedder, benchmark, args.people)
-        runs.append({"run": run.name, "trained_on": embedder.card["trained_on"], "masks": masks})
+        runs.append({"run": run.name, "trained_on": embedder.card.trained_on, "masks": masks})
     if args.json:
         content = {
             "environment": environment(1),

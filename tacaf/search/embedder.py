@@ -18,8 +18,8 @@ from PIL import Image
 
 from tacaf.data.photo import USUAL, Limits, Source, decode, prepare
 from tacaf.images import ThermalRange, given_scale
-from tacaf.model.card import CARD
 from tacaf.model.file import MODEL
+from tacaf.search.card import CARD
 from tacaf.search.loaded_model import LoadedModel, load_safetensors, slices_of
 from tacaf.search.onnx_model import load_onnx
 from tacaf.vocabulary import Embedding, InputError, Modality
@@ -34,9 +34,9 @@ class Embedder:
         given = given_scale(thermal_range)
         self._run = loaded.run
         self.height, self.width = loaded.height, loaded.width  # of the model's input, pixels
-        self.card = loaded.card  # what is known of the model: training set, seed, preprocessing, results
+        self.card = loaded.card  # training set, seed, embedding; of an ONNX export also preprocessing and results
         # the kind of descriptor that the model was scored with
-        self.usual_embedding: Embedding = loaded.card["usual_embedding"]
+        self.usual_embedding: Embedding = loaded.card.usual_embedding
         # how grey of more than 8 bits becomes 8
         self.scales = loaded.scales if given is None else {**loaded.scales, Modality.INFRARED: given}
         self.model_sha256 = loaded.sha256  # of the weights: descriptors of two models never compare
@@ -135,7 +135,7 @@ class Embedder:
 
     def embedding_width(self, embedding: Embedding | None = None) -> int:
         """Numbers per descriptor."""
-        return sum(stop - start for start, stop in slices_of(self.card, self._kind(embedding)))
+        return sum(stop - start for start, stop in slices_of(self.card.embedding, self._kind(embedding)))
 
     def _kind(self, embedding: Embedding | None) -> Embedding:
         """Raises InputError for an unknown embedding."""

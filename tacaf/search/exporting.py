@@ -48,7 +48,7 @@ def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
     """Everything a user of the weights must know."""
     results = [read_result(path).as_json() for path in sorted((run / RESULTS_FOLDER).glob("*.json"))]
     return {
-        **embedder.card,
+        **embedder.card.model_dump(mode="json"),
         "model_sha256": embedder.model_sha256,
         "preprocessing": {
             "colour": "RGB, turned as EXIF says; an infrared image's one channel three times",

@@ -4,16 +4,16 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from tacaf.images import GreyScale
-from tacaf.model.card import CARD, checked_file, read_card
 from tacaf.model.file import ModelFacts, load_model
 from tacaf.model.tacafnet import TacafNet
 from tacaf.model.weights import CLASSIFIER
+from tacaf.search.card import CARD, DescribedModel, EmbeddingFacts, Slice, checked_file, read_card
 from tacaf.vocabulary import Embedding, InputError, Modality
 
 # images float32 [b, 3, H, W], modality, embedding -> descriptors [b, d]
@@ -26,7 +26,7 @@ class LoadedModel(NamedTuple):
     run: Run
     height: int  # of its input, pixels
     width: int
-    card: dict[str, Any]  # training set, seed, what the descriptor holds; of an export also preprocessing and results
+    card: DescribedModel  # of an ONNX export an `ExportCard`
     sha256: str  # of the weights: descriptors of two models never compare
     scales: dict[Modality, GreyScale]  # of the training set: how grey of more than 8 bits becomes 8
     device: torch.device
@@ -48,12 +48,12 @@ def load_safetensors(path: Path, device: str) -> LoadedModel:
     def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
         return network.embed(images_BCHW.to(device), modality, embedding).cpu().numpy()
 
-    card = facts.model_dump(mode="json", include=set(ModelFacts.model_fields))
+    known = {name: getattr(facts, name) for name in ModelFacts.model_fields}
     return LoadedModel(
         run=run,
         height=facts.height,
         width=facts.width,
-        card={**card, "embedding": describe_embedding(network)},
+        card=DescribedModel(**known, embedding=describe_embedding(network)),
         sha256=weights_sha256(network),
         scales=facts.scales,
         device=torch.device(device),
@@ -61,24 +61,24 @@ def load_safetensors(path: Path, device: str) -> LoadedModel:
     )
 
 
-def slices_of(card: dict[str, Any], embedding: Embedding) -> list[tuple[int, int]]:
+def slices_of(facts: EmbeddingFacts, embedding: Embedding) -> list[tuple[int, int]]:
     """Where a kind of descriptor lies in the full one; its parts are normalised again together."""
     found = {
-        name: (start, stop)
-        for name, (start, stop) in card["embedding"]["slices"].items()
+        name: place
+        for name, place in facts.slices.items()
         if embedding == "full" or name == "global feature" or (embedding, name[:4]) == ("global_and_parts", "part")
     }
     return list(found.values())
 
 
-def describe_embedding(model: TacafNet) -> dict[str, Any]:
+def describe_embedding(model: TacafNet) -> EmbeddingFacts:
     """Which numbers of the full descriptor are what (method §5.6)."""
     whole, head = model.embedding_width(), model.embedding_width("global_only")
-    slices = {"global feature": [0, head]}
+    slices: dict[Slice, tuple[int, int]] = {"global feature": (0, head)}
     if model.ipcam is not None:
         node = model.config.ipcam.node_width
-        slices |= {"global node": [head, head + node], "part nodes, coarse to fine": [head + node, whole]}
-    return {"width": whole, "global_width": head, "slices": slices, "length": 1, "compare_by": "cosine"}
+        slices |= {"global node": (head, head + node), "part nodes, coarse to fine": (head + node, whole)}
+    return EmbeddingFacts(width=whole, global_width=head, slices=slices, length=1, compare_by="cosine")
 
 
 def weights_sha256(model: TacafNet) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from tacaf.extras import missing
 from tacaf.files import shown
-from tacaf.model.card import ExportCard, checked_file, read_card
+from tacaf.search.card import ExportCard, checked_file, read_card
 from tacaf.search.loaded_model import LoadedModel, slices_of
 from tacaf.vocabulary import Embedding, InputError, Modality
 
@@ -21,33 +21,33 @@ def load_onnx(folder: Path) -> LoadedModel:
         import onnxruntime
     except ImportError:
         raise missing("onnxruntime", "an ONNX model") from None
-    facts = read_card(folder)
+    card = read_card(folder)
     sessions = {}
     for modality, name in ONNX_FILES.items():
-        path = checked_file(folder, name, facts)
+        path = checked_file(folder, name, card)
         try:
             sessions[modality] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises kinds of its own, all of them bare Exceptions
             raise InputError(
                 f"{shown(path)}: expected an ONNX graph, got: {_line(error)}; export the run again"
             ) from None
-        _check_graph(sessions[modality], path, facts)
-    card = facts.model_dump(mode="json", exclude={"seal"})
+        _check_graph(sessions[modality], path, card)
 
     def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
         (found_BD,) = sessions[modality].run(["embedding"], {"images": images_BCHW.numpy()})
         if embedding == "full":
             return found_BD
-        kept_BD = np.concatenate([found_BD[:, start:stop] for start, stop in slices_of(card, embedding)], axis=1)
+        places = slices_of(card.embedding, embedding)
+        kept_BD = np.concatenate([found_BD[:, start:stop] for start, stop in places], axis=1)
         return kept_BD / np.linalg.norm(kept_BD, axis=1, keepdims=True)
 
     return LoadedModel(
         run=run,
-        height=facts.height,
-        width=facts.width,
+        height=card.height,
+        width=card.width,
         card=card,
-        sha256=facts.model_sha256,
-        scales=facts.scales,
+        sha256=card.model_sha256,
+        scales=card.scales,
         device=torch.device("cpu"),
         network=None,
     )

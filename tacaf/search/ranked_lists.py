@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tacaf.data.photo import images_below, left_out_below
+from tacaf.model.file import TrainedOn
 from tacaf.search.catalogue import Catalogue
 from tacaf.search.embedder import Embedder
 from tacaf.search.image_files import EmbeddedFiles, embed_files
@@ -39,7 +40,7 @@ class SearchResult:
     format: Literal["tacaf-search"] = "tacaf-search"
     version: Literal[1] = 1
     model_sha256: str
-    trained_on: dict[str, Any]
+    trained_on: TrainedOn
     embedding: Embedding
     flip: bool
     query_modality: Modality
@@ -86,7 +87,7 @@ def search(
         lists.append(RankedList(query=name, sha256=content, matches=matches))
     return SearchResult(
         model_sha256=catalogue.model_sha256,
-        trained_on=embedder.card["trained_on"],
+        trained_on=embedder.card.trained_on,
         embedding=catalogue.embedding,
         flip=catalogue.flip,
         query_modality=query_modality,

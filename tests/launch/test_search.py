@@ -15,16 +15,8 @@ from launch import search
 from tacaf.child_processes import child_environment
 from tacaf.search import search_page
 from tacaf.search.embedder import Embedder
-from tests.train.finished import write_model
 
 ROOT = Path(__file__).parent.parent.parent
-
-
-@pytest.fixture(scope="module")
-def run(sysu_shards, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    write_model(folder, sysu_shards)
-    return folder
 
 
 @pytest.fixture
@@ -42,12 +34,12 @@ def command(*words: object) -> int:
     return search.main([str(word) for word in words])
 
 
-def test_two_folders_as_a_command(run, folders):
+def test_two_folders_as_a_command(untrained_run, folders):
     words = ["--gallery", "gallery", "--query", "query", "--html", "page.html", "--json", "lists.json", "--top", "3"]
     (folders / "gallery" / "bad.jpg").write_bytes(b"hello")
     (folders / "query" / "cut.jpg").write_bytes(next((folders / "query").rglob("*.jpg")).read_bytes()[:-300])
     done = subprocess.run(
-        [sys.executable, ROOT / "launch" / "search.py", "--run", run, *words],
+        [sys.executable, ROOT / "launch" / "search.py", "--run", untrained_run, *words],
         cwd=folders,
         env={"PYTHONPATH": child_environment()["PYTHONPATH"], "PATH": ""},
         capture_output=True,
@@ -58,7 +50,7 @@ def test_two_folders_as_a_command(run, folders):
     assert len(found["queries"]) == found["gallery_images"] == 12
     assert [text.split(":")[0] for text in found["left_out"]] == ["gallery/bad.jpg", "query/cut.jpg"]
     assert "2 files left out" in done.stderr
-    assert_ranked_as_by_hand(found, Embedder.load(run), folders)
+    assert_ranked_as_by_hand(found, Embedder.load(untrained_run), folders)
     page = (folders / "page.html").read_text()
     assert len(re.findall(r'<img [^>]*src="data:image/jpeg;base64,', page)) == 12 * 4
     assert not re.findall(r'(?:src|href)="(?!data:)', page), "one file, nothing loaded from elsewhere"
@@ -83,9 +75,9 @@ def lists_of(path: Path) -> list[list[tuple]]:
     ]
 
 
-def test_an_index_gives_the_same_without_the_images(run, folders, capsys):
+def test_an_index_gives_the_same_without_the_images(untrained_run, folders, capsys):
     one = next((folders / "query").rglob("*.jpg"))
-    kept = ["--run", run, "--index", folders / "people.index", "--query", one]
+    kept = ["--run", untrained_run, "--index", folders / "people.index", "--query", one]
     assert command(*kept, "--gallery", folders / "gallery", "--json", folders / "a.json") == 0
     shutil.rmtree(folders / "gallery")
     assert command(*kept, "--json", folders / "b.json", "--html", folders / "b.html") == 0
@@ -94,13 +86,13 @@ def test_an_index_gives_the_same_without_the_images(run, folders, capsys):
     assert (folders / "b.html").read_text().count("no picture") == 10
 
 
-def test_an_index_grows_and_people_are_taken_out_without_a_model(run, folders, capsys):
+def test_an_index_grows_and_people_are_taken_out_without_a_model(untrained_run, folders, capsys):
     index, gallery = folders / "people.index", folders / "gallery"
     people = sorted(path.name for path in gallery.iterdir())
     shutil.move(gallery / people[0], folders / people[0])
-    assert command("--run", run, "--index", index, "--gallery", gallery) == 0
+    assert command("--run", untrained_run, "--index", index, "--gallery", gallery) == 0
     shutil.move(folders / people[0], gallery / people[0])
-    assert command("--run", run, "--index", index, "--gallery", gallery) == 0
+    assert command("--run", untrained_run, "--index", index, "--gallery", gallery) == 0
     count = len(list((gallery / people[0]).iterdir()))
     assert f"gallery: {count} images added, 12 in all" in capsys.readouterr().out
     assert command("--index", index, "--remove", people[0]) == 0
@@ -110,13 +102,14 @@ def test_an_index_grows_and_people_are_taken_out_without_a_model(run, folders, c
     assert len(listed) == 12 - count
     assert not [name for name in listed if name.startswith(people[0])]
     assert command("--index", index, "--remove", *people[1:]) == 0
-    assert command("--run", run, "--index", index, "--query", folders / "query", "--json", folders / "x.json") == 2
+    words = ["--run", untrained_run, "--index", index, "--query", folders / "query"]
+    assert command(*words, "--json", folders / "x.json") == 2
     assert "empty index" in capsys.readouterr().err
 
 
-def test_within_one_modality_an_image_does_not_find_itself(run, folders):
+def test_within_one_modality_an_image_does_not_find_itself(untrained_run, folders):
     gallery = folders / "gallery"
-    words = ["--run", run, "--gallery", gallery, "--query", gallery, "--query-modality", "visible"]
+    words = ["--run", untrained_run, "--gallery", gallery, "--query", gallery, "--query-modality", "visible"]
     assert command(*words, "--top", 20, "--json", folders / "x.json") == 0
     found = json.loads((folders / "x.json").read_text())
     assert (found["query_modality"], found["gallery_modality"]) == ("visible", "visible")
@@ -125,12 +118,12 @@ def test_within_one_modality_an_image_does_not_find_itself(run, folders):
         assert one["query"] not in [match["name"] for match in one["matches"]]
 
 
-def test_images_of_the_same_content_are_all_found_and_none_of_them_by_itself(run, folders):
+def test_images_of_the_same_content_are_all_found_and_none_of_them_by_itself(untrained_run, folders):
     gallery = folders / "gallery"
     one = sorted(gallery.rglob("*.jpg"))[0]
     for number in range(3):
         shutil.copy(one, gallery / f"copy{number}.jpg")
-    words = ["--run", run, "--gallery", gallery, "--query-modality", "visible", "--json", folders / "x.json"]
+    words = ["--run", untrained_run, "--gallery", gallery, "--query-modality", "visible", "--json", folders / "x.json"]
     assert command(*words, "--query", one, "--top", 20) == 0
     (found,) = json.loads((folders / "x.json").read_text())["queries"]
     assert len(found["matches"]) == 11
@@ -143,10 +136,10 @@ def test_images_of_the_same_content_are_all_found_and_none_of_them_by_itself(run
     assert len(found["matches"]) == 14
 
 
-def test_an_index_with_a_changed_byte(run, folders, capsys):
+def test_an_index_with_a_changed_byte(untrained_run, folders, capsys):
     index = folders / "people.index"
-    words = ["--run", run, "--index", index, "--query", folders / "query", "--json", folders / "x.json"]
-    assert command("--run", run, "--gallery", folders / "gallery", "--index", index) == 0
+    words = ["--run", untrained_run, "--index", index, "--query", folders / "query", "--json", folders / "x.json"]
+    assert command("--run", untrained_run, "--gallery", folders / "gallery", "--index", index) == 0
     data = bytearray(index.read_bytes())
     data[-1000] ^= 1
     index.write_bytes(data)
@@ -155,20 +148,20 @@ def test_an_index_with_a_changed_byte(run, folders, capsys):
     assert not (folders / "x.json").exists()
 
 
-def test_an_index_of_flipped_global_features_says_so_itself(run, folders):
+def test_an_index_of_flipped_global_features_says_so_itself(untrained_run, folders):
     kind = ["--embedding", "global_only", "--flip", "--gallery-modality", "infrared"]
     index = folders / "people.index"
-    assert command("--run", run, "--gallery", folders / "query", "--index", index, *kind) == 0
-    words = ["--run", run, "--index", index, "--query", folders / "gallery", "--query-modality", "visible"]
+    assert command("--run", untrained_run, "--gallery", folders / "query", "--index", index, *kind) == 0
+    words = ["--run", untrained_run, "--index", index, "--query", folders / "gallery", "--query-modality", "visible"]
     assert command(*words, "--json", folders / "x.json") == 0
     found = json.loads((folders / "x.json").read_text())
     assert (found["embedding"], found["flip"], found["gallery_modality"]) == ("global_only", True, "infrared")
 
 
-def test_names_do_not_write_the_page(run, folders):
+def test_names_do_not_write_the_page(untrained_run, folders):
     name = "<script>alert(1)<"
     Image.new("RGB", (30, 60), (200, 10, 10)).save(folders / "gallery" / f"{name}.png")
-    words = ["--run", run, "--gallery", folders / "gallery", "--query", folders / "query"]
+    words = ["--run", untrained_run, "--gallery", folders / "gallery", "--query", folders / "query"]
     assert command(*words, "--top", 13, "--html", folders / "x.html") == 0
     assert "<script" not in (folders / "x.html").read_text()
     assert "&lt;script&gt;" in (folders / "x.html").read_text()
@@ -182,43 +175,27 @@ def test_an_index_from_elsewhere_shows_no_file_outside_the_gallery(folders, tmp_
     assert search_page._inside(folders / "gallery", name) == folders / "gallery" / name
 
 
+def asked(run: str = "RUN", gallery: str = "gallery", query: str = "query", json: str = "x.json") -> list[str]:
+    """The words of a search. RUN stands for the run's folder."""
+    return ["--run", run, "--gallery", gallery, "--query", query, "--json", json]
+
+
 BAD = {
     "no gallery": (["--run", "RUN", "--query", "query", "--json", "x.json"], "--gallery"),
     "no model": (["--gallery", "gallery", "--query", "query", "--json", "x.json"], "--run"),
     "nothing to do": (["--run", "RUN"], "--index"),
     "only an index": (["--index", "people.index"], "--remove or --list"),
     "nowhere to write": (["--run", "RUN", "--gallery", "gallery", "--query", "query"], "--html"),
-    "no folder to write into": (
-        ["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "no/x.json"],
-        "no/x.json",
-    ),
+    "no folder to write into": (asked(json="no/x.json"), "no/x.json"),
     "nothing to search for": (["--run", "RUN", "--gallery", "gallery", "--json", "x.json"], "--query"),
     "no index to remove from": (["--remove", "a"], "--index"),
     "an index that is not there": (["--index", "none.index", "--remove", "a"], "none.index"),
-    "top 0": (
-        ["--run", "RUN", "--gallery", "gallery", "--query", "query", "--json", "x.json", "--top", "0"],
-        "--top",
-    ),
-    "a gallery that is none": (
-        ["--run", "RUN", "--gallery", "none", "--query", "query", "--json", "x.json"],
-        "none",
-    ),
-    "an empty gallery": (
-        ["--run", "RUN", "--gallery", "empty", "--query", "query", "--json", "x.json"],
-        "images in empty",
-    ),
-    "no query": (
-        ["--run", "RUN", "--gallery", "gallery", "--query", "none.jpg", "--json", "x.json"],
-        "none.jpg",
-    ),
-    "an empty query": (
-        ["--run", "RUN", "--gallery", "gallery", "--query", "empty", "--json", "x.json"],
-        "search for in empty",
-    ),
-    "no run": (
-        ["--run", "empty", "--gallery", "gallery", "--query", "query", "--json", "x.json"],
-        "empty/model.safetensors",
-    ),
+    "top 0": ([*asked(), "--top", "0"], "--top"),
+    "a gallery that is none": (asked(gallery="none"), "none"),
+    "an empty gallery": (asked(gallery="empty"), "images in empty"),
+    "no query": (asked(query="none.jpg"), "none.jpg"),
+    "an empty query": (asked(query="empty"), "search for in empty"),
+    "no run": (asked(run="empty"), "empty/model.safetensors"),
     "another file as index": (
         ["--run", "RUN", "--index", "text", "--query", "query", "--json", "x.json"],
         "index at text",
@@ -227,12 +204,12 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_input_is_one_line_and_nothing_is_written(run, folders, monkeypatch, capsys, case):
+def test_bad_input_is_one_line_and_nothing_is_written(untrained_run, folders, monkeypatch, capsys, case):
     monkeypatch.chdir(folders)
     (folders / "empty").mkdir()
     (folders / "text").write_text("hello")
     words, says = BAD[case]
-    assert command(*[run if word == "RUN" else word for word in words]) == 2
+    assert command(*[untrained_run if word == "RUN" else word for word in words]) == 2
     error = capsys.readouterr().err
     assert says in error
     assert error.startswith("error: ")
@@ -240,8 +217,8 @@ def test_bad_input_is_one_line_and_nothing_is_written(run, folders, monkeypatch,
     assert not (folders / "x.json").exists()
 
 
-def test_another_modality_than_the_indexs_is_refused(run, folders, capsys):
-    words = ["--run", run, "--gallery", folders / "gallery", "--index", folders / "people.index"]
+def test_another_modality_than_the_indexs_is_refused(untrained_run, folders, capsys):
+    words = ["--run", untrained_run, "--gallery", folders / "gallery", "--index", folders / "people.index"]
     assert command(*words) == 0
     before = (folders / "people.index").read_bytes()
     assert command(*words, "--gallery-modality", "infrared") == 2

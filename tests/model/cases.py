@@ -54,6 +54,15 @@ def tiny_batch(
     )
 
 
+def assert_every_gradient(model: torch.nn.Module) -> None:
+    """Every parameter that learns has a gradient that is finite and not zero."""
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, f"{name} has no gradient"
+            assert torch.isfinite(parameter.grad).all(), f"{name} has a gradient that is not finite"
+            assert parameter.grad.any(), f"{name} has a zero gradient"
+
+
 def pairs_of(batch: Batch, layer: Any = 4, seed: int = 0, direction: Any = "both") -> Pairs:
     columns = (batch.label_B, batch.branch_B, batch.group_B, batch.position_B)
     return draw_pairs(*columns, seed=seed, epoch=batch.epoch, step=batch.step, layer=layer, direction=direction)

@@ -14,7 +14,7 @@ from tacaf.model.library import LibraryConfig, portable
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.model.weights import inference_model, load_imagenet_resnet
 from tacaf.vocabulary import InputError, Modality
-from tests.model.cases import pairs_of, tiny_batch, tiny_model, train_forward
+from tests.model.cases import assert_every_gradient, pairs_of, tiny_batch, tiny_model, train_forward
 
 pytestmark = pytest.mark.slow  # models of transformers
 
@@ -56,11 +56,7 @@ def test_a_training_pass_reaches_every_parameter(name):
     total, terms = TacafLoss(LossConfig())(train_forward(model, batch), batch.label_B)
     assert ("consistency" in terms) == (name in REENTERING)
     total.backward()
-    for where, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, f"{where} has no gradient"
-            assert torch.isfinite(parameter.grad).all(), where
-            assert parameter.grad.any(), f"{where} has a zero gradient"
+    assert_every_gradient(model)
 
 
 @pytest.mark.parametrize("name", KINDS)

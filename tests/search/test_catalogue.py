@@ -25,10 +25,8 @@ from tests.train.finished import write_model
 
 
 @pytest.fixture(scope="module")
-def embedder(sysu_shards, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    write_model(folder, sysu_shards)
-    return Embedder.load(folder)
+def embedder(untrained_run):
+    return Embedder.load(untrained_run)
 
 
 @pytest.fixture

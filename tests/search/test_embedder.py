@@ -20,21 +20,13 @@ from tacaf.data.photo import Limits, decode, images_below, left_out_below
 from tacaf.data.reader import ShardReader
 from tacaf.search.embedder import Embedder
 from tacaf.vocabulary import Embedding, InputError, Modality
-from tests.train.finished import write_model
 
 LEVEL = 1 / 255 / 0.224  # one grey level after normalisation, at most
 
 
 @pytest.fixture(scope="module")
-def run(sysu_shards, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    write_model(folder, sysu_shards)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def embedder(run):
-    return Embedder.load(run)
+def embedder(untrained_run):
+    return Embedder.load(untrained_run)
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -285,11 +277,11 @@ def test_images_below_a_folder_keep_inside(tmp_path):
         images_below(inside / "a.png")
 
 
-def test_load_takes_a_run_or_its_file_and_nothing_else(run, embedder, tmp_path):
-    assert Embedder.load(str(run / "model.safetensors")).model_sha256 == embedder.model_sha256
+def test_load_takes_a_run_or_its_file_and_nothing_else(untrained_run, embedder, tmp_path):
+    assert Embedder.load(str(untrained_run / "model.safetensors")).model_sha256 == embedder.model_sha256
     (tmp_path / "model.safetensors").write_bytes(b"hello")
-    for path in (tmp_path, tmp_path / "none", run / "config.yaml"):
+    for path in (tmp_path, tmp_path / "none", untrained_run / "config.yaml"):
         with pytest.raises(InputError, match=re.escape(str(path))):
             Embedder.load(path)
     with pytest.raises(InputError, match="'nothing'"):
-        Embedder.load(run, "nothing")
+        Embedder.load(untrained_run, "nothing")

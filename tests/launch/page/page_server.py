@@ -1,6 +1,7 @@
-"""For tests of the page: a server in a thread, and plain requests to it."""
+"""For tests of the page: a server in a thread, plain requests to it, and what every refusal looks like."""
 
 import http.client
+import io
 import json
 import socket
 import threading
@@ -8,7 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
+from PIL import Image
+
 from tests.processes import LIMIT_S, wait_until
+
+ROUTES = ["/", "/page.css", "/page.js", "/gallery", "/search/upload", "/search/example", "/queries/x/match"]
 
 
 class Reply(NamedTuple):
@@ -71,6 +77,25 @@ def read_all(connection: socket.socket) -> bytes:
     except ConnectionError:
         pass
     return data
+
+
+def refused(reply: Reply, *statuses: int) -> str:
+    """A refusal is a short text with all the page's headers."""
+    from launch.page.guard import HEADERS
+
+    assert reply.status in statuses, (reply.status, reply.body)
+    assert reply.headers.get_content_type() == "text/plain"
+    for name, value in HEADERS.items():
+        assert reply.headers[name] == value
+    assert b"Traceback" not in reply.body
+    assert b"root:" not in reply.body
+    return reply.body.decode()
+
+
+def picture(colour: int = 90) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(np.full((64, 32, 3), colour, np.uint8)).save(data, "PNG")
+    return data.getvalue()
 
 
 @contextmanager

@@ -1,41 +1,20 @@
 """The page without a browser: galleries of sets and folders, matches, where a click lands, and refused commands."""
 
-import io
 import socket
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from launch.demo_app import main
 from launch.page.viewer import PANEL, Pair, Query, Viewer, landing, position_at
 from tacaf.search.album import Album
-from tacaf.search.embedder import Embedder
 from tacaf.vocabulary import InputError, Modality
-from tests.train.finished import write_model
+from tests.launch.page.page_server import picture
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, sysu_shards):
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    write_model(folder, sysu_shards)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def embedder(run):
-    return Embedder.load(run)
-
-
-@pytest.fixture(scope="module")
-def viewer(embedder, sysu_shards):
-    return Viewer(embedder, Album.open(embedder, str(sysu_shards), "test", most=16, seed=0))
-
-
-def picture(colour: int = 90) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(np.full((64, 32, 3), colour, np.uint8)).save(data, "PNG")
-    return data.getvalue()
+def embedder(viewer):
+    return viewer.embedder
 
 
 def test_matches_are_the_nearest_of_the_searched_modality(viewer, embedder):
@@ -113,28 +92,28 @@ def test_a_folder_of_unlabelled_images_with_one_that_is_none(embedder, tmp_path)
         Album.open(embedder, str(tmp_path), "test", 9, 0)
 
 
-def test_what_cannot_be_started_says_why_in_one_line(run, sysu_shards, tmp_path, capsys, monkeypatch):
+def test_what_cannot_be_started_says_why_in_one_line(untrained_run, sysu_shards, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         cases = [
-            ([str(run), str(sysu_shards), "--port", port], port),
+            ([str(untrained_run), str(sysu_shards), "--port", port], port),
             (
-                [str(run), str(sysu_shards), "--port", "0", "--host", "example.com"],
+                [str(untrained_run), str(sysu_shards), "--port", "0", "--host", "example.com"],
                 "example.com",
             ),
             ([str(tmp_path), str(sysu_shards), "--port", "0"], "model.safetensors"),
-            ([str(run), str(tmp_path), "--port", "0"], "index.json"),
-            ([str(run), str(sysu_shards), "--port", "0", "--split", "tset"], "tset"),
-            ([str(run), str(sysu_shards), "--port", "0", "--most", "0"], "--most"),
-            ([str(run), str(sysu_shards), "--port", "0", "--seed", "-1"], "--seed"),
-            ([str(run), str(sysu_shards), "--port", "0", "--device", "cuda"], "cuda"),
-            ([str(run), str(sysu_shards), "--port", "0", "--device", "meta"], "--device"),
-            ([str(run), str(sysu_shards), "--port", "-1"], "--port"),
-            ([str(run), str(sysu_shards), "--port", "0", "--host", "a\nb"], "--port"),
-            ([str(run), "", "--port", "0"], "expected a path"),
-            ([str(run), "a\0b", "--port", "0"], "expected a path"),
-            ([str(run), "a" * 5000, "--port", "0"], "aaa"),
+            ([str(untrained_run), str(tmp_path), "--port", "0"], "index.json"),
+            ([str(untrained_run), str(sysu_shards), "--port", "0", "--split", "tset"], "tset"),
+            ([str(untrained_run), str(sysu_shards), "--port", "0", "--most", "0"], "--most"),
+            ([str(untrained_run), str(sysu_shards), "--port", "0", "--seed", "-1"], "--seed"),
+            ([str(untrained_run), str(sysu_shards), "--port", "0", "--device", "cuda"], "cuda"),
+            ([str(untrained_run), str(sysu_shards), "--port", "0", "--device", "meta"], "--device"),
+            ([str(untrained_run), str(sysu_shards), "--port", "-1"], "--port"),
+            ([str(untrained_run), str(sysu_shards), "--port", "0", "--host", "a\nb"], "--port"),
+            ([str(untrained_run), "", "--port", "0"], "expected a path"),
+            ([str(untrained_run), "a\0b", "--port", "0"], "expected a path"),
+            ([str(untrained_run), "a" * 5000, "--port", "0"], "aaa"),
         ]
         for (model, gallery, *more), says in cases:
             assert main(["--run", model, "--gallery", gallery, *more]) == 2

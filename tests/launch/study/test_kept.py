@@ -5,8 +5,35 @@ import threading
 
 import pytest
 
-from launch.study.kept import KeptScores, KeptTraining, kept_file
+from launch.study.kept import KeptResult, KeptScores, KeptTraining, kept_file
+from tacaf.checkout import ROOT
+from tacaf.run_files import Start
 from tacaf.vocabulary import InputError
+
+MEASURED = {"rank1": 0.5, "rank5": 0.6, "rank10": 0.7, "rank20": 0.8, "mAP": 0.4, "mINP": 0.3}
+PEOPLE = {"pid": [7, 9], "queries": [2, 4], "rank1": [1.0, 2.0], "mAP": [0.5, 1.5], "mINP": [0.25, 1.0]}
+
+
+def result(rank1: float) -> dict[str, object]:
+    """A result as a line holds it, without the fields that may be missing."""
+    nothing = ("mode", "direction", "shots", "gallery_draw", "gallery_draw_note", "embedding", "flip", "trained_on")
+    return {
+        "protocol": "generic",
+        **dict.fromkeys(nothing),
+        "split": "val",
+        "metric": "cosine",
+        "exclusion": "none",
+        "embedding_width": 8,
+        "rerank": False,
+        "trials": [{**MEASURED, "rank1": rank1}],
+        "mean": {**MEASURED, "rank1": rank1},
+        "std": dict.fromkeys(MEASURED),
+        "queries": 6,
+        "valid_queries": 6,
+        "gallery": 6,
+        "chance_rank1": 0.2,
+        "people": PEOPLE,
+    }
 
 
 def training(row: str, seed: int, rank1: float = 0.5) -> KeptTraining:
@@ -15,9 +42,9 @@ def training(row: str, seed: int, rank1: float = 0.5) -> KeptTraining:
         row=row,
         seed=seed,
         settings=[f"seed={seed}"],
-        scores={"val": {"mean": {"rank1": rank1}}},
+        scores={"val": KeptResult(**result(rank1))},
         config={"seed": seed},
-        trainings=[{"commit": "abc"}],
+        trainings=[Start(commit="abc")],
     )
 
 
@@ -64,4 +91,32 @@ def test_a_damaged_line_is_named(tmp_path, damage):
 def test_a_line_is_json_as_it_was_kept(tmp_path):
     store = KeptScores(kept_file(tmp_path, "plain_1"))
     store.keep(training("full", 0, rank1=0.1 + 0.2))
-    assert json.loads(store.file.read_text()) == training("full", 0, rank1=0.30000000000000004).model_dump()
+    assert json.loads(store.file.read_text()) == training("full", 0, rank1=0.30000000000000004).as_json()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"mean": {**MEASURED, "mAP": 1.5}}, "mAP"),
+        ({"protocol": 3}, "protocol"),
+        ({"people": {**PEOPLE, "queries": [2]}}, "queries: expected an entry for each of 2 identities, got 1"),
+        ({"people": {**PEOPLE, "rank1": [1.0, "2"]}}, "rank1"),
+    ],
+)
+def test_a_line_whose_scores_are_of_another_form_is_named(tmp_path, changes, named):
+    store = KeptScores(kept_file(tmp_path, "plain_1"))
+    line = {**training("full", 0).as_json(), "scores": {"val": {**result(0.5), **changes}}}
+    store.file.write_text(json.dumps(line) + "\n")
+    with pytest.raises(InputError, match=rf"line 1: scores\.val\..*{named}"):
+        store.find("full", 0)
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("perf/results/**/ablation_*.jsonl")), ids=lambda file: file.stem)
+def test_the_scores_of_the_documentation_are_read_and_written_byte_for_byte(file, tmp_path):
+    """So that a new training changes no line but its own."""
+    copy = tmp_path / file.name
+    copy.write_bytes(file.read_bytes())
+    first = json.loads(file.read_text().splitlines()[0])
+    store = KeptScores(copy)
+    store.keep(store.find(first["row"], first["seed"]))
+    assert copy.read_bytes() == file.read_bytes()

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tacaf.documents import NO_SEAL, Document, SafeName, Sha256, check_seal, parse, seal
+from tacaf.evaluation.results import Measures, Result
 from tacaf.files import read_bytes, sha256_of, shown, write_whole
 from tacaf.model.file import ModelFacts
 from tacaf.vocabulary import InputError
@@ -45,15 +46,26 @@ class EmbeddingFacts(Document):
         return self
 
 
-class ExportCard(ModelFacts):
-    """The card of an export. What only people read (preprocessing, results, licence) is free JSON."""
+class DescribedModel(ModelFacts):
+    """What is known of every trained model: the facts of its file, and which numbers of a descriptor are what."""
+
+    embedding: EmbeddingFacts
+
+
+class ExportedResult(Result):
+    """A result as a card holds it: without its trials."""
+
+    trials: list[Measures] = Field(default_factory=list, max_length=0)
+
+
+class ExportCard(DescribedModel):
+    """The card of an export. What only people read (preprocessing, licence) is free JSON."""
 
     format: Literal["tacaf-card"]
     format_version: Literal[2]
-    embedding: EmbeddingFacts
     model_sha256: Sha256 = Field(description="of everything that decides a descriptor")
     preprocessing: dict[str, Any]
-    results: list[dict[str, Any]]
+    results: list[ExportedResult]
     exported_with: dict[str, str | None]
     licence: Text
     intended_use: Text
