@@ -11,7 +11,7 @@ from launch.study.trainings import Training
 from shards.pedestrians.synth import synthesise
 from tacaf.command import EXIT_STOPPED
 from tests.processes import LIMIT_S, wait_until
-from tests.train.test_training import TINY, refused, run, start, steps_of
+from tests.train.tiny_runs import TINY, refused, run, start, steps_of
 
 SETTINGS = [part for value in (*TINY, "train.epochs=1", "evaluation.every=0") for part in ("--set", value)]
 
