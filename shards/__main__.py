@@ -1,4 +1,4 @@
-"""`python -m shards VERB`: make, pack, check and look at shard sets."""
+"""`python -m shards VERB`: make, pack, verify, inspect and change shard sets."""
 
 from tacaf.start import start
 
@@ -26,18 +26,18 @@ SYNTH_OPTIONS = {"layout": sysu_mm01.NAME, "identities": 64, "seed": 0, "images_
 
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a verb: 0 when done, 1 when `verify` found problems, 2 after one line `error: ...` on stderr."""
+    """Run a verb. Returns 0 on success, 1 if `verify` found problems, 2 after printing `error: ...` to stderr."""
     args = _parser().parse_args(argv)
     return args.run(args)
 
 
 def _synth(args: argparse.Namespace) -> int:
     if args.benchmark is not None:
-        own = [name for name, usual in SYNTH_OPTIONS.items() if getattr(args, name) != usual]
-        if own:
+        changed = [name for name, default in SYNTH_OPTIONS.items() if getattr(args, name) != default]
+        if changed:
             raise InputError(
-                f"expected --benchmark {args.benchmark} alone, since it fixes every other choice, got --{own[0]} too;"
-                " leave one out"
+                f"expected --benchmark {args.benchmark} alone, because it fixes every other option, got --{changed[0]}"
+                " too; leave one out"
             )
         made = benchmarks.make(args.benchmark, args.out, args.workers)
         print(f"{shown(args.out)}: benchmark {args.benchmark}, {_listed(made)}")
@@ -126,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         "pack",
         help="pack a data set's folders into shards",
         description="Pack images into shards, which hold the original bytes; the same input gives the same shards. "
-        "Nothing appears in --out before it is complete. The shards that an interrupted packing finished wait in a "
-        "folder beside it, and the same command resumes from them.",
+        "The shard set appears in --out only when it is complete. An interrupted packing keeps its finished shards in "
+        "a folder beside --out, and the same command resumes from them.",
     )
     data_sets = pack.add_subparsers(metavar="DATA_SET", dest="data_set", required=True, parser_class=Parser)
     for name, (holds, _) in PACKERS.items():
@@ -144,11 +144,11 @@ def _synth_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb = verbs.add_parser("synth", help=text, description=text)
     verb.add_argument("--out", type=to_path, required=True, metavar="RAW", help="new or empty folder")
     verb.add_argument("--layout", choices=tuple(PACKERS), help="folder layout (default %(default)s)")
-    verb.add_argument("--identities", type=int, metavar="N", help="how many people (default 64)")
+    verb.add_argument("--identities", type=int, metavar="N", help="number of people (default 64)")
     verb.add_argument(
         "--benchmark",
         choices=tuple(benchmarks.BENCHMARKS),
-        help="one of the fixed benchmarks; takes the place of --layout and the numbers below",
+        help="one of the fixed benchmarks, instead of --layout, --identities and the options below",
     )
     verb.add_argument("--seed", type=int, metavar="S", help="the same seed gives the same files (default 0)")
     verb.add_argument(
@@ -174,8 +174,8 @@ def _pack_parser(data_set: argparse.ArgumentParser, holds: str) -> None:
         "--thermal-range",
         nargs="+",
         metavar=("LOW", "HIGH"),
-        help="grey values that become black and white in infrared images of more than 8 bits, or the word per-image "
-        "(default: measured, the same for the whole set)",
+        help="grey values that become black and white in infrared images of more than 8 bits, or the word per-image, "
+        "which measures each image for itself (default: one range, measured from the set)",
     )
     data_set.set_defaults(run=_pack)
 
@@ -190,24 +190,25 @@ def _manifest_parser(data_sets: "argparse._SubParsersAction[Parser]") -> None:
         help="any data set, from a list of its images",
         description="Pack any data set from a list of its images. Columns (or JSON keys): path, relative to --root; "
         f"pid, a number or a name; modality, visible (also {also[Modality.VISIBLE]}) or infrared "
-        f"(also {also[Modality.INFRARED]}); optionally camid, a number, 0 where there is none, and split, train, val "
-        "or test. Other columns are ignored. Without splits the identities are drawn into train and test.",
+        f"(also {also[Modality.INFRARED]}); optionally camid, a number (0 if absent), and split: train, val or test. "
+        "Other columns are ignored. Without the column split, the identities are divided into train and test at "
+        "random.",
     )
     listed = parser.add_mutually_exclusive_group(required=True)
     listed.add_argument("--csv", type=to_path, metavar="FILE", help="the list, UTF-8, with a header")
     listed.add_argument("--jsonl", type=to_path, metavar="FILE", help="the list, one JSON object per line")
-    parser.add_argument("--name", help="beginning of the shards' names (default: the list's name)")
+    parser.add_argument("--name", help="prefix of the shards' names (default: the list's name)")
     share, seed = manifest.TEST_SHARE, manifest.SEED
     parser.add_argument(
-        "--test-share", type=float, metavar="P", help=f"share of the identities drawn for the test (default {share})"
+        "--test-share", type=float, metavar="P", help=f"share of the identities that are for the test (default {share})"
     )
-    parser.add_argument("--seed", type=int, metavar="S", help=f"seed of that draw (default {seed})")
+    parser.add_argument("--seed", type=int, metavar="S", help=f"seed of that random division (default {seed})")
     _pack_parser(parser, "the images")
     parser.set_defaults(run=_pack_manifest)
 
 
 def _verify_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
-    text = "check a shard set: recount, re-hash, decode; status 1 if a problem was found"
+    text = "check counts, hashes and images of a shard set; exit status 1 if a problem was found"
     verb = verbs.add_parser("verify", help=text, description=text)
     verb.add_argument("shards", type=to_path, metavar="SHARDS")
     verb.add_argument("--quick", action="store_true", help="structure, counts and sizes only; does not read the tars")
@@ -227,8 +228,8 @@ def _inspect_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
 def _remove_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb = verbs.add_parser(
         "remove",
-        help="take people out of a shard set",
-        description="Take people out of a shard set: their images, records and names. Shards without them are kept, "
+        help="remove people from a shard set",
+        description="Remove people from a shard set: their images, records and names. Shards without them are kept, "
         "the others are rewritten, and the new set replaces the old one in one step. This does not touch raw folders, "
         "other copies of the set or trained models.",
     )

@@ -1,6 +1,6 @@
-"""How the grey images of more than 8 bits in a set become 8 bits: measured while packing, or as the user says.
+"""The grey range that reduces a set's images of more than 8 bits to 8: measured while packing, or given by the user.
 
-Every image is kept as it is; the scale stands in index.json (`scales`) for whoever reads the set. Source: ours.
+The images themselves are packed unchanged. index.json records the range (`scales`) for every reader. Source: ours.
 """
 
 import base64
@@ -18,10 +18,10 @@ Shards = list[tuple[ShardJob, FinishedShard]]
 
 
 def scales_of(shards: Shards, given: GreyScale | None) -> tuple[dict[Modality, GreyScale], list[str]]:
-    """The scale of every modality with grey images of more than 8 bits, and what the user should know of them.
+    """The scale of every modality with grey images of more than 8 bits, and warnings for the user.
 
-    `given` is for infrared. Otherwise the range is measured from the images that are not in the test split, or from
-    all if there are no others, so that the test images of a benchmark decide nothing.
+    `given` is the user's scale for infrared. Any other range is measured from the images outside the test split, so
+    that a benchmark's test images have no influence; it is measured from the test images only if there are no others.
     """
     scales: dict[Modality, GreyScale] = {}
     warnings: list[str] = []
@@ -29,13 +29,13 @@ def scales_of(shards: Shards, given: GreyScale | None) -> tuple[dict[Modality, G
         wide = [(job, record, sample) for job, record, sample in _sampled(shards) if record.modality is modality]
         if wide:
             others = [sample for _, record, sample in wide if record.split is not Split.TEST]
-            own = given if modality is Modality.INFRARED else None
-            scales[modality] = own or measured(others or [sample for _, _, sample in wide])
+            scale = given if modality is Modality.INFRARED else None
+            scales[modality] = scale or measured(others or [sample for _, _, sample in wide])
             warnings += _about_range(wide, modality, scales[modality])
             warnings += _about_mixture(shards, modality, len(wide))
         warnings += _about_narrowed(shards, modality)
     if given is not None and Modality.INFRARED not in scales:
-        warnings.append("--thermal-range changes nothing: no infrared image is grey with more than 8 bits")
+        warnings.append("--thermal-range has no effect: no infrared image is grey with more than 8 bits")
     return scales, warnings
 
 

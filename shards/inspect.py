@@ -1,4 +1,4 @@
-"""Shows what a shard set holds: a table for the terminal, and a contact sheet as one self-contained HTML file."""
+"""Shows what a shard set contains: tables for the terminal, and a contact sheet as one self-contained HTML file."""
 
 import base64
 import io
@@ -18,9 +18,9 @@ from tacaf.shard_set import IndexFile, read_index
 from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 TEMPLATE = Path(__file__).with_name("contact_sheet.html")
-SAMPLED = 64  # images whose size is looked up
+SAMPLED = 64  # images whose size is read
 THUMBNAIL_HEIGHT = 144  # pixels
-THUMBNAILS = 6  # of an identity and modality
+THUMBNAILS = 6  # per identity and modality
 
 Table = list[list[str]]  # the first row names the columns
 
@@ -37,7 +37,7 @@ class ShardSet:
         return row_key(self.columns, row)
 
     def image(self, row: int) -> bytes:
-        """The bytes of an image file. InputError if the shard is missing or cut."""
+        """The bytes of an image file. Raises InputError if the shard is missing or truncated."""
         path = self.folder / self.index.shards[int(self.columns["shard"][row])].name
         size = int(self.columns["size"][row])
         try:
@@ -45,9 +45,11 @@ class ShardSet:
                 file.seek(int(self.columns["offset"][row]))
                 data = file.read(size)
         except OSError as error:
-            raise InputError(f"expected the shard {path}, got: {error.strerror}; run verify, copy it again") from None
+            raise InputError(
+                f"the shard {shown(path)} cannot be read: {reason_of(error)}; run verify, and copy the shard again"
+            ) from None
         if len(data) != size:
-            raise InputError(f"{path}: cut before {self.key(row)}; run verify, copy it again")
+            raise InputError(f"{shown(path)} is truncated before {self.key(row)}; run verify, and copy the shard again")
         return data
 
 
@@ -63,24 +65,24 @@ class Picture:
 
 
 def open_set(folder: Path) -> ShardSet:
-    """Open the set in `folder`. InputError if it is none, or if a quick verification finds a problem."""
+    """Open the set in `folder`. Raises InputError if it is not a shard set or a quick verification finds a problem."""
     folder = Path(folder)
     problems = verify(folder, quick=True)
     if problems:
         raise InputError(
-            f"expected a sound shard set in {folder}, got {_count(problems, 'problem')}, first: {problems[0]}"
+            f"the shard set in {shown(folder)} has {_count(problems, 'problem')}, the first is: {problems[0]}"
         )
     index = read_index(folder)
     return ShardSet(folder, index, {name: read_column(folder, name, index) for name in COLUMNS})
 
 
 def summary_text(shard_set: ShardSet) -> str:
-    """The tables as text."""
+    """The headline and the tables, as text for the terminal."""
     return "\n\n".join([_headline(shard_set), *(_align(table) for table in tables(shard_set).values())])
 
 
 def tables(shard_set: ShardSet) -> dict[str, Table]:
-    """The tables by title: splits, cameras, image sizes, ranges of grey values where there are any, shards."""
+    """The tables by title: splits, cameras, image sizes, ranges of grey values if there are any, shards."""
     return {
         "Splits": [
             ["split", "modality", "identities", "images", "images per identity (min / median / max)"],
@@ -97,7 +99,10 @@ def tables(shard_set: ShardSet) -> dict[str, Table]:
 
 
 def write_contact_sheet(shard_set: ShardSet, path: Path, identities: int = 12) -> None:
-    """Write an HTML file with the tables and, for up to `identities` people, visible beside infrared images."""
+    """Write an HTML file with the tables and, for up to `identities` people, visible and infrared images.
+
+    Raises InputError if the file cannot be written or an image cannot be decoded.
+    """
     if identities < 1:
         raise InputError(f"expected --identities of at least 1, got {identities}")
     people = [
@@ -188,11 +193,11 @@ def _look(shard_set: ShardSet, row: int) -> tuple[tuple[int, int], bool]:
 
 
 def _no_image(shard_set: ShardSet, row: int, problem: ImageError) -> InputError:
-    return InputError(f"{shard_set.key(row)}: expected a whole image, got {problem}; run verify on the set")
+    return InputError(f"{shard_set.key(row)} cannot be decoded: {problem}; run verify on the set")
 
 
 def _chosen(shard_set: ShardSet, identities: int) -> list[int]:
-    """People spread evenly over the set, with both modalities where there are such."""
+    """The pids to show, evenly spaced over the set; only people with images of both modalities, if there are any."""
     pids, modalities = shard_set.columns["pid"], shard_set.columns["modality"]
     visible, infrared = (np.unique(pids[modalities == modality.code]) for modality in Modality)
     both = np.intersect1d(visible, infrared)
@@ -232,7 +237,7 @@ def _splits_of(shard_set: ShardSet, pid: int) -> str:
 
 
 def _spaced(items: Sequence[int], count: int) -> list[int]:
-    """At most `count` items, evenly spaced, first and last among them."""
+    """At most `count` items, evenly spaced, including the first and the last."""
     places = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int))
     return [items[place] for place in places.tolist()]
 

@@ -1,10 +1,10 @@
-"""The output folder of a packing: put together in a working folder beside it, and put in its place when it is whole.
+"""The output folder of a packing: assembled in a working folder beside it, and moved into place once it is complete.
 
-Beside `out` stands `<out>.packing` while a packing runs, and after one that was interrupted:
-    lock      held by the one process that may write here; the system releases it when the process ends, however
-    shards/   finished shards, which the next packing goes on from
+The working folder `<out>.packing` exists while a packing runs and after one that was interrupted. It contains:
+    lock      held by the one process that may write here; the system releases it however that process ends
+    shards/   finished shards, from which the next packing resumes
     set/      the new set; exchanged with `out` at the end
-    old/      for a moment the old set, on a file system that cannot exchange two folders
+    old/      the old set, for a moment, on a file system that cannot exchange two folders
 """
 
 import ctypes
@@ -55,11 +55,11 @@ class Workplace:
 
 @contextmanager
 def new_set(out: Path, overwrite: bool) -> Iterator[Workplace]:
-    """A workplace whose `set` becomes `out` when the block ends well.
+    """Yields a workplace whose `set` becomes `out` when the block ends without an error.
 
-    When it does not, `out` is as before, and nothing stays but the finished shards: a note at the error says where.
-    With `overwrite` an older shard set stays in place until the end, and a kill leaves the one or the other.
-    InputError if something else is in the way, or another process is at work on `out`.
+    After an error `out` is unchanged and only the finished shards remain; a note on the error says where they are.
+    With `overwrite` an older shard set stays in place until the end, and a kill leaves either the old or the new one.
+    Raises InputError if `out` is not a folder that may be replaced, or if another process is packing to it.
     """
     place = Workplace(out)
     with _locked(place):
@@ -76,7 +76,7 @@ def new_set(out: Path, overwrite: bool) -> Iterator[Workplace]:
             waiting = _keep_finished(place)
             if waiting:
                 error.add_note(
-                    f"{waiting} finished shard{'s wait' if waiting > 1 else ' waits'} in {place.shards}: "
+                    f"{waiting} finished shard{'s are' if waiting > 1 else ' is'} kept in {place.shards}: "
                     "the same command resumes from there"
                 )
             raise
@@ -86,7 +86,7 @@ def new_set(out: Path, overwrite: bool) -> Iterator[Workplace]:
 
 
 def link(source: Path, target: Path) -> bool:
-    """Give a file a second name without copying it; False on a file system that has no hard links."""
+    """Make a hard link to a file. Returns False on a file system that has no hard links."""
     try:
         os.link(source, target)
     except OSError as error:
@@ -97,14 +97,14 @@ def link(source: Path, target: Path) -> bool:
 
 
 def write_text(path: Path, content: str | bytes) -> None:
-    """Write and synchronise a small file of a set that is not yet in its place."""
+    """Write a small file of a set that is not yet in its place, and flush it to the disk."""
     with path.open("wb") as file:
         file.write(content.encode() if isinstance(content, str) else content)
         sync(file)
 
 
 def sync(file: BinaryIO) -> None:
-    """Have an open file's content on the disk, not only in memory."""
+    """Flush an open file to the disk, so that a power failure cannot lose it."""
     file.flush()
     os.fsync(file.fileno())
 
@@ -115,14 +115,14 @@ def _locked(place: Workplace) -> Iterator[None]:
     try:
         yield
     finally:
-        place.lock.unlink(missing_ok=True)  # while it is held: who opened it meanwhile sees that it is gone
-        with suppress(OSError):  # finished shards wait in it
+        place.lock.unlink(missing_ok=True)  # while it is held, so that whoever opened it meanwhile sees it is gone
+        with suppress(OSError):  # not empty: it contains finished shards
             place.folder.rmdir()
         os.close(handle)
 
 
 def _take_lock(place: Workplace) -> int:
-    """The open lock file. InputError if another process holds it."""
+    """The open lock file. Raises InputError if another process holds it."""
     while True:
         place.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -136,8 +136,7 @@ def _take_lock(place: Workplace) -> int:
                 owner = os.read(handle, 32).decode(errors="replace") or "unknown"
                 os.close(handle)
                 raise InputError(
-                    f"expected nobody else at work on {place.out}, but process {owner} is; wait until it is done, or "
-                    "choose another --out"
+                    f"{place.out} is in use by process {owner}; wait until it has finished, or choose another --out"
                 ) from None
             if error.errno not in NO_LOCKS:
                 os.close(handle)
@@ -147,15 +146,15 @@ def _take_lock(place: Workplace) -> int:
                 os.truncate(handle, 0)
                 os.write(handle, str(os.getpid()).encode())
                 return handle
-        os.close(handle)  # its owner removed it between our opening and our locking
+        os.close(handle)  # its owner removed the file after this process opened it and before it took the lock
 
 
 def _check_own(place: Workplace) -> None:
-    """What is in the working folder gets deleted, so it must be ours."""
-    own = {path.name for path in (place.lock, place.shards, place.set, place.old)}
-    strange = sorted(path.name for path in place.folder.iterdir() if path.name not in own)
+    """Raises InputError if the working folder contains anything else than a packing writes, because it gets deleted."""
+    known = {path.name for path in (place.lock, place.shards, place.set, place.old)}
+    strange = sorted(path.name for path in place.folder.iterdir() if path.name not in known)
     if strange:
-        raise InputError(f"expected only a packing's leftovers in {place.folder}, found {strange[0]}; move it away")
+        raise InputError(f"expected only the files of a packing in {place.folder}, found {strange[0]}; move it away")
 
 
 def _clear(place: Workplace) -> None:
@@ -170,7 +169,7 @@ def _clear(place: Workplace) -> None:
 
 
 def _keep_finished(place: Workplace) -> int:
-    """Remove what belongs to no finished shard, and the folder if nothing is left; how many there are."""
+    """Remove what belongs to no finished shard, and the folder if none is left. Returns the number of shards kept."""
     tars = {path.stem for path in place.shards.glob("*.tar")}
     records = {path.stem for path in place.shards.glob("*.json")} & tars
     if not records:
@@ -188,7 +187,7 @@ def _check_target(out: Path, overwrite: bool) -> None:
     if not out.is_dir():
         raise InputError(f"expected a folder for the shards, got the file {out}; choose another --out")
     if os.path.ismount(out):
-        raise InputError(f"expected a folder that can be renamed, got the mount point {out}; choose a folder inside it")
+        raise InputError(f"{out} is a mount point, which cannot be replaced; choose a folder inside it")
     names = sorted(path.name for path in out.iterdir())
     if not names:
         return
@@ -196,16 +195,16 @@ def _check_target(out: Path, overwrite: bool) -> None:
         raise InputError(
             f"expected a new or empty folder, got {out} with files in it; choose another or add --overwrite"
         )
-    # Replacing deletes, so only what is known to be a shard set, and nothing else, may be replaced.
+    # Replacing deletes the old content, so only a shard set may be replaced, and only if nothing else is beside it.
     try:
         shards = [shard.name for shard in read_index(out).shards]
     except InputError as error:
         raise InputError(
-            f"expected a shard set to overwrite in {out}, but: {error}. Move the folder away yourself"
+            f"--overwrite replaces only a shard set, and {out} is not one: {error}. Move the folder away yourself"
         ) from None
-    own = {COLUMN_FOLDER, INDEX_FILE, *shards, *(Path(name).with_suffix(".idx").name for name in shards)}
+    known = {COLUMN_FOLDER, INDEX_FILE, *shards, *(Path(name).with_suffix(".idx").name for name in shards)}
     for name in names:
-        if name not in own:
+        if name not in known:
             raise InputError(
                 f"expected only a shard set in {out}, found {name} too; move it away or choose another --out"
             )
@@ -224,7 +223,7 @@ def _commit(place: Workplace) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Let two folders change places in one step; False where the system or the file system cannot."""
+    """Exchange two folders in one step. Returns False if the system or the file system cannot do that."""
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         return False

@@ -1,4 +1,4 @@
-"""Takes people out of a shard set: a new set is built beside it of what stays, and put in its place in one step."""
+"""Removes people from a shard set: a set without them is built beside it and replaces it in one step."""
 
 import re
 import shutil
@@ -23,12 +23,12 @@ Columns = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Removal:
-    """What was taken out of a set."""
+    """What was removed from a set."""
 
     folder: Path
     pids: list[int]
     images: int
-    rewritten: int  # shards
+    rewritten: int  # number of shards
     index: IndexFile
 
     def summary(self) -> str:
@@ -40,11 +40,11 @@ class Removal:
 
 
 def remove(folder: Path, people: Sequence[str]) -> Removal:
-    """Take `people` out of the shard set in `folder`: pids, or names where the set has them.
+    """Remove `people`, pids or names if the set has names, from the shard set in `folder`.
 
-    InputError, with the set as it was: someone who is not in it, a set that is not sound, the last images of one
-    modality in a split. What a kill leaves is the old set or the new; an interrupted packing to the same folder loses
-    its finished shards, which may show the same people.
+    Raises InputError, and leaves the set unchanged, if someone is not in the set, the set has a problem, or a split
+    would lose its last images of one modality. After a kill, `folder` is the old set or the new one. An interrupted
+    packing to the same folder loses its finished shards, because they may show the same people.
     """
     folder = Path(folder).resolve()
     if not folder.is_dir() and not Workplace(folder).old.is_dir():
@@ -75,7 +75,7 @@ def remove(folder: Path, people: Sequence[str]) -> Removal:
 
 
 def chosen_pids(people: Sequence[str], index: IndexFile, present: set[int]) -> list[int]:
-    """The pids that are meant, ascending. InputError for a word that means nobody, or two."""
+    """The pids that `people` mean, ascending. Raises InputError if a word means no identity, or two."""
     return sorted({_chosen(word, index, present) for word in people})
 
 
@@ -89,13 +89,13 @@ def _chosen(word: str, index: IndexFile, present: set[int]) -> int:
         return min(meant)
     if meant:
         raise InputError(
-            f"expected --pid to mean one identity, but {text} may be pid {' or '.join(map(str, sorted(meant)))}; write "
+            f"expected --pid to name one identity, but {text} may be pid {' or '.join(map(str, sorted(meant)))}; write "
             f"pid={text} or name={text}"
         )
     gone = index.removed is not None and text in map(str, index.removed.pids)
     raise InputError(
         f"expected --pid to name identities of the set, got {text}, which "
-        + ("has been removed before" if gone else "is not in it; look at its index.json")
+        + ("was already removed" if gone else "is not in the set; its index.json lists the identities")
     )
 
 
@@ -103,8 +103,8 @@ def _open(folder: Path) -> tuple[IndexFile, Columns]:
     problems = verify(folder, quick=True)
     if problems:
         raise InputError(
-            f"expected a sound shard set in {folder}, got {len(problems)} problems, first: {problems[0]}; pack it"
-            " again first"
+            f"the shard set in {shown(folder)} has {len(problems)} problem{'s' * (len(problems) != 1)}, the first is: "
+            f"{problems[0]}; pack it again before you remove people"
         )
     index = read_index(folder)
     return index, {name: np.array(read_column(folder, name, index)) for name in COLUMNS}
@@ -113,8 +113,8 @@ def _open(folder: Path) -> tuple[IndexFile, Columns]:
 def _check_enough(
     index: IndexFile, counts: Mapping[str, Mapping[Modality, Tally]], modalities: np.ndarray, pids: list[int]
 ) -> None:
-    """Both modalities stay, in every split that had them: a set without is none."""
-    shown = ", ".join(map(str, pids[:5]))
+    """Raises InputError if the set, or a split that had images of a modality, would lose all of them."""
+    listed = ", ".join(map(str, pids[:5]))
     for modality in Modality:
         lost = [
             f"split {split}"
@@ -124,15 +124,15 @@ def _check_enough(
         if lost or not (modalities == modality.code).any():
             where = lost[0] if lost else "the set"
             raise InputError(
-                f"expected {modality} images to stay in {where}, but pid {shown} has the last; keep an identity, or "
-                "delete the set and pack it again without"
+                f"removing pid {listed} would leave no {modality} images in {where}; keep one of these identities, or "
+                "delete the set and pack it again without them"
             )
 
 
 def _write_shards(
     folder: Path, target: Path, index: IndexFile, columns: Columns, stays: np.ndarray
 ) -> tuple[list[ShardFacts], Columns, int]:
-    """The shards and columns of what stays, and how many shards were written anew."""
+    """The shards and columns of the remaining images, and the number of shards that were rewritten."""
     shards: list[ShardFacts] = []
     kept = {name: values[stays] for name, values in columns.items()}
     row_of = np.cumsum(stays) - 1  # row before -> row after
@@ -146,7 +146,7 @@ def _write_shards(
         kept["shard"][row_of[staying]] = len(shards)
         if len(staying) == len(rows):
             for suffix in (".tar", ".idx"):
-                _again((folder / facts.name).with_suffix(suffix), (target / name).with_suffix(suffix))
+                _link_or_copy((folder / facts.name).with_suffix(suffix), (target / name).with_suffix(suffix))
             shards.append(facts.model_copy(update={"name": name}))
             continue
         images = _rewrite(folder / facts.name, target / name, facts, [row_key(columns, row) for row in staying])
@@ -157,8 +157,8 @@ def _write_shards(
     return shards, kept, rewritten
 
 
-def _again(source: Path, target: Path) -> None:
-    """The same file in the new set: a second name, or a copy on a file system without hard links."""
+def _link_or_copy(source: Path, target: Path) -> None:
+    """Put an unchanged file into the new set: as a hard link, or as a copy on a file system without hard links."""
     if not link(source, target):
         shutil.copyfile(source, target)
         with target.open("rb+") as file:
@@ -166,10 +166,10 @@ def _again(source: Path, target: Path) -> None:
 
 
 def _rewrite(source: Path, target: Path, facts: ShardFacts, keys: list[str]) -> list[Component]:
-    """Write the samples of `keys`, which is all of `source` in its order but for the removed; their images' places."""
-    if sha256_of(source) != facts.sha256:  # a new hash would hide the damage
+    """Copy the samples of `keys`, in the order of `source`, to `target`. Returns the positions of their images."""
+    if sha256_of(source) != facts.sha256:  # the hash of the rewritten shard would hide the damage
         raise InputError(
-            f"{source}: its sha256 is not the one in {INDEX_FILE}; a byte has changed, copy it again first"
+            f"{source}: its sha256 is not the one in {INDEX_FILE}, so a byte has changed; copy it again first"
         )
     wanted = set(keys)
     samples: dict[str, list[Component]] = {}

@@ -1,7 +1,7 @@
-"""One shard, written by whichever process has time: tar, DALI's index, and the record that makes it count as finished.
+"""Writes one shard, in any process: its tar, DALI's index, and the record that marks it as finished.
 
-A shard's files are named by its fingerprint: a hash of everything its bytes depend on. So an interrupted packing goes
-on from what fits, and what no longer fits is told apart by its name.
+A shard's files are named by its fingerprint, a hash of everything its bytes depend on. So a packing that resumes
+recognises by their names which finished shards it can use.
 """
 
 import base64
@@ -26,13 +26,13 @@ from tacaf.files import as_text, sha256_of, shown, write_whole
 from tacaf.images import MOST_BYTES, ImageError, Looked, look
 from tacaf.vocabulary import InputError
 
-RECIPE = 2  # changes whenever the same images give another shard or record
-_UNREAD = "cannot be read"  # says nothing about the image: it is tried again by the next packing
+RECIPE = 2  # changes whenever the same images give a different shard or record
+_UNREAD = "cannot be read"  # may be temporary, so the next packing reads the image again
 _PARTIAL = ".partial"
-MOST_RECORD_BYTES = 2**30  # a shard of ten million images, or of a million grey ones of more than 8 bits
+MOST_RECORD_BYTES = 2**30  # enough for ten million images, or for a million grey images of more than 8 bits
 
 
-# float32, little-endian, in base64: a fifth of the memory that a list of numbers takes
+# float32, little-endian, in base64: a fifth of the memory of a list of numbers
 Sample = Annotated[
     str, Field(pattern=r"^(?:[A-Za-z0-9+/]{16})*(?:[A-Za-z0-9+/]{16}|[A-Za-z0-9+/]{11}=|[A-Za-z0-9+/]{6}==)$")
 ]
@@ -40,7 +40,7 @@ Sample = Annotated[
 
 @dataclass(frozen=True)
 class ShardJob:
-    """The images of one shard in order, and where the finished shard goes. `fingerprint` names its files."""
+    """The images of one shard, in order, and the folder of the finished shard. `fingerprint` names its files."""
 
     records: list[Record]
     root: Path
@@ -53,21 +53,24 @@ class ShardJob:
 
 
 class FinishedShard(Document):
-    """What is known of a written shard: enough to make its rows without reading it again."""
+    """The facts of a written shard, from which its rows are made without reading the shard again."""
 
-    bytes: int = Field(0, description="of the tar; 0 where every image was bad and there is none")
+    bytes: int = Field(0, description="size of the tar; 0 if every image was bad, so that there is no tar")
     sha256: str = ""
-    offset: list[int] = Field(description="of every packed image in order")
+    offset: list[int] = Field(description="of every packed image, in order")
     size: list[int]
-    bad: dict[int, str] = Field(description="place in the job, from 0 -> why the image is left out")
+    bad: dict[int, str] = Field(description="index in the job, from 0 -> why the image is left out")
     samples: dict[int, Sample] = Field(
-        {}, description="place of a grey image of more than 8 bits -> some of its values"
+        {}, description="index of a grey image of more than 8 bits -> some of its values"
     )
-    narrowed: list[int] = Field([], description="places of images of which only the upper 8 of 16 bits are used")
+    narrowed: list[int] = Field([], description="indices of images of which only the upper 8 of 16 bits are used")
 
 
 def plan(records: list[Record], root: Path, folder: Path, limit: int, skip_bad: bool) -> Iterator[ShardJob]:
-    """Cut into shards: a new one begins with the first identity after `limit` bytes, so no identity is ever cut."""
+    """Divide the records into shards. A new shard begins with the first identity after `limit` bytes.
+
+    So all images of an identity are in one shard. Raises InputError if an image is outside `root`.
+    """
     inside = _Inside(root)
     group: list[Record] = []
     stamps: list[tuple[int, int]] = []
@@ -78,12 +81,12 @@ def plan(records: list[Record], root: Path, folder: Path, limit: int, skip_bad: 
             group, stamps, filled = [], [], 0
         group.append(record)
         stamps.append(_stamp(record.path, inside))
-        filled += 3 * BLOCK + padded(max(0, stamps[-1][0]))  # image and facts, each with a header
+        filled += 3 * BLOCK + padded(max(0, stamps[-1][0]))  # the image and its facts, with a header each
     yield ShardJob(group, root, folder, skip_bad, _fingerprint(group, stamps, root))
 
 
 def finished(job: ShardJob) -> FinishedShard | None:
-    """The shard of an earlier, interrupted packing that is this job's result, or None."""
+    """The result of this job if an earlier, interrupted packing finished it, or None."""
     try:
         found = read_document(job.file(".json"), FinishedShard, MOST_RECORD_BYTES)
         if not len(found.offset) == len(found.size) == len(job.records) - len(found.bad):
@@ -100,7 +103,10 @@ def finished(job: ShardJob) -> FinishedShard | None:
 
 
 def write_shard(job: ShardJob, progress: Progress) -> FinishedShard:
-    """Write the shard; only its record, written last, makes it count. InputError for a bad image, unless skipped."""
+    """Write the shard. Its record is written last and marks it as finished.
+
+    Raises InputError if an image is bad and `job.skip_bad` is false.
+    """
     partial = job.file(".tar" + _PARTIAL)
     written = _Written()
     try:
@@ -117,14 +123,14 @@ def write_shard(job: ShardJob, progress: Progress) -> FinishedShard:
             sync(file)
         result = _finish(job, partial, written)
     except OSError as error:
-        error.filename = error.filename or str(partial)  # a full disk does not say where
+        error.filename = error.filename or str(partial)  # the error of a full disk names no file
         raise
     return result
 
 
 @dataclass
 class _Written:
-    """What has been found so far; places are those of `FinishedShard`."""
+    """The results so far, with the indices of `FinishedShard`."""
 
     components: list[tuple[Component, Component]] = field(default_factory=list)
     bad: dict[int, str] = field(default_factory=dict)
@@ -139,7 +145,7 @@ class _Written:
 
 
 def _finish(job: ShardJob, partial: Path, written: _Written) -> FinishedShard:
-    """Name the files and write the record, each on the disk before the next."""
+    """Give the files their names and write the record; each is on the disk before the next is begun."""
     if written.components:
         write_text(job.file(".idx"), index_text(written.components))
         size, sha256 = partial.stat().st_size, sha256_of(partial)
@@ -162,9 +168,9 @@ def _finish(job: ShardJob, partial: Path, written: _Written) -> FinishedShard:
 
 
 def relative(path: Path, root: Path) -> str:
-    """The image's place below `root`, as the facts name it. InputError if it is elsewhere."""
+    """The image's path relative to `root`, as the facts record it. Raises InputError if it is not below `root`."""
     name, top = os.fspath(path), os.fspath(root) + "/"
-    if name.startswith(top) and "/../" not in name[len(top) - 1 :]:  # as pathlib does below, many times faster
+    if name.startswith(top) and "/../" not in name[len(top) - 1 :]:  # the same as pathlib below, but many times faster
         return name[len(top) :]
     try:
         source = path.relative_to(root)
@@ -178,7 +184,7 @@ def relative(path: Path, root: Path) -> str:
 
 
 class _Inside:
-    """Refuses images that a link, of theirs or of a folder, leads out of the root."""
+    """Refuses images that lie outside the root because they, or their folder, are symbolic links."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -189,7 +195,7 @@ class _Inside:
         real = os.path.realpath(path)
         if os.path.commonpath([real, self._top]) != self._top:
             raise InputError(
-                f"expected images below {shown(self.root)}, but {shown(path)} is linked from elsewhere; copy it there"
+                f"expected images below {shown(self.root)}, but {shown(path)} is a link to elsewhere; copy it there"
             )
 
     def check_folder(self, folder: str) -> None:
@@ -199,9 +205,9 @@ class _Inside:
 
 
 def _stamp(path: Path, inside: _Inside) -> tuple[int, int]:
-    """Size in bytes and time of the last change; (-1, -1) for a missing file, which is reported when its turn comes.
+    """Size in bytes and time of the last change; (-1, -1) for a missing file, which is reported when it is read.
 
-    InputError for a file outside the root.
+    Raises InputError if the file is outside the root.
     """
     name = os.fspath(path)
     inside.check_folder(os.path.dirname(name))
@@ -216,8 +222,11 @@ def _stamp(path: Path, inside: _Inside) -> tuple[int, int]:
 
 
 def _fingerprint(group: list[Record], stamps: list[tuple[int, int]], root: Path) -> str:
-    """Of the images' names, places, splits, sizes and times. Not of `skip_bad`: it changes no shard without bad images,
-    so who adds it after a bad image was found keeps what was written before."""
+    """Hash of the images' names, paths, splits, sizes and times.
+
+    `skip_bad` is not part of it, because it does not change a shard without bad images. So a user who adds --skip-bad
+    after a bad image was found keeps the shards that are finished.
+    """
     hashed = hashlib.sha256(f"{RECIPE}\n".encode())
     for record, stamp in zip(group, stamps, strict=True):
         hashed.update(json.dumps([record.key, relative(record.path, root), record.split, *stamp]).encode() + b"\n")
@@ -225,10 +234,10 @@ def _fingerprint(group: list[Record], stamps: list[tuple[int, int]], root: Path)
 
 
 def _read(path: Path) -> tuple[bytes, Looked | str]:
-    """The image file, and what was seen of it or what is wrong with it."""
+    """The bytes of the image file, with either what was found out about the image or what is wrong with it."""
     try:
         facts = path.stat()
-        if not stat.S_ISREG(facts.st_mode):  # a pipe would keep us waiting
+        if not stat.S_ISREG(facts.st_mode):  # reading a named pipe could block for ever
             return b"", f"{_UNREAD} (not a file)"
         if facts.st_size > MOST_BYTES:
             return b"", f"{facts.st_size:,} bytes, more than {MOST_BYTES:,}"
@@ -244,8 +253,8 @@ def _read(path: Path) -> tuple[bytes, Looked | str]:
 def _allowed(problem: str, record: Record, job: ShardJob) -> str:
     if not job.skip_bad:
         raise InputError(
-            f"{shown(relative(record.path, job.root))}: expected a whole image, got: {problem}; restore the file, or "
-            "leave it out with --skip-bad"
+            f"{shown(relative(record.path, job.root))} is not a usable image: {problem}; restore the file, or leave it"
+            " out with --skip-bad"
         )
     return problem
 

@@ -1,16 +1,16 @@
-"""A shard as a tar: members with fixed headers, and the index text DALI's reader takes beside it."""
+"""The tar format of a shard: members with fixed headers, and the index file that DALI's reader needs."""
 
 import io
 import tarfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
-BLOCK = 512  # tar pads everything to this
+BLOCK = 512  # bytes; a tar's headers and padded members are multiples of it
 INDEX_VERSION = "v1.2"  # of DALI's wds2idx text format
 
 
 class Component(NamedTuple):
-    """One member of a tar: extension, place of its data in bytes, name."""
+    """One member of a tar: its extension, the offset and size of its data in bytes, its name."""
 
     extension: str
     offset: int
@@ -19,12 +19,15 @@ class Component(NamedTuple):
 
 
 def padded(size: int) -> int:
-    """The bytes a member of `size` bytes takes, without its header."""
+    """The bytes that a member of `size` bytes occupies, without its header."""
     return -(-size // BLOCK) * BLOCK
 
 
 def add_member(tar: tarfile.TarFile, key: str, extension: str, data: bytes) -> Component:
-    """Append `<key>.<extension>`; time 0 and owner 0 make the same bytes on every machine. `tar` is in USTAR format."""
+    """Append the member `<key>.<extension>` to `tar`, which must be in USTAR format.
+
+    Its time and owner are 0, so that the bytes are the same on every machine.
+    """
     info = tarfile.TarInfo(f"{key}.{extension}")
     info.size, info.mode = len(data), 0o444
     offset = tar.offset + BLOCK
@@ -33,7 +36,7 @@ def add_member(tar: tarfile.TarFile, key: str, extension: str, data: bytes) -> C
 
 
 def index_text(samples: Sequence[Sequence[Component]]) -> str:
-    """The .idx file of a tar in the text format of DALI's wds2idx: `ext offset size name ...`, one line a sample."""
+    """The .idx file of a tar in the text format of DALI's wds2idx: a line `ext offset size name ...` per sample."""
     lines = [f"{INDEX_VERSION} {len(samples)}"]
     lines += [" ".join(f"{c.extension} {c.offset} {c.size} {c.name}" for c in sample) for sample in samples]
     return "\n".join(lines) + "\n"

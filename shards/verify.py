@@ -1,4 +1,4 @@
-"""Checks a shard set against its own index: structure, counts, sizes; and, unless quick, every hash and sample."""
+"""Checks a shard set against its own index: structure, counts and sizes, and, unless quick, every hash and sample."""
 
 import os
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from tacaf.vocabulary import COLUMN_FOLDER, COLUMNS, INDEX_FILE, InputError
 
 
 def verify(folder: Path, quick: bool = False, workers: int | None = None) -> list[str]:
-    """The problems of the shard set in `folder`, one line each, naming shard and sample; empty if it is sound.
+    """The problems of the shard set in `folder`, one line each, naming shard and sample; empty if there are none.
 
-    `quick` leaves out what reads the tars: their hashes, members, facts, decoding. Up to `workers` processes check the
-    shards (default: one a core, and this one alone for a small set); the problems and their order are the same.
-    InputError if there is no such folder.
+    `quick` leaves out the checks that read the tars: their hashes, members, facts and images. Up to `workers` processes
+    check the shards (default: one per core, and only this process for a small set), which does not change the result.
+    Raises InputError if `folder` is not a folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -40,7 +40,7 @@ def verify(folder: Path, quick: bool = False, workers: int | None = None) -> lis
             found += [f"{member_of(name)}: {problem}"] if problem else []
         except InputError as error:
             found.append(str(error))
-    trusted = None  # the columns, once the places in the tars can be trusted to be rows of this set
+    trusted = None  # the columns, if they agree with the index and can be compared with the tars
     if len(columns) == len(COLUMNS):
         wrong = list(problems(index, columns))
         found += wrong
@@ -49,7 +49,7 @@ def verify(folder: Path, quick: bool = False, workers: int | None = None) -> lis
 
 
 def _check_files(folder: Path, index: IndexFile) -> Iterator[str]:
-    """The shards and DALI's index of each: there, plain files, the shards of the stated size."""
+    """The shards and their .idx files must exist and be plain files, and the shards must have the stated sizes."""
     for shard in index.shards:
         for name, size in ((shard.name, shard.bytes), (idx_of(shard.name), None)):
             problem = file_problem(folder / name, size)
@@ -58,9 +58,10 @@ def _check_files(folder: Path, index: IndexFile) -> Iterator[str]:
 
 
 def _strangers(folder: Path, index: IndexFile) -> Iterator[str]:
-    """What is in the folder and in columns/ and does not belong to the set."""
-    own = {COLUMN_FOLDER, INDEX_FILE, *(name for shard in index.shards for name in (shard.name, idx_of(shard.name)))}
-    for inside, known in ((folder, own), (folder / COLUMN_FOLDER, {f"{name}.npy" for name in COLUMNS})):
+    """Files in the folder and in columns/ that do not belong to the set."""
+    members = {name for shard in index.shards for name in (shard.name, idx_of(shard.name))}
+    top = {COLUMN_FOLDER, INDEX_FILE, *members}
+    for inside, known in ((folder, top), (folder / COLUMN_FOLDER, {f"{name}.npy" for name in COLUMNS})):
         try:
             names = sorted(set(os.listdir(inside)) - known)
         except OSError as error:
@@ -71,12 +72,12 @@ def _strangers(folder: Path, index: IndexFile) -> Iterator[str]:
 
 
 def _check_shards(folder: Path, index: IndexFile, columns: Columns | None, quick: bool, processes: int) -> list[str]:
-    """Every shard's .idx and, unless quick, its members; then the hashes of the shards, in their order."""
+    """The problems of every shard's .idx and, unless quick, of its members; then the shards whose hash is wrong."""
     checks = []
     for number, shard in enumerate(index.shards):
         rows = None if columns is None else np.flatnonzero(columns["shard"] == number)
-        own = None if columns is None else {name: np.asarray(values)[rows] for name, values in columns.items()}
-        checks.append(ShardCheck(folder / shard.name, own, quick, shard.sha256, index.scales))
+        of_shard = None if columns is None else {name: np.asarray(values)[rows] for name, values in columns.items()}
+        checks.append(ShardCheck(folder / shard.name, of_shard, quick, shard.sha256, index.scales))
     found: list[str] = []
     changed: list[str] = []
     with tqdm(total=index.images, desc="verify", unit=" images", disable=True if quick else None) as bar:
@@ -84,5 +85,5 @@ def _check_shards(folder: Path, index: IndexFile, columns: Columns | None, quick
         for shard, (wrong, is_same) in zip(index.shards, results, strict=True):
             found += wrong
             changed += [] if is_same else [shard.name]
-    end = "its sha256 is not the one in the index; a byte has changed, copy it again"
+    end = "its sha256 is not the one in the index, so a byte has changed; copy it again"
     return found + [f"{name}: {end}" for name in changed]

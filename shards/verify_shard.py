@@ -1,4 +1,4 @@
-"""Checks one shard: DALI's index, hash, members, facts and images against the columns; in any process."""
+"""Checks one shard, in any process: its .idx, members, facts and images against the columns, and its hash."""
 
 import tarfile
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ from tacaf.vocabulary import InputError, Modality, Split
 
 SPLITS = {split.code: split.value for split in Split} | {NO_SPLIT: None}
 _MOST_FACTS = 65_536  # bytes; the facts of a sample take about a hundred
-_MOST_LINE = 1024  # bytes, of a sample in an .idx; it takes about a hundred
+_MOST_LINE = 1024  # bytes; a sample's line in an .idx takes about a hundred
 
 Columns = dict[str, np.ndarray]
 Scales = dict[Modality, GreyScale]
@@ -27,17 +27,17 @@ Scales = dict[Modality, GreyScale]
 
 @dataclass(frozen=True)
 class ShardCheck:
-    """A shard to check. `columns` holds its rows alone, in order, or is None where they cannot be trusted."""
+    """A shard to check. `columns` contains only its rows, in order, or is None if the set's columns are wrong."""
 
     path: Path
     columns: Columns | None
-    quick: bool  # leave out what reads the tar
+    quick: bool  # leave out the checks that read the tar
     sha256: str
-    scales: Scales  # of the set
+    scales: Scales  # the grey ranges of the set
 
 
 def check_shard(check: ShardCheck, progress: Progress) -> tuple[list[str], bool]:
-    """The problems of the shard, one line each, and whether its hash is the stated one (or not looked at)."""
+    """The problems of the shard, one line each, and whether its hash is right (true as well if it was not checked)."""
     path, columns = check.path, check.columns
     problems = [] if columns is None else list(_check_idx(path.with_suffix(".idx"), columns))
     if check.quick or file_problem(path):
@@ -52,9 +52,9 @@ def check_shard(check: ShardCheck, progress: Progress) -> tuple[list[str], bool]
 
 
 def _check_idx(path: Path, columns: Columns) -> Iterator[str]:
-    """The .idx against the columns: they state the place of every image, and where its facts must follow."""
+    """Compare the .idx with the columns, which determine the positions of every image and of its facts."""
     if file_problem(path):
-        return  # reported with the files
+        return  # `verify` reports it together with the other files
     rows = len(columns["pid"])
     try:
         lines = read_bytes(path, _MOST_LINE * (rows + 1)).decode("utf-8", "replace").split("\n")
@@ -74,15 +74,15 @@ def _check_idx(path: Path, columns: Columns) -> Iterator[str]:
 
 
 def _check_tar(path: Path, columns: Columns, scales: Scales, progress: Progress) -> Iterator[str]:
-    """Walk the members: an image and its facts for every row, in order, where the columns say, and nothing else."""
+    """The members must be an image and its facts for every row, in order and at the columns' offsets, and no others."""
     rows = len(columns["pid"])
     with path.open("rb") as file:
         members: list[tarfile.TarInfo] = []
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 members.extend(tar)
-        except Exception as error:  # tarfile raises many kinds on damaged headers
-            yield f"{path.name}: cut or damaged after {len(members)} members ({error})"
+        except Exception as error:  # tarfile raises errors of many kinds on damaged headers
+            yield f"{path.name}: truncated or damaged after {len(members)} members ({error})"
         bad = [member.name for member in members if not _is_safe(member)]
         if bad:
             yield f"{path.name}: {bad[0][:100]!r}: expected a plain file without folders or '..'; do not unpack it"
@@ -100,7 +100,7 @@ def _check_tar(path: Path, columns: Columns, scales: Scales, progress: Progress)
                 yield f"{path.name}: {key}: {problem}"
             progress(1)
     if len(members) > 2 * rows:
-        yield f"{path.name}: {members[2 * rows].name}: a member that the columns do not know"
+        yield f"{path.name}: {members[2 * rows].name}: the columns have no such member"
     idx = path.with_suffix(".idx")
     text = index_text(samples).encode()
     if not file_problem(idx) and (idx.stat().st_size != len(text) or read_bytes(idx, len(text)) != text):
@@ -127,7 +127,7 @@ def _check_sample(
 
 
 def _facts_problem(data: bytes, columns: Columns, row: int) -> str | None:
-    """What is wrong with the .json of a sample: it repeats the columns and adds the source path."""
+    """What is wrong with the .json of a sample, or None. It must repeat the columns and add the source path."""
     try:
         facts = load_json(data, "its facts", _MOST_FACTS)
     except InputError as error:

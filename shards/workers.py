@@ -1,4 +1,4 @@
-"""Work shared among processes: results in the order of the jobs, progress counted, no process outlives its parent."""
+"""Runs jobs in worker processes: results in the order of the jobs, shared progress, no worker outlives its parent."""
 
 import ctypes
 import os
@@ -19,17 +19,20 @@ Result = TypeVar("Result")
 Progress = Callable[[int], object]  # called with the number of images just done
 
 _POLL_S = 0.2
-_POOL_FROM = 10_000  # fewer images are done faster in this process than by starting others
-_PR_SET_PDEATHSIG = 1  # of Linux' prctl
-_progress: "Synchronized[int] | None" = None  # in a worker: the images done by all workers
+_POOL_FROM = 10_000  # for fewer images, starting other processes takes longer than the work
+_PR_SET_PDEATHSIG = 1  # an option of Linux's prctl
+_progress: "Synchronized[int] | None" = None  # in a worker: the number of images done by all workers
 
 
 def process_count(workers: int | None, images: int) -> int:
-    """How many processes: `workers`, or one a core this process may use where there is enough to do for them."""
+    """The number of processes: `workers`, or by default one per usable core, and one for a small number of images.
+
+    Raises InputError if `workers` is out of range.
+    """
     if workers is None:
         return len(os.sched_getaffinity(0)) if images >= _POOL_FROM else 1
     if not 1 <= workers <= 1024:
-        raise InputError(f"expected --workers from 1 to 1024, got {workers}; leave it out for one a core")
+        raise InputError(f"expected --workers from 1 to 1024, got {workers}; leave it out for one per core")
     return workers
 
 
@@ -38,22 +41,23 @@ def in_order(
 ) -> Iterator[Result]:
     """The results of `work(job, progress)`, in the order of `jobs`, from up to `workers` processes.
 
-    The first error in that order is raised when every job before it is done; jobs under way after it are killed, so
-    `work` must leave nothing that looks finished before it is. With one worker everything happens in this process.
+    The first error in that order is raised once every job before it is done. Later jobs that are running are killed,
+    so `work` must not leave anything that looks finished before it is. With one worker, all jobs run in this process.
+    Raises InputError if a worker is killed.
     """
     workers = min(workers, len(jobs))
     if workers <= 1:
         for job in jobs:
             yield work(job, bar.update)
         return
-    # spawn, because forking a process that may already run threads (torch) can hang
+    # spawn, because forking a process that already runs threads, such as torch's, can hang
     context = get_context("spawn")
     counter = context.Value("q", 0)
     others = set(active_children())
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_start, initargs=(counter, os.getpid()))
     futures: list[Future[Result]] = []
     try:
-        # The workers inherit the mask: a Ctrl-C, which reaches them too, is for this process alone.
+        # The workers inherit the mask, so that Ctrl-C, which reaches them too, is handled only by this process.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             futures += [pool.submit(_run, work, job) for job in jobs]
@@ -72,8 +76,8 @@ def in_order(
             child.terminate()
         if isinstance(error, BrokenProcessPool):
             raise InputError(
-                "expected the worker processes to live, but one was killed, perhaps for want of memory; "
-                "try again with fewer --workers"
+                "a worker process was killed, perhaps because the machine ran out of memory; try again with fewer"
+                " --workers"
             ) from None
         raise
     finally:
@@ -81,7 +85,7 @@ def in_order(
 
 
 def _start(counter: "Synchronized[int]", parent: int) -> None:
-    """Begin a worker: a parent that is killed takes it along."""
+    """Prepare a worker process: it dies when its parent is killed."""
     global _progress
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # killed before the line above

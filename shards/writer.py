@@ -1,6 +1,6 @@
 """Writes a shard set (docs/shard_format.md): tars, DALI indices, columns, index.json last. Same input, same bytes.
 
-A data set is one small file that turns its folders into `Record`s and calls `pack`.
+Each data set has a small module in `shards.sources` that turns its folders into `Record`s and calls `pack`.
 """
 
 import sys
@@ -24,22 +24,22 @@ from tacaf.shard_columns import NO_SPLIT, column_bytes, member_of, tally
 from tacaf.shard_set import ColumnFacts, IndexFile, LeftOut, ShardFacts, Tally, read_index
 from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality, Split
 
-MOST_REASON = 1000  # letters of why an image was left out
+MOST_REASON = 1000  # characters of the reason why an image was left out
 
 
 class PackOptions(TypedDict, total=False):
-    """What every data set's `pack` takes."""
+    """The options of every data set's `pack`."""
 
     shard_mib: int  # a new shard starts at the first identity after this size; default 256
     skip_bad: bool  # leave unreadable images out and list them, instead of stopping; default False
-    overwrite: bool  # replace an existing shard set once the new one is whole; default False
-    workers: int | None  # processes; default one a core, and this one alone for a small set
-    thermal_range: GreyScale | None  # of infrared images of more than 8 bits; default measured
+    overwrite: bool  # replace an existing shard set once the new one is complete; default False
+    workers: int | None  # processes; default one per core, and only this one for a small set
+    thermal_range: GreyScale | None  # grey range of infrared images of more than 8 bits; by default it is measured
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A finished set and what its user should know about it."""
+    """A finished set, and warnings about it for the user."""
 
     folder: Path
     index: IndexFile
@@ -86,9 +86,9 @@ def pack(
     """Write the shard set `out` from images below `root`: the same bytes for any number of `workers`.
 
     `splits` are named pid lists, `locations` maps camid to location, `pid_names` pid to the data set's own name.
-    InputError, with `out` as it was before: nothing to pack, a split without identities or without one modality, an
-    unreadable image, two images with one key, an output folder in the way. Whatever ends the packing before its end,
-    a kill too: the shards finished by then wait beside `out`, and the next packing of the same files goes on from them.
+    Raises InputError, and leaves `out` unchanged, if there is nothing to pack, a split has no identities or lacks a
+    modality, an image is unreadable, two images have the same key, or `out` may not be replaced. After an error or a
+    kill, the finished shards are kept beside `out`, and the next packing of the same files resumes from them.
     """
     out = Path(out).resolve()
     if shard_mib < 1:
@@ -103,7 +103,9 @@ def pack(
         content = _collect(written, name)
         scales, about_scales = scales_of(written, thermal_range)
         if not content.shards:
-            raise InputError(f"none of the {len(ordered)} images can be used, the first: {content.bad[0].describe()}")
+            raise InputError(
+                f"none of the {len(ordered)} images can be used, the first is {content.bad[0].describe()}; check --root"
+            )
         columns = {column: np.array(values, dtype=COLUMNS[column]) for column, values in content.columns.items()}
         kept = {split: sorted(set(pids).intersection(content.columns["pid"])) for split, pids in splits.items()}
         counts = tally(columns["pid"], columns["modality"], kept)
@@ -139,7 +141,10 @@ class _Content:
 
 
 def _ordered(records: Iterable[Record]) -> list[Record]:
-    """The records in the order of the rows. InputError for none, for a number out of range, for two with one key."""
+    """The records in the order of the set's rows.
+
+    Raises InputError if there are none, a number is out of range, or two records have the same key.
+    """
     ordered = sorted(records, key=lambda r: (r.pid, r.modality.code, r.camid, r.number))
     if not ordered:
         raise InputError("expected images to pack, found none; check --root")
@@ -162,7 +167,7 @@ def _ordered(records: Iterable[Record]) -> list[Record]:
 
 
 def _check_membership(ordered: list[Record], splits: Mapping[str, Collection[int]]) -> None:
-    """InputError for lists that cannot be right, before hours of writing."""
+    """Raises InputError if splits and records contradict each other, before hours of writing."""
     members = {split: set(splits.get(split, ())) for split in Split}
     for record in ordered:
         if record.split is not None and record.pid not in members[record.split]:
@@ -176,11 +181,13 @@ def _check_membership(ordered: list[Record], splits: Mapping[str, Collection[int
 
 
 def _write_shards(jobs: list[ShardJob], place: Workplace, processes: int) -> list[FinishedShard]:
-    """Every shard, in order: those that an interrupted packing finished, and the others from up to `processes`."""
+    """Every shard, in order. Those that an interrupted packing finished are used; up to `processes` workers write the
+    others.
+    """
     done = {number: shard for number, job in enumerate(jobs) if (shard := finished(job)) is not None}
     _drop_strangers(place, {jobs[number].fingerprint for number in done})
     if done:
-        print(f"{place.out}: going on from {len(done)} of {len(jobs)} shards finished before", file=sys.stderr)
+        print(f"{place.out}: resuming with {len(done)} of {len(jobs)} shards already finished", file=sys.stderr)
     missing = [number for number in range(len(jobs)) if number not in done]
     images = sum(len(job.records) for job in jobs)
     there = sum(len(jobs[number].records) for number in done)
@@ -190,22 +197,22 @@ def _write_shards(jobs: list[ShardJob], place: Workplace, processes: int) -> lis
     return [done[number] for number in range(len(jobs))]
 
 
-def _drop_strangers(place: Workplace, wanted: set[str]) -> None:
-    """Remove finished shards of other files, lists or options than today's, saying so, and what a kill left half."""
-    strangers = {path.stem for path in place.shards.glob("*.json")} - wanted
+def _drop_strangers(place: Workplace, usable: set[str]) -> None:
+    """Remove all shards but the usable ones: unfinished ones, and, with a message, those of other images or options."""
+    strangers = {path.stem for path in place.shards.glob("*.json")} - usable
     for path in place.shards.iterdir():
-        if path.name.partition(".")[0] not in wanted:
+        if path.name.partition(".")[0] not in usable:
             path.unlink()
     if strangers:
         print(
-            f"{place.out}: dropped {len(strangers)} of the shards finished before: images, lists or options have "
-            "changed since",
+            f"{place.out}: dropped {len(strangers)} finished shard{'s' * (len(strangers) != 1)} of an earlier packing, "
+            "because images, lists or options have changed since",
             file=sys.stderr,
         )
 
 
 def _collect(shards: Iterable[tuple[ShardJob, FinishedShard]], name: str) -> _Content:
-    """The rows of the set and the numbered shards; one in which every image is bad gets no number."""
+    """The rows of the set and the numbered shards. A shard in which every image is bad is left out."""
     content = _Content()
     for job, shard in shards:
         content.bad += [Omission(relative(job.records[n].path, job.root), why) for n, why in shard.bad.items()]
@@ -222,9 +229,9 @@ def _collect(shards: Iterable[tuple[ShardJob, FinishedShard]], name: str) -> _Co
 
 
 def _place(job: ShardJob, tar: Path) -> None:
-    """Give a finished shard its name in the set: a second one, so that a failure after this keeps the shard.
+    """Give a finished shard its name in the set, as a hard link, so that the finished shard survives a later failure.
 
-    Without hard links it is moved, and such a failure costs it; that is why this comes late.
+    On a file system without hard links it is moved, and a later failure loses it; this is why it is done so late.
     """
     for suffix in (".tar", ".idx"):
         if not link(job.file(suffix), tar.with_suffix(suffix)):
@@ -247,14 +254,14 @@ def _add_row(columns: dict[str, list[int]], record: Record, shard: int, offset: 
 
 
 def write_column(folder: Path, name: str, values: np.ndarray) -> ColumnFacts:
-    """Write one column of the set in `folder`, and what its index states of it."""
+    """Write one column of the set in `folder`. Returns its facts for the index."""
     path = folder / member_of(name)
     write_text(path, column_bytes(values))
     return ColumnFacts(dtype=COLUMNS[name], sha256=sha256_of(path))
 
 
 def check_counts(splits: Mapping[str, Collection[int]], counts: Mapping[str, Mapping[Modality, Tally]]) -> None:
-    """InputError where a split has no identity, or none of one modality."""
+    """Raises InputError if a split has no identities, or no images of one modality."""
     for split, by_modality in counts.items():
         if not splits[split]:
             raise InputError(
@@ -263,7 +270,7 @@ def check_counts(splits: Mapping[str, Collection[int]], counts: Mapping[str, Map
         for modality, found in by_modality.items():
             if not found.images:
                 raise InputError(
-                    f"expected {modality} images in split {split}, found none; both are needed, check --root"
+                    f"expected {modality} images in split {split}, found none; both modalities are needed, check --root"
                 )
 
 
@@ -275,11 +282,11 @@ def _missing(splits: Mapping[str, Collection[int]], kept: dict[str, list[int]]) 
 
 
 def _back(out: Path, kept_pids: set[int]) -> list[str]:
-    """Who was removed from the set that is about to be replaced, and is in the new one."""
+    """Warnings about pids that were removed from the set about to be replaced and are in the new set."""
     removed = read_index(out).removed if (out / INDEX_FILE).exists() else None
     return [
-        f"pid {pid} was removed from the set that this one replaces and is back; remove it again, and from the raw "
-        "folder"
+        f"pid {pid} was removed from the set that this one replaces, and is in it again; remove it from this set and "
+        "from the raw folder"
         for pid in (removed.pids if removed else ())
         if pid in kept_pids
     ]

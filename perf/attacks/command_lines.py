@@ -124,7 +124,11 @@ def commands(workshop: Path) -> list[Command]:
             choices=("--protocol", "--mode"),
         ),
         Command(
-            "launch.train", ("--config", f"{run}/config.yaml", "--dry-run"), reads=("--config",), choices=("--set",)
+            "launch.train",
+            ("--config", f"{run}/config.yaml", "--dry-run", "--show-batch", f"{out}/batch.png"),
+            reads=("--config",),
+            writes=("--show-batch",),
+            choices=("--set",),
         ),
         Command("shards.__main__", ("verify", packed), reads=("",)),
         Command(

@@ -37,7 +37,7 @@ def _backpack(canvas: Canvas, person: Person) -> None:
 
 
 def bag_on_body(canvas: Canvas, person: Person, is_front_layer: bool) -> None:
-    """Backpack or satchel, called once before the trunk and once after it; each draws what lies on that side."""
+    """Draw a backpack or satchel: the parts behind the trunk before it is drawn, and those in front of it after."""
     front = 1 if canvas.cos >= 0 else -1
     if person.bag == "backpack":
         if is_front_layer == (canvas.cos < 0):

@@ -1,7 +1,7 @@
-"""The project's own benchmarks: procedural sets in a fixed form, by name, for comparing methods and not for training.
+"""The project's own benchmarks: fixed procedural sets, for comparing methods and not for training a usable model.
 
-A name stands for one set of files: layout, seed, identities, difficulty and generator version. What changes a picture
-needs a new name. Source: ours; the two variants isolate what CMAAM and IPCAM are for (paper, sections 3 and 4).
+A name means one set of files: layout, seed, identities, difficulty and generator version. A change that alters a
+picture needs a new name. Source: ours; two of them isolate what CMAAM and IPCAM are for (paper, sections 3 and 4).
 """
 
 import json
@@ -19,7 +19,7 @@ FACTS = "benchmark.json"  # beside the set's folders: which benchmark they are
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Everything `synthesise` needs; 60 per cent of the identities train, 20 validate, 20 test."""
+    """The arguments of `synthesise`; 60 % of the identities are for training, 20 for validation and 20 for the test."""
 
     name: str
     about: str
@@ -33,12 +33,12 @@ class Benchmark:
 
     @property
     def set_name(self) -> str:
-        """What its shard set and every result on it are called: never the name of the layout's public set."""
+        """The name of its shard set and of every result on it: never the name of the public set with that layout."""
         return f"tacaf_{self.name}"
 
 
-# The plain benchmark's difficulty: the ablation's baseline (launch/configs/ablation.yaml, from scratch) has a rank-1
-# between 30 and 60 per cent on validation identities, so that there is room to both sides.
+# The plain benchmark's difficulty. The ablation's baseline (launch/configs/ablation.yaml, from scratch) reaches a
+# rank-1 between 30 and 60 % on validation identities, which leaves room for better and for worse results.
 PLAIN = Difficulty(
     viewpoint=0.2,
     pose=0.5,
@@ -57,13 +57,13 @@ BENCHMARKS = {
         Benchmark("plain_1", "mild nuisances of every kind", PLAIN, 1),
         Benchmark(
             "misaligned_1",
-            "crops shifted and scaled far apart, and every viewpoint: what correspondence (CMAAM) is for",
+            "crops with large differences in position, scale and viewpoint: what correspondence (CMAAM) is for",
             replace(PLAIN, crop_shift=0.12, crop_scale=0.25, viewpoint=1.0),
             1,
         ),
         Benchmark(
             "occluded_1",
-            "most people partly hidden, noisy pictures: what parts that help each other (IPCAM) are for",
+            "most people partly hidden, and noisy pictures: what attention between parts (IPCAM) is for",
             replace(PLAIN, occlusion=0.7, occlusion_extent=0.4, noise=1.5),
             1,
         ),
@@ -72,16 +72,17 @@ BENCHMARKS = {
 
 
 def make(name: str, out: Path, workers: int | None = None) -> dict[str, int | str]:
-    """Write the benchmark's raw folders to `out`; what `synthesise` returns. InputError for an unknown name, or one
-    that was made by another generator version.
+    """Write the benchmark's raw folders to `out`. Returns what `synthesise` returns.
+
+    Raises InputError if the name is unknown or the benchmark belongs to another version of the generator.
     """
     benchmark = BENCHMARKS.get(name)
     if benchmark is None:
         raise InputError(f"expected a benchmark of {', '.join(BENCHMARKS)}, got {name!r}; choose one of them")
     if benchmark.generator_version != GENERATOR_VERSION:
         raise InputError(
-            f"{name}: expected generator version {benchmark.generator_version}, got {GENERATOR_VERSION}, whose pictures"
-            " are others; take the release that made it, or a newer benchmark"
+            f"{name}: expected generator version {benchmark.generator_version}, got {GENERATOR_VERSION}, which draws"
+            " different pictures; use the release that made the benchmark, or a newer benchmark"
         )
     return synthesise(
         out,
@@ -97,7 +98,10 @@ def make(name: str, out: Path, workers: int | None = None) -> dict[str, int | st
 
 
 def set_name(root: Path) -> str | None:
-    """The set name of the benchmark below `root`, None where it is none. InputError if its facts are not ours."""
+    """The set name of the benchmark in `root`, or None if it is not a benchmark.
+
+    Raises InputError if its facts are not those of a known benchmark.
+    """
     path = Path(root) / FACTS
     if not path.is_file():
         return None
@@ -108,7 +112,7 @@ def set_name(root: Path) -> str | None:
             raise KeyError(facts["name"])
     except (InputError, KeyError, TypeError):
         raise InputError(
-            f"{shown(path)}: expected the facts of a benchmark ({', '.join(BENCHMARKS)}), got others; make it again, or"
-            " remove that file and pack a set of its own"
+            f"{shown(path)}: expected the facts of a benchmark ({', '.join(BENCHMARKS)}), got others; make the"
+            " benchmark again, or remove this file to pack the folder as a set that is not a benchmark"
         ) from None
     return benchmark.set_name

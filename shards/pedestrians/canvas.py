@@ -1,6 +1,6 @@
-"""Where a procedural person is drawn: labels (one ink per surface), woven by their patterns, then coloured.
+"""The canvas of a procedural person: a label image (one ink per surface), to which patterns and then tones are added.
 
-The labels depend on the shape alone, and the modality decides nothing but the tone of each ink.
+The labels depend on the shape alone; the modality only decides the tone of each ink.
 Body frame: x to the person's left, y up (feet 0, crown 1), z forward; lengths are in body heights. Source: ours.
 """
 
@@ -21,7 +21,7 @@ Point = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Pose:
-    """How the person stands before the camera, and where the crop lies. Angles in radians."""
+    """The pose of the person in front of the camera, and the position of the crop. Angles are in radians."""
 
     yaw: float  # 0 faces the camera, pi shows the back
     stride: float  # swing of the legs
@@ -85,7 +85,7 @@ class Canvas:
             self.draw.chord((x - dx, y - dy, x + dx, y + dy), *span, fill=ink)
 
     def limb(self, start: Point, end: Point, radius_start: float, radius_end: float, ink: int) -> None:
-        """A capsule that tapers from one joint to the other."""
+        """Draw a capsule that tapers from one joint to the other."""
         (x0, y0), (x1, y1) = self.at(start), self.at(end)
         r0, r1 = radius_start * self.unit, radius_end * self.unit
         length = max(math.hypot(x1 - x0, y1 - y0), 1e-6)
@@ -97,7 +97,7 @@ class Canvas:
         self.draw.ellipse((x1 - r1, y1 - r1, x1 + r1, y1 + r1), fill=ink)
 
     def tube(self, sections: list[tuple[float, float, float]], ink: int) -> None:
-        """A body or cloth tube: sections (y, half-width, half-depth) from the top down."""
+        """Draw a tube of body or cloth from its sections (y, half-width, half-depth), listed from the top down."""
         left = [(y, self.half_width(width, depth)) for y, width, depth in sections]
         outline = []
         for y, half in left:
@@ -107,7 +107,7 @@ class Canvas:
         self.draw.polygon(points, fill=ink)
 
     def coloured(self, modality: Modality) -> "Cutout":
-        """What was drawn, in the tones of a modality."""
+        """The drawing in the tones of a modality."""
         is_visible = modality is Modality.VISIBLE
         tones = np.zeros((256, 3 if is_visible else 1), dtype=np.uint8)
         grain = np.zeros(256, dtype=np.float32)
@@ -129,7 +129,7 @@ class Canvas:
         return Cutout(left // step, top // step, np.atleast_3d(reduced), cover, grain[labels[::step, ::step]])
 
     def _woven(self, labels: np.ndarray, left: int, top: int) -> np.ndarray:
-        """Move to its second thread every label pixel where the ink's pattern says so."""
+        """Change the label to that of the ink's second thread wherever its pattern shows that thread."""
         height, width = labels.shape
         v = ((self.ground - top - np.arange(height)) / self.unit).astype(np.float32)[:, None]
         across = ((left + np.arange(width) - self.centre_x) / self.unit).astype(np.float32)[None, :]
@@ -144,7 +144,7 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Cutout:
-    """A drawn person without surroundings: the box [top:, left:] of the picture that it fills."""
+    """A drawn person without background, and the position in the picture of the box that the person fills."""
 
     left: int
     top: int
@@ -154,7 +154,7 @@ class Cutout:
 
 
 def weave(paint: Paint, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Where the second thread shows: bool of the broadcast shape of u (across) and v (height), in body heights."""
+    """Where the second thread shows: bool, with the broadcast shape of u (across) and v (height), in body heights."""
     period, half = paint.period, paint.period / 2
     if paint.pattern == "rings":
         return (v % period) < half

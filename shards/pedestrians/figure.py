@@ -1,4 +1,4 @@
-"""How a person is drawn: a small skeleton is posed, turned and projected, and its parts painted from far to near.
+"""Draws a procedural person: a small skeleton is posed, turned and projected, and its parts painted from far to near.
 
 Body frame as in `shards.pedestrians.canvas`. Source: ours.
 """
@@ -168,7 +168,7 @@ def _head(canvas: Canvas, person: Person) -> None:
         canvas.tube([(0.862, 0.05, 0.05), (0.81, 0.072, 0.072)], canvas.ink(person.inner_paint))
     if person.hair != "bald":
         canvas.ball((0.0, y + 0.12 * r, -0.1 * r), r * 1.0, r * 1.2, hair)
-        if canvas.cos > -0.35:  # the face lies before the hair
+        if canvas.cos > -0.35:  # the face is in front of the hair
             canvas.ball((0.0, y - 0.22 * r, 0.5 * r), r * (0.42 + 0.38 * max(0.0, canvas.cos)), r * 0.95, skin)
     if person.hair == "bob" and back_shown:
         canvas.tube([(y + 0.2 * r, r, r), (y - 1.1 * r, r * 1.25, r * 1.1)], hair)

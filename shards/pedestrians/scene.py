@@ -1,8 +1,8 @@
-"""What the camera does to a person: pose and crop, background, light, occlusion, response, blur, noise.
+"""Renders a person as a camera sees them: pose and crop, background, light, occlusion, sensor response, blur, noise.
 
-A picture is `render(person, view, camera, modality)`: three frozen descriptions and a word in, pixels out, no draws
-left. So a later study can take a view, replace one field (`dataclasses.replace(view, pose=...)`) and know exactly what
-moved between two pictures of one person. Source: ours.
+A picture is `render(person, view, camera, modality)`, a function of three frozen descriptions without any random draw.
+So a study can replace one field of a view (`dataclasses.replace(view, pose=...)`) and know exactly what differs
+between two pictures of one person. Source: ours.
 """
 
 import math
@@ -19,17 +19,17 @@ from tacaf.vocabulary import Modality
 
 @dataclass(frozen=True)
 class Difficulty:
-    """How much may vary between two pictures of one person. 0 turns a nuisance off; the defaults are the benchmark."""
+    """How much may vary between two pictures of one person. 0 turns a nuisance off."""
 
-    pose: float = 1.0  # leg and arm swing, lean, against the usual range
+    pose: float = 1.0  # leg and arm swing, lean; relative to the default range
     viewpoint: float = 1.0  # 1: any yaw, half of them near front or back; 0: always the front
     crop_shift: float = 0.05  # largest shift of the crop, in crop heights
     crop_scale: float = 0.10  # largest relative change of the crop's scale
-    clutter: float = 1.0  # number of things in the background, against the usual
+    clutter: float = 1.0  # number of things in the background, relative to the default
     lighting: float = 1.0  # gain, gamma and gradient per image and camera
-    colour_cast: float = 0.12  # largest relative gain of one visible channel against another, per camera
-    noise: float = 1.0  # sensor noise, against the usual
-    blur: float = 1.0  # blur, against the usual
+    colour_cast: float = 0.12  # largest relative gain of one visible channel over another, per camera
+    noise: float = 1.0  # sensor noise, relative to the default
+    blur: float = 1.0  # relative to the default
     occlusion: float = 0.2  # share of images with something in front of the person
     occlusion_extent: float = 0.3  # largest share of the crop's side that it hides
 
@@ -38,7 +38,7 @@ class Difficulty:
 class Camera:
     """One camera and the place it looks at."""
 
-    scene_key: int  # what the place is built of; cameras of one room share it
+    scene_key: int  # key of the background's draws; cameras in the same place share it
     gain: float
     gamma: float
     cast: tuple[float, float, float]
@@ -51,7 +51,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class View:
-    """One shot: where the person stands, the light, and what is around."""
+    """One shot: pose, light, occlusion and background."""
 
     pose: Pose
     aspect: float  # width over height
@@ -65,7 +65,7 @@ class View:
     blur: float
     occluder: str  # none, below, side, box
     occlusion: float  # share that is hidden
-    key: int  # of clutter shapes and noise
+    key: int  # key of the draws of clutter and noise
     quality: int
 
 
@@ -91,7 +91,7 @@ def draw_camera(seed: int, camera_key: int, location: int, modality: Modality, d
 
 
 def _draw_pose(d: Dice, camera: Camera, difficulty: Difficulty) -> Pose:
-    sector = int(d.between(0, 6))  # front and back twice as often as either side
+    sector = int(d.between(0, 6))  # front and back are twice as likely as either side
     yaw = (0.0, math.pi, 0.0, math.pi, math.pi / 2, -math.pi / 2)[sector] + d.between(-0.5, 0.5)
     strength, shift, scale = difficulty.pose, difficulty.crop_shift, difficulty.crop_scale
     return Pose(
@@ -134,7 +134,7 @@ def draw_view(seed: int, pid: int, camera_key: int, number: int, camera: Camera,
 
 
 def _tone(d: Dice, is_visible: bool, low: float = 30, high: float = 220) -> tuple[int, ...]:
-    """The tone of a thing of the background: near grey in visible light, drawn apart for infrared."""
+    """The tone of a thing in the background: nearly grey in visible light, and an independent draw in infrared."""
     grey, infrared = d.between(low, high), d.between(low * 0.7, high)
     red, green, blue = d.between(-25, 25), d.between(-25, 25), d.between(-25, 25)
     if not is_visible:
@@ -143,7 +143,7 @@ def _tone(d: Dice, is_visible: bool, low: float = 30, high: float = 220) -> tupl
 
 
 def _background(view: View, camera: Camera, is_visible: bool, rows: int, columns: int) -> np.ndarray:
-    """The place behind the person, panned, and its clutter: uint8 [rows, columns, channels]. Out of focus."""
+    """The background, panned, with its clutter and out of focus: uint8 [rows, columns, channels]."""
     place, d = dice(CAMERA, camera.scene_key, 2, 0), dice(VIEW, view.key, 0, 0)
     wall, floor = _tone(place, is_visible, 60, 210), _tone(place, is_visible, 50, 180)
     height, width = rows // 2, columns // 2  # drawn small and enlarged, which blurs it
@@ -151,7 +151,7 @@ def _background(view: View, camera: Camera, is_visible: bool, rows: int, columns
     draw = ImageDraw.Draw(image)
     horizon = height * (place.between(0.55, 0.8) + d.between(-0.06, 0.06))
     draw.rectangle((0, horizon, width, height), fill=floor)
-    for _ in range(8):  # doors, posters, pillars at fixed places of a panorama eight pictures wide
+    for _ in range(8):  # doors, posters, pillars at fixed positions of a panorama that is eight pictures wide
         left, wide = (place.between(0, 8) - 7 * view.pan) * width, place.between(0.1, 0.6) * width
         top, tall = place.between(-0.1, 0.4) * height, place.between(0.2, 0.7) * height
         fill = _tone(place, is_visible)
@@ -166,9 +166,9 @@ def _background(view: View, camera: Camera, is_visible: bool, rows: int, columns
 
 
 def _noise(key: int, stream: int, count: int) -> np.ndarray:
-    """About normal noise, float32 [count], mean 0, deviation 1: sums of four random bytes.
+    """Approximately normal noise, float32 [count], mean 0, standard deviation 1: sums of four random bytes.
 
-    From the raw words of the bit generator, whose values numpy promises to keep.
+    Uses the raw words of the bit generator, because numpy promises that their values never change.
     """
     data = np.random.Philox(key=[key, stream]).random_raw((count + 1) // 2).view(np.uint8)
     sums = data[0::4].astype(np.uint16) + data[1::4] + data[2::4] + data[3::4]
@@ -176,7 +176,7 @@ def _noise(key: int, stream: int, count: int) -> np.ndarray:
 
 
 def _occlude(picture: np.ndarray, view: View, is_visible: bool) -> None:
-    """Put something in front of the person, in place."""
+    """Draw something in front of the person, changing `picture` in place."""
     height, width, _ = picture.shape
     d = dice(VIEW, view.key, 1, 0)
     tone, is_left = np.asarray(_tone(d, is_visible)), d.chance(0.5)
@@ -216,7 +216,7 @@ def render(person: Person, view: View, camera: Camera, modality: Modality, heigh
 
 
 def _sensed(picture: np.ndarray, view: View, camera: Camera, across: np.ndarray, down: np.ndarray) -> np.ndarray:
-    """What the sensor makes of light (float [H, W, C], 0-255): response, vignette, blur, noise, uint8 [H, W, 3]."""
+    """Turn light (float [H, W, C], 0-255) into the sensor's picture (uint8 [H, W, 3]): vignette, blur, noise."""
     rows, columns, channels = picture.shape
     level = np.arange(256, dtype=np.float32) / 255
     response = (level ** (camera.gamma * view.gamma)) * 255 * camera.gain * view.gain

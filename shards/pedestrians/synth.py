@@ -1,7 +1,8 @@
-"""A procedural visible-infrared pedestrian set, written in the exact folder layout of a public set.
+"""Writes a procedural visible-infrared pedestrian set in the exact folder layout of a public set.
 
 Every picture is a pure function of (seed, pid, camera, number), so the files are the same for any number of workers.
-For demos and tests: it says nothing about results on the public sets. Source: ours; layouts: SYSU-MM01, RegDB, LLCM.
+The set is for demos and tests; results on it predict nothing about the public sets. Source: ours; layouts: SYSU-MM01,
+RegDB, LLCM.
 """
 
 import io
@@ -27,7 +28,7 @@ GENERATOR_VERSION = 1  # changes whenever the pictures of a seed change
 BENCHMARK = Difficulty()
 LEAST_IDENTITIES = 8
 REGDB_IMAGES = 10  # of each modality, as in the real set
-_POOL_FROM = 200  # fewer pictures are drawn faster in this process than by starting others
+_POOL_FROM = 200  # for fewer pictures, starting other processes takes longer than drawing
 _CHUNK = 32
 
 
@@ -52,7 +53,7 @@ class _World:
 
 
 def camera_key(camid: int, modality: Modality) -> int:
-    """The number a camera's draws are made for; a camera that sees both modalities counts as two."""
+    """The key of a camera's random draws; a camera that sees both modalities counts as two."""
     return camid + 1000 * modality.code
 
 
@@ -82,7 +83,7 @@ def _write(world: _World, shots: list[Shot]) -> int:
 
 
 def _present(seed: int, pid: int, visible: Iterable[int], infrared: Iterable[int]) -> set[int]:
-    """The camera keys that saw `pid`: most of them, always at least one of each modality."""
+    """The keys of the cameras that saw `pid`: most of the cameras, and at least one of each modality."""
     d = dice(PRESENCE, seed, 0, pid)
     keys = set()
     for modality, cameras in ((Modality.VISIBLE, tuple(visible)), (Modality.INFRARED, tuple(infrared))):
@@ -94,7 +95,7 @@ def _present(seed: int, pid: int, visible: Iterable[int], infrared: Iterable[int
 
 
 def _shares(seed: int, identities: int) -> dict[str, list[int]]:
-    """Sorted pids (1-based) of the train, val and test parts, about 60/20/20 of them."""
+    """The sorted pids (1-based) of train, val and test, about 60, 20 and 20 % of all."""
     order = permutation(identities, Stream.SYNTH, seed, SPLIT, 0) + 1
     part = max(2, round(identities * 0.2))
     shares = {"test": order[:part], "val": order[part : 2 * part], "train": order[2 * part :]}
@@ -116,7 +117,7 @@ def _sysu_mm01(seed: int, identities: int, images: int) -> tuple[list[Shot], dic
 
 
 def _regdb(seed: int, identities: int, images: int) -> tuple[list[Shot], dict[str, str]]:
-    """Ten images of each modality whatever `images` is, as in the real set; the ten splits are random halves."""
+    """Ten images of each modality, as in the real set, whatever `images` is. The ten splits are random halves."""
     folders = {Modality.VISIBLE: ("Visible", "v"), Modality.INFRARED: ("Thermal", "t")}
     shots = [
         Shot(pid, 0, modality, number, 0, f"{folder}/{pid}/person_{letter}_{number:05d}_{pid}.bmp")
@@ -137,7 +138,7 @@ def _regdb(seed: int, identities: int, images: int) -> tuple[list[Shot], dict[st
 
 
 def _llcm(seed: int, identities: int, images: int) -> tuple[list[Shot], dict[str, str]]:
-    """Two thirds of the identities train (vis/, nir/ with lists), the others test (test_vis/camN/, test_nir/camN/)."""
+    """Two thirds of the identities are for training (vis/, nir/ with lists), the others for the test (test_*/camN/)."""
     order = permutation(identities, Stream.SYNTH, seed, SPLIT, 0) + 1
     test = sorted(order[: identities // 3].tolist())
     train = sorted(order[identities // 3 :].tolist())
@@ -167,7 +168,7 @@ _LAYOUTS: dict[str, Callable[[int, int, int], tuple[list[Shot], dict[str, str]]]
 }
 
 
-_RANGES = {  # of the whole numbers that a caller gives
+_RANGES = {  # of the integer arguments of `synthesise`
     "identities": (LEAST_IDENTITIES, 9999),
     "seed": (0, 2**32 - 1),
     "images_per_camera": (1, 9999),
@@ -177,7 +178,7 @@ _RANGES = {  # of the whole numbers that a caller gives
 
 
 def _check(out: Path, layout: str, numbers: Mapping[str, int]) -> None:
-    """InputError for an unknown layout, a number outside its range, and a folder that is not empty."""
+    """Raises InputError if the layout is unknown, a number is out of range, or the folder is not empty."""
     if layout not in _LAYOUTS:
         raise InputError(f"expected a layout of {', '.join(_LAYOUTS)}, got {layout!r}; choose one of them")
     for name, (low, high) in _RANGES.items():
@@ -185,7 +186,7 @@ def _check(out: Path, layout: str, numbers: Mapping[str, int]) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             raise InputError(f"expected {name} to be a whole number from {low} to {high}, got {value!r}; change {name}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"expected a new or empty folder, got {out}, which is not; remove it or name another")
+        raise InputError(f"expected a new or empty folder, got {out} with files in it; remove it or choose another")
 
 
 def synthesise(
@@ -200,12 +201,13 @@ def synthesise(
     difficulty: Difficulty = BENCHMARK,
     texts: Mapping[str, str] | None = None,
 ) -> dict[str, int | str]:
-    """Write a procedural set to the folder `out`, which must be new or empty, and return what was written.
+    """Write a procedural set to the folder `out`, which must be new or empty. Returns facts about it for a message.
 
-    `height` is in pixels and varies by 10 % between pictures; `workers` is the number of processes (None: one per core
-    this process may use). The files do not depend on it. `regdb` always has ten images of each modality. `texts` are
-    more files to write, by name.
-    Raises InputError. Everything is written beside `out` and renamed at the end: after a failure `out` does not exist.
+    `height` is in pixels and varies by 10 % between pictures. `workers` is the number of processes (None: one per core
+    that this process may use); the files do not depend on it. `regdb` always has ten images of each modality. `texts`
+    maps the names of additional files to their content.
+    Raises InputError if an argument is invalid. Everything is written beside `out` and renamed at the end, so `out`
+    does not exist after a failure.
     """
     out = Path(out)
     numbers = {"identities": identities, "seed": seed, "images_per_camera": images_per_camera, "height": height}
@@ -237,7 +239,7 @@ def _write_all(world: _World, shots: list[Shot], workers: int | None) -> None:
         _write(world, shots)
         return
     chunks = [shots[start : start + _CHUNK] for start in range(0, len(shots), _CHUNK)]
-    # spawn, because forking a process that may already run threads (torch) can hang
+    # spawn, because forking a process that already runs threads, such as torch's, can hang
     with ProcessPoolExecutor(min(workers, len(chunks)), mp_context=get_context("spawn")) as pool:
         for _ in pool.map(_write, [world] * len(chunks), chunks):
             pass

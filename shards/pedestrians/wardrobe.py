@@ -1,8 +1,8 @@
-"""Who a procedural pedestrian is: body, clothes, hair, hat and bag, drawn from (seed, pid) alone.
+"""The appearance of a procedural pedestrian: body, clothes, hair, hat and bag, drawn from (seed, pid) alone.
 
-Every surface is a `Paint` with a visible colour and an infrared tone. The two are drawn apart from each other for all
-that is worn, because near infrared shows how a dye and a fibre reflect and not their colour; the pattern, the cut and
-the contrast between the two threads of a pattern are common to both. Source: ours (no public set may be shipped).
+Every surface is a `Paint` with a visible colour and an infrared tone. For clothes these are independent draws, because
+near infrared shows how a dye and a fibre reflect, which their colour does not tell; the pattern, the cut and the
+contrast between the two threads of a pattern are common to both. Source: ours (no public set may be shipped).
 """
 
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ import numpy as np
 
 from tacaf.draws import Stream, uniform
 
-PERSON, VIEW, CAMERA, SPLIT, PRESENCE = range(5)  # what a draw of Stream.SYNTH is for: the `epoch` word of the counter
+PERSON, VIEW, CAMERA, SPLIT, PRESENCE = range(5)  # purposes of Stream.SYNTH's draws: the `epoch` word of the counter
 
-# Few colours, so several identities share each of them.
+# There are few colours, so that several identities share each of them.
 CLOTH_COLOURS = (
     (28, 28, 32),
     (60, 62, 68),
@@ -71,7 +71,7 @@ class Person:
     hip: float
     depth: float  # front-to-back size over width
     leg: float  # height of the hip joints
-    limb: float  # thickness of arms and legs, 1 = usual
+    limb: float  # thickness of arms and legs, 1 = average
     hair: str
     hat: str
     skin: Paint
@@ -100,7 +100,7 @@ class Person:
 
 
 class Dice:
-    """A row of uniform draws, read one by one: each question takes exactly one, so answers do not shift each other."""
+    """A sequence of uniform draws. Every method call takes exactly one, so that no result depends on another."""
 
     def __init__(self, draws: np.ndarray) -> None:
         self._draws = iter(draws.tolist())
@@ -119,7 +119,7 @@ class Dice:
 
 
 def dice(kind: int, seed: int, step: int, position: int, draws: int = 128) -> Dice:
-    """The draws of one thing: `kind` says what it is (PERSON, VIEW, ...), `step` and `position` which."""
+    """The draws for one thing: `kind` says what it is (PERSON, VIEW, ...), `step` and `position` say which one."""
     return Dice(uniform(Stream.SYNTH, seed, kind, step, position, np.arange(draws)))
 
 
@@ -128,7 +128,7 @@ def luminance(colour: tuple[int, int, int]) -> float:
 
 
 def _cloth(d: Dice, patterns: Sequence[str] = ("plain",), coarse: float = 1.0) -> Paint:
-    """A cloth: colour and infrared tone are separate draws; the second thread stands out in both modalities."""
+    """A cloth. Its colour and its infrared tone are independent; the second thread is visible in both modalities."""
     low, high, grain = MATERIALS[str(d.choice(tuple(MATERIALS)))]
     first, second = int(d.between(0, len(CLOTH_COLOURS))), int(d.between(0, len(CLOTH_COLOURS)))
     shift = d.between(-14, 14)
@@ -155,7 +155,7 @@ def _shifted(colour: tuple[int, int, int], shift: float) -> tuple[int, int, int]
 def draw_person(seed: int, pid: int) -> Person:
     """The identity `pid` of the world `seed`: a pure function of both. Source: ours."""
     d = dice(PERSON, seed, 0, pid, draws=192)
-    tone = d.between(0, 1)  # skin and hair keep something of their brightness in infrared; cloth does not
+    tone = d.between(0, 1)  # skin and hair keep part of their brightness in infrared; cloth does not
     skin_colour = SKIN_COLOURS[int(tone * len(SKIN_COLOURS))]
     hair_colour = HAIR_COLOURS[int(d.between(0, len(HAIR_COLOURS)))]
     skin = Paint(skin_colour, round(215 - 45 * tone + d.between(-10, 10)), grain=0.02)

@@ -1,4 +1,4 @@
-"""What raw folders have in common: the images of a folder in order, lists of ids, lists of paths."""
+"""Reads what the raw folders of all data sets have in common: folders of images, lists of ids, lists of paths."""
 
 import os
 import re
@@ -15,7 +15,7 @@ MOST_LIST_BYTES = 2**30  # tens of millions of images
 
 
 def need_folder(folder: Path, holds: str) -> Path:
-    """`folder`, if it is one. InputError names what it should hold."""
+    """Returns `folder` if it is a folder. Otherwise raises InputError, naming what the folder should contain."""
     if not folder.is_dir():
         got = "a file" if folder.exists() else "nothing"
         raise InputError(f"expected the folder {shown(folder)} with {holds}, found {got}; check --root")
@@ -23,12 +23,12 @@ def need_folder(folder: Path, holds: str) -> Path:
 
 
 def check_spelling(folder: Path, names: Collection[str]) -> None:
-    """InputError for a folder that is called almost as one of `names`: `Cam2` or `cam02` in place of `cam2`."""
+    """Raises InputError if a folder is called almost like one of `names`: `Cam2` or `cam02` instead of `cam2`."""
     expected = {_spelled(name): name for name in names}
     for path in sorted(folder.iterdir()):
-        wanted = expected.get(_spelled(path.name))
-        if wanted is not None and path.name not in names and path.is_dir():
-            raise InputError(f"expected the folder {wanted} in {shown(folder)}, got {shown(path.name)}; rename it")
+        right = expected.get(_spelled(path.name))
+        if right is not None and path.name not in names and path.is_dir():
+            raise InputError(f"expected the folder {right} in {shown(folder)}, got {shown(path.name)}; rename it")
 
 
 def is_image_name(name: str) -> bool:
@@ -37,9 +37,9 @@ def is_image_name(name: str) -> bool:
 
 
 def image_files(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The images of a folder with names ascending (their places are the image numbers, from 1), and all the rest.
+    """The images of a folder in the order of their names, and everything else in it. The first image has number 1.
 
-    An image that cannot be read (a link to nothing) is one too, so that the numbers of the others stay.
+    An image that cannot be read, such as a dangling link, is included, so that the numbers of the others do not change.
     """
     entries = sorted(folder.iterdir(), key=lambda path: path.name)
     images = [path for path in entries if is_image_name(path.name) and not path.is_dir()]
@@ -50,7 +50,7 @@ def image_files(folder: Path) -> tuple[list[Path], list[Path]]:
 def pid_folders(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
     """The folders whose name is a number, as (pid, folder) ascending, and everything else in `folder`.
 
-    InputError for a number that is written another way (`3.0`), or twice (`3` and `0003`).
+    Raises InputError if a number is written in another form (`3.0`), or twice (`3` and `0003`).
     """
     folders: dict[int, Path] = {}
     others = []
@@ -59,21 +59,25 @@ def pid_folders(folder: Path) -> tuple[list[tuple[int, Path]], list[Path]]:
             others.append(path)
             continue
         if not re.fullmatch("[0-9]{1,18}", path.name):
-            raise InputError(f"expected folders named by whole numbers in {shown(folder)}, got {shown(path.name)!r}")
+            raise InputError(
+                f"expected folders named by whole numbers in {shown(folder)}, got {shown(path.name)!r}; rename it"
+            )
         twin = folders.setdefault(int(path.name), path)
         if twin is not path:
-            raise InputError(f"expected one folder for a number in {shown(folder)}, got {twin.name} and {path.name}")
+            raise InputError(
+                f"expected one folder per number in {shown(folder)}, got {twin.name} and {path.name}; merge them"
+            )
     return sorted(folders.items()), others
 
 
 def number_of(text: str) -> str | None:
-    """The whole number that a word means, however it is written (`3`, `03`, `3.0`, ` 3`), or None for another word."""
+    """The digits of the whole number that `text` means (`3`, `03`, `3.0`, ` 3`), or None if it is not a number."""
     found = re.fullmatch(r"\+?0*([0-9]+?)(\.0*)?", unicodedata.normalize("NFKC", text).strip())
     return found[1] if found else None
 
 
 def not_images(paths: Iterable[Path], root: Path) -> list[Omission]:
-    """Strangers between the images; they are listed, and those in a stranger's folder are counted."""
+    """An omission for each path, with the number of images below it if it is a folder."""
     found = []
     for path in paths:
         count = _images_below(path)
@@ -83,18 +87,24 @@ def not_images(paths: Iterable[Path], root: Path) -> list[Omission]:
 
 
 def read_text(path: Path, holds: str) -> str:
-    """The text of a list file; a name in it that is not UTF-8 keeps its bytes. InputError if there is none."""
+    """The text of a list file. Bytes that are not UTF-8 are kept as surrogates.
+
+    Raises InputError if the file cannot be read or is not text.
+    """
     try:
         text = read_bytes(path, MOST_LIST_BYTES).decode("utf-8", "surrogateescape")
     except InputError as error:
-        raise InputError(f"expected {shown(path)} with {holds}, but: {error}; check --root") from None
+        raise InputError(f"expected {shown(path)} with {holds}, got: {error}; check --root") from None
     if "\0" in text:
         raise InputError(f"expected {shown(path)} with {holds}, but it is not a text file; check --root")
     return text.removeprefix("\ufeff")
 
 
 def read_ids(path: Path) -> list[int]:
-    """A list of ids separated by commas or white space (SYSU-MM01 and LLCM: one line), ascending, each once."""
+    """The ids of a list separated by commas or white space (SYSU-MM01 and LLCM: one line), ascending, each once.
+
+    Raises InputError if a word is not an id.
+    """
     words = re.split(r"[,\s]+", read_text(path, "ids separated by commas").strip(", \n\r\t"))
     wrong = [word for word in words if word and not re.fullmatch("[0-9]{1,18}", word)]
     if wrong:
@@ -103,7 +113,7 @@ def read_ids(path: Path) -> list[int]:
 
 
 def read_path_list(path: Path) -> list[tuple[str, str]]:
-    """Lines of `path label`, as RegDB and LLCM have them. InputError names a line of another form."""
+    """The lines `path label` of a list of RegDB or LLCM. Raises InputError, naming the line, for any other line."""
     found = []
     for number, line in enumerate(read_text(path, "lines of path and label").split("\n"), 1):
         if not line.strip():
@@ -116,7 +126,10 @@ def read_path_list(path: Path) -> list[tuple[str, str]]:
 
 
 def check_disjoint(splits: dict[str, list[int]], holds: str) -> None:
-    """InputError if a split is empty or two share an identity: training on a test identity would void every result."""
+    """Raises InputError if a split is empty or two splits share an identity.
+
+    Training on a test identity would make every result meaningless.
+    """
     names = list(splits)
     for place, name in enumerate(names):
         if not splits[name]:
@@ -132,10 +145,10 @@ def check_disjoint(splits: dict[str, list[int]], holds: str) -> None:
 
 
 def _spelled(name: str) -> str:
-    """What two spellings of a folder's name have in common."""
+    """The form that all spellings of a folder's name have in common."""
     return re.sub("(^|[^0-9])0+([0-9])", r"\1\2", re.sub(r"[\s_-]", "", name.casefold()))
 
 
 def _images_below(path: Path) -> int:
-    """The images in a folder, linked folders aside; 0 for a file."""
+    """The number of images below a folder, without linked folders; 0 for a file."""
     return sum(is_image_name(name) for _, _, names in os.walk(path) for name in names)

@@ -1,4 +1,4 @@
-"""LLCM from its own folders and lists.
+"""Packs LLCM from its own folders and lists.
 
 Training: idx/train_{vis,nir}.txt with lines `vis/0001/0001_c01_*.jpg label`. Test: the ids of idx/test_id.txt, images
 test_{vis,nir}/cam{1..9}/{id:04d}/*. The pid is the number of the identity's folder, for training too.
@@ -33,7 +33,7 @@ REAL_IMAGES = sum(count.images for count in LLCM.images)
 
 
 def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
-    """Pack the LLCM folders below `root` into the shard set `out`. Images of ids in no list are left out."""
+    """Pack the LLCM folders below `root` into the shard set `out`. Images that are in no list are left out."""
     root = Path(root)
     need_folder(root, "the LLCM folders vis, nir, test_vis, test_nir and idx")
     check_spelling(root, [*FOLDERS.values(), *(f"test_{name}" for name in FOLDERS.values()), "idx"])
@@ -62,7 +62,7 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
 
 
 def read_training(root: Path) -> tuple[list[Record], list[str]]:
-    """The images of the training lists. A list whose labels do not follow the folders' ids gives a warning."""
+    """The images of the training lists, and a warning if the lists' labels do not follow the folders' ids."""
     records: list[Record] = []
     pairs: set[tuple[int, str]] = set()
     for modality, name in FOLDERS.items():
@@ -87,7 +87,7 @@ def read_training(root: Path) -> tuple[list[Record], list[str]]:
 
 
 def read_test(root: Path, pids: set[int]) -> tuple[list[Record], list[Omission]]:
-    """The images of the test ids and what is left out."""
+    """The images of the test ids, and what is left out."""
     records: list[Record] = []
     left_out: list[Omission] = []
     for modality, name in FOLDERS.items():

@@ -1,4 +1,4 @@
-"""Any new data set, from a list of its images (`manifest_file`): its pids are numbered, its splits listed or drawn."""
+"""Packs any data set from a list of its images (`manifest_file`): numbers its pids, and draws splits if it has none."""
 
 import re
 import unicodedata
@@ -32,8 +32,9 @@ def pack(
 ) -> Packed:
     """Pack the images that the list names (relative to `root`) into the shard set `out`.
 
-    `jsonl` tells the list's form; `name` is the beginning of the shards' names, by default the list's. A list without
-    splits gets train and test: a share of the identities, drawn by seed (default 0.3 and 0).
+    `jsonl` is true for JSON lines and false for CSV. `name` is the prefix of the shards' names, by default the list's
+    name. If the list has no splits, the share `test_share` of the identities (default 0.3) is drawn for the test with
+    `seed` (default 0), and the others are for training.
     """
     root, listed = Path(root), Path(listed)
     need_folder(root, "the images of the list")
@@ -43,7 +44,7 @@ def pack(
     has_splits = rows[0].split is not None
     if has_splits and (test_share is not None or seed is not None):
         raise InputError(
-            f"{listed}: expected no column split where --test-share or --seed draw one, got both; leave one out"
+            f"{listed}: expected either a column split or --test-share and --seed, got both; leave one out"
         )
     share, seed = TEST_SHARE if test_share is None else test_share, SEED if seed is None else seed
     splits = _listed_splits(rows, numbers) if has_splits else draw_splits(sorted(numbers.values()), share, seed)
@@ -61,7 +62,7 @@ def pack(
 
 
 def number_pids(rows: list[Row]) -> tuple[dict[str, int], dict[int, str] | None]:
-    """The number of every pid of the list, and the names by number, or None where the pids are numbers themselves."""
+    """The number of every pid of the list, and the names by number, or None if the pids are numbers themselves."""
     pids = sorted({row.pid for row in rows})
     _check_spelled_once(pids)
     if not all(re.fullmatch(_NUMBER, pid) for pid in pids):
@@ -70,21 +71,25 @@ def number_pids(rows: list[Row]) -> tuple[dict[str, int], dict[int, str] | None]
 
 
 def _check_spelled_once(pids: list[str]) -> None:
-    """InputError for two pids that a reader takes for one: `3` and `03` or `3.0`, or that only print alike."""
+    """Raises InputError if two pids can be mistaken for one: `3` and `03` or `3.0`, or names that look the same."""
     seen: dict[str, str] = {}
     for pid in pids:
         visible = "".join(letter for letter in unicodedata.normalize("NFKC", pid) if letter.isprintable())
         number = number_of(visible)
         twin = seen.setdefault(" ".join(visible.split()) if number is None else number, pid)
         if twin != pid:
-            why = "which look alike" if number is None else "one number"
+            why = "look alike" if number is None else "are the same number"
             raise InputError(
-                f"expected one way to write a pid, got {shown(twin)} and {shown(pid)}, {why}; correct the list"
+                f"expected every pid to be written in one way, got {shown(twin)} and {shown(pid)}, which {why}; correct"
+                " the list"
             )
 
 
 def draw_splits(pids: list[int], test_share: float, seed: int) -> dict[str, list[int]]:
-    """Ascending pids, cut into train and test: a pure function of the arguments. Source: ours."""
+    """Divide ascending pids into train and test: a pure function of the arguments. Source: ours.
+
+    Raises InputError if a number is out of range or there are fewer than two pids.
+    """
     if not 0 < test_share < 1:
         raise InputError(f"expected --test-share between 0 and 1, got {test_share:g}; 0.3 is usual")
     if not 0 <= seed < 2**32:
@@ -102,7 +107,7 @@ def _listed_splits(rows: list[Row], numbers: dict[str, int]) -> dict[str, list[i
 
 
 def _records(rows: list[Row], root: Path, numbers: dict[str, int], splits: dict[str, list[int]]) -> list[Record]:
-    """A record a row; its number is its place among the rows of its pid, camera and modality, paths ascending."""
+    """One record per row. Images of one pid, camera and modality are numbered from 1 in the order of their paths."""
     split_of = {pid: Split(name) for name, pids in splits.items() for pid in pids}
     counted: dict[tuple[int, int, Modality], int] = defaultdict(int)
     records = []
@@ -119,6 +124,6 @@ def _set_name(name: str | None, listed: Path) -> str:
         return re.sub("[^A-Za-z0-9_-]+", "_", listed.stem)[:100]
     if not re.fullmatch("[A-Za-z0-9_-]{1,100}", name):
         raise InputError(
-            f"expected --name of up to 100 letters, digits, _ and -, got {name[:120]!r}; it begins the shards' names"
+            f"expected --name of 1 to 100 letters, digits, _ and -, got {name[:120]!r}; choose another name"
         )
     return name

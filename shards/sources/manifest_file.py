@@ -1,4 +1,4 @@
-"""The list of a new data set's images, as it is read: CSV with a header, or one JSON object a line.
+"""Reads and checks the list of a data set's images: CSV with a header, or one JSON object per line.
 
 Columns: path, pid, modality; optionally camid and split. Other columns are ignored.
 """
@@ -30,14 +30,14 @@ MODALITIES = {
 }
 MOST_LINE_BYTES = 2**16
 MOST_PID_LETTERS = 256
-_CONTROL = "[\x00-\x1f\x7f\ud800-\udfff]"  # and what is no character
+_CONTROL = "[\x00-\x1f\x7f\ud800-\udfff]"  # control characters and surrogates
 
 Fields = dict[str, str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the list. `pid` is what the list writes, a number or a name."""
+    """One line of the list. `pid` is as the list writes it, a number or a name."""
 
     place: str  # file and line, for messages
     path: str  # relative to the root, `/` between folders
@@ -48,9 +48,9 @@ class Row:
 
 
 def read(listed: Path, root: Path, jsonl: bool) -> tuple[list[Row], list[Omission]]:
-    """The rows of the list, checked one by one and among themselves, and the hidden files in it, which are no images.
+    """The rows of the list, and the hidden files in it, which do not count as images.
 
-    InputError names file and line.
+    Raises InputError, naming file and line, if a row is invalid or contradicts another.
     """
     rows: list[Row] = []
     hidden: list[Omission] = []
@@ -78,7 +78,9 @@ def read(listed: Path, root: Path, jsonl: bool) -> tuple[list[Row], list[Omissio
         place_of[row.path] = place
         rows.append(row)
     if not rows:
-        raise InputError(f"{shown(listed)}: expected lines with {', '.join(NEEDED)}, got none; write one line an image")
+        raise InputError(
+            f"{shown(listed)}: expected lines with {', '.join(NEEDED)}, got none; write one line per image"
+        )
     return rows, hidden
 
 
@@ -86,9 +88,9 @@ def _text(listed: Path) -> str:
     try:
         data = read_bytes(listed, MOST_LIST_BYTES)
     except InputError as error:
-        raise InputError(f"expected a list, but: {error}; check --csv or --jsonl") from None
+        raise InputError(f"expected a list of images, got: {error}; check --csv or --jsonl") from None
     try:
-        return data.decode("utf-8-sig")  # some spreadsheets put a mark before the first column
+        return data.decode("utf-8-sig")  # some spreadsheets write a byte order mark first
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
         raise InputError(
@@ -97,7 +99,7 @@ def _text(listed: Path) -> str:
 
 
 def _csv_lines(listed: Path) -> Iterator[tuple[str, Fields]]:
-    """(file:line, fields) of every line but the header."""
+    """Yields (file:line, fields) of every line after the header."""
     reader = csv.reader(io.StringIO(_text(listed), newline=""), strict=True)
     header: list[str] = []
     try:
@@ -110,7 +112,7 @@ def _csv_lines(listed: Path) -> Iterator[tuple[str, Fields]]:
                 _check_header(place, header)
             elif len(words) != len(header):
                 raise InputError(
-                    f"{place}: expected {len(header)} fields as in the header, got {len(words)}; correct it"
+                    f"{place}: expected {len(header)} fields as in the header, got {len(words)}; correct the line"
                 )
             else:
                 yield place, {name: word.strip() for name, word in zip(header, words, strict=True)}
@@ -123,7 +125,7 @@ def _check_header(place: str, header: list[str]) -> None:
     if missing:
         raise InputError(
             f"{place}: expected a header with {', '.join(NEEDED)}, got no {missing[0]} in {', '.join(header)[:80]!r}; "
-            "add the column, commas between"
+            "add the column, separated by a comma"
         )
     twice = [name for name in (*NEEDED, *OPTIONAL) if header.count(name) > 1]
     if twice:
@@ -131,14 +133,14 @@ def _check_header(place: str, header: list[str]) -> None:
 
 
 def _json_lines(listed: Path) -> Iterator[tuple[str, Fields]]:
-    """(file:line, fields) of every line that is not blank; numbers become text, as in CSV."""
+    """Yields (file:line, fields) of every line that is not blank; numbers become text, as in CSV."""
     for number, line in enumerate(_text(listed).split("\n"), 1):
         place = f"{shown(listed)}:{number}"
         if not line.strip():
             continue
         found = load_json(line.encode(), place, MOST_LINE_BYTES, "correct the line")
         if not isinstance(found, dict):
-            raise InputError(f"{place}: expected a JSON object, got {line.strip()[:60]!r}; write one object a line")
+            raise InputError(f"{place}: expected a JSON object, got {line.strip()[:60]!r}; write one object per line")
         yield place, {name: _word(place, name, found[name]) for name in (*NEEDED, *OPTIONAL) if name in found}
 
 
@@ -182,7 +184,7 @@ def _row(place: str, fields: Fields) -> Row:
 def _path(place: str, text: str) -> str:
     path = PurePosixPath(text)
     if path.is_absolute() or ".." in path.parts:
-        raise InputError(f"{place}: expected a path below --root without .., got {text[:200]!r}; write it from there")
+        raise InputError(f"{place}: expected a path relative to --root without .., got {text[:200]!r}; correct it")
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(f"{place}: expected an image ({', '.join(SUFFIXES)}), got {text[:200]!r}; leave it out")
     return path.as_posix()
@@ -192,12 +194,13 @@ def _check_file(row: Row, root: Path, top: Path) -> None:
     try:
         inside = (root / row.path).resolve().is_relative_to(top)
         found = (root / row.path).is_file()
-    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL byte, a name too long
+    except (OSError, ValueError, RuntimeError) as error:  # a loop of links, a NUL byte, a name that is too long
         raise InputError(f"{row.place}: expected an image file, got {row.path[:200]!r} ({error}); correct it") from None
     if not inside:
         raise InputError(
-            f"{row.place}: expected a file below {shown(root)}, but {shown(row.path)} links elsewhere; copy it there"
+            f"{row.place}: expected a file below {shown(root)}, but {shown(row.path)} is a link to elsewhere; copy it"
+            " there"
         )
     if not found:
         hint = "write / between folders" if "\\" in row.path else "restore the file or leave the line out"
-        raise InputError(f"{row.place}: expected the image {shown(root / row.path)}, found none; {hint}")
+        raise InputError(f"{row.place}: the image {shown(root / row.path)} does not exist; {hint}")

@@ -1,4 +1,4 @@
-"""What is packed and what is left out: one `Record` an image, one `Omission` a file that has no place in the set."""
+"""What is packed and what is left out: a `Record` for each image, an `Omission` for each file that is not packed."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +8,10 @@ from tacaf.vocabulary import Modality, Split, sample_key
 
 @dataclass(frozen=True)
 class Record:
-    """One image of a raw data set. `number` is its 1-based place in its camera/pid folder, file names ascending;
-    `camid` is 0 in a set without cameras; `split` is None where splits are only named pid lists.
+    """One image of a raw data set.
+
+    `number` is its 1-based position in its camera and pid folder, in the order of the file names. `camid` is 0 in a set
+    without cameras. `split` is None if the set's splits are only named pid lists.
     """
 
     path: Path
@@ -26,12 +28,12 @@ class Record:
 
 @dataclass(frozen=True)
 class Omission:
-    """Something of the raw set that is not packed: a file, or a folder with several `images`."""
+    """A file of the raw set that is not packed, or a folder with a number of `images`."""
 
     path: str
     reason: str
     images: int = 1
 
     def describe(self) -> str:
-        """For a message."""
+        """The path and the reason, for a message."""
         return f"{self.path} ({self.reason})"

@@ -1,6 +1,6 @@
-"""RegDB from its own folders: {Visible,Thermal}/{id}/*.bmp and idx/{train,test}_{visible,thermal}_{1..10}.txt.
+"""Packs RegDB from its own folders: {Visible,Thermal}/{id}/*.bmp, idx/{train,test}_{visible,thermal}_{1..10}.txt.
 
-Thermal becomes infrared here, once. There are no cameras (camid 0), and the ten splits are named pid lists.
+RegDB's "thermal" is called infrared from here on. It has no cameras (camid 0), and its ten splits are named pid lists.
 """
 
 import re
@@ -62,7 +62,10 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
 
 
 def read_splits(root: Path) -> tuple[dict[str, list[int]], set[str]]:
-    """The pid lists train_1, test_1, ... and every path they name. InputError for a list that cannot be right."""
+    """The pid lists train_1, test_1, ... and the set of all paths they name.
+
+    Raises InputError if lists contradict each other.
+    """
     splits: dict[str, list[int]] = {}
     listed: set[str] = set()
     for number in SPLITS:
@@ -78,7 +81,8 @@ def read_splits(root: Path) -> tuple[dict[str, list[int]], set[str]]:
             if pids[0] != pids[1]:
                 odd = sorted(pids[0] ^ pids[1])[0]
                 raise InputError(
-                    f"expected the same ids in {visible.name} and {thermal.name}, got {odd} in one only; restore them"
+                    f"expected the same ids in {visible.name} and {thermal.name}, got {odd} in only one of them;"
+                    " restore the lists"
                 )
             both[f"{part}_{number}"] = sorted(pids[0])
         check_disjoint(both, f"idx/*_{number}.txt")
@@ -87,7 +91,7 @@ def read_splits(root: Path) -> tuple[dict[str, list[int]], set[str]]:
 
 
 def read(root: Path, listed: set[str]) -> tuple[list[Record], list[Omission]]:
-    """The listed images and what is left out. InputError if a listed image or a modality is not there."""
+    """The listed images, and what is left out. Raises InputError if a listed image or a modality is missing."""
     records: list[Record] = []
     left_out: list[Omission] = []
     for modality, name in FOLDERS.items():
@@ -104,14 +108,12 @@ def read(root: Path, listed: set[str]) -> tuple[list[Record], list[Omission]]:
         left_out += not_images(strangers, root)
     missing = listed.difference(record.path.relative_to(root).as_posix() for record in records)
     if missing:
-        raise InputError(
-            f"expected {len(missing)} more images that idx lists, the first is {min(missing)}; restore them"
-        )
+        raise InputError(f"images listed in idx are missing: {len(missing)}, the first is {min(missing)}; restore them")
     return records, left_out
 
 
 def _pids(path: Path, listed: set[str]) -> set[int]:
-    """The ids of one list, read from its paths (`Visible/285/name.bmp 0`); the paths are added to `listed`."""
+    """The ids of one list, read from its paths (`Visible/285/name.bmp 0`). Adds the paths to `listed`."""
     pids = set()
     for source, _ in read_path_list(path):
         parts = source.split("/")

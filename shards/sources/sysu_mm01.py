@@ -1,4 +1,4 @@
-"""SYSU-MM01 from its own folders: cam1..cam6/{id:04d}/{n:04d}.jpg and exp/{train,val,test}_id.txt (or .mat)."""
+"""Packs SYSU-MM01 from its own folders: cam1..cam6/{id:04d}/{n:04d}.jpg and exp/{train,val,test}_id.txt (or .mat)."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -53,7 +53,10 @@ def pack(root: Path, out: Path, **options: Unpack[PackOptions]) -> Packed:
 
 
 def read(root: Path, split_of: Mapping[int, Split]) -> tuple[list[Record], list[Omission]]:
-    """Every image of the identities in `split_of`, and what is left out. InputError if a modality has no folder."""
+    """Every image of the identities in `split_of`, and what is left out.
+
+    Raises InputError if a modality has no folder.
+    """
     records: list[Record] = []
     left_out: list[Omission] = []
     for modality in Modality:
@@ -79,7 +82,7 @@ def read(root: Path, split_of: Mapping[int, Split]) -> tuple[list[Record], list[
 
 
 def count_warnings(counts: Mapping[str, Mapping[Modality, Tally]]) -> list[str]:
-    """How a set with the real id lists deviates from the published counts."""
+    """Warnings about deviations from the published counts, for a set with the real id lists."""
     warnings = []
     for splits, modality, expected in SYSU_MM01.images:
         modalities = Modality if modality is None else (modality,)

@@ -77,7 +77,7 @@ MISTAKES = [
     (("pack", "sysu_mm01", "--root", "{raw}", "--out", "{raw}", "--overwrite"), _nothing, "expected"),
     (("pack", "sysu_mm01", "--root", "{raw}", "--out", "{out}", "--shard-mib", "0"), _nothing, "--shard-mib"),
     (("verify", "{raw}/absent"), _nothing, "absent is not a folder"),
-    (("inspect", "{raw}"), _nothing, "expected a sound shard set"),
+    (("inspect", "{raw}"), _nothing, "has 1 problem, the first is"),
     (("synth", "--out", "{raw}"), _nothing, "expected a new or empty folder"),
     (("synth", "--out", "{out}", "--identities", "2"), _nothing, "expected identities to be"),
     (("synth", "--out", "{out}", "--layout", "market1501"), _nothing, "market1501"),

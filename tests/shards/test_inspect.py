@@ -62,7 +62,7 @@ def test_a_damaged_set_is_refused_and_an_older_sheet_stays(sysu_shards, tmp_path
     with pytest.raises(InputError, match="verify"):
         write_contact_sheet(shard_set, sheet)
     assert sheet.read_text() == "kept"
-    with pytest.raises(InputError, match="sound"):
+    with pytest.raises(InputError, match="has 1 problem"):
         open_set(folder)
     with pytest.raises(InputError, match="--identities"):
         write_contact_sheet(open_set(sysu_shards), sheet, identities=0)

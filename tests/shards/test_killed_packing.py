@@ -81,7 +81,7 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
             assert len(at_work) == 2
             assert all(blocks_ctrl_c(pid) for pid in at_work), "a terminal sends it to them too"
             assert main(llcm_command(root, out, workers=1)) == 2
-            assert f"but process {process.pid} is" in capsys.readouterr().err
+            assert f"in use by process {process.pid};" in capsys.readouterr().err
             if how == "a worker":
                 for pid in at_work:
                     os.kill(pid, signal.SIGKILL)
@@ -101,9 +101,9 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
         (last,) = shown.splitlines()
         assert last.startswith("error: ")
         assert word in last
-        assert last.endswith(f"3 finished shards wait in {records}: the same command resumes from there")
+        assert last.endswith(f"3 finished shards are kept in {records}: the same command resumes from there")
     assert main(llcm_command(root, out, workers=1)) == 0
-    assert "going on from 3 of 4 shards" in capsys.readouterr().err
+    assert "3 of 4 shards" in capsys.readouterr().err
     assert len(finished) == 3
     assert set(finished.values()) < set(finished_shards(out).values())
     whole = llcm.pack(root, tmp_path / "whole", shard_mib=1)

@@ -23,7 +23,7 @@ def test_without_hard_links_nothing_is_lost(tmp_path, monkeypatch):
     monkeypatch.setattr(writer, "write_column", refuse)
     with pytest.raises(PermissionError) as raised:
         pack_raw(tmp_path / "raw", tmp_path / "b", records)
-    assert raised.value.__notes__[0].startswith("4 finished shards wait")
+    assert raised.value.__notes__[0].startswith("4 finished shards are kept")
     monkeypatch.undo()
     monkeypatch.setattr(output.os, "link", refuse)
     finished = finished_shards(tmp_path / "b")
@@ -37,7 +37,7 @@ def test_one_packing_at_a_time(tmp_path):
 
     def first() -> None:
         with new_set(tmp_path / "set", False):
-            with pytest.raises(InputError, match=f"set, but process {os.getpid()} "):
+            with pytest.raises(InputError, match=f"set is in use by process {os.getpid()};"):
                 pack_raw(tmp_path / "raw", tmp_path / "set", records)
             pack_raw(tmp_path / "raw", tmp_path / "other", records)
             raise RuntimeError("enough")

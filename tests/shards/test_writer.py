@@ -186,9 +186,9 @@ def test_a_failure_leaves_the_old_set_untouched(tmp_path, monkeypatch, where):
         _pack(*fewer, overwrite=True)
     assert snapshot(out) == before
     assert verify(out) == []
-    # a finished shard waits, and what is told of it is true
+    # the finished shard is kept, and the note says so only if that is true
     assert (tmp_path / "sets" / "a.packing" / "shards").is_dir() == (where != "member")
-    assert ["1 finished shard waits" in note for note in getattr(raised.value, "__notes__", [])] == (
+    assert ["1 finished shard is kept" in note for note in getattr(raised.value, "__notes__", [])] == (
         [] if where == "member" else [True]
     )
     monkeypatch.undo()
@@ -273,7 +273,7 @@ def test_a_bad_image_stops_or_is_left_out(tmp_path, bad):
     root, out = tmp_path / "raw", tmp_path / "set"
     records = noise_records(root)
     records[5].path.write_bytes(data)
-    with pytest.raises(InputError, match=rf"1/2/2\.jpg: .*({reason}).*--skip-bad"):
+    with pytest.raises(InputError, match=rf"1/2/2\.jpg .*({reason}).*--skip-bad"):
         _pack(root, out, records)
     assert not out.exists()
     packed = _pack(root, out, records, skip_bad=True)

@@ -71,7 +71,7 @@ def test_deviations_are_warned_of(tmp_path, monkeypatch):
         (lambda root: shutil.rmtree(root), r"expected the folder .*vis, nir.*found nothing"),
         (lambda root: shutil.rmtree(root / "idx"), r"idx with train_vis\.txt.*found nothing"),
         (lambda root: shutil.rmtree(root / "test_nir"), r"test_nir with the infrared test images"),
-        (lambda root: shutil.rmtree(root / "nir/0005"), r"nir/0005/0005_c01_s1_f0004_nir\.jpg: .*No such file"),
+        (lambda root: shutil.rmtree(root / "nir/0005"), r"nir/0005/0005_c01_s1_f0004_nir\.jpg .*No such file"),
         (lambda root: (root / "idx/train_nir.txt").unlink(), r"train_nir\.txt .*does not exist"),
         (lambda root: (root / "idx/train_nir.txt").write_text(""), r"expected infrared images in split train"),
         (

@@ -141,7 +141,7 @@ def _write(name, text):
     [
         (lambda root: shutil.rmtree(root), r"expected the folder .*raw with .*cam1 to cam6.* found nothing"),
         (_remove("exp"), r"expected the folder .*exp with the id lists"),
-        (_remove("exp/val_id.txt"), r"val_id\.txt with ids separated by commas, but: .*does not exist"),
+        (_remove("exp/val_id.txt"), r"val_id\.txt with ids separated by commas, got: .*does not exist"),
         (_remove("cam3", "cam6"), r"expected infrared images in .*cam3, cam6.*found none"),
         (_remove("cam1", "cam2"), r"expected visible images in .*cam1, cam2, cam4, cam5.*found none"),
         (_remove("cam3/0004", "cam6/0004"), r"expected infrared images in split test, found none"),
@@ -152,9 +152,9 @@ def _write(name, text):
         (_write("exp/train_id.txt", "1,-2"), r"expected ids separated by commas, got '-2'"),
         (
             lambda root: shutil.copytree(root / "cam1/0001", root / "cam1/1"),
-            r"one folder for a number .*cam1, got 0001 and 1",
+            r"one folder per number .*cam1, got 0001 and 1",
         ),
-        (lambda root: (root / "cam1/0001/0001.jpg").write_bytes(b""), r"cam1/0001/0001\.jpg: .*empty file.*--skip-bad"),
+        (lambda root: (root / "cam1/0001/0001.jpg").write_bytes(b""), r"cam1/0001/0001\.jpg .*empty file.*--skip-bad"),
     ],
 )
 def test_bad_input_is_one_clear_error(tmp_path, change, message):
