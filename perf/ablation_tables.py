@@ -1,4 +1,4 @@
-"""The ablation's tables as a page of the documentation, from the scores that are kept of every training.
+"""Writes the ablation's tables as a page of the documentation, from the stored scores of every training.
 
     python perf/ablation_tables.py [--results perf/results] [--out docs/ablation_tables.md]
 
@@ -38,8 +38,8 @@ re-ranking. Figures are per cent, mean ± sample standard deviation over seeds. 
 nothing about the public data sets.
 
 Differences are in points, with 95 % intervals: Student's, with the standard error of a bootstrap over identities and
-seeds. They are bold where the interval leaves zero out. ¹ One seed or two: the interval knows nothing, or hardly
-anything, of the spread over seeds, and no such difference counts.
+seeds. They are bold if the interval excludes zero. ¹ One seed or two: the interval contains little or nothing of the
+spread over seeds, so such a difference is no evidence.
 """
 
 
@@ -55,11 +55,11 @@ class Table(NamedTuple):
 
     title: str
     benchmark: str
-    rows: tuple[str, ...]  # a row's name, or that of a `--try`: ROW+a.b=c+...
+    rows: tuple[str, ...]  # names of rows, or of tries: ROW+a.b=c+...
     seeds: tuple[int, ...] = (0, 1, 2)
     splits: tuple[Scored, ...] = ("val", "test")
-    folder: str = ""  # below the results, for scores that another length of training gave
-    about: str = ""  # what the set and the models are, where it is not one of the project's benchmarks
+    folder: str = ""  # below the results, for scores of another length of training
+    about: str = ""  # describes the set and the models if the set is not one of the project's benchmarks
 
 
 TABLES = (
@@ -114,7 +114,7 @@ TABLES = (
 
 
 def page(results: Path, tables: Sequence[Table]) -> str:
-    """The whole page, as Markdown. InputError names a training whose scores are missing."""
+    """The whole page, as Markdown. Raises InputError if the scores of a training are missing."""
     parts = [section(results, table, split) for table in tables for split in table.splits]
     return "\n".join([HEAD, *parts])
 
@@ -143,7 +143,7 @@ def _row(name: str, kept: dict[int, KeptTraining], split: Scored) -> AblationRow
 
 
 def _notes(table: Table, kept: dict[tuple[str, int], KeptTraining]) -> list[str]:
-    """What is not the same for all tables: the benchmark, the length of the training, the commits."""
+    """The facts that differ between tables: the benchmark, the length of the training, the commits."""
     length = {one.config["train"]["epochs"] * one.config["train"]["steps_per_epoch"] for one in kept.values()}
     commits = {start.commit for one in kept.values() for start in one.trainings if start.commit}
     return [

@@ -1,13 +1,13 @@
-"""Accuracy against wall-clock: the same training with the kernels and with every op by its definition in plain PyTorch.
+"""Measures accuracy against training time, with the kernels and with every op by its definition in plain PyTorch.
 
     python perf/bench_accuracy.py --shards SHARDS --out DIR [--config FILE] [--set a.b=c ...] [--json FILE]
 
 By default the full recipe, ResNet-50 at 288x144 in bf16 from scratch; on a benchmark's set (`python -m shards synth
---benchmark plain_1`, then pack) it trains 400 identities and is scored on 100 others. Both trainings have the same
-batches and first weights and run one after the other; what DIR has of them is kept, and the same command goes on after
-an interruption. Time is the sum of the steps' times, with waits for images and what the first step compiles (that step
-is given apart, too), without evaluations, saves and the start. Memory is the process's peak, evaluations included. On a
-CPU the kernels' own CPU path stands for the kernels. Beside --json FILE a picture is written.
+--benchmark plain_1`, then pack) it trains on 400 identities and is scored on 100 others. Both trainings have the same
+batches and initial weights and run one after the other. The same command resumes from what is in DIR. Time is the sum
+of the steps' times; it includes waits for images and the compilation in the first step, which is also given separately,
+but no evaluations, saves or start-up. Memory is the process's peak, evaluations included. On a CPU the kernels' own CPU
+path is measured. With --json FILE a picture is written beside FILE.
 """
 
 from tacaf.start import start
@@ -46,11 +46,11 @@ from tacaf.vocabulary import InputError
 WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}
 COLOURS = {"definitions": "#9aa4ad", "kernels": "#2563a8"}
 KERNELS = {"definitions": "reference", "kernels": "auto"}  # model.kernels of each
-NEARLY = 0.9  # of the lower final score: how long each takes to get there is compared
+NEARLY = 0.9  # share of the lower final score; the times to reach this score are compared
 
 
 def trainings(args: argparse.Namespace) -> dict[str, Training]:
-    """Both, by way."""
+    """Both trainings, by their way."""
     place = args.shards if "://" in args.shards else Path(args.shards).resolve()
     settings = (*args.set, f"data.shards={place}", "train.log_every=1")
     return {
@@ -60,7 +60,7 @@ def trainings(args: argparse.Namespace) -> dict[str, Training]:
 
 
 def curve(run: Path) -> dict[str, Any]:
-    """What a finished run's metrics say: scores after so many seconds of training, speed, memory."""
+    """Figures from a finished run's metrics: scores over seconds of training, speed, memory."""
     lines = list(read_metrics(run / METRICS_FILE))
     steps = [line for line in lines if isinstance(line, StepRecord)]
     scored = [line for line in lines if isinstance(line, EvaluationRecord)]
@@ -96,12 +96,12 @@ def curve(run: Path) -> dict[str, Any]:
 
 
 def seconds_to(points: Sequence[dict[str, Any]], score: str, least: float) -> float | None:
-    """Training seconds at the first evaluation that reaches `least`; None if none does."""
+    """Training seconds until the first evaluation whose score reaches `least`, or None if none does."""
     return next((point["training_s"] for point in points if point[score] >= least), None)
 
 
 def compare(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Both ways side by side. `ratio`: times as fast as by the definitions."""
+    """Both ways side by side. `ratio` is the speed-up over the definitions."""
     plain, fused = ways["definitions"], ways["kernels"]
     goal = NEARLY * min(way["points"][-1]["mAP"] for way in ways.values())
     reached = {name: seconds_to(way["points"], "mAP", goal) for name, way in ways.items()}
@@ -137,12 +137,12 @@ def picture(ways: dict[str, dict[str, Any]]) -> Figure:
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """The result file, whole."""
+    """Write the result file atomically."""
     write_whole(path, json.dumps({"environment": environment(1), **content}, indent=1, allow_nan=False) + "\n")
 
 
 def measure(args: argparse.Namespace) -> int:
-    """Train what is not trained, then compare; 1 if a training failed, 75 if asked to stop."""
+    """Run the trainings that are not finished, then compare them. Returns 1 if one failed, 75 after a stop signal."""
     runs, failed = trainings(args), []
     for one in runs.values():
         one.refuse_other_settings()
@@ -159,7 +159,7 @@ def measure(args: argparse.Namespace) -> int:
     def ended(one: Training, status: int) -> None:
         if status not in (0, EXIT_STOPPED):
             failed.append(f"{one.folder.name}: its training ended with status {status}")
-        elif args.json:  # what is finished, in case that the other training is not
+        elif args.json:  # already written here, in case the other training fails
             finished = {name: curve(other.folder) for name, other in runs.items() if other.finished()}
             write(args.json, {"complete": False, "ways": finished})
 
@@ -188,7 +188,7 @@ def measure(args: argparse.Namespace) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=to_location, required=True, help="a packed set: a folder or an address")
-    parser.add_argument("--out", type=to_path, required=True, metavar="DIR", help="the runs go there")
+    parser.add_argument("--out", type=to_path, required=True, metavar="DIR", help="folder for the runs")
     parser.add_argument("--config", type=to_path, default=SCRIPT.parent / "configs" / "sysu_mm01.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for both trainings")
     parser.add_argument("--json", type=to_path)

@@ -1,11 +1,12 @@
-"""Images a second and share of waiting: our pipeline, the usual PIL + DataLoader, plain WebDataset + DataLoader.
+"""Measures images per second and waiting of our pipeline, PIL + DataLoader, and plain WebDataset + DataLoader.
 
     python perf/bench_data.py [--shards SHARDS] [--cores 1 2] [--device cpu] [--json FILE]
 
 All three read the same shards and do the same operations (decode, resize to 288x144, pad-crop, flip, normalise, erase,
-channel exchange) into batches of 96 images of 64 decoded ones. Each runs in a process of its own bound to so many
-cores, by turns, so that a noisy machine is noisy for all. Without --shards a procedural set of JPEG files of about
-380 x 190 pixels is made first. `wait share` is the share of a training step of --step-ms spent waiting for its batch.
+channel exchange) into batches of 96 images, from 64 decoded ones. Each runs in a process of its own, bound to a number
+of cores; runs are interleaved, so that noise of the machine affects all alike. Without --shards a procedural set of
+JPEG files of about 380 x 190 pixels is made first. `wait share` is the share of time that a training whose step takes
+--step-ms spends waiting for batches.
 On a GPU only our pipeline runs, with mixed decoding.
 """
 
@@ -57,13 +58,13 @@ def plan_of(index: ShardIndex) -> Plan:
 
 
 def decoded(data: bytes) -> Image.Image:
-    """RGB, decoded and resized, as the usual code does it."""
+    """An RGB image, decoded and resized with PIL."""
     with open_image(data) as image:
         return image.convert("RGB").resize((AUGMENT.width, AUGMENT.height), Image.Resampling.BILINEAR)
 
 
 def augmented(image: Image.Image, branch: Branch) -> torch.Tensor:
-    """One branch's operations on a resized image, drawn as they come: float32 [3, H, W]."""
+    """A resized image after the random operations of one branch: float32 [3, H, W]."""
     height, width, pad = AUGMENT.height, AUGMENT.width, AUGMENT.pad
     padded = Image.new("RGB", (width + 2 * pad, height + 2 * pad))
     padded.paste(image, (pad, pad))
@@ -119,7 +120,7 @@ class PilDataset(Dataset[Any]):
 
 
 class PlainShards(IterableDataset[Any]):
-    """The shards read front to back by WebDataset, again and again: an item is an image in its one or two branches."""
+    """The shards read in order by WebDataset, repeatedly. An item is an image in its one or two branches."""
 
     def __init__(self, index: ShardIndex) -> None:
         self.shards = [index.store.where(shard.name) for shard in index.shards]
@@ -163,7 +164,7 @@ def batches_of(provider: str, index: ShardIndex, cores: int, device: str) -> Ite
 
 
 def rate(batches: Iterator[torch.Tensor], count: int) -> float:
-    """Images a second, after two batches of warming up."""
+    """Images per second, after two warm-up batches."""
     for _ in range(2):
         next(batches)
     began, images = time.perf_counter(), 0
@@ -174,7 +175,7 @@ def rate(batches: Iterator[torch.Tensor], count: int) -> float:
 
 
 def wait_share(batches: Iterator[torch.Tensor], step: Callable[[], None], count: int) -> float:
-    """The share of time spent waiting for batches while something else takes a step's time."""
+    """The share of time spent waiting for batches, if each batch is followed by `step`."""
     waited, began = 0.0, time.perf_counter()
     for _ in range(count):
         start = time.perf_counter()
@@ -185,7 +186,7 @@ def wait_share(batches: Iterator[torch.Tensor], step: Callable[[], None], count:
 
 
 def child(provider: str, shards: Path, cores: int, device: str, count: int, step_ms: float) -> dict[str, Any]:
-    """What one process measures, bound to `cores` cores."""
+    """The measurements of this process, bound to `cores` cores."""
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     torch.set_num_threads(1)
     batches = batches_of(provider, ShardIndex.open(shards), cores, device)
@@ -235,7 +236,7 @@ def make_set(folder: Path) -> Path:
 
 
 def measure(shards: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each provider and number of cores: the median over the repeats, and how it compares to PIL."""
+    """A row for each provider and number of cores: the median over the repeats, and the ratio to PIL."""
     providers = PROVIDERS if args.device == "cpu" else PROVIDERS[:1]
     rows = []
     for cores in args.cores:
@@ -264,7 +265,7 @@ def measure(shards: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def facts_of(shards: Path) -> dict[str, Any]:
-    """What the shards hold, so that the figures can be compared."""
+    """Facts about the shards, without which figures cannot be compared."""
     index = ShardIndex.open(shards)
     sizes = []
     for row in range(0, len(index), max(1, len(index) // 50)):
@@ -284,10 +285,10 @@ def facts_of(shards: Path) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shards", type=to_path, help="a packed set; default: one made for this run")
-    parser.add_argument("--cores", type=int, nargs="+", default=[1], help="cores of a run (default 1)")
+    parser.add_argument("--cores", type=int, nargs="+", default=[1], help="numbers of cores to measure (default 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--batches", type=int, default=30, help="timed batches of a run (default 30)")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of each, by turns (default 3)")
+    parser.add_argument("--batches", type=int, default=30, help="timed batches per run (default 30)")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved runs of each (default 3)")
     parser.add_argument("--step-ms", type=float, default=200.0, help="length of the step that waits (default 200)")
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--child", choices=PROVIDERS, help=argparse.SUPPRESS)

@@ -1,14 +1,13 @@
-"""Speed of scoring: usual Python loops against ranking.py and rerank.py, a streamed gallery against its product.
+"""Measures the speed of scoring and re-ranking against usual Python loops, and of a streamed gallery.
 
     python perf/bench_evaluation.py [--json perf/results/evaluation.json]
     python perf/bench_evaluation.py --streamed [--queries 10000] [--gallery 1000000] [--width 512] [--json ...]
 
 Without --streamed the structure is SYSU-MM01's (96 pids, 3803 queries of cameras 3 and 6, gallery cameras 1, 2, 4, 5,
-location rule, each pid once); the features are noise for the ranking, since only sizes matter to its speed, and noise
-around a centre of each pid for the re-ranking. Both sides get the same distances and must give the same figures, or
-nothing is printed. They take turns; the shortest of each one's repeats counts. --streamed:
-perf/parts/streamed_gallery.py.
-With --json only the sections that were measured are written anew.
+location rule, each pid once). The features are noise for the ranking, whose speed depends only on sizes, and noise
+around a centre for each pid for the re-ranking. Both sides get the same distances, and nothing is printed unless they
+give the same figures. Their runs are interleaved, and the shortest of each is reported. --streamed is described in
+perf/parts/streamed_gallery.py. With --json, only the sections that were measured are replaced.
 """
 
 from tacaf.start import start
@@ -40,7 +39,7 @@ from tacaf.vocabulary import InputError
 
 QUERIES = SYSU_MM01_QUERIES
 FEATURE_WIDTH = 2048
-NOISE = 3.0  # of the re-ranking's features, in deviations of the pids' centres
+NOISE = 3.0  # of the re-ranking's features, in standard deviations of the pids' centres
 STRUCTURE = "SYSU-MM01 all_search, location rule, each pid once"
 GALLERY_PIDS = {1: 56, 2: 56, 4: 94, 5: 95}  # pids seen by each gallery camera, of 96
 LOCATION = SYSU_MM01.locations
@@ -124,7 +123,7 @@ def measure_rerank(shots: int, repeats: int) -> dict[str, Any]:
 
 
 def _refuse_difference(case: dict[str, Any], expected: np.ndarray, found: np.ndarray) -> None:
-    """No figure on a wrong result: the usual one's encodings are float32; sorted stably, as ours is."""
+    """Refuse to report figures if the re-rankings differ by more than float32 rounding."""
     apart = float(np.abs(expected - found).max())
     scores = [
         measures(
@@ -137,7 +136,7 @@ def _refuse_difference(case: dict[str, Any], expected: np.ndarray, found: np.nda
 
 
 def circumstances(repeats: int) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The facts that the figures depend on."""
     return {
         "cpu": cpu_name(),
         "cpu_cores": len(os.sched_getaffinity(0)),
@@ -175,7 +174,7 @@ def loops(repeats: int) -> dict[str, Any]:
 
 
 def streamed(case: StreamedCase) -> dict[str, Any]:
-    """The section of the result for a streamed gallery; one a width."""
+    """The section of the result for a streamed gallery; there is one per width."""
     facts = circumstances(1)
     found = measure_streamed(case)
     print("\n".join(f"{name}: {value}" for name, value in found.items()))
@@ -200,7 +199,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _older(path: Path) -> dict[str, Any]:
-    """The sections that are in the file already; read before anything is measured. InputError for another file."""
+    """The sections that the file already has, read before anything is measured.
+
+    Raises InputError if it is not a file of this benchmark.
+    """
     found = load_json(read_bytes(path, MOST_BYTES), shown(path), MOST_BYTES)
     if not isinstance(found, dict):
         raise InputError(f"{shown(path)}: expected sections of this benchmark, got something else; give another --json")
@@ -208,7 +210,7 @@ def _older(path: Path) -> dict[str, Any]:
 
 
 def _best(function: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """The shortest of `repeats` runs in milliseconds, and the result."""
+    """The shortest time of `repeats` runs, in milliseconds, and the result."""
     times = []
     for _ in range(repeats):
         began = time.perf_counter()

@@ -1,10 +1,10 @@
-"""How the index and the plan do at size: 10 million images of 1 million identities, no pixels needed.
+"""Measures the index and the plan of a large set: 10 million images of 1 million identities, without pixels.
 
     python perf/bench_index.py [--identities 1000000] [--json FILE]
 
 Writes a shard set's index and columns (the tars are empty files of the right length), then measures in a fresh process:
 seconds to open it and to select the training set, peak memory, and milliseconds for a batch at steps anywhere in the
-first hundred epochs, with and without windows. A batch is asked for cold each time, as after a resume.
+first hundred epochs, with and without windows. Nothing is cached when a batch is computed, as after a resume.
 """
 
 from tacaf.start import start
@@ -42,7 +42,7 @@ STEPS = 40  # timed batches
 
 
 def write_index(folder: Path, identities: int) -> None:
-    """A shard set of `identities` people, ten images each, whose tars hold nothing."""
+    """Write a shard set of `identities` people with ten images each, whose tars have no content."""
     each = 2 * IMAGES_OF_A_MODALITY
     row = np.arange(identities * each)
     pid, inside = row // each, row % each
@@ -106,7 +106,7 @@ def measure(folder: Path) -> dict[str, Any]:
     for name, config in ways.items():
         times = []
         plan = Plan(training_set, config, seed=0)
-        for epoch in draw.integers(0, 100, STEPS).tolist():  # nothing is kept from another epoch's batch
+        for epoch in draw.integers(0, 100, STEPS).tolist():  # a batch of another epoch leaves nothing in the caches
             step = int(draw.integers(plan.steps_per_epoch))
             start = time.perf_counter()
             plan.global_batch(epoch, step)

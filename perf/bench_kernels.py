@@ -6,9 +6,10 @@
     python perf/bench_kernels.py --rehearse         # the GPU's branches on a CPU, small shapes; figures mean nothing
 
 Every op is first compared with its definition in float64; a case that fails gets no figure, and the exit status is 1.
-Bytes and FLOPs are counted by formula (cases.py), the ceilings (copy, matrix product) measured in the same run. On a
-GPU each pass is also replayed from a CUDA graph, so that launch gaps show. `--device cpu` times the CPU path the same
-way. A provider that fails becomes a row with the reason. The JSON file is whole after every row.
+Bytes and FLOPs are counted by formula (cases.py); the ceilings (copy, matrix product) are measured in the same run. On
+a GPU each pass is also replayed from a CUDA graph, which shows how much time the gaps between launches take.
+`--device cpu` times the CPU path. A provider that fails becomes a row with the reason. The JSON file is complete and
+valid after every row.
 """
 
 import sys
@@ -68,12 +69,12 @@ COLUMNS = (
     "graph_share_of_ceiling",
 )
 MIB = timing.MIB
-COMPILING_S = {"compiled": 30.0, "autotuned": 120.0}  # a guess, until the first one was timed
+COMPILING_S = {"compiled": 30.0, "autotuned": 120.0}  # estimates, used until the first one has been timed
 NO_TIME = "not measured: no time left"
 
 
 class Bench:
-    """One run: what was asked for, the ceilings, when it must end, and where rows go."""
+    """One run of the benchmark: its options, the ceilings, when it must end, and the file for its rows."""
 
     def __init__(self, args: argparse.Namespace, ceiling: dict[str, float], file: ResultFile) -> None:
         self.args, self.ceiling, self.file = args, ceiling, file
@@ -82,7 +83,7 @@ class Bench:
         self.took_s, self.wrong = dict(COMPILING_S), 0
 
     def no_time(self, name: str) -> bool:
-        """Whether this provider would not end in time if it took as long as it ever did."""
+        """Whether this provider would exceed the limit if it took as long as its slowest case so far."""
         return time.monotonic() + self.took_s.get(name, 0.0) > self.end
 
     def note_time(self, name: str, began: float) -> None:
@@ -93,7 +94,7 @@ class Bench:
         print(text(row), flush=True)
 
     def add_wrong(self, case: Case, error: Exception) -> None:
-        """The check failed, or could not be made: a row that says why, and no figure."""
+        """Add a row without figures that says why the check failed or could not be made."""
         self.wrong += 1
         said = str(error) if isinstance(error, WrongResultError) else timing.reason(error)
         self.add(self.failed_row(case, shown("ours", self.device), f"check: {said}"))
@@ -103,12 +104,12 @@ class Bench:
 
 
 def shown(name: str, device: str) -> str:
-    """Our op is named by the path that was timed."""
+    """The provider's name in the table; our op is named after the path that was timed."""
     return {"ours": "triton" if device == "cuda" else "cpu path"}.get(name, name)
 
 
 def run_case(bench: Bench, case: Case, place: int) -> None:
-    """Check one case, then a row for every provider and pass. `place`: which case of its op it is, for a child."""
+    """Check one case, then add a row for every provider and pass. `place`: the case's number within its op."""
     names = provider_names(case, bench.device, bench.args.providers, bench.args.autotuned_compile)
     if bench.no_time("check"):
         _no_time(bench, case, names)
@@ -137,9 +138,9 @@ def _no_time(bench: Bench, case: Case, names: list[str]) -> None:
 
 
 def run_provider(bench: Bench, case: Case, place: int, work: Work, name: str, eager: dict[str, dict[str, Any]]) -> None:
-    """Its rows, or what came before it failed and a row with the reason."""
+    """Add the provider's rows and, if it fails, a row with the reason."""
     try:
-        # compiled code would otherwise free what a second backward of the same forward needs
+        # compiled code would otherwise free tensors that a second backward of the same forward needs
         with torch._functorch.config.patch(donated_buffer=False):
             rows = profile_rows if bench.args.profile else measure
             for row in rows(bench, case, place, work, name, eager):
@@ -148,11 +149,11 @@ def run_provider(bench: Bench, case: Case, place: int, work: Work, name: str, ea
         failed = timing.reason(error)
     else:
         return
-    # outside of the handler, where the traceback no longer holds the provider's tensors
+    # outside of the handler, because the traceback keeps the provider's tensors alive there
     bench.wrong += name == "ours"
     bench.add(bench.failed_row(case, shown(name, bench.device), failed))
     if bench.device == "cuda":
-        with contextlib.suppress(Exception):  # reports the same error once more
+        with contextlib.suppress(Exception):  # may report the same error again
             torch.cuda.synchronize()
         with contextlib.suppress(Exception):
             torch.cuda.empty_cache()
@@ -161,7 +162,7 @@ def run_provider(bench: Bench, case: Case, place: int, work: Work, name: str, ea
 def measure(
     bench: Bench, case: Case, place: int, work: Work, name: str, eager: dict[str, dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
-    """A row for every pass of a provider; `eager` collects plain PyTorch's rows, to compare the others with."""
+    """A row for every pass of a provider. `eager` collects plain PyTorch's rows, with which the others are compared."""
     function, device, seconds = provider(case, name), bench.device, bench.args.seconds
     runs, kept = passes(function, work), timing.saved_mib(function, work)
     for which in PASSES:
@@ -200,7 +201,7 @@ def measure(
 def least(
     case: Case, which: str, element: int, ceiling: dict[str, float], p50_ms: float, graph: float | None
 ) -> dict[str, float | None]:
-    """Counted bytes and FLOPs, and the share that the measured ceilings' least time has of the times."""
+    """Counted bytes and FLOPs, and the least time that the ceilings allow as a share of the measured time."""
     parts = PASSES[:2] if which == "both" else (which,)
     moved, flops = sum(case.moved[one](element) for one in parts), sum(case.flops[one] for one in parts)
     least_ms = 1000 * max(moved / ceiling["copy_bytes_per_s"], flops / ceiling["matrix_flops_per_s"])
@@ -235,9 +236,9 @@ def cpu_peak_mib(op: str, place: int, dtype: str, provider: str) -> float:
 
 
 def print_peak(case: Case, dtype: torch.dtype, name: str) -> None:
-    """The child's side of `cpu_peak_mib`."""
+    """The part of `cpu_peak_mib` that runs in the child process."""
     work, small = prepare(case, dtype, "cpu"), both_case(2, 9, 8)
-    passes(small.ours, prepare(small, dtype, "cpu"))["both"]()  # so that no library is loaded inside the measurement
+    passes(small.ours, prepare(small, dtype, "cpu"))["both"]()  # loads the libraries before the measurement
     restart_peak()
     before = resident_mib()
     passes(getattr(case, name), work)["both"]()
@@ -267,7 +268,7 @@ def _number(value: float | None, form: str) -> str:
 
 
 def run_check(bench: Bench, todo: list[Case], dtypes: list[str]) -> None:
-    """A row for every case and dtype: the largest error, or what is wrong."""
+    """Add a row for every case and dtype: the largest error, or what is wrong."""
     for bench.dtype in dtypes:
         for case in todo:
             if bench.no_time("check"):
@@ -291,10 +292,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="only cases of this many images")
     parser.add_argument("--providers", nargs="+", choices=PROVIDERS, help="what to time; a CPU's default: eager ours")
     parser.add_argument("--autotuned-compile", action="store_true", help="also time max-autotune compilation (minutes)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="about how long a provider's pass is timed")
-    parser.add_argument(
-        "--limit-s", type=float, help="start nothing that may take longer than this many seconds in all"
-    )
+    parser.add_argument("--seconds", type=float, default=0.2, help="seconds for which a pass of a provider is timed")
+    parser.add_argument("--limit-s", type=float, help="seconds; start nothing that might end after this limit")
     parser.add_argument("--no-graph", action="store_true", help="capture no CUDA graphs")
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--check", action="store_true", help="no figures: every case in every dtype against float64")
@@ -309,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
     args.began = time.monotonic()
     if args.rehearse and torch.cuda.is_available() and not rehearsing():
-        raise InputError("--rehearse is for a machine without a GPU, and here is one; leave it out")
+        raise InputError("--rehearse is for a machine without a GPU, and this one has a GPU; leave it out")
     with fake_gpu() if args.rehearse and not rehearsing() else contextlib.nullcontext():
         args.rehearse = rehearsing()
         args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -321,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0; 1 if a result of ours was wrong, ours failed, or the file could not be written."""
+    """Returns 0, or 1 if our op failed or was wrong, or if the file could not be written."""
     single = args.dtype
     args.dtype = args.dtype or ("bf16" if args.device == "cuda" else "fp32")
     chosen = [case for case in (small_cases() if args.rehearse else cases(args.device)) if args.op in (None, case.op)]

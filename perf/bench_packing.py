@@ -1,11 +1,11 @@
-"""Speed of packing and verifying: MB/s beside `tar -cf` of the same files and `sha256sum` of the shards, in one run.
+"""Measures packing and verifying in MB/s, beside `tar -cf` of the same files and `sha256sum` of the shards.
 
     python perf/bench_packing.py [--identities 48] [--copies 8] [--shard-mib 32] [--json perf/results/packing.json]
 
-The set is procedural, JPEG files of about 380 x 190 pixels, made for the run in a temporary folder; drawing them takes
-longest, so a few thousand are drawn and every file is copied, under further pids. Everything takes turns, and the
-median of each one's repeats counts. Ours are called as functions: the second that Python takes to start is not in them,
-the start of their worker processes is. Packing is first shown to lose no byte, or nothing is printed.
+The set is procedural, JPEG files of about 380 x 190 pixels, made in a temporary folder. Because drawing takes longest,
+only a few thousand files are drawn and then copied under other pids. The runs are interleaved, and the median of each
+action's repeats is reported. Packing and verifying are called as functions, so their times include the start of their
+worker processes but not that of Python. Nothing is printed unless the packed set has every byte of the images.
 """
 
 from tacaf.start import start
@@ -41,7 +41,7 @@ IMAGES_PER_CAMERA = 8
 
 
 def actions(raw: Path, folder: Path, shard_mib: int) -> dict[str, Callable[[], object]]:
-    """What is timed, by name. Everything starts from the raw files and `folder`/set; outputs are removed between."""
+    """The actions to time, by name. They read the raw files and `folder`/set; outputs are removed after each."""
     cores = len(os.sched_getaffinity(0))
     shards = sorted(map(str, (folder / "set").glob("*.tar")))
     tar = str(folder / "plain.tar")
@@ -51,7 +51,7 @@ def actions(raw: Path, folder: Path, shard_mib: int) -> dict[str, Callable[[], o
 
     def plain_tar() -> None:
         run("tar", "--create", "--file", tar, "--directory", str(raw), ".")
-        run("sync", tar)  # packing has its bytes on the disk too
+        run("sync", tar)  # because packing flushes its files to the disk too
 
     found: dict[str, Callable[[], object]] = {
         "tar -cf and sync": plain_tar,
@@ -67,7 +67,7 @@ def actions(raw: Path, folder: Path, shard_mib: int) -> dict[str, Callable[[], o
 
 
 def make(raw: Path, identities: int, copies: int) -> None:
-    """The raw set: `identities` drawn people, each under `copies` pids, in a file of its own every time."""
+    """Make the raw set: `identities` drawn people, each with `copies` pids that have files of their own."""
     synthesise(raw, identities=identities, images_per_camera=IMAGES_PER_CAMERA, height=HEIGHT)
     for folder in sorted(raw.glob("cam*/*")):
         for copy in range(1, copies):
@@ -78,7 +78,7 @@ def make(raw: Path, identities: int, copies: int) -> None:
 
 
 def measure(raw: Path, folder: Path, shard_mib: int, repeats: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Facts of the set, and a row for each action: seconds and MB/s of image bytes (MB = 1e6 bytes)."""
+    """Facts about the set, and a row for each action: seconds and MB/s of image bytes (1 MB = 1e6 bytes)."""
     packed = sysu_mm01.pack(raw, folder / "set", shard_mib=shard_mib)
     files = list(raw.glob("cam*/*/*.jpg"))
     total = sum(path.stat().st_size for path in files)
@@ -117,7 +117,7 @@ def run(*command: str) -> None:
 
 
 def circumstances(folder: Path, repeats: int) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The facts that the figures depend on."""
     kind = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, check=False)
     return {
         "cpu": cpu_name(),
@@ -137,11 +137,11 @@ def circumstances(folder: Path, repeats: int) -> dict[str, Any]:
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--identities", type=int, default=48, help="to draw, about 43 images each")
-    parser.add_argument("--copies", type=int, default=8, help="of every file")
-    parser.add_argument("--shard-mib", type=int, default=32, help="small, so that every core has shards to do")
+    parser.add_argument("--identities", type=int, default=48, help="people to draw, with about 43 images each")
+    parser.add_argument("--copies", type=int, default=8, help="copies of every file")
+    parser.add_argument("--shard-mib", type=int, default=32, help="small, so that there are shards for every core")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--folder", type=to_path, help="where the temporary files go (default: the system's place)")
+    parser.add_argument("--folder", type=to_path, help="folder for temporary files (default: the system's)")
     parser.add_argument("--json", type=to_path)
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:

@@ -2,9 +2,9 @@
 
     python perf/bench_ranks.py [--ranks 1 2] [--config launch/configs/demo.yaml] [--rounds 10] [--json FILE]
 
-Real batches of a procedural set through DALI; every way is timed in turns in one start of the ranks, so that a noisy
-machine is as noisy for each. Communication is a part of the other phases: what the profiler says was spent in
-collective calls, waiting for the other ranks included.
+The batches are those of a procedural set, read through DALI. All ways run interleaved in the same processes, so that
+noise of the machine affects all alike. Communication is part of the other phases; it is the time that the profiler
+reports for collective calls, including waits for other ranks.
 """
 
 from tacaf.start import start
@@ -51,7 +51,7 @@ from tacaf.train.run_log import peak_memory_mib
 WAYS = ("ddp", 0, 1, 2, 3)
 PHASES = ("data", "forward", "backward", "optimizer")
 PROFILED = 2  # steps
-TOLERANCE = 0.01  # of the loss: AdamW's first steps make much of rounding, `tests/train/test_ranks.py` is exact
+TOLERANCE = 0.01  # of the loss: AdamW's first steps amplify rounding; `tests/train/test_ranks.py` is stricter
 
 
 class Way:
@@ -98,7 +98,7 @@ class Way:
                 self.times[phase].append(1000 * (later - sooner))
 
     def communication_ms(self) -> float:
-        """Of one step, in the backend's collective calls."""
+        """Milliseconds of one step that are spent in the backend's collective calls."""
         with profile(activities=[ProfilerActivity.CPU]) as profiled:
             for _ in range(PROFILED):
                 self.step(keep=False)
@@ -112,7 +112,7 @@ class Way:
 
 
 def child(args: argparse.Namespace) -> None:
-    """One rank; the first one prints the rows."""
+    """Run as one rank; the first rank prints the rows."""
     place = start_distributed()
     prepare_deepspeed()
     config = load_config(args.config, [f"data.shards={args.shards}", "run=unused", "data.threads=1", *args.set])
@@ -162,7 +162,7 @@ def run_ranks(ranks: int, shards: Path, args: argparse.Namespace) -> list[dict[s
 
 
 def check(rows: list[dict[str, Any]]) -> None:
-    """All ways saw the same batches, on any number of ranks: no figures if they did not learn the same."""
+    """Refuse to report figures if the ways, which see the same batches, do not have the same loss."""
     losses = [row["loss"] for row in rows]
     if max(losses) - min(losses) > TOLERANCE * max(losses):
         seen = ", ".join(f"{row['way']} on {row['ranks']} {row['loss']:.5f}" for row in rows)
@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=to_path, default=ROOT / "launch" / "configs" / "demo.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="as for launch/train.py")
     parser.add_argument("--ways", nargs="+", choices=[str(way) for way in WAYS], default=[str(way) for way in WAYS])
-    parser.add_argument("--rounds", type=int, default=10, help="how often every way is timed")
+    parser.add_argument("--rounds", type=int, default=10, help="number of times that every way is timed")
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--shards", type=to_path, help=argparse.SUPPRESS)  # the children's side
     args = parser.parse_args(argv)

@@ -3,10 +3,10 @@
     python perf/bench_train.py [--device cpu] [--small] [--groups 4] [--rounds 5] [--variants "whole*"] [--json FILE]
 
 Forward with losses, backward and optimiser step of TACAFNet (ResNet-50 at 288x144, bf16 autocast on a GPU; --small: the
-demo's model), without data loading; ranks and ZeRO are bench_ranks.py's. Needs PyTorch, Triton and pydantic; neither
-DeepSpeed nor DALI. On a CPU all variants are timed in turns in one process, so that a noisy machine is as noisy for
-each; on a GPU one after another, and the file is written after every variant. A step that is replayed from a CUDA graph
-has one time, not one for each phase.
+demo's model), without data loading. For ranks and ZeRO see bench_ranks.py. Needs PyTorch, Triton and pydantic, but
+neither DeepSpeed nor DALI. On a CPU the variants are interleaved in one process, so that noise of the machine affects
+all alike; on a GPU they run one after another, and the file is written after every variant. A step that is replayed
+from a CUDA graph has one time, not one for each phase.
 """
 
 from tacaf.start import start
@@ -33,7 +33,7 @@ from tacaf.provenance import environment
 from tacaf.train.capture import reason_of
 from tacaf.vocabulary import InputError
 
-MEASURED_RATE = 790e12  # bf16 matrix products a second, one H200, on random data
+MEASURED_RATE = 790e12  # FLOPs per second of bf16 matrix products of random data on an H200
 VARIANTS = (
     Variant("baseline, definitions", False, False, kernels=False),
     Variant("baseline, kernels", False, False),
@@ -85,7 +85,7 @@ PLAIN = "whole, definitions"
 
 
 def cpu_peak_mib(args: argparse.Namespace, variant: Variant) -> float:
-    """A variant's peak on a CPU, from a process of its own."""
+    """A variant's peak memory on a CPU, measured in a process of its own."""
     words = ["--device", "cpu", "--groups", args.groups, "--peak-of", variant.name]
     words += ["--small"] if args.small else []
     done = subprocess.run(
@@ -99,7 +99,7 @@ def cpu_peak_mib(args: argparse.Namespace, variant: Variant) -> float:
 
 
 class Timed:
-    """A variant that is being timed, and what is known of it."""
+    """A variant that is being timed, with its measurements so far."""
 
     def __init__(self, variant: Variant, data: dict[str, torch.Tensor], args: argparse.Namespace) -> None:
         self.bf16, self.args = args.device == "cuda" and not args.fp32, args
@@ -111,11 +111,11 @@ class Timed:
     def _peak_mib(self, variant: Variant) -> float | None:
         if self.args.device == "cuda":
             return self.step.peak_mib()
-        # a compiler's own memory would drown the step's
+        # the compiler itself takes much more memory than the step
         return None if variant.compile else cpu_peak_mib(self.args, variant)
 
     def _flops(self, variant: Variant) -> int | None:
-        """Of the whole model's products; the counter does not see into compiled code."""
+        """FLOPs of the whole model's products, or None for compiled code, which the counter cannot see into."""
         if variant.compile or not (variant.cmaam and variant.ipcam):
             return None
         with FlopCounterMode(display=False) as counter:
@@ -123,7 +123,7 @@ class Timed:
         return counter.get_total_flops()
 
     def row(self) -> dict[str, Any]:
-        """The figures so far. images_per_s and matrix_rate_share are of the median step."""
+        """The figures so far; images_per_s and matrix_rate_share are those of the median step."""
         images, _, height, width = self.step.data["images"].shape
         medians = {
             f"{phase}_ms": statistics.median(times) if times else None for phase, times in self.step.times.items()
@@ -148,7 +148,7 @@ class Timed:
 
 
 def chosen(patterns: list[str], device: str) -> list[Variant]:
-    """The variants whose names match one of the patterns, in their order; off a GPU no CUDA graph and no cuDNN."""
+    """The variants whose names match a pattern, in their order; on a CPU without those of CUDA graphs and cuDNN."""
     return [
         variant
         for variant in VARIANTS
@@ -164,11 +164,11 @@ Write = Callable[[list[dict[str, Any]]], None]
 def measure(
     args: argparse.Namespace, say: Callable[[str], None] = print, write: Write = lambda _: None
 ) -> list[dict[str, Any]]:
-    """A row for each variant; `write` is given the rows so far whenever there are more or better ones."""
+    """A row for each variant. `write` is called with the rows so far whenever there are more or better ones."""
     data = batch(args.device, args.groups, *((96, 48) if args.small else (288, 144)))
     variants = [variant for variant in chosen(args.variants, args.device) if args.compile or not variant.compile]
     rows: list[dict[str, Any]] = []
-    # in turns on a CPU; on a GPU one after another, which frees each one's memory and leaves every finished row
+    # interleaved on a CPU; one after another on a GPU, which frees each one's memory and keeps every finished row
     for together in [[variant] for variant in variants] if args.device == "cuda" else [variants]:
         timed, failed = [], []
         for variant in together:
@@ -191,7 +191,7 @@ def measure(
 
 
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows with `ratio_to_plain`: how many times as fast as the whole model by its definitions."""
+    """The rows with `ratio_to_plain`, the speed-up over the whole model by its definitions."""
     plain_ms = next((row.get("step_ms") for row in rows if row["name"] == PLAIN), None)
     return [{**row, "ratio_to_plain": plain_ms and row.get("step_ms") and plain_ms / row["step_ms"]} for row in rows]
 
@@ -238,8 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="the demo's model and image size")
     parser.add_argument("--fp32", action="store_true", help="no autocast on a GPU (a CPU has none here)")
-    parser.add_argument("--groups", type=int, default=4, help="pair groups in the batch, of 24 images each")
-    parser.add_argument("--rounds", type=int, default=5, help="how often every variant is timed")
+    parser.add_argument("--groups", type=int, default=4, help="pair groups in the batch, with 24 images each")
+    parser.add_argument("--rounds", type=int, default=5, help="number of times that every variant is timed")
     parser.add_argument(
         "--variants", nargs="+", default=["*"], metavar="NAME", help='names or patterns such as "whole*"; default all'
     )

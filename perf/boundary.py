@@ -1,8 +1,8 @@
-"""Attacks every edge of the software and writes what held: python perf/boundary.py [--tries N] [--json FILE]
+"""Attacks the software with damaged files and hostile input: python perf/boundary.py [--tries N] [--json FILE]
 
-Files of every format are damaged at random (bits, cuts, types, nesting, huge numbers) and read by whoever reads them;
+Files of every format are damaged at random (bits, cuts, types, nesting, huge numbers) and read by their readers;
 commands get hostile arguments and signals; the web page gets hostile requests. A try is held if it is refused with one
-line, or harmless. Everything is drawn from --seed, so that a finding can be made again.
+line, or harmless. Everything is drawn from --seed, so that a finding can be reproduced.
 """
 
 from tacaf.start import start
@@ -38,7 +38,7 @@ SHOWN = 40  # findings that are printed
 
 
 def damage(kind: Format, workshop: Path, tries: int, seed: int) -> Iterator[Try]:
-    """So many damaged copies of one file, each read by its reader."""
+    """Read `tries` damaged copies of one file with its reader."""
     sound = workshop / kind.folder
     data, read = (sound / kind.file).read_bytes(), kind.read(sound)
     for number in range(tries):
@@ -50,7 +50,7 @@ def damage(kind: Format, workshop: Path, tries: int, seed: int) -> Iterator[Try]
 
 
 def attack(workshop: Path, tries: int, seed: int, groups: Sequence[str] = GROUPS) -> list[Try]:
-    """Every group's tries: `tries` damaged copies, spread evenly over the files; requests and signals fewer."""
+    """All tries of the groups: `tries` damaged copies, spread evenly over the files, and fewer requests and signals."""
     torch.set_num_threads(1)
     make_sound(workshop)
     kinds = formats(workshop)
@@ -66,7 +66,7 @@ def attack(workshop: Path, tries: int, seed: int, groups: Sequence[str] = GROUPS
 
 
 def summary(found: Sequence[Try]) -> list[dict[str, Any]]:
-    """A row for every group: how many tries, how they ended."""
+    """A row for every group: the number of tries, and how they ended."""
     rows = []
     for group in dict.fromkeys(one.group for one in found):
         ends = Counter(one.verdict for one in found if one.group == group)

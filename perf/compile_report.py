@@ -1,10 +1,10 @@
-"""Compiles every Triton kernel for GPUs that need not be there: registers, shared memory and spills of each.
+"""Compiles every Triton kernel without a GPU, and reports its registers, shared memory and spills.
 
-python perf/compile_report.py [--arch 80 90 100] [--choices all] --json FILE
+    python perf/compile_report.py [--arch 80 90 100] [--choices all] --json FILE
 
-The launchers run on tensors without storage; what they would launch is caught and compiled for each architecture, so
-the report shows exactly the arguments, alignments and tuning choices of a real call. Exit status 1 if anything spills
-more than SPILL_LIMIT or wants more shared memory than the chip has.
+The launchers run on tensors without storage. Their launches are intercepted and compiled for each architecture, so the
+report has exactly the arguments, alignments and tuning choices of a real call. The exit status is 1 if a kernel spills
+more than SPILL_LIMIT or needs more shared memory than the chip has.
 """
 
 import sys
@@ -94,7 +94,7 @@ OPS: dict[str, tuple[Callable[..., None], Callable[[torch.dtype, int], tuple[Any
 
 
 def caught(run: Callable[[], None]) -> list[Launch]:
-    """The kernel launches of `run`, none of them made."""
+    """The kernel launches of `run`, which are intercepted and not made."""
     launches: list[Launch] = []
     original = JITFunction.run
     JITFunction.run = lambda self, *args, grid, warmup, **kwargs: launches.append((self, args, kwargs))
@@ -126,7 +126,7 @@ def source(kernel: JITFunction, args: tuple[Any, ...]) -> ASTSource:
 
 
 def compiled_with_log(kernel_source: ASTSource, arch: int, options: dict[str, Any]) -> tuple[Any, str]:
-    """The compiled kernel and what NVIDIA's assembler said of it. The cache is passed over: it keeps no log."""
+    """The compiled kernel and the log of NVIDIA's assembler. The cache is not used, because it keeps no log."""
     log = io.StringIO()
     with triton.knobs.nvidia.scope(), triton.knobs.compilation.scope(), contextlib.redirect_stdout(log):
         triton.knobs.nvidia.dump_ptxas_log = True
@@ -145,7 +145,7 @@ def usage(log: str) -> tuple[int, int]:
 
 
 def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[str, Any]]:
-    """One row a kernel of the op in this dtype, for this architecture and its tuning choices."""
+    """One row per kernel of the op in this dtype, for this architecture and its tuning choices."""
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     launch, choices_for = OPS[op]
     choices = choices_for(DTYPES[dtype], arch)
@@ -169,7 +169,7 @@ def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[st
 
 
 def tensor_cores(ptx: str) -> str:
-    """Which matrix instruction the kernel uses, if any."""
+    """The matrix instruction that the kernel uses, if any."""
     return next((name for name in ("tcgen05.mma", "wgmma.mma", "mma.sync") if name in ptx), "none")
 
 

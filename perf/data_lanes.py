@@ -1,10 +1,10 @@
-"""What a rank fetches from a server, with data lanes and without: counted from the plan, no images needed.
+"""Counts what a rank fetches from a server, with and without data lanes, from the plan alone, without images.
 
     python perf/data_lanes.py [--json FILE]
 
-Goes through every step of an epoch and asks the plan which shards the rank's cache should hold, as the reader does. The
-cache begins with what the end of the epoch before left there, and holds these shards and no others; so what is counted
-as fetched is the most that a cache of this size needs. The cache is the rank's own: for a node of eight ranks, read the
+For every step of an epoch, the plan tells which shards the rank's cache should have, as it does for the reader. The
+cache begins with the shards of the end of the previous epoch and contains only these shards, so the count is the most
+that a rank with a cache of this size fetches. Each rank has a cache of its own: for a node of eight ranks, read the
 line with an eighth as many ranks. The batches of a plan are the same on every number of ranks.
 """
 
@@ -37,18 +37,18 @@ RANKS_TRIED = 4  # of each number of ranks, evenly spaced
 
 
 class SizedSet(NamedTuple):
-    """A training set without images, and how many bytes each of its shards has."""
+    """A training set without images, and the number of bytes of each shard."""
 
     training_set: TrainingSet
     bytes_N: np.ndarray
 
 
 class Fetching(NamedTuple):
-    """What ranks fetch in an epoch and hold in their caches, in GB (10^9 bytes); the means are over the ranks tried."""
+    """What ranks fetch in an epoch and keep in their caches, in GB (10^9 bytes); means are over the ranks tried."""
 
     ranks: int
     plan: str
-    shown_gb: float  # images of the rank's batches, counted as often as they are shown
+    shown_gb: float  # images of the rank's batches, counted every time they are in a batch
     fetched_gb: float  # mean
     most_fetched_gb: float
     cache_gb: float  # the largest at any step and rank
@@ -75,7 +75,7 @@ def plans(batch: int, lanes: int, window: int) -> dict[str, PlanConfig]:
 
 
 def count(name: str, plan: Plan, bytes_N: np.ndarray, ranks: int) -> Fetching:
-    """An epoch of several ranks, of which the first, the last and some between are gone through."""
+    """Count an epoch for the first, the last and some other ranks."""
     tried = np.unique(np.linspace(0, ranks - 1, RANKS_TRIED if plan.config.lanes > 1 else 1).astype(int)).tolist()
     found = [count_rank(plan, bytes_N, rank, ranks) for rank in tried]
     fetched = [fetched for fetched, _ in found]

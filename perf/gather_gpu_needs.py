@@ -1,11 +1,11 @@
-"""Gathers what a call of the GPU suite needs and a GPU machine lacks.
+"""Gathers the packages that a call of the GPU suite needs and a GPU machine lacks.
 
     python perf/gather_gpu_needs.py --call N [--into .gpu] [--cache PYTHON]
 
 DIR/wheels gets the call's packages for Python 3.12 on Linux, to be installed there with pip's --no-index and --target
-into a folder on PYTHONPATH; DIR/dali a small copy of DALI in parts, unpacked there with tar into the same folder;
-DIR/triton_cache, with --cache PYTHON, the kernels compiled for an H100 by that Python's Triton, which must be the GPU
-machine's version. Prints the sizes and the commands for the other side.
+into a folder on PYTHONPATH. DIR/dali gets a small copy of DALI in parts, to be unpacked there with tar into the same
+folder. With --cache PYTHON, DIR/triton_cache gets the kernels, compiled for an H100 by that Python's Triton, which must
+have the GPU machine's version. Prints the sizes, and the commands to run on the GPU machine.
 """
 
 import sys
@@ -40,7 +40,7 @@ def megabytes(paths: Sequence[Path]) -> float:
 
 
 def gather(number: int, folder: Path) -> list[Path]:
-    """The files of a call's packages, made or already there."""
+    """The files of a call's packages, which are made unless they exist."""
     (folder / "wheels").mkdir(parents=True, exist_ok=True)
     files = list[Path]()
     for name in CALLS[number].packages:
@@ -53,7 +53,7 @@ def gather(number: int, folder: Path) -> list[Path]:
 
 
 def dali(folder: Path) -> list[Path]:
-    """The parts of the small copy; a minute or two of compression, so they are kept."""
+    """The parts of the small copy of DALI; they are kept, because compressing them takes a minute or two."""
     there = sorted(folder.glob("dali.tar.xz.*"))
     if there:
         return there
@@ -68,13 +68,13 @@ def compile_ahead(python: str, folder: Path) -> list[Path]:
     environment = child_environment(TRITON_CACHE_DIR=str(folder))
     done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
     if done.returncode != 0:
-        raise GatherError(f"{python}: expected Triton to fill {folder}, it ended with {done.returncode}")
+        raise GatherError(f"{python} could not compile the kernels into {folder}: exit status {done.returncode}")
     keep_only_binaries(folder)
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
 def commands(number: int, folder: Path) -> str:
-    """What to run on the GPU machine, in the root of the tree, before the suite; the cache needs nothing."""
+    """The commands to run on the GPU machine, in the root of the tree, before the suite; the cache needs none."""
     if not CALLS[number].packages:
         return "export PYTHONPATH=."
     lines = [f"python3 -m pip install -q --no-index --no-deps --no-compile --target SITE {folder}/wheels/*.whl"]

@@ -1,14 +1,14 @@
-"""Everything a GPU can tell, in calls of a few minutes: python perf/gpu_suite.py --out DIR [--call N] [--rehearse]
+"""Runs all measurements on a GPU, in calls of a few minutes: python perf/gpu_suite.py --out DIR [--call N] [--rehearse]
 
 Call 1 is about correctness and ceilings, call 2 about kernels and tuning, call 3 about the training step, call 4 about
-data on the GPU and a training to a score. Without --call they run in that order. Each ends inside its limit, can be
-repeated alone, prints its table last and leaves two files, DIR/call_N.json with every row and DIR/call_N.md to read;
-rows are written as they are measured. A part that fails or is stopped never loses another's results, and what a part
-lacks (a package, a program) is said in its line.
+data on the GPU and a training to a score. Without --call they run in that order. Each ends within its limit, can be
+repeated alone, and prints its table at the end. It writes DIR/call_N.json with every row, as the rows are measured, and
+DIR/call_N.md to read. If a part fails or is stopped, no other part loses its results; if it lacks a package or a
+program, its line says so.
 
-`--needs N` lists what call N wants to have beside PyTorch and Triton; perf/gather_gpu_needs.py gathers it. `--unpack
-FILE` takes a call_N.json apart into the result files of its parts. `--rehearse` runs the same on a CPU with a fake GPU
-and tiny shapes: its figures mean nothing.
+`--needs N` lists what call N needs besides PyTorch and Triton; perf/gather_gpu_needs.py gathers it. `--unpack FILE`
+splits a call_N.json into the result files of its parts. `--rehearse` runs the same on a CPU with a fake GPU and tiny
+shapes: its figures mean nothing.
 """
 
 import sys
@@ -42,7 +42,7 @@ from tacaf.vocabulary import InputError
 
 
 def run(number: int, out: Path, work: Path, rehearse: bool) -> bool:
-    """One call; whether nothing in it failed."""
+    """Run one call. Returns whether nothing in it failed."""
     call, parts = CALLS[number], work / f"call_{number}"
     shutil.rmtree(parts, ignore_errors=True)
     parts.mkdir(parents=True)
@@ -62,7 +62,7 @@ def run(number: int, out: Path, work: Path, rehearse: bool) -> bool:
 
 
 def say_what_is_unproven(number: int, out: Path, work: Path) -> None:
-    """A line when neither these results nor this machine have seen call 1 before."""
+    """Print a line if call 1 has not been run before, neither for these results nor on this machine."""
     if number > 1 and not (work / "call_1").exists() and not (out / "call_1.json").exists():
         print(f"call {number} without call 1: the kernels have not been checked on this GPU yet", flush=True)
 
@@ -90,11 +90,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def problem_with(args: argparse.Namespace) -> str | None:
-    """Why this cannot run here, if it cannot."""
+    """Why the suite cannot run here, or None if it can."""
     if not args.rehearse and not torch.cuda.is_available():
-        return "expected a GPU, found none; --rehearse runs the same on a CPU with a fake one"
+        return "this machine has no GPU; --rehearse runs the same on a CPU with a fake GPU"
     if args.rehearse and torch.cuda.is_available():
-        return "expected no GPU for --rehearse, found one; leave --rehearse out"
+        return "--rehearse is for a machine without a GPU, and this one has a GPU; leave it out"
     for folder in (args.out, args.work):
         try:
             folder.mkdir(parents=True, exist_ok=True)

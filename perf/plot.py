@@ -1,9 +1,9 @@
-"""A kernel benchmark's result file as a Markdown table and a picture, both written beside it.
+"""Writes a kernel benchmark's result as a Markdown table and a picture beside the result file.
 
     python perf/plot.py perf/results/kernels_cpu.json      # kernels_cpu.md, kernels_cpu.svg
 
-One panel for each pass: time as a multiple of eager's, lower is faster, and the least time that the measured ceilings
-allow as a mark. Reads nothing but the file, so a result that came from another machine draws the same.
+There is one panel for each pass, with the time as a multiple of eager's (lower is faster) and a mark for the least time
+that the measured ceilings allow. It reads only the file, so results from other machines can be drawn, too.
 """
 
 from tacaf.start import start
@@ -38,7 +38,7 @@ STYLE: dict[Any, Any] = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The result file. InputError for any other."""
+    """Read the result file. Raises InputError if it is not one of perf/bench_kernels.py."""
     found = load_json(read_bytes(path, MOST_BYTES), shown(path), MOST_BYTES)
     if not isinstance(found, dict) or not any("p50_ms" in row for row in found.get("rows") or ()):
         raise InputError(
@@ -52,7 +52,7 @@ def shape_of(row: dict[str, Any]) -> str:
 
 
 def circumstances(found: dict[str, Any]) -> list[str]:
-    """Machine, versions, commit, time, ceilings: what the figures mean."""
+    """Lines with the machine, versions, commit, time and ceilings."""
     facts, ceiling = found["environment"], found["ceilings"]
     device = (
         ", ".join(facts["gpus"]) if found["device"] == "cuda" else f"{facts['cpu']}, {facts['torch_threads']} threads"
@@ -69,7 +69,7 @@ def circumstances(found: dict[str, Any]) -> list[str]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """Every row of the file."""
+    """A table with every row of the file."""
     lines = [
         "# Kernels",
         "",

@@ -1,9 +1,9 @@
-"""The README's picture: a query, its nearest matches, and where parts of the query are on the first match.
+"""Draws the README's picture: a query, its nearest matches, and where parts of the query are on the first match.
 
     python perf/readme_picture.py --run demo/run --shards demo/shards --query infrared_0154_c6_0004 --out FILE
 
-The matches are the test identities' visible images, nearest first, right or wrong as they come. The lines are CMAAM's
-matching on layer 3, where it was found to follow the body (docs/ablation.md).
+The matches are visible images of the test identities, nearest first, whether right or wrong. The lines are CMAAM's
+matching on layer 3, which was found to follow the body (docs/ablation.md).
 """
 
 from tacaf.start import start
@@ -33,7 +33,7 @@ from tacaf.vocabulary import InputError, Modality
 
 ROWS, COLUMNS = 2, 5  # of the matches
 RIGHT, WRONG, PLAIN = "#2fa36b", "#d6404a", "#9aa4ad"
-SIZE = 9  # of the text, in points
+SIZE = 9  # of the text in points
 
 
 class Shown(NamedTuple):
@@ -73,7 +73,7 @@ def judged(query: AlbumImage) -> Callable[[tuple[AlbumImage, float]], Shown]:
 
 
 def lines_between(embedder: Embedder, query_HWC: np.ndarray, match_HWC: np.ndarray) -> list[Line]:
-    """Where places of the query are on the match, one for each row of the model's map."""
+    """Lines from points of the query to their positions on the match, one for each row of the model's map."""
     assert embedder.model is not None, "a run has a model"
     query_CHW, match_CHW = embedder.read(query_HWC, "infrared"), embedder.read(match_HWC, "visible")
     pair = (query_CHW[None], Modality.INFRARED, match_CHW[None], Modality.VISIBLE)

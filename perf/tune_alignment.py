@@ -1,8 +1,8 @@
 """Tries tile sizes of the alignment kernels on a GPU: python perf/tune_alignment.py [--limit-s S] [--json FILE]
 
-One part of the choice (kernels/alignment/tile_kernel.py) is changed at a time, everything else stays at the default.
-A row gives the mean time of the kernels that the part belongs to and the largest error of the whole against the
-definition in float64; a form that does not fit the GPU is a row with the reason.
+One part of the choice (kernels/alignment/tile_kernel.py) is changed at a time, and everything else has its default. A
+row gives the mean time of the kernels that the part belongs to, and the largest error of the op against the definition
+in float64. If a choice does not fit the GPU, its row gives the reason.
 """
 
 from tacaf.start import start
@@ -29,7 +29,7 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.vocabulary import InputError
 
 DEFAULT = kernel.CHOICES[0]
-# part of the choice -> (the kernels it belongs to, what is tried beside the default)
+# part of the choice -> (the kernels it belongs to, the values to try besides the default)
 PARTS: dict[str, tuple[tuple[str, ...], tuple[Tile, ...]]] = {
     "scores": (("scores_kernel", "products_kernel"), (Tile(0, 64, 8, 2), Tile(0, 32, 8, 4))),
     "warp": (
@@ -70,7 +70,7 @@ def tuned(choice: Choice, work: Work) -> Callable[[], tuple[torch.Tensor, ...]]:
 
 
 def row_of(part: str, choice: Choice, work: Work, exact: list[torch.Tensor]) -> dict[str, Any]:
-    """One choice: its error, then its time; no time on a wrong result."""
+    """The row of one choice: its error and its time, which is measured only if the result is right."""
     row: dict[str, Any] = {"part": part, "tile": list(getattr(choice, part)), "us": None, "error": None, "reason": None}
     run = tuned(choice, work)
     try:

@@ -1,1 +1,1 @@
-"""Hostile and damaged input: what is done to files, commands and requests, and what counts as held."""
+"""Attacks the software with hostile and damaged files, arguments and requests, and judges how it reacts."""

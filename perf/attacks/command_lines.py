@@ -1,10 +1,10 @@
-"""The command lines that are attacked: sound ones for every command, and values to put in their options' place."""
+"""The command lines to attack: valid ones for every command, and hostile values for their options."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 LONG = "x" * 5000
-# In place of a file or folder that is read.
+# Values for an option that names a file or folder to read.
 UNREADABLE = (
     "",
     "/nowhere/at/all",
@@ -24,7 +24,7 @@ UNREADABLE = (
     "{GARBAGE}",
     "{FIFO}",
 )
-# In place of a file that is written.
+# Values for an option that names a file to write.
 UNWRITABLE = (
     "a\0b",
     LONG,
@@ -37,13 +37,17 @@ UNWRITABLE = (
     "",
     "~nobody-here/x",
     "{FIFO}",
+    f"{LONG}.png",
+    "/proc/here.png",
+    "/sys/x.png",
+    "{EMPTY}/below.png",
 )
 NUMBERS = ("-1", "0", "1e9", "9" * 400, "nan", "inf", "", "x", "0x10", "1_0", "٣", "true")
 WORDS = ("", "x", "../x", "a\0b", LONG, "\u202e", "None", "meta", "cuda:99")
 
 
 class Command(NamedTuple):
-    """One command with arguments that work, and which of them are what."""
+    """One command with valid arguments, and the options to attack, by the kind of their value."""
 
     module: str
     words: tuple[str, ...]
@@ -54,7 +58,7 @@ class Command(NamedTuple):
 
 
 def commands(workshop: Path) -> list[Command]:
-    """Every command that can be given sound arguments in the workshop."""
+    """Every command for which the workshop has valid arguments."""
     run, packed, features = (str(workshop / name) for name in ("run", "set", "features/features.npz"))
     raw, out = str(workshop / "raw"), str(workshop / "out")
     lists = workshop / "lists"

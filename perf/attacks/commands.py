@@ -1,4 +1,4 @@
-"""Hostile arguments, full disks and signals, for every command."""
+"""Attacks every command with hostile arguments, full disks and signals."""
 
 import contextlib
 import importlib
@@ -25,7 +25,7 @@ FILE_LIMIT = 2048  # bytes that a process may write to a file, as on a full disk
 
 
 def hostile_arguments(workshop: Path) -> Iterator[Try]:
-    """Every option of every command with every awkward value, in this process."""
+    """Try every option of every command with every hostile value, in this process."""
     (workshop / "out").mkdir(exist_ok=True)
     odd = _odd_places(workshop)
     for command in commands(workshop):
@@ -40,12 +40,12 @@ def hostile_arguments(workshop: Path) -> Iterator[Try]:
                 value = value.replace(name, place)
             words = _with(command.words, option, value)
             name = f"{command.module} {option} {value[:40]!r}"
-            # A value that happens to be fine is no finding; what counts is how a refusal is said.
+            # A value that happens to be valid is not a finding; only the form of a refusal is judged.
             yield command_ended("arguments", name, *_in_process(command.module, words), allowed=(0, 1, 2))
 
 
 def full_disk(workshop: Path) -> Iterator[Try]:
-    """Every command that writes, in a process that may write no file above FILE_LIMIT bytes; an old file must stay."""
+    """Run every command that writes in a process whose files are limited to FILE_LIMIT bytes; an old file must stay."""
     for command in commands(workshop):
         for option in command.writes:
             target = Path(command.words[command.words.index(option) + 1]) if option in command.words else None
@@ -60,13 +60,13 @@ def full_disk(workshop: Path) -> Iterator[Try]:
 
 
 def signals(workshop: Path, tries: int, seed: int) -> Iterator[Try]:
-    """SIGINT and SIGTERM at random moments: one line, the right status, no temporary file."""
+    """Send SIGINT and SIGTERM at random moments; expected are one line, the right status and no temporary file."""
     draw = random.Random(seed)
     chosen = [command for command in commands(workshop) if command.module != "launch.train"]
     for number in range(tries):
         command, kind = chosen[number % len(chosen)], (signal.SIGINT, signal.SIGTERM)[number // len(chosen) % 2]
         after_s = draw.uniform(0.15, 6)
-        shutil.rmtree(workshop / "out", ignore_errors=True)  # of the tries before
+        shutil.rmtree(workshop / "out", ignore_errors=True)  # output of earlier tries
         (workshop / "out").mkdir()
         status, out, errors = _in_child(command, stop=(kind, after_s))
         name = f"{command.module} {command.words[0]}, {kind.name} after {after_s:.2f} s"
@@ -86,7 +86,7 @@ def _unchanged(found: Try, target: Path, before: bytes, status: int | None) -> T
 
 
 def _odd_places(workshop: Path) -> dict[str, str]:
-    """Names in the values above -> an empty folder, a file of garbage and so on."""
+    """Placeholders in the hostile values -> paths of a folder, an empty file, a file of garbage and a named pipe."""
     folder = workshop / "odd"
     (folder / "folder").mkdir(parents=True, exist_ok=True)
     (folder / "folder" / "inside").write_text("x")
@@ -103,7 +103,7 @@ def _odd_places(workshop: Path) -> dict[str, str]:
 
 
 def _with(words: Sequence[str], option: str, value: str) -> list[str]:
-    """The words with another value for the option; "" is the last positional one."""
+    """The words with another value for the option; "" means the positional argument."""
     changed = list(words)
     if not option:
         changed[1] = value
@@ -115,7 +115,7 @@ def _with(words: Sequence[str], option: str, value: str) -> list[str]:
 
 
 class _TooLong(BaseException):
-    """A command did not end; no handler of ours catches it."""
+    """A command did not end in time; a BaseException, so that no handler of the command catches it."""
 
 
 def _in_process(module: str, words: Sequence[str]) -> tuple[int | None, str, str]:
@@ -145,7 +145,7 @@ def _in_child(
     command: Command, full: bool = False, stop: tuple[signal.Signals, float] | None = None
 ) -> tuple[int | None, str, str]:
     def prepare() -> None:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where this runs in the background of a shell
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background processes ignore it
         if full:
             resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_LIMIT, FILE_LIMIT))
 

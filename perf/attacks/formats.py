@@ -1,4 +1,4 @@
-"""The files that the project reads: how a sound one is made, and how each reader reads it."""
+"""The files to damage: makes a valid file of every format that the project reads, and names its reader."""
 
 import contextlib
 import csv
@@ -51,6 +51,7 @@ from tacaf.vocabulary import COLUMNS, InputError, Modality
 
 CONFIG = Path(__file__).parents[2] / "launch" / "configs" / "demo.yaml"
 TINY = [
+    "data.plan.identities_per_batch=4",  # there are few identities to train on
     "model.backbone={width: 4, blocks: [1, 1, 1, 1]}",
     "model.ipcam={node_width: 8, attention_width: 4, pair_width: 4}",
 ]
@@ -60,19 +61,19 @@ IDENTITIES = 8
 class Format(NamedTuple):
     """One file to damage, and a reader that must notice.
 
-    `read` gets the folder that holds the damaged file among sound ones, and returns something comparable. `sealed`: no
-    other content may be read without a word, because a program and not a person writes the file.
+    `read` gets a folder with the damaged file and its valid neighbours, and returns something comparable. If `sealed`,
+    every change of the content must be noticed, because a program and not a person writes the file.
     """
 
     name: str
     file: str  # below the folder
     read: Callable[[Path], Any]
     sealed: bool
-    folder: str  # of the sound files, below the workshop
+    folder: str  # folder of the valid files, below the workshop
 
 
 def make_sound(workshop: Path) -> None:
-    """Every sound file, once: a packed set, a run with a model, its export, features, a kept gallery, and lists."""
+    """Make every valid file: a packed set, a run with a model, its export, features, a kept gallery, and lists."""
     raw, packed = workshop / "raw", workshop / "set"
     synthesise(raw, layout="sysu_mm01", identities=IDENTITIES, seed=0, images_per_camera=1, height=48, workers=1)
     sysu_mm01.pack(raw, packed, workers=1)
@@ -93,7 +94,7 @@ def make_sound(workshop: Path) -> None:
 
 
 def formats(workshop: Path) -> list[Format]:
-    """Every file of the workshop that a reader is given, with its reader."""
+    """Every file of the workshop to damage, with its reader."""
     found = []
     for path in sorted((workshop / "set").rglob("*")):
         if path.is_file():
@@ -214,7 +215,7 @@ def _verified(folder: Path) -> str:
 
 
 def _trained_on(folder: Path) -> Any:
-    """What a training takes from a set, without the images' bytes: `verify` hashes them, a training does not."""
+    """What a training reads from a set, without the images' bytes, whose hashes only `verify` checks."""
     index = ShardIndex.open(folder)
     reader = ShardReader(index)
     for row in range(0, len(index), 7):
@@ -269,7 +270,7 @@ def _listed(folder: Path, jsonl: bool) -> Any:
 
 
 def _permutations(folder: Path) -> Any:
-    """The first tables of the file, as a scoring reads them."""
+    """The first tables of the file, as scoring reads them."""
     found = load_permutations(folder / "rand_perm_cam.mat")
     return [repr(table) for table in found.ravel()[:8].tolist()]
 

@@ -1,4 +1,4 @@
-"""Damage to a file's bytes, and to a JSON document's values, as a function of (seed, number)."""
+"""Damages a file's bytes or a JSON document's values, as a function of (seed, number)."""
 
 import json
 import random
@@ -7,7 +7,7 @@ from typing import Any
 
 HUGE_NUMBER = "9" * 400
 DEEP = 5000
-# A value of every type and of every awkward size, to be put in another's place.
+# Values of every type and of every awkward size, to replace other values with.
 STRANGERS: tuple[Any, ...] = (
     None,
     True,
@@ -37,7 +37,7 @@ STRANGERS: tuple[Any, ...] = (
 )
 
 
-# Values that are wrong in the place of nearly any other one, by their kind, size or content.
+# Values that are wrong almost everywhere, by their type, size or content.
 ODD_VALUES: tuple[Any, ...] = (
     *(None, True, -1, 0, 1.5, 10**400, 2**70),
     *("", "../x", "\0", "x" * 5000),
@@ -50,7 +50,7 @@ Damage = Callable[[bytes, random.Random], tuple[str, bytes]]
 def mutate(data: bytes, seed: int, number: int, values: bool = True) -> tuple[str, bytes]:
     """What was done, and the damaged bytes, which differ from `data`.
 
-    values: also put other values in the place of a JSON document's.
+    values: also replace values of a JSON document.
     """
     draw = random.Random(f"{seed}/{number}")
     kinds: list[Damage] = [_flip, _flip, _flip, _cut, _drop, _repeat, _noise]
@@ -68,7 +68,7 @@ def damaged(data: bytes, count: int, seed: int = 0) -> Iterator[tuple[str, bytes
 
 
 def retyped(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every copy of a JSON value with one part of another kind, one part missing, or one too many; and where."""
+    """Copies of a JSON value with one part of another type, one part missing, or one too many, and a description."""
     for path in _places(value, []):
         for odd in ODD_VALUES:
             changed = _replaced(value, path, odd)
@@ -113,7 +113,7 @@ def _noise(data: bytes, draw: random.Random) -> tuple[str, bytes]:
 
 
 def _swap(data: bytes, draw: random.Random) -> tuple[str, bytes]:
-    """Another value in the place of one of the document's, or of one of its lines'."""
+    """Replace a value of the document, or of one of its lines."""
     value, line, lines = _chosen(data, draw)
     places = list(_places(value, []))
     path = draw.choice(places)
@@ -123,7 +123,7 @@ def _swap(data: bytes, draw: random.Random) -> tuple[str, bytes]:
 
 
 def _text(data: bytes, draw: random.Random) -> tuple[str, bytes]:
-    """What no value can express: nesting, huge numbers, constants that are not JSON, repeated keys."""
+    """Replace a value with text that no Python value produces: nesting, huge numbers, non-JSON constants, twin keys."""
     value, line, lines = _chosen(data, draw)
     places = list(_places(value, []))
     path = draw.choice(places)
@@ -157,7 +157,7 @@ def _document(data: bytes) -> Any:
 
 
 def _chosen(data: bytes, draw: random.Random) -> tuple[Any, int, list[bytes]]:
-    """A document or one line of JSON lines: its value, its number, and all lines."""
+    """The value of a document or of one of its JSON lines, the number of that line, and all lines."""
     try:
         return json.loads(data), 0, [data]
     except ValueError:
@@ -171,7 +171,7 @@ def _joined(lines: list[bytes], changed: int, text: bytes) -> bytes:
 
 
 def _places(value: Any, path: list[Any]) -> Iterator[list[Any]]:
-    """The paths of a document's values, itself among them; of long lists the first entries."""
+    """The paths of all values in a document, including itself; only the first entries of long lists."""
     yield path
     items = value.items() if isinstance(value, dict) else enumerate(value[:4]) if isinstance(value, list) else ()
     for key, below in items:

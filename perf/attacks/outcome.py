@@ -1,4 +1,4 @@
-"""One try and how it ended: refused, harmless, or a finding."""
+"""The outcome of one try: refused, harmless, or a finding."""
 
 import contextlib
 import io
@@ -14,7 +14,7 @@ HELD = ("refused", "same", "accepted")
 
 
 class Try(NamedTuple):
-    """What was tried on what, and how it ended."""
+    """What was tried, and how it ended."""
 
     group: str
     name: str
@@ -29,8 +29,8 @@ class Try(NamedTuple):
 def read_damaged(group: str, name: str, read: Callable[[], Any], sound: Any, sealed: bool) -> Try:
     """Read a damaged file in this process.
 
-    Held: an InputError of one line; or what is read equals `sound`; or, where the file is not `sealed` (a user writes
-    it, so that another valid value is simply another wish), anything that passes the checks.
+    It is held if the reader raises an InputError of one line or returns what equals `sound`. If the file is not
+    `sealed`, which means that a user writes it, any other value that passes the checks is held as well.
     """
     began = time.monotonic()
     try:
@@ -41,7 +41,7 @@ def read_damaged(group: str, name: str, read: Callable[[], Any], sound: Any, sea
             return Try(group, name, "slow", f"{time.monotonic() - began:.0f} s")
         text = str(error)
         return Try(group, name, "said badly" if len(text.splitlines()) > 1 or not text else "refused", text[:300])
-    except BaseException as error:  # KeyboardInterrupt too: no damaged file may look like one
+    except BaseException as error:  # KeyboardInterrupt too, because a damaged file must not cause one
         if isinstance(error, KeyboardInterrupt):
             raise
         return Try(group, name, "traceback", f"{type(error).__name__}: {error}"[:300])
@@ -55,7 +55,7 @@ def read_damaged(group: str, name: str, read: Callable[[], Any], sound: Any, sea
 def command_ended(
     group: str, name: str, status: int | None, out: str, errors: str, allowed: tuple[int, ...] = (2,)
 ) -> Try:
-    """How a command ended that was given something bad: with one of these statuses and one line of error."""
+    """Judge how a command with bad input ended; it must end with an allowed status and one line of error."""
     if "Traceback (most recent call last)" in out + errors or "unexpected " in errors:
         return Try(group, name, "traceback", errors[-300:])
     if status is None:
@@ -63,7 +63,7 @@ def command_ended(
     lines = [line for line in errors.splitlines() if line.startswith("error:")]
     if status not in allowed:
         return Try(group, name, "silent", f"status {status}: {errors[-200:]}")
-    if status == 1 and not errors and out:  # `verify` says what is wrong with a set on standard output
+    if status == 1 and not errors and out:  # `verify` prints a set's problems on standard output
         return Try(group, name, "refused", out[:300])
     if status and len(lines) != 1:
         return Try(group, name, "said badly", errors[-300:])

@@ -1,4 +1,4 @@
-"""Hostile and damaged requests to the web page, which runs in a process of its own as a user starts it."""
+"""Attacks the web page with hostile and damaged requests. It runs in a process of its own, as a user starts it."""
 
 import io
 import itertools
@@ -20,7 +20,7 @@ from perf.attacks.outcome import Try
 from tacaf.child_processes import ROOT, child_environment
 
 SECRET = Path("/etc/passwd")
-ANSWERS_S = 3.0  # longer than any answer takes; a damaged request may wait for the rest of itself
+ANSWERS_S = 3.0  # longer than any response takes; the page may wait for the rest of a damaged request
 FORBIDDEN_ROUTES = (
     "/openapi.json",
     "/docs",
@@ -63,7 +63,7 @@ HOSTILE_HEADERS = (
 
 @contextmanager
 def running_page(workshop: Path) -> Iterator[tuple["subprocess.Popen[str]", int]]:
-    """The page of the workshop's run and set, and its port."""
+    """Yields the process of the page for the workshop's run and set, and its port."""
     process = subprocess.Popen(
         [
             sys.executable,
@@ -82,7 +82,7 @@ def running_page(workshop: Path) -> Iterator[tuple["subprocess.Popen[str]", int]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # ignored in the background of a shell
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background processes ignore it
     )
     with process:
         assert process.stdout is not None
@@ -98,7 +98,7 @@ def running_page(workshop: Path) -> Iterator[tuple["subprocess.Popen[str]", int]
 
 
 def requests(workshop: Path, tries: int, seed: int) -> Iterator[Try]:
-    """Every fixed attack, and `tries` damaged requests; at the end the page must answer and have said nothing."""
+    """Every fixed attack and `tries` damaged requests; the page must still respond afterwards, and print no error."""
     with running_page(workshop) as (process, port):
         cookie = _cookie(port)
         sound = _sound(cookie)
@@ -200,7 +200,7 @@ def _cookie(port: int) -> str:
 
 
 def _answer(port: int, request: bytes) -> bytes:
-    """Everything that the page sends until it closes; what is still open after a moment is closed by us."""
+    """Everything that the page sends until it closes the connection, or until ANSWERS_S have passed."""
     data = b""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=ANSWERS_S) as connection:
@@ -213,7 +213,7 @@ def _answer(port: int, request: bytes) -> bytes:
 
 
 def _judged(name: str, answer: bytes) -> Try:
-    """Held: an answer of the page's own or none; no file of the disk in it, no traceback, no server's error."""
+    """It is held if the page sends no response, or one without a file of the disk, a traceback or a server error."""
     status = answer[9:12].decode("latin-1")
     first = SECRET.read_bytes().splitlines()[0]
     if first in answer or b"Traceback" in answer:

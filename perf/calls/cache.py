@@ -1,4 +1,4 @@
-"""Triton's cache of compiled kernels: where it lies during a suite, what is in it, and a copy gathered ahead."""
+"""Triton's cache of compiled kernels during a suite: its folder, its content, and a copy that was gathered before."""
 
 import json
 import os
@@ -12,14 +12,14 @@ GATHERED = ROOT / ".gpu" / "triton_cache"  # made by perf/gather_gpu_needs.py, i
 
 
 def work_folder() -> Path:
-    """A folder of this machine that later calls find again."""
+    """A folder on this machine that later calls use again."""
     return Path(tempfile.gettempdir()) / "tacaf_gpu_suite"
 
 
 def cache_variables(own: Path | None = None) -> dict[str, str]:
-    """The environment of a part: caches of Triton and of torch.compile that stay from call to call.
+    """Environment variables of a part: caches of Triton and torch.compile that are kept from call to call.
 
-    They are in the folder `own`, by default where the caller's environment says or else in `work_folder`.
+    They are in the folder `own`, by default where the caller's environment has them, or in `work_folder`.
     """
     places = {"TRITON_CACHE_DIR": "triton", "TORCHINDUCTOR_CACHE_DIR": "inductor"}
     if own is not None:
@@ -28,15 +28,15 @@ def cache_variables(own: Path | None = None) -> dict[str, str]:
 
 
 def compiled_kernels(folder: Path | None = None) -> set[str]:
-    """The keys of the kernels that the cache holds for a GPU."""
+    """The keys of the GPU kernels in the cache."""
     folder = folder or Path(cache_variables()["TRITON_CACHE_DIR"])
     return {path.parent.name for path in folder.glob("*/*.cubin")}
 
 
 def take_gathered(target: Path, source: Path = GATHERED) -> int:
-    """Copy what was compiled ahead into the cache, where it is missing; how many kernels were taken.
+    """Copy kernels that were compiled before into the cache, unless it has them. Returns the number of kernels copied.
 
-    Triton notes where the files of a kernel lie, so a copy has to be told its new place.
+    Triton records the paths of a kernel's files, so these are changed in the copy.
     """
     taken = 0
     for entry in sorted(source.glob("*/")):
@@ -50,7 +50,7 @@ def take_gathered(target: Path, source: Path = GATHERED) -> int:
                 group.write_text(
                     json.dumps({"child_paths": {name: str(place / name) for name in names if (place / name).exists()}})
                 )
-        except (OSError, ValueError, KeyError):  # a full disk or a damaged entry: it is compiled again
+        except (OSError, ValueError, KeyError):  # a full disk or a damaged entry: the kernel is compiled again
             shutil.rmtree(place, ignore_errors=True)
             continue
         taken += 1
@@ -58,7 +58,7 @@ def take_gathered(target: Path, source: Path = GATHERED) -> int:
 
 
 def keep_only_binaries(folder: Path) -> None:
-    """Remove what a cache holds for people to read, which is most of it."""
+    """Remove the readable intermediate files of a cache, which are most of it."""
     for path in folder.glob("*/*"):
         if path.suffix not in (".cubin", ".json"):
             path.unlink()

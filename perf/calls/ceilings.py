@@ -1,7 +1,7 @@
-"""What the GPU can do at most: python -m perf.calls.ceilings --json FILE
+"""Measures the GPU's highest rates: python -m perf.calls.ceilings --json FILE
 
-A copy in its memory, a large matrix product, reading 20 MB again and again from its second-level cache, and cuBLAS on
-the batched products of the alignment with rows of 162 numbers as they are and padded to a multiple of 16 bytes.
+A copy in its memory, a large matrix product, repeated reads of 20 MB from its L2 cache, and cuBLAS on the batched
+products of the alignment, with rows of 162 numbers as they are and padded to a multiple of 16 bytes.
 """
 
 import argparse
@@ -23,7 +23,7 @@ BLOCK = 4096  # numbers of four bytes that a program reads at once
 
 @triton.jit
 def read_kernel(source_ptr, target_ptr, blocks, rounds, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Every program reads `rounds` blocks, each program from another place on, and stores what they add up to."""
+    """Every program reads `rounds` blocks, starting at a place of its own, and stores their sum."""
     program = tl.program_id(0)
     total = tl.zeros([BLOCK], tl.int32)
     for i in range(rounds):
@@ -33,7 +33,7 @@ def read_kernel(source_ptr, target_ptr, blocks, rounds, BLOCK: tl.constexpr):  #
 
 
 def copy(size: int) -> dict[str, Any]:
-    """Bytes a second of a copy, those read and those written together."""
+    """Bytes per second of a copy, reads and writes together."""
     source = torch.empty(size, dtype=torch.uint8, device="cuda").random_()
     target = torch.empty_like(source)
     ms = median_ms(lambda: target.copy_(source))
@@ -41,14 +41,14 @@ def copy(size: int) -> dict[str, Any]:
 
 
 def product(side: int) -> dict[str, Any]:
-    """FLOPs a second of a square product in bf16."""
+    """FLOPs per second of a square product in bf16."""
     left, right = (torch.randn(side, side, device="cuda").bfloat16() for _ in range(2))
     ms = median_ms(lambda: left @ right)
     return {"what": "product bf16", "shape": f"{side}^3", "ms": ms, "TFLOP_per_s": 2 * side**3 / ms / 1e9}
 
 
 def cache_reads(size: int) -> dict[str, Any]:
-    """Bytes a second that all multiprocessors read of a tensor which fits into the second-level cache."""
+    """Bytes per second that all multiprocessors together read of a tensor that fits into the L2 cache."""
     blocks, programs, rounds = size // (4 * BLOCK), 8 * torch.cuda.get_device_properties(0).multi_processor_count, 64
     source = torch.ones(blocks * BLOCK, dtype=torch.int32, device="cuda")
     target = torch.empty(programs, dtype=torch.int32, device="cuda")
@@ -58,7 +58,7 @@ def cache_reads(size: int) -> dict[str, Any]:
 
 
 def batched(images: int, length: int, channels: int, row: int) -> dict[str, Any]:
-    """cuBLAS on P (B, L, L) times f (B, L, C) in bf16, the rows of P lying `row` numbers apart."""
+    """cuBLAS on P (B, L, L) times f (B, L, C) in bf16, where the rows of P are `row` numbers apart."""
     weights = torch.rand(images, length, row, device="cuda").bfloat16()[..., :length]
     features = torch.randn(images, length, channels, device="cuda").bfloat16()
     found = torch.empty(images, length, channels, device="cuda", dtype=torch.bfloat16)
@@ -68,7 +68,7 @@ def batched(images: int, length: int, channels: int, row: int) -> dict[str, Any]
 
 
 def measurements(small: bool) -> Iterator[Callable[[], dict[str, Any]]]:
-    """All of them, or the same at sizes for a rehearsal."""
+    """All measurements, or the same with small sizes for a rehearsal."""
     yield functools.partial(copy, 2**20 if small else 2**30)
     yield functools.partial(product, 64 if small else 8192)
     yield functools.partial(cache_reads, 4 * BLOCK * 4 if small else 20_000_000)

@@ -1,7 +1,7 @@
-"""Compiles the kernels of the real shapes ahead, side by side: python -m perf.calls.compile_kernels --json FILE
+"""Compiles the kernels of the real shapes for later parts: python -m perf.calls.compile_kernels --json FILE
 
-What the ops would launch at the benchmark's shapes is caught and compiled without a launch, in as many processes as
-there are cores, into TRITON_CACHE_DIR; later parts find it there. A cache that was gathered on a CPU counts as hits.
+The launches of the ops at the benchmark's shapes are intercepted and compiled into TRITON_CACHE_DIR, in as many
+processes as there are cores. Kernels from a cache that was gathered on a CPU count as hits.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from perf.calls.rows import RowsFile
 from perf.compile_report import DTYPES, OPS, caught
 from tacaf.command import Parser, entry, to_path
 
-Task = tuple[str, str, int]  # op, dtype, which share of its launches
-SHARES = 3  # of an op's launches in one dtype, so that no process compiles all of a large op alone
+Task = tuple[str, str, int]  # op, dtype, number of the share of its launches
+SHARES = 3  # of an op's launches in one dtype, so that several processes compile a large op
 
 
 def compile_share(op: str, dtype: str, share: int, shares: int) -> dict[str, Any]:
-    """Compile one share of the launches of an op with its default tuning; a row."""
+    """Compile one share of the launches of an op with its default tuning. Returns a row."""
     began = time.monotonic()
     torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
     launch, choices = OPS[op]
@@ -47,7 +47,7 @@ def compile_share(op: str, dtype: str, share: int, shares: int) -> dict[str, Any
     try:
         for kernel, args, options in launches:
             kernel.run(*args, grid=(1,), warmup=True, **options)
-    except Exception as error:  # a kernel that does not compile is the next parts' finding, not the end of this one
+    except Exception as error:  # a kernel that does not compile must not end this part; later parts will report it
         row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
     finally:
         triton.knobs.compilation.listener = None

@@ -1,7 +1,7 @@
-"""The same batch from DALI on the GPU and on the CPU: python -m perf.calls.data_difference --shards SHARDS --json FILE
+"""Compares batches from DALI on GPU and CPU: python -m perf.calls.data_difference --shards SHARDS --json FILE
 
-Plan, crops, flips, erasing and pairs must be the same; pixels differ by what two JPEG decoders and two ways to resize
-differ, which the rows count in levels of 255.
+Plan, crops, flips, erasing and pairs must be the same. Pixels differ because the JPEG decoders and resizing differ; the
+rows give these differences in levels of 255.
 """
 
 import argparse

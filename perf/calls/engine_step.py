@@ -1,7 +1,7 @@
-"""Training steps through DeepSpeed's engine: python -m perf.calls.engine_step --json FILE
+"""Checks and times training steps through DeepSpeed's engine: python -m perf.calls.engine_step --json FILE
 
-Under ZeRO stage 0 and 1: the demo's model after three steps in float32 against the same steps on the CPU in plain
-PyTorch, then the time of a step of the full recipe. Without a GPU the engine runs on the CPU.
+With ZeRO stages 0 and 1, compares the demo's model after three steps in float32 with the same steps on the CPU in plain
+PyTorch, and then times a step of the full recipe. Without a GPU the engine runs on the CPU.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from tacaf.train.update import update
 
 CONFIGS = ROOT / "launch" / "configs"
 STEPS, CLASSES = 3, SYSU_MM01.training_identities[0]
-TOLERANCE = 1e-3  # of how far the parameters moved
-# Clipping would hide a gradient of the wrong scale, and AdamW's first steps make much of rounding.
+TOLERANCE = 1e-3  # of the distance that the parameters moved
+# Clipping would hide a gradient of the wrong scale, and AdamW's first steps amplify rounding.
 PLAIN = (
     "optim.kind=sgd",
     "optim.clip_norm=0",
@@ -87,7 +87,7 @@ def numbers(model: torch.nn.Module) -> torch.Tensor:
 
 
 def compare(stage: int, device: torch.device) -> dict[str, Any]:
-    """The row of one stage: the difference as a share of how far the parameters moved."""
+    """The row of one stage: the difference as a share of the distance that the parameters moved."""
     config = config_of("demo.yaml", stage, *PLAIN)
     torch.manual_seed(0)
     model = TacafNet(config.model, 8).train()

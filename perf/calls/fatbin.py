@@ -1,7 +1,7 @@
-"""Makes a CUDA library small: the device code of other chips becomes zeros, which compress to nothing.
+"""Makes a CUDA library compressible by replacing the device code for other chips with zeros.
 
-A library keeps its device code in containers, one entry for each chip and kind. Host code, offsets and sizes stay as
-they are. Only for a copy that is taken to a machine with a known GPU; nothing made by it is published.
+A library keeps its device code in containers, with one entry for each chip and kind. Host code, offsets and sizes do
+not change. This is only for a copy that is taken to a machine with a known GPU; the copy is not published.
 """
 
 import struct
@@ -18,7 +18,7 @@ def entries(data: bytes | bytearray) -> Iterator[tuple[int, int, int, int]]:
     while place >= 0:
         _, version, header, size = struct.unpack_from("<IHHQ", data, place)
         end = place + header + size
-        if version != 1 or end > len(data):  # these four bytes by chance
+        if version != 1 or end > len(data):  # not a container: other data contains the same four bytes
             place = data.find(MAGIC, place + 4)
             continue
         start = place + header

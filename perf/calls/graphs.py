@@ -1,6 +1,6 @@
-"""Whether every op can be captured in a CUDA graph and replays alike: python -m perf.calls.graphs --json FILE
+"""Checks that every op can be captured in a CUDA graph and replayed: python -m perf.calls.graphs --json FILE
 
-Forward, backward and both are captured by hand on a side stream. The reason is recorded where that fails.
+Forward, backward and both are captured on a side stream. If that fails, the reason is recorded.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from perf.parts.timing import abandon, reason
 from tacaf.command import Parser, entry, to_path
 
 Result = list[torch.Tensor]
-TOLERANCE = 2e-2  # of the largest number: sums in another order, in bf16
+TOLERANCE = 2e-2  # of the largest number, because sums in bf16 may be in another order
 
 
 def tensors(result: Any) -> Result:
@@ -26,16 +26,16 @@ def tensors(result: Any) -> Result:
 
 
 def replayed(case: cases.Case, work: Work, name: str) -> tuple[Result, Result]:
-    """What a pass gives when it is run, and what a replay of its graph gives.
+    """The results of a pass when it is run, and when its graph is replayed.
 
-    The leaves belong to the stream of the capture, since autograd waits for the stream on which they were first used.
+    The leaves are used first on the stream of the capture, because autograd waits for the stream of their first use.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         leaves = tuple(leaf.detach().requires_grad_() for leaf in work.leaves)
         run = passes(case.ours, work._replace(leaves=leaves))[name]
-        for _ in range(2):  # compiles, and fills what may not be filled during a capture
+        for _ in range(2):  # compiles, and fills caches that may not be filled during a capture
             usual = [tensor.clone() for tensor in tensors(run())]
     torch.cuda.synchronize()
     graph, pool, before = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle(), torch.cuda.current_stream()

@@ -1,7 +1,7 @@
-"""A training's images decoded once into one tensor on the GPU, and batches made of it there, without DALI.
+"""A training set decoded once into one tensor on the GPU, from which batches are made there, without DALI.
 
 The plan, the drawn parameters and the last operations are the project's own; padding, crop, flip and normalisation are
-those of `augment.reference`. Only for measuring: a set must fit into the GPU's memory.
+those of `augment.reference`. This is only for measuring, because a set must fit into the GPU's memory.
 B images of a batch, N of the set, H x W pixels.
 """
 
@@ -41,7 +41,7 @@ class ImagesOnDevice:
         return torch.from_numpy(np.searchsorted(self.rows, rows)).to(self.device)
 
     def batch(self, config: Config, plan: Plan, epoch: int, step: int) -> Batch:
-        """The planned batch of a step, augmented as it says, with its pairs."""
+        """The planned batch of a step, augmented, with its pairs."""
         planned = plan.global_batch(epoch, step)
         augment = config.data.augment
         drawn = draw_parameters(augment, config.seed, epoch, step, planned.position_B, planned.branch_B)
@@ -62,7 +62,7 @@ class ImagesOnDevice:
         return batch.to(torch.device(self.device))
 
     def cropped(self, rows: np.ndarray, drawn: Parameters) -> torch.Tensor:
-        """Crops from the images padded with raw 0, and mirrored: uint8 [B, 3, H, W]."""
+        """The images, padded with zeros, cropped and flipped: uint8 [B, 3, H, W]."""
         height, width = self.images_NCHW.shape[2:]
         y_BH = drawn.crop_B2[:, :1] + np.arange(height)
         x_BW = drawn.crop_B2[:, 1:] + np.where(drawn.mirror_B[:, None], np.arange(width)[::-1], np.arange(width))
@@ -73,14 +73,14 @@ class ImagesOnDevice:
         return (taken * inside_BHW[..., None]).permute(0, 3, 1, 2)
 
     def whole(self, rows: np.ndarray, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(images float32 [b, 3, H, W], rows int64 [b]) of these rows as they are, for evaluation."""
+        """Yields (images float32 [b, 3, H, W], rows int64 [b]) without augmentation, for evaluation."""
         for start in range(0, len(rows), size):
             some = rows[start : start + size]
             yield normalised(self.images_NCHW[self.of(some)]), torch.from_numpy(some)
 
 
 def resized(image_HWC: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Bilinear without antialiasing, uint8 [3, H, W]: `augment.resize` to a level of rounding."""
+    """Bilinear without antialiasing, uint8 [3, H, W]; within one level of `augment.resize`."""
     image_1CHW = image_HWC.permute(2, 0, 1)[None].float()
     found = F.interpolate(image_1CHW, (height, width), mode="bilinear", align_corners=False, antialias=False)
     return found[0].round().clamp(0, 255).to(torch.uint8)

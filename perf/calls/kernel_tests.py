@@ -1,7 +1,7 @@
 """Runs a share of the kernel tests and records every result: python -m perf.calls.kernel_tests --slice 0/12 --json FILE
 
-Several processes with a slice each compile the kernels side by side. The tests are collected without the project's
-plugins and fixtures, because those need more than PyTorch.
+Several processes, each with a slice, compile the kernels in parallel. The tests are collected without the project's
+plugins and fixtures, because those need more packages than PyTorch.
 """
 
 import argparse

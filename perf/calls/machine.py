@@ -16,7 +16,7 @@ from tacaf.provenance import git_commit, versions
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on. Inside `fake_gpu` it describes the fake."""
+    """The facts that the figures depend on. Inside `fake_gpu` they describe the fake."""
     properties = torch.cuda.get_device_properties(0)
     return {
         "gpu": properties.name,
@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def _nvidia_smi(*words: str) -> str | None:
-    """What the driver's own tool says; None where it is missing or does not answer."""
+    """The output of the driver's own tool, or None if it is missing or fails."""
     try:
         done = subprocess.run(["nvidia-smi", *words], capture_output=True, text=True, timeout=20, check=False)
     except (OSError, subprocess.TimeoutExpired):

@@ -1,7 +1,7 @@
-"""Small alignment tests under NVIDIA's memory checker: python -m perf.calls.memcheck --json FILE
+"""Runs small alignment tests under NVIDIA's memory checker: python -m perf.calls.memcheck --json FILE
 
-It reports every access outside an allocation. PyTorch's caching allocator is switched off, since inside its large
-blocks such an access would go unseen.
+The checker reports every access outside an allocation. PyTorch's caching allocator is switched off, because the checker
+cannot see such an access inside the allocator's large blocks.
 """
 
 import argparse
@@ -21,7 +21,7 @@ CHOSEN = "alignment_of_odd_shapes and shape1 and dtype1"  # fp16, 17 positions a
 
 
 def errors_in(output: str) -> int | None:
-    """The number of errors that the checker counted; None where it gives none."""
+    """The number of errors that the checker counted, or None if its output has none."""
     found = re.search(r"ERROR SUMMARY: (\d+) error", output)
     return int(found[1]) if found else None
 

@@ -1,6 +1,6 @@
-"""What each call wants to have beside PyTorch, Triton, NumPy, pytest and what comes with them.
+"""The packages that each call needs besides PyTorch, Triton, NumPy, pytest and their dependencies.
 
-A package is carried only where a call needs it. Versions are those of requirements/lock.txt, and what these ask for.
+Versions are those of requirements/lock.txt, and those that these packages require.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from perf.calls.plan import CALLS
 
 @dataclass(frozen=True)
 class Need:
-    """What a package is for, what is downloaded for it, and its size in MB when it was gathered."""
+    """What a package is for, the packages to download for it, and its size in MB when it was gathered."""
 
     why: str
     requirements: tuple[str, ...]
@@ -45,9 +45,9 @@ NEEDS = {
 
 
 def listing(number: int) -> str:
-    """The packages of a call with their sizes, a line each."""
+    """The packages of a call with their sizes, one per line."""
     needed = CALLS[number].packages
     if not needed:
-        return f"call {number} needs nothing beside PyTorch, Triton and pytest"
+        return f"call {number} needs nothing besides PyTorch, Triton and pytest"
     lines = [f"{name:12} {NEEDS[name].mb:6.1f} MB  {NEEDS[name].why}" for name in needed]
     return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Makes the set that call 4 trains on: python -m perf.calls.people --into DIR
 
-The project's benchmark plain_1, drawn and packed on the machine itself. What is there already is kept.
+It is the project's benchmark plain_1, drawn and packed on the machine itself. A set that already exists is kept.
 """
 
 import argparse
@@ -19,7 +19,7 @@ BENCHMARK, SMALL_IDENTITIES = "plain_1", 40
 
 
 def make(folder: Path, small: bool) -> str:
-    """Draw and pack the set into folder/shards; what was made."""
+    """Draw and pack the set into folder/shards. Returns a description for a message."""
     raw, packed = folder / "raw", folder / "shards"
     if (packed / "index.json").exists():
         return "the set is there already"

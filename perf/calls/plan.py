@@ -1,7 +1,7 @@
-"""What each call of the GPU suite runs: its parts, what they need, and the time they may take.
+"""The plan of the GPU suite: the parts of each call, what they need, and the time they may take.
 
-A part is one command, or several that run at the same time. Within a call an early part may use the time that others
-leave, but never the least time that the later ones need.
+A part is one command, or several that run at the same time. An early part of a call may use the time that others leave,
+but not the least time that later parts need.
 """
 
 from dataclasses import dataclass, field
@@ -21,8 +21,8 @@ class Part:
     needs: packages that must be importable, or files of the source tree (with a slash).
     least_s, most_s: seconds kept for it from the parts before it, and seconds after which it is stopped.
     rehearsal: arguments added in a rehearsal, which make it small; only the first command is rehearsed.
-    fake: a rehearsal runs it with the fake GPU; otherwise on the CPU as it is.
-    unless_passed: a part that measures the same better; where that passed, this one is left out.
+    fake: whether a rehearsal runs it with the fake GPU; if not, it runs on the CPU.
+    unless_passed: a part that measures the same better; if that part passed, this one is left out.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Call:
-    """One call: its purpose, its limit in seconds, its parts in order, and what to have beside the image."""
+    """One call: its purpose, its limit in seconds, its parts in order, and the packages it needs."""
 
     purpose: str
     limit_s: float

@@ -1,4 +1,4 @@
-"""One training step under PyTorch's profiler: python -m perf.calls.profile_step --json FILE
+"""Profiles a training step with PyTorch's profiler: python -m perf.calls.profile_step --json FILE
 
 The kernels that take the most time, the share of time in which the GPU is busy, its longest gaps, and how often the
 host waits for the device.
@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
 
 
 def busy_us(kernels: Sequence[Kernel]) -> tuple[float, list[float]]:
-    """The time in which at least one kernel ran, and the gaps between, the longest first. In microseconds."""
+    """Microseconds in which at least one kernel ran, and the gaps between kernels, the longest first."""
     busy, gaps, last = 0.0, list[float](), None
     for kernel in sorted(kernels, key=lambda kernel: kernel.start):
         begin = kernel.start if last is None else max(kernel.start, last)
@@ -68,7 +68,7 @@ def longest(kernels: Sequence[Kernel], steps: int) -> list[dict[str, Any]]:
 
 
 def profiled(step: Step, steps: int) -> tuple[list[Kernel], list[str]]:
-    """What the GPU did in this number of steps, and the names of the host's calls.
+    """The GPU's kernels in this number of steps, and the names of the host's calls.
 
     In a rehearsal PyTorch's operators take the place of the GPU's kernels.
     """
@@ -82,7 +82,7 @@ def profiled(step: Step, steps: int) -> tuple[list[Kernel], list[str]]:
         torch.cuda.synchronize()
     on_device, on_host = list[Kernel](), list[str]()
     for event in prof.events():
-        if event.is_user_annotation:  # the GPU's time in a named block of the host, gaps included; no kernel
+        if event.is_user_annotation:  # not a kernel: the GPU's time in a named block of the host, including gaps
             continue
         if event.device_type == (DeviceType.CUDA if ProfilerActivity.CUDA in possible else DeviceType.CPU):
             on_device.append(Kernel(event.name, event.time_range.start, event.time_range.end))

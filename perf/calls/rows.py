@@ -1,4 +1,4 @@
-"""The file of a part of a call: writing its rows, and reading them again."""
+"""Writes and reads the result file of a part of a call."""
 
 import json
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from perf.parts.result_file import ResultFile
 
 
 class RowsFile(ResultFile):
-    """The file of a part, whose rows are printed as well: the last lines of a part's output are shown."""
+    """The result file of a part. Its rows are also printed, because the last lines of a part's output are shown."""
 
     def add(self, **row: Any) -> dict[str, Any]:
         super().add(**row)
@@ -19,7 +19,7 @@ class RowsFile(ResultFile):
 
 
 def short(value: Any) -> str:
-    """A value for a table: four figures of a float, a dash for nothing."""
+    """A value for a table: a float with four digits, a dash for None."""
     if value is None:
         return "-"
     if isinstance(value, dict):
@@ -28,11 +28,11 @@ def short(value: Any) -> str:
 
 
 def results_of(part: str, folder: Path) -> list[Any]:
-    """What a part's files hold: <part>.json, or <part>.<number>.json of several processes."""
+    """The content of a part's files: <part>.json, or <part>.<number>.json of several processes."""
     found = []
     for path in sorted(folder.glob(f"{part}.*")):
         if path.suffix == ".json":
-            with suppress(OSError, ValueError):  # not written yet, or not by us
+            with suppress(OSError, ValueError):  # not written yet, or not a result file
                 found.append(json.loads(path.read_text()))
     return found
 

@@ -1,4 +1,4 @@
-"""Runs the parts of one call inside its time: a part that fails or is stopped never loses another's results."""
+"""Runs the parts of one call within its limit; if a part fails or is stopped, no other part loses its results."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def _nothing(part: str) -> None:
 class Place:
     """Where and how the parts of a call run.
 
-    folder: for the parts' own files: <part>.json, and <part>.txt with their output as it comes.
+    folder: for the parts' own files: <part>.json, and <part>.txt with their output.
     variables: added to their environment.
     tick: called with the part's name every few seconds while it runs.
     """
@@ -41,7 +41,7 @@ class Place:
 
 
 def run_call(call: Call, place: Place) -> Iterator[dict[str, Any]]:
-    """Every part of the call, inside its limit; a row as each ends."""
+    """Run every part of the call within its limit, and yield a row as each ends."""
     end = time.monotonic() + call.limit_s
     passed: set[str | None] = set()
     for k, part in enumerate(call.parts):
@@ -55,7 +55,7 @@ def run_call(call: Call, place: Place) -> Iterator[dict[str, Any]]:
 
 
 def time_for(k: int, parts: tuple[Part, ...], left_s: float) -> float:
-    """Seconds that part k may take: at most its own most, and what the later parts need stays for them."""
+    """Seconds that part k may take: at most its `most_s`, and no time that later parts need."""
     kept = sum(part.least_s for part in parts[k + 1 :])
     return min(parts[k].most_s, max(left_s - kept, min(parts[k].least_s, left_s)))
 
@@ -75,7 +75,7 @@ def run_part(part: Part, place: Place, limit_s: float) -> dict[str, Any]:
 
 
 def _state_after(part: Part, place: Place, began: float, limit_s: float) -> str:
-    """Run the part's commands side by side; what became of them."""
+    """Run the part's commands at the same time. Returns how they ended."""
     commands = part.commands[:1] if place.rehearse else part.commands
     numbers = [""] if len(commands) == 1 else [f".{k}" for k in range(len(commands))]
     logs = [place.folder / f"{part.name}{number}.txt" for number in numbers]
@@ -101,7 +101,7 @@ def words_of(command: Command, part: Part, place: Place, limit_s: float) -> list
 def _started(
     commands: list[list[str]], logs: list[Path], variables: dict[str, str]
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start the processes, each in its own process group; all of them have ended afterwards."""
+    """Start the processes, each in its own process group; none of them outlives the block."""
     processes: list[subprocess.Popen[bytes]] = []
     files: list[IO[bytes]] = []
     try:
@@ -128,7 +128,7 @@ def _started(
 
 
 def _wait(processes: list[subprocess.Popen[bytes]], until: float, tick: Callable[[], None]) -> bool:
-    """Whether all of them have ended by then."""
+    """Wait for the processes. Returns whether all of them ended in time."""
     for process in processes:
         while process.poll() is None:
             left_s = until - time.monotonic()
@@ -142,7 +142,7 @@ def _wait(processes: list[subprocess.Popen[bytes]], until: float, tick: Callable
 
 
 def _stop(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Ask every group to stop and wait briefly; the caller kills what is left."""
+    """Ask every group to stop and wait briefly; the caller kills those that are left."""
     for process in processes:
         _signal(process, signal.SIGTERM)
     _wait(processes, time.monotonic() + GRACE_S, lambda: None)
@@ -154,7 +154,7 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 
 
 def _state(statuses: list[int], logs: list[Path]) -> str:
-    """What became of a part whose commands have all ended."""
+    """The state of a part whose commands have all ended."""
     for status, log in zip(statuses, logs, strict=True):
         if status not in (0, NOT_MEASURED):
             return f"failed with {status}: {last_line(log)}"
@@ -164,6 +164,6 @@ def _state(statuses: list[int], logs: list[Path]) -> str:
 
 
 def last_line(log: Path) -> str:
-    """The last line that says something, at most 200 characters of it."""
+    """The last line that is not blank, at most 200 characters of it."""
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     return lines[-1][:200] if lines else "it printed nothing"

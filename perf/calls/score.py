@@ -1,8 +1,8 @@
-"""A real training to a score without DALI and DeepSpeed: python -m perf.calls.score --shards SHARDS --json FILE
+"""Trains to a score without DALI and DeepSpeed: python -m perf.calls.score --shards SHARDS --json FILE
 
-The project's model, losses, plan, augmentation, optimiser and evaluation in a plain loop, on images that were decoded
-beforehand (`images_on_device`). The same training with the kernels and with every op by its definition: the same
-batches and first weights. A row for every evaluation; seconds are those of the steps.
+Uses the project's model, losses, plan, augmentation, optimiser and evaluation in a plain loop, on images that were
+decoded before (`images_on_device`). Trains with the kernels and with every op by its definition, with the same batches
+and initial weights. Writes a row for every evaluation; seconds are those of the steps.
 """
 
 import argparse
@@ -37,7 +37,7 @@ WAYS = {"kernels": "auto", "definitions": "reference"}  # way -> model.kernels
 
 
 class Training:
-    """One training, which is scored on identities that it does not see."""
+    """One training, scored on identities that are not trained on."""
 
     def __init__(self, config: Config, index: ShardIndex, images: ImagesOnDevice, device: str) -> None:
         torch.manual_seed(config.seed)
@@ -50,11 +50,11 @@ class Training:
         self.criterion = TacafLoss(config.loss)
 
     def precision(self) -> AbstractContextManager[Any]:
-        """Autocast as the configuration wants it."""
+        """Autocast according to the configuration."""
         return torch.autocast(self.device, torch.bfloat16) if self.config.train.precision == "bf16" else nullcontext()
 
     def step(self, epoch: int, step: int) -> torch.Tensor:
-        """One update; its loss, on the device."""
+        """Do one update. Returns its loss, on the device."""
         config, train = self.config, self.config.train
         set_rates(self.optimizer, rate_factor(config.optim, epoch, step, train.steps_per_epoch or 1, train.epochs))
         batch = self.images.batch(config, self.plan, epoch, step)
@@ -83,7 +83,7 @@ class Training:
 
 
 def epochs_of(training: Training, rows: np.ndarray, until: float) -> Iterator[dict[str, Any]]:
-    """Train, and give a row after every epoch, as long as there is time."""
+    """Train, and yield a row after every epoch, until the time is used up."""
     seconds, train = 0.0, training.config.train
     for epoch in range(train.epochs):
         began = time.perf_counter()

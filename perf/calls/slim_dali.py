@@ -1,4 +1,4 @@
-"""A copy of DALI that is small enough to travel: one Python, one chip, no video or TIFF, cut into parts."""
+"""Packs a small copy of DALI for a GPU machine: for one Python and one chip, without video or TIFF, in parts."""
 
 import lzma
 import tarfile
@@ -12,7 +12,7 @@ from perf.calls.fatbin import MAGIC, without_other_chips
 PART_BYTES = 38 * 10**6
 TAG = "cpython-312-"  # of the GPU machine's Python
 CHIPS = (90,)  # H100 and H200
-# extensions of the image library that want other libraries, or read what no data set of ours holds
+# extensions of the image library that need other libraries, or read formats that no data set of ours has
 LEFT_OUT = ("libopencv_ext", "libnvtiff_ext", "libnvjpeg2k_ext", "libtiff_ext", "/tools/", "/include/", "/samples/")
 # A regular package hides packages of the same name without this file elsewhere, so ours looks for them.
 NAMESPACE = b'''"""Packages of NVIDIA, here and elsewhere on the path."""
@@ -21,14 +21,14 @@ __path__ = __import__("pkgutil").extend_path(__path__, __name__)
 
 
 def is_needed(name: str) -> bool:
-    """Whether a file of a wheel travels."""
+    """Whether a file of a wheel is part of the copy."""
     if any(word in f"/{name}" for word in LEFT_OUT) or name.endswith((".a", ".h", ".hpp")):
         return False
     return ".cpython-" not in name or TAG in name
 
 
 def files_of(wheels: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of everything that travels."""
+    """Yields (name, content) of every file of the copy."""
     yield "nvidia/__init__.py", NAMESPACE
     for wheel in wheels:
         with zipfile.ZipFile(wheel) as archive:
@@ -39,7 +39,7 @@ def files_of(wheels: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
 
 
 def pack(wheels: Iterable[Path], folder: Path) -> list[Path]:
-    """Write the copy as parts of a tar.xz, dali.tar.xz.0 and so on; `cat` puts them together again."""
+    """Write the copy as parts of a tar.xz, dali.tar.xz.0 and so on, to be joined with `cat`."""
     buffer = BytesIO()
     with lzma.open(buffer, "wb", preset=6) as packed, tarfile.open(fileobj=packed, mode="w|") as tar:
         for name, content in files_of(wheels):

@@ -1,4 +1,4 @@
-"""The two files of a call, call_N.json and call_N.md, which hold everything that its parts wrote."""
+"""Writes the two files of a call, call_N.json and call_N.md, with everything that its parts wrote."""
 
 import json
 import sys
@@ -27,7 +27,7 @@ def unpack(file: Path, folder: Path) -> list[Path]:
 
 
 class Summary:
-    """What a call has found so far, written again after every part and every few seconds while one runs."""
+    """The results of a call so far, rewritten after every part and every few seconds while one runs."""
 
     def __init__(self, number: int, out: Path, parts: Path, facts: dict[str, Any]) -> None:
         self.file, self.folder, self.broken = out / f"call_{number}.json", parts, False
@@ -41,27 +41,24 @@ class Summary:
         }
 
     def add(self, part: dict[str, Any]) -> None:
-        """A part has ended."""
+        """Add a part that has ended."""
         self.content["parts"].append({**part, "results": results_of(part["part"], self.folder)})
         print(f"{part['part']:16} {part['state']} ({part['seconds']} s)", flush=True)
         self.write()
 
     def running(self, part: str) -> None:
-        """Keep what a part has written so far, in case that the whole suite is stopped."""
+        """Keep what a part has written so far, in case the whole suite is stopped."""
         entry = {"part": part, "state": "running", "seconds": None, "results": results_of(part, self.folder)}
         self.write({**self.content, "parts": [*self.content["parts"], entry]})
 
     def end(self) -> None:
-        """All parts have ended; the table is printed."""
+        """Print the table after all parts have ended."""
         self.content["complete"] = True
         self.write()
         print(f"\n{of_call(self.content)}", flush=True)
 
     def write(self, content: dict[str, Any] | None = None) -> None:
-        """A full disk costs the files and not the call: what was written stays, and the table is printed all the same.
-
-        What is said about it is said once.
-        """
+        """Write both files. A full disk does not end the call: it is reported once, and earlier files are kept."""
         content = content or self.content
         try:
             write_whole(self.file, json.dumps(content, indent=1) + "\n")

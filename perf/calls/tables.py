@@ -1,4 +1,4 @@
-"""The table that a call prints last: the figures of each part that left rows, then what became of every part."""
+"""The table that a call prints at its end: the figures of each part that has rows, then the state of every part."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ def text(rows: Sequence[dict[str, Any]], columns: Sequence[str]) -> list[str]:
 
 
 def kernels(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A line for each op, shape and pass; a column for each provider: its time in a graph, or in brackets without."""
+    """A line per op, shape and pass, a column per provider: its time in a graph, or without one in brackets."""
     providers = list(dict.fromkeys(row["provider"] for row in rows))
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in rows:
@@ -42,14 +42,14 @@ def _time(row: dict[str, Any]) -> str:
 
 
 def tests(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """How many passed, and a line for each that did not."""
+    """The number of tests that passed, and a line for each that did not."""
     bad = [row for row in rows if row["outcome"] != "passed"]
     passed = f"{len(rows) - len(bad)} tests passed, {len(bad)} did not"
     return [passed, *(f"{row['outcome']}: {row['test']}: {row['why']}" for row in bad[:ROWS_SHOWN])]
 
 
 def of_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The lines that suit these rows."""
+    """The lines for rows of any kind."""
     if any("kernel" in row and "op" in row for row in rows):
         longest = sorted(rows, key=lambda row: row.get("us") or 0.0, reverse=True)
         cut = [{**row, "kernel": row.get("kernel", "-")[:60]} for row in longest[:KERNELS_SHOWN]]
@@ -68,7 +68,7 @@ def of_rows(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def of_part(results: Sequence[Any]) -> list[str]:
-    """The short facts of a part in a line, then its rows."""
+    """One line with the short facts of a part, then its rows."""
     facts = {
         key: value
         for content in results
@@ -85,7 +85,7 @@ def of_part(results: Sequence[Any]) -> list[str]:
 
 
 def of_call(summary: dict[str, Any]) -> str:
-    """Everything of a call; the states of the parts come last, where they are seen."""
+    """The whole table of a call; the states of the parts come last, where they are seen first on a terminal."""
     lines = []
     for part in summary["parts"]:
         if figures := of_part(part["results"]):

@@ -1,4 +1,4 @@
-"""Downloads and builds the wheels that a GPU machine lacks, for its Python and not for ours."""
+"""Downloads and builds the wheels that a GPU machine lacks, for that machine's Python."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from tacaf.child_processes import ROOT
 
 PYTHON = "3.12"
-# pip takes a wheel only for platforms that are named exactly
+# pip accepts a wheel only for platforms that are named exactly
 PLATFORMS = (
     "manylinux_2_28_x86_64",
     "manylinux_2_27_x86_64",
@@ -28,18 +28,18 @@ class GatherError(Exception):
 
 
 def pinned(name: str, pins: dict[str, str]) -> str:
-    """The requirement for pip: with the exact version where one is known."""
+    """The requirement for pip, with the exact version if it is known."""
     return f"{name}=={pins[name]}" if name in pins else name
 
 
 def constraints(path: Path = LOCK) -> dict[str, str]:
-    """The exact versions in a lock, by name; where they differ between Pythons, those of the newest."""
+    """The exact versions in a lock, by name; if they differ between Pythons, those of the newest."""
     found = re.findall(r"^([A-Za-z0-9_.-]+)==([^\s;]+)", path.read_text(), re.MULTILINE)
     return {name.lower().replace("_", "-"): version for name, version in found}
 
 
 def required_by(wheel: Path) -> dict[str, str]:
-    """The exact versions that a wheel asks for, by name: pydantic works with one pydantic-core alone."""
+    """The exact versions that a wheel requires, by name. For example, pydantic needs one version of pydantic-core."""
     with zipfile.ZipFile(wheel) as archive:
         name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
         lines = archive.read(name).decode().splitlines()
@@ -48,7 +48,7 @@ def required_by(wheel: Path) -> dict[str, str]:
 
 
 def fetch(names: Iterable[str], folder: Path) -> list[Path]:
-    """A wheel of each package and of nothing else; where an earlier one asks for an exact version, in that one."""
+    """A wheel of each package, without dependencies; in the exact version that an earlier wheel requires, if any."""
     pins, wheels = constraints(), list[Path]()
     for name in names:
         make = _build if name in BUILT else _download
@@ -65,12 +65,12 @@ def _download(name: str, requirement: str, folder: Path) -> Path:
 
 
 def _build(name: str, requirement: str, folder: Path) -> Path:
-    """The build imports what this environment has (DeepSpeed's set-up wants PyTorch)."""
+    """Build a wheel with this environment's packages, because DeepSpeed's set-up imports PyTorch."""
     return _pip(["wheel", "--no-build-isolation", "-w", str(folder), requirement], name, folder, BUILT[name])
 
 
 def _pip(words: list[str], name: str, folder: Path, variables: dict[str, str] | None = None) -> Path:
-    """Run pip without dependencies, with the lock's hashes; the wheel of this package in the folder."""
+    """Run pip without dependencies. Returns the wheel of this package in the folder."""
     checks = ["--no-deps", "--quiet", "--require-hashes", "--constraint", str(LOCK)]
     command = [sys.executable, "-m", "pip", words[0], *checks, *words[1:]]
     done = subprocess.run(command, env={**os.environ, **(variables or {})}, capture_output=True, text=True, check=False)

@@ -1,10 +1,11 @@
-"""How hard the procedural set is: colour histogram, baseline network and TACAFNet on the demo's set, one run each.
+"""Measures how hard the demo's set is for a colour histogram, the baseline network and TACAFNet, with one run each.
 
     python perf/checks/demo_difficulty.py --shards demo/shards [--run demo/run] [--json FILE]
 
 The baseline is the same backbone, schedule and seed without channel augmentation, CMAAM and IPCAM. All are scored by
-SYSU-MM01's all_search, single shot, literature draw, on the set's test identities. One seed: it shows that the set is
-neither solved by colour nor saturated, not which method is better. `--run` takes TACAFNet's result from a finished run.
+SYSU-MM01's all_search, single shot, literature draw, on the set's test identities. With one seed, this shows that the
+set is neither solved by colour nor saturated, but not which method is better. `--run` takes TACAFNet's result from a
+finished run.
 """
 
 from tacaf.start import start
@@ -37,7 +38,7 @@ STRIPES, BINS = 6, 6
 
 
 def histogram(pixels: np.ndarray) -> np.ndarray:
-    """The joint histogram of red, green and blue in six stripes; square roots make cosine the Hellinger distance."""
+    """Square roots of the joint RGB histograms of six stripes. Their cosine distance follows the Hellinger distance."""
     parts = []
     for stripe in np.array_split(pixels, STRIPES):
         counts, _ = np.histogramdd(stripe.reshape(-1, 3), bins=BINS, range=[(0, 256)] * 3)
@@ -46,7 +47,7 @@ def histogram(pixels: np.ndarray) -> np.ndarray:
 
 
 def histogram_result(index: ShardIndex) -> Result:
-    """The score JSON of the histogram as the embedding."""
+    """The result with the histogram as the embedding."""
     rows, reader = index.rows_of(index.pids_of("test")), ShardReader(index)
     features = np.stack([histogram(reader.pixels(int(row))) for row in rows])
     columns = {name: np.asarray(index.columns[name][rows]) for name in ("pid", "camid", "modality", "number")}
@@ -55,7 +56,7 @@ def histogram_result(index: ShardIndex) -> Result:
 
 
 def trained_result(shards: Path, overrides: tuple[str, ...]) -> Result:
-    """Train by the demo's configuration with these overrides; its score JSON."""
+    """The result of a training with the demo's configuration and these overrides."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         values = (f"run={run}", f"data.shards={shards.resolve()}", "evaluation.every=0", *overrides)

@@ -1,11 +1,11 @@
-"""How hard each term of the loss pulls at the backbone along a training, from the checkpoints of its run.
+"""Measures the gradient of each term of the loss on the backbone during a training, from the run's checkpoints.
 
     python perf/checks/gradient_shares.py --run RUN [RUN ...] --shards SHARDS [--set a.b=c ...] [--json FILE]
 
 At every checkpoint that the run keeps (`train.keep`, `train.save_every`), the same planned batches go through the model
 in training mode. For each term, with its weight: the norm of its gradient over the backbone's parameters, as a multiple
-of the identity loss's, and its cosine with that one. `--set` changes the configuration for the measurement, so that a
-run without CMAAM can also show how hard CMAAM's terms would pull: they have no parameters of their own.
+of the identity loss's, and its cosine with that one. `--set` changes the configuration for the measurement. Because
+CMAAM's terms have no parameters, they can be measured in this way for a run without CMAAM, too.
 """
 
 from tacaf.start import start
@@ -66,7 +66,10 @@ def measure_along(run: Path, shards: Path, settings: Sequence[str], count: int) 
 
 
 def load_weights(model: TacafNet, path: Path) -> None:
-    """Put a checkpoint's weights into the model. InputError for a stranger's checkpoint and for another model's."""
+    """Load a checkpoint's weights into the model.
+
+    Raises InputError if the checkpoint is not trusted or belongs to another model.
+    """
     refuse_strange(path)
     try:
         with data_only():
@@ -84,7 +87,7 @@ def load_weights(model: TacafNet, path: Path) -> None:
 
 
 def shares(found: dict[str, dict[str, float]], weights: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Term to its weighted norm, its share (a multiple of the identity loss's norm) and its cosine with that loss."""
+    """Term -> its weighted norm, its share (a multiple of the identity loss's norm), its cosine with that loss."""
     identity = max(found["identity"]["norm"], 1e-12)
     return {
         name: {
@@ -112,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=to_path, nargs="+", required=True, help="runs of launch/train.py")
     parser.add_argument("--shards", type=to_path, required=True, help="the set they were trained on")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for the measurement alone")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="only for the measurement")
     parser.add_argument("--batches", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--json", type=to_path)
     args = parser.parse_args(argv)

@@ -1,6 +1,6 @@
-"""Pictures of procedural people of whom everything is known: the silhouette, and where a moved copy of it lies.
+"""Pictures of procedural people with known silhouettes, and pairs with a known shift.
 
-No benchmark has these people: their pids follow its own.
+No benchmark contains these people: their pids follow those of the benchmark.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ Picture = tuple[np.ndarray, np.ndarray]  # pixels uint8 [H, W, 3], share of pers
 
 
 def known_picture(benchmark: Benchmark, pid: int, camid: int, modality: Modality, pose: Pose | None = None) -> Picture:
-    """Someone in a benchmark's camera with nothing in front, in a pose of this shot's own or in the one given."""
+    """A picture by a benchmark's camera, without occlusion, in the given pose or in one drawn for this shot."""
     key = camera_key(camid, modality)
     camera = draw_camera(benchmark.seed, key, camid, modality, benchmark.difficulty)
     view = draw_view(benchmark.seed, pid, key, 1, camera, benchmark.difficulty)
@@ -38,16 +38,16 @@ def known_picture(benchmark: Benchmark, pid: int, camid: int, modality: Modality
 
 
 def pictures(benchmark: Benchmark, modality: Modality, people: int) -> list[Picture]:
-    """One picture of each of so many people, from the modality's cameras in turn."""
+    """One picture each of a number of people, by the modality's cameras in rotation."""
     cameras = CAMERAS[modality]
     first = benchmark.identities + 1
     return [known_picture(benchmark, first + i, cameras[i % len(cameras)], modality) for i in range(people)]
 
 
 def moved_pair(benchmark: Benchmark, number: int, shift: float) -> tuple[Picture, Picture]:
-    """One person twice, visible and infrared, in other cameras: the same pose, the second `shift` crop heights lower.
+    """A visible and an infrared picture of one person in the same pose, the second `shift` crop heights lower.
 
-    As in a crop that is off, the pictures cut some of the feet or of the head.
+    As in a misplaced crop, parts of the feet or of the head are cut off.
     """
     cameras = [CAMERAS[modality][number % len(CAMERAS[modality])] for modality in Modality]
     pid, key = benchmark.identities + 1 + number, camera_key(cameras[0], Modality.VISIBLE)

@@ -1,10 +1,10 @@
-"""How hard each term of the loss pulls at the backbone, and whether the terms pull the same way.
+"""Measures the gradient of each term of the loss on the backbone, and whether the terms agree in direction.
 
     python perf/checks/loss_gradients.py --run RUN [RUN ...] --shards SHARDS [--batches 8] [--json FILE]
 
-For every run: the same planned batches through the model as it was before the training (weights of the run's seed) and
-as it is after it, in training mode. Per term, unweighted: the norm of its gradient over the backbone's parameters, and
-its cosine with the gradient of the identity loss. Means over the batches.
+For every run, the same planned batches go through the model before training (with the weights of the run's seed) and
+after it, in training mode. For each term, without its weight: the norm of its gradient over the backbone's parameters,
+and its cosine with the gradient of the identity loss; means over the batches.
 """
 
 from tacaf.start import start
@@ -41,8 +41,8 @@ from tacaf.vocabulary import InputError
 
 
 def term_gradients(model: TacafNet, batch: Batch, config: Config) -> dict[str, torch.Tensor]:
-    """Term of the loss, unweighted, to its gradient over all backbone parameters in a row; the model stays as it is."""
-    model = copy.deepcopy(model).train()  # a forward pass moves the running statistics
+    """Term of the loss -> its unweighted gradient over all backbone parameters, flattened. The model is not changed."""
+    model = copy.deepcopy(model).train()  # because a forward pass changes the running statistics
     terms = TacafLoss(config.loss).terms(forward(model, batch, config), batch.label_B)
     weights = list(model.backbone_parameters())
     found = {}
@@ -58,7 +58,7 @@ def term_gradients(model: TacafNet, batch: Batch, config: Config) -> dict[str, t
 
 
 def measure(model: TacafNet, batches: list[Batch], config: Config) -> dict[str, dict[str, float]]:
-    """Term to norm and cosine with the identity loss, means over the batches."""
+    """Term -> norm and cosine with the identity loss, means over the batches."""
     norms: dict[str, list[float]] = {}
     cosines: dict[str, list[float]] = {}
     for batch in batches:
@@ -73,9 +73,9 @@ def measure(model: TacafNet, batches: list[Batch], config: Config) -> dict[str, 
 
 
 def measure_run(run: Path, shards: Path, count: int) -> dict[str, Any]:
-    """Before and after the training of a finished run, on the first batches after its last step."""
+    """The measurements before and after the training of a finished run, on the first batches after its last step."""
     if not (run / MODEL).exists():
-        raise InputError(f"expected a finished run at {run}, found no {MODEL} in it; train it to its end")
+        raise InputError(f"{run} is not a finished run, because it has no {MODEL}; resume its training")
     config = load_config(run / CONFIG_FILE, [f"data.shards={shards}"])
     index = ShardIndex.open(config.data.shards)
     refuse_other_set(run, load_model(run / MODEL)[1], index)

@@ -1,4 +1,4 @@
-"""How often a correspondence between two pictures of one person is right."""
+"""Measures how often a correspondence between two pictures of one person is right."""
 
 import numpy as np
 import torch
@@ -8,14 +8,14 @@ from perf.checks.known_people import Picture
 from tacaf.model.correspondence import Correspondence
 from tacaf.vocabulary import InputError
 
-SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that "where it was" is wrong by two
+SHIFT = 1 / 3  # of the crop's height: two cells of a map of 6 rows, so that the unshifted position is wrong by two
 
 
 def matches(matching_LL: torch.Tensor, person_HW: torch.Tensor, other_HW: torch.Tensor, down: int) -> dict[str, float]:
-    """Shares of the positions that are mostly person, here and `down` rows lower in the other picture.
+    """Shares of right matches among the positions that are mostly person in both pictures (`down` rows lower in one).
 
-    within, exact: whose best match lies within one cell of the truth, or on it; the same for a target drawn at random
-    (chance) and for the position itself (still). Empty where there is no such position.
+    within, exact: the best match is within one cell of the truth, or equal to it; the same for a random target (chance)
+    and for the position itself (still). Empty if there is no such position.
     """
     height, width = person_HW.shape
     found: dict[str, list[float]] = {name: [] for name in ("within", "exact", "chance", "chance_exact", "still")}
@@ -41,7 +41,7 @@ def finds_more(before: dict[str, tuple[float, float]], after: dict[str, tuple[fl
 
 
 def right_shares(seen: Correspondence, pairs: list[tuple[Picture, Picture]]) -> list[dict[str, float]]:
-    """`matches` of every pair that has a person's position in both pictures."""
+    """`matches` of every pair for which it is not empty."""
     size = (seen.height, seen.width)
     cells = [[F.adaptive_avg_pool2d(torch.from_numpy(cut)[None], size)[0] for _, cut in pair] for pair in pairs]
     down = round(SHIFT * seen.height)
@@ -53,7 +53,7 @@ def right_shares(seen: Correspondence, pairs: list[tuple[Picture, Picture]]) -> 
 
 
 def spread(shares: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
-    """Name to mean over the pairs and its standard error."""
+    """Name -> mean over the pairs and its standard error."""
     if len(shares) < 2:
         raise InputError(
             f"expected at least 2 pairs with the person in both pictures, got {len(shares)}; raise --people"

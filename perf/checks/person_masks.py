@@ -1,11 +1,11 @@
-"""Does CMAAM's person mask find the person? Masks of trained models against the silhouettes of known people.
+"""Compares CMAAM's person masks of trained models with the silhouettes of known people.
 
     python perf/checks/person_masks.py --run RUN [RUN ...] [--benchmark plain_1] [--people 100] [--json FILE]
 
-The people are procedural ones whom no benchmark has, in a benchmark's cameras with nothing in front of them, so that it
-is known how much person there is in every cell of a map. Figure: the chance that a cell that is mostly person has a
-higher mask value than one that is not (area under the ROC curve, mean over images): 0.5 says nothing, below it the mask
-prefers the background.
+The people are procedural, in no benchmark, and recorded by a benchmark's cameras without occlusion, so the share of
+person in every cell of a map is known. The figure is the probability that a cell that is mostly person has a higher
+mask value than one that is not (area under the ROC curve, mean over images): at 0.5 the mask is uninformative, below
+that it prefers the background.
 """
 
 from tacaf.start import start
@@ -34,7 +34,7 @@ from tacaf.vocabulary import InputError, Modality
 
 
 def ranked_above(mask_L: torch.Tensor, is_person_L: torch.Tensor) -> float | None:
-    """The chance that a person's cell has the higher mask value; ties count half; None where one kind is missing."""
+    """The probability that a person's cell has the higher mask value; ties count half. None if a kind is missing."""
     person, other = mask_L[is_person_L][:, None], mask_L[~is_person_L][None, :]
     if not person.numel() or not other.numel():
         return None
@@ -42,7 +42,7 @@ def ranked_above(mask_L: torch.Tensor, is_person_L: torch.Tensor) -> float | Non
 
 
 def measure(embedder: Embedder, benchmark: Benchmark, people: int) -> dict[str, Any]:
-    """Modality, layer, kind of mask to the mean over as many images as people."""
+    """Modality -> layer -> kind of mask -> mean over one image of each person."""
     assert embedder.model is not None
     found: dict[str, Any] = {}
     for modality in CAMERAS:
@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     benchmark = BENCHMARKS[args.benchmark]
     runs = []
     if args.people < 2:
-        raise InputError(f"expected at least 2 people, got {args.people}; a deviation needs others")
+        raise InputError(f"expected --people of at least 2, got {args.people}; raise it")
     for run in args.run:
         embedder = Embedder.load(run)
         masks = measure(embedder, benchmark, args.people)

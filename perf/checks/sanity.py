@@ -1,18 +1,19 @@
-"""Four checks of the method that do not depend on how hard the benchmark is; each says what it expects and its result.
+"""Runs four checks of the method that do not depend on how hard the benchmark is, each with a rule and a result.
 
     python perf/checks/sanity.py --run RUN [RUN ...] --shards SHARDS --raw RAW --out WORK [--checks ...] [--json FILE]
 
 RUN: finished runs of launch/train.py on the benchmark packed in SHARDS, whose raw folders are RAW. Two checks train
-models of their own with the first run's configuration; what is finished in WORK is kept. The exit status is 1 if a
+models of their own with the first run's configuration; finished ones in WORK are used again. The exit status is 1 if a
 check does not hold.
 
-correspondence  pairs with a known answer (known_people.py): the share of a person's positions whose best match
-                under CMAAM's similarity lies within one cell of the truth; before and after training, against chance
-                and against the answer "where it was"
-modality        a linear probe tells the modality from the embedding of unseen identities, before and after training
-shuffled        a training whose labels were shuffled must not beat the untrained network; with the queries' identities
-                permuted, a trained one must be at chance
-overfit         trained on 8 identities, the 8 are found without a mistake
+correspondence  on pairs with a known shift (known_people.py), the share of a person's positions whose best match under
+                CMAAM's similarity is within one cell of the truth; before and after training, against chance and
+                against the unshifted position
+modality        how well a linear probe predicts the modality from the embedding of unseen identities, before and after
+                training
+shuffled        a training with shuffled labels must not beat the untrained network; with the queries' identities
+                permuted, a trained network must be at chance
+overfit         a network trained on 8 identities must find these 8 without a mistake
 """
 
 from tacaf.start import start
@@ -72,9 +73,9 @@ class Subject(NamedTuple):
 
 
 def load_subject(run: Path, index: ShardIndex, benchmark: Benchmark, people: int) -> Subject:
-    """InputError unless `run` is finished."""
+    """Load a run and its models. Raises InputError unless the run is finished."""
     if not (run / MODEL).exists():
-        raise InputError(f"expected a finished run at {run}, found no {MODEL} in it; train it to its end")
+        raise InputError(f"{run} is not a finished run, because it has no {MODEL}; resume its training")
     config = load_config(run / CONFIG_FILE, [])
     refuse_other_set(run, load_model(run / MODEL)[1], index)
     embedder = Embedder.load(run)
@@ -90,7 +91,7 @@ def read(embedder: Embedder, known: list[tuple[np.ndarray, np.ndarray]], modalit
 
 @torch.no_grad()
 def settle(model: TacafNet, visible_BCHW: torch.Tensor, infrared_BCHW: torch.Tensor) -> None:
-    """Give a new model the running statistics of these images: without any, nothing of it could be compared."""
+    """Give a new model the running statistics of these images, without which its features are not comparable."""
     for part in model.modules():
         if isinstance(part, BatchNorm1d | BatchNorm2d):
             part.momentum = 1.0
@@ -104,7 +105,7 @@ def settle(model: TacafNet, visible_BCHW: torch.Tensor, infrared_BCHW: torch.Ten
 
 
 def correspondence(subjects: list[Subject], benchmark: Benchmark, people: int) -> dict[str, Any]:
-    """How often the best match is right, before and after training."""
+    """The check of how often the best match is right, before and after training."""
     pairs = [moved_pair(benchmark, number, SHIFT) for number in range(people)]
     found: dict[str, Any] = {"pairs": people, "shift": SHIFT, "runs": {}}
     verdicts = []
@@ -132,7 +133,7 @@ def embedded(model: TacafNet, index: ShardIndex, split: str, config: Config) -> 
 
 
 def probe(features: FeatureSet, generator: np.random.Generator) -> float:
-    """Balanced accuracy of a ridge regression on the modality, fitted on half of the identities, on the other half."""
+    """Balanced accuracy of a ridge regression for the modality, fitted on half of the identities, on the others."""
     pids = np.unique(features.pid)
     own = np.isin(features.pid, generator.permutation(pids)[: len(pids) // 2])
     values = np.asarray(features.features, np.float64)
@@ -160,7 +161,7 @@ def modality(subjects: list[Subject], index: ShardIndex) -> dict[str, Any]:
 
 
 def shuffled(subject: Subject, index: ShardIndex, raw: Path, out: Path) -> dict[str, Any]:
-    """Trained on labels that say nothing; and a trained model asked for identities that are not the query's."""
+    """The checks with shuffled training labels, and with permuted identities of the queries."""
     rows = listed(raw)
     generator = np.random.default_rng(0)
     for modality in Modality:
@@ -201,7 +202,7 @@ def at_chance(values: list[float], chance: float) -> bool:
 
 
 def permuted_queries(features: FeatureSet, generator: np.random.Generator) -> FeatureSet:
-    """Every infrared image under the name of an identity drawn anew, the images of one identity under one name."""
+    """Rename the identities of the infrared images at random; images of one identity keep a common name."""
     pids = np.unique(features.pid)
     named = generator.permutation(pids)
     other = named[np.searchsorted(pids, features.pid)]
@@ -236,7 +237,7 @@ def overfit(subject: Subject, raw: Path, out: Path) -> dict[str, Any]:
 
 
 def listed(raw: Path) -> list[dict[str, Any]]:
-    """The images of a raw set in SYSU-MM01's layout that train and validate, as lines of a manifest."""
+    """The training and validation images of a raw set in SYSU-MM01's layout, as lines of a manifest."""
     kinds = {camid: kind for kind, cameras in CAMERAS.items() for camid in cameras}
     return [
         {"path": str(path.relative_to(raw)), "pid": pid, "modality": kinds[camid], "camid": camid, "split": split}
@@ -248,7 +249,7 @@ def listed(raw: Path) -> list[dict[str, Any]]:
 
 
 def pack(rows: list[dict[str, Any]], raw: Path, out: Path) -> Path:
-    """A shard set of these lines, unless it is there. InputError where a set of other lines is."""
+    """Pack a shard set of these lines, unless it exists. Raises InputError if `out` is a set of other lines."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
     writer.writeheader()
@@ -265,7 +266,10 @@ def pack(rows: list[dict[str, Any]], raw: Path, out: Path) -> Path:
 
 
 def train(subject: Subject, shards: Path, run: Path, *settings: str) -> Path:
-    """The subject's recipe on another set; the run, finished. InputError where a run of another recipe is."""
+    """Train the subject's recipe on another set, and return the run's folder.
+
+    Raises InputError if the folder is a run of another recipe, or if the training fails.
+    """
     file = run.with_name(f"{run.name}.yaml")
     write_whole(file, dump_config(subject.config))
     values = [f"data.shards={shards}", "data.split=train", "train.start_from=null", *settings]
@@ -285,7 +289,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--run", type=to_path, nargs="+", required=True)
     parser.add_argument("--shards", type=to_path, required=True)
     parser.add_argument("--raw", type=to_path, required=True)
-    parser.add_argument("--out", type=to_path, required=True, help="sets and runs of the checks that train go there")
+    parser.add_argument(
+        "--out", type=to_path, required=True, help="folder for the sets and runs of the checks that train"
+    )
     parser.add_argument("--checks", nargs="+", choices=CHECKS, default=CHECKS)
     parser.add_argument("--benchmark", choices=tuple(BENCHMARKS), default="plain_1")
     parser.add_argument(
@@ -296,7 +302,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> dict[str, Any]:
-    """Every check asked for, by name."""
+    """The results of the chosen checks, by name."""
     benchmark, index = BENCHMARKS[args.benchmark], ShardIndex.open(args.shards)
     if args.people < 2:
         raise InputError(f"expected at least 2 in --people, for a spread, got {args.people}; raise it")

@@ -1,4 +1,4 @@
-"""What the kernel benchmark runs: shapes, the plain formulas to beat, and the bytes and FLOPs each op needs at least.
+"""The cases of the kernel benchmark: shapes, plain formulas to compare with, and the least bytes and FLOPs of each op.
 
 Legend: B images, L positions, C channels, N pairs, R parts, D node width, A projection width; e bytes of an element.
 """
@@ -22,12 +22,12 @@ from kernels.ring_aggregate import ring_aggregate
 
 BETA = 50.0
 Tensors = tuple[torch.Tensor, ...]
-Inputs = tuple[Tensors, Tensors]  # those that get a gradient, and the constants
+Inputs = tuple[Tensors, Tensors]  # the tensors that get a gradient, and the constants
 
 
 @dataclass(frozen=True)
 class Case:
-    """An op at a shape. The functions take the inputs, then the constants; they return one tensor or several."""
+    """An op at one shape. The functions take the inputs, then the constants, and return one tensor or several."""
 
     op: str
     shape: dict[str, int]
@@ -77,20 +77,20 @@ def _pairs(images: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.
 
 
 def _features(images: int, length: int, channels: int, dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Like maps after ReLU, and near enough to each other that the softmax is not one-hot."""
+    """Features like maps after ReLU, similar enough to each other that the softmax is not one-hot."""
     draw = torch.Generator().manual_seed(2)
     common = torch.rand(1, length, channels, generator=draw)
     return (common + torch.randn(images, length, channels, generator=draw)).relu().to(device, dtype)
 
 
 def plain_probability(features: torch.Tensor, anchor: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """softmax(beta cos), the products in the features' dtype."""
+    """softmax(beta cos), with products in the features' dtype."""
     unit = F.normalize(features.float(), dim=-1).to(features.dtype)
     return torch.softmax(BETA * (unit[anchor] @ unit[target].mT).float(), dim=-1)
 
 
 def plain_distance(anchor_NLC: torch.Tensor, warp_NLC: torch.Tensor, mask_NL: torch.Tensor) -> torch.Tensor:
-    """m |f - w| over channels in float32, safe where w = f."""
+    """m |f - w| over channels in float32, with a finite gradient at w = f."""
     square = (anchor_NLC.float() - warp_NLC.float()).square().sum(-1)
     floor = DISTANCE_FLOOR * anchor_NLC.detach().float().norm(dim=-1).clamp_min(NORM_FLOOR).square()
     return mask_NL * torch.where(square > floor, square, floor).sqrt()
@@ -109,7 +109,7 @@ def plain_soft_align(features: torch.Tensor, mask: torch.Tensor, anchor: torch.T
 def plain_align_distance(
     features: torch.Tensor, mask: torch.Tensor, anchor: torch.Tensor, target: torch.Tensor
 ) -> torch.Tensor:
-    """The usual formulas; the warp is written."""
+    """The usual formulas, which write the warp to memory."""
     warp = plain_probability(features, anchor, target).to(features.dtype) @ features[target]
     return plain_distance(features[anchor], warp, mask[anchor])
 
@@ -117,9 +117,9 @@ def plain_align_distance(
 def sdpa_warp(
     features: torch.Tensor, mask: torch.Tensor, anchor: torch.Tensor, target: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Warp (N, L, C) and warped mask (N, L) by PyTorch's fused attention: the mask rides along as one more channel.
+    """Warp (N, L, C) and warped mask (N, L) by PyTorch's fused attention, with the mask as an additional channel.
 
-    Keys and values are padded to the same width, a multiple of 8, because some of the fused backends ask for that.
+    Keys and values are padded to the same width, a multiple of 8, because some fused backends require that.
     """
     channels = features.shape[-1]
     unit = F.pad(F.normalize(features.float(), dim=-1).to(features.dtype), (0, 8))
@@ -149,7 +149,7 @@ def sdpa_align_distance(
 def cublas_alignment(
     features: torch.Tensor, mask: torch.Tensor, anchor: torch.Tensor, positive: torch.Tensor, negative: torch.Tensor
 ) -> Tensors:
-    """Both ops with every product a multiple of 16 wide, so that cuBLAS takes its fastest kernels.
+    """Both ops with products whose width is a multiple of 16, so that cuBLAS uses its fastest kernels.
 
     L = 162 leaves the rows of L x L matrices unaligned, which handicaps the plain formulas; here the maps are padded
     once with zero positions, each anchor is gathered once, and padded positions get no probability.
@@ -183,7 +183,7 @@ def _alignment_inputs(images: int, length: int, channels: int) -> Callable[[torc
 
 
 def soft_align_case(images: int, length: int, channels: int) -> Case:
-    """The positives rebuilt."""
+    """The reconstruction of the positives."""
     one = 2.0 * images * length * length * channels  # a product of L x L x C for every pair
     maps = images * length * channels
     return Case(
@@ -200,7 +200,7 @@ def soft_align_case(images: int, length: int, channels: int) -> Case:
 
 
 def align_distance_case(images: int, length: int, channels: int) -> Case:
-    """The negatives measured."""
+    """The distances of the negatives."""
     one, cube = 2.0 * images * length * length * channels, 2.0 * images * length**3
     maps = images * length * channels
     return Case(
@@ -217,7 +217,7 @@ def align_distance_case(images: int, length: int, channels: int) -> Case:
 
 
 def both_case(images: int, length: int, channels: int) -> Case:
-    """One layer of CMAAM: the positives rebuilt, the negatives measured."""
+    """One layer of CMAAM: the reconstruction of the positives and the distances of the negatives."""
     parts = soft_align_case(images, length, channels), align_distance_case(images, length, channels)
 
     def together(way: str) -> Callable[..., Tensors]:
@@ -286,7 +286,7 @@ def ring_aggregate_case(images: int) -> Case:
 def plain_batch_norm_relu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *added: torch.Tensor
 ) -> torch.Tensor:
-    """PyTorch's norm, sum and ReLU, each a kernel of its own."""
+    """PyTorch's norm, sum and ReLU, each in a kernel of its own."""
     normed = F.batch_norm(x.permute(0, 3, 1, 2), None, None, weight, bias, training=True).permute(0, 2, 3, 1)
     return (normed + added[0] if added else normed).relu_()
 
@@ -315,6 +315,6 @@ def batch_norm_case(images: int, height: int, width: int, channels: int, added: 
         run("auto"),
         run("reference"),
         {"forward": 0.0, "backward": 0.0},
-        # Statistics must be known before anything can be written, so a map that no cache holds is read twice.
+        # Statistics must be known before anything can be written, so a map larger than the cache is read twice.
         {"forward": lambda e: (3.0 + added) * maps * e, "backward": lambda e: (5.0 + 2 * added) * maps * e},
     )

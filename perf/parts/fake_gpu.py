@@ -1,13 +1,13 @@
-"""A GPU that is not there, so that code for one GPU can be rehearsed on a CPU before a real GPU sees it.
+"""A fake GPU, so that code for a GPU can be rehearsed on a CPU before it runs on a real one.
 
     with fake_gpu():
         bench_kernels.main(["--device", "cuda", ...])
 
-Tensors asked for on "cuda" are CPU tensors, so the ops take their CPU path and results are right. Streams, events,
-graphs and memory statistics keep the rules that a CPU can check: a graph is captured on one stream, nothing waits for
-the device meanwhile, and a graph replays only what was captured, on the memory of the capture. Triton compiles kernels
-for an H100 and launches nothing, so outputs of a direct launch are arbitrary. torch.compile traces and differentiates,
-but generates no code. Times and memory of a rehearsal mean nothing.
+Tensors requested on "cuda" are CPU tensors, so the ops take their CPU path and results are right. Streams, events,
+graphs and memory statistics enforce the rules that a CPU can check: a graph is captured on one stream, nothing waits
+for the device during a capture, and a graph replays only what was captured, on the memory of the capture. Triton
+compiles kernels for an H100 and launches nothing, so outputs of a direct launch are arbitrary. torch.compile traces and
+differentiates, but generates no code. Times and memory of a rehearsal mean nothing.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ MEMORY_BYTES = 80 * 2**30
 
 
 class FakeStream:
-    """A stream without work. It is told apart by its number; 0 is the default stream."""
+    """A stream without work, identified by its number; 0 is the default stream."""
 
     _made = 0
 
@@ -113,7 +113,7 @@ class FakeGraph:
 
 
 class _State:
-    """What the fake device is doing. There is one device, so there is one state."""
+    """The state of the one fake device."""
 
     def __init__(self) -> None:
         self.default = FakeStream()
@@ -141,7 +141,7 @@ def _stream(stream: FakeStream | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _graph(graph: FakeGraph, pool: Any = None, stream: FakeStream | None = None, **_: Any) -> Iterator[None]:
-    """torch.cuda.graph. As there, a failing end leaves the stream behind."""
+    """Replaces torch.cuda.graph. As with the original, the stream remains set if the end of the capture fails."""
     before, _STATE.stream = _STATE.stream, stream or FakeStream()
     graph.capture_begin()
     try:
@@ -160,14 +160,14 @@ def _set_stream(stream: FakeStream) -> None:
 
 
 def _on_cpu(value: Any) -> Any:
-    """The CPU for a GPU, anything else as it is."""
+    """The CPU instead of a GPU; any other value unchanged."""
     if isinstance(value, str) and value.split(":")[0] == "cuda":
         return torch.device("cpu")
     return torch.device("cpu") if isinstance(value, torch.device) and value.type == "cuda" else value
 
 
 class _TensorsOnCpu(TorchFunctionMode):
-    """Sends every tensor that is asked for on the GPU to the CPU."""
+    """Creates every tensor that is requested on the GPU on the CPU."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -258,18 +258,18 @@ def rehearsing() -> bool:
 
 @contextlib.contextmanager
 def fake_gpu() -> Iterator[None]:
-    """Everything inside that asks for a GPU gets the fake one. Not for a machine that has a GPU."""
+    """Code within the block gets the fake GPU. Raises RuntimeError on a machine that has a GPU."""
     if torch.cuda.is_available():
         raise RuntimeError("The fake GPU is for machines without one; this machine has a GPU, use it.")
     global _STATE
     _STATE = _State()
     with contextlib.ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
-        # torch._dynamo.reset imports PyTorch's own Inductor where there is a GPU, and that uses a deprecated name
+        # torch._dynamo.reset imports PyTorch's own Inductor if there is a GPU, and Inductor uses a deprecated name
         warnings.filterwarnings("ignore", message="`torch.jit.script_method` is deprecated")
         stack.enter_context(_replaced(torch.cuda, _cuda_names()))
         stack.enter_context(_replaced(torch, {"compile": _compile(torch.compile)}))
-        # torch.compile would ask the real driver for its current stream where PyTorch is a CUDA build
+        # torch.compile would ask the real driver for its current stream if PyTorch is a CUDA build
         stack.enter_context(_replaced(torch.accelerator, {"is_available": lambda: False}))
         stack.enter_context(fake_triton_driver())
         stack.enter_context(_TensorsOnCpu())

@@ -1,4 +1,4 @@
-"""A Triton driver for a GPU that is not there: kernels are compiled for an H100 and never launched."""
+"""A Triton driver for a fake GPU: kernels are compiled for an H100 and never launched."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -7,13 +7,13 @@ from typing import Any
 import torch
 
 CAPABILITY = (9, 0)  # an H100's
-SHARED_BYTES = 227 * 1024  # what a block may ask for
+SHARED_BYTES = 227 * 1024  # the most that a block may request
 MULTIPROCESSORS = 132
 
 
 @contextlib.contextmanager
 def fake_triton_driver() -> Iterator[None]:
-    """Inside, Triton compiles for the fake GPU."""
+    """Within the block, Triton compiles for the fake GPU."""
     from triton.runtime import driver
 
     before = driver._active
@@ -25,7 +25,7 @@ def fake_triton_driver() -> Iterator[None]:
 
 
 def _driver() -> Any:
-    """A Triton driver that compiles for an H100, loads and launches nothing."""
+    """A Triton driver that compiles for an H100, and loads and launches nothing."""
     from triton.backends.compiler import GPUTarget
     from triton.backends.driver import GPUDriver
 

@@ -12,12 +12,12 @@ def resident_mib() -> float:
 
 
 def peak_resident_mib() -> float:
-    """The most resident memory that this process had since it started, or since `restart_peak`, in MiB."""
+    """The peak of this process's resident memory since it started, or since `restart_peak`, in MiB."""
     return _status_mib("VmHWM")
 
 
 def restart_peak() -> None:
-    """Let `peak_resident_mib` count from now on."""
+    """Restart the measurement of `peak_resident_mib`."""
     _CLEAR_REFERENCES.write_text("5")
 
 

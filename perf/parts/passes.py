@@ -1,4 +1,4 @@
-"""An op's three passes on prepared tensors, and its errors against the definition in float64."""
+"""Runs an op's three passes on prepared tensors, and measures its errors against the definition in float64."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,13 +8,13 @@ import torch
 from perf.parts.cases import Case, Tensors
 
 PASSES = ("forward", "backward", "both")
-# Of the largest number. In float32 a GPU's exp2, division, logarithm and root are approximate: 3.7e-6 where exact
-# instructions give 1e-6, so the floor is 1e-5.
+# Relative to the largest number. In float32 a GPU's exp2, division, logarithm and root are approximate: the error is
+# 3.7e-6 instead of 1e-6 with exact instructions, so the floor is 1e-5.
 ERROR_FLOOR = {torch.bfloat16: 4e-3, torch.float16: 1e-3, torch.float32: 1e-5}
 
 
 class WrongResultError(Exception):
-    """The op does not compute its definition, so no figure is given."""
+    """The op does not compute its definition, so no figure is reported."""
 
 
 class Work(NamedTuple):
@@ -31,7 +31,7 @@ def differentiable(result: torch.Tensor | Tensors) -> list[torch.Tensor]:
 
 
 def prepare(case: Case, dtype: torch.dtype, device: str) -> Work:
-    """Fresh inputs, and gradients of the shapes that the plain formulas give."""
+    """New inputs, and gradients with the shapes of the plain formulas' outputs."""
     inputs, constants = case.inputs(dtype, device)
     leaves = tuple(tensor.requires_grad_() for tensor in inputs)
     draw = torch.Generator().manual_seed(5)
@@ -64,20 +64,20 @@ def results(function: Callable[..., Any], work: Work) -> list[torch.Tensor]:
 
 
 def exact_results(case: Case, work: Work) -> list[torch.Tensor]:
-    """What the definition gives in float64 for the same rounded inputs."""
+    """The results of the definition in float64, for the same rounded inputs."""
     leaves = tuple(tensor.detach().double().requires_grad_() for tensor in work.leaves)
     constants = tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in work.constants)
     return results(case.definition, Work(leaves, constants, work.grads))
 
 
 def errors(function: Callable[..., Any], work: Work, exact: list[torch.Tensor]) -> list[float]:
-    """Of every output and gradient the largest error, relative to the exact result's largest number."""
+    """The largest error of every output and gradient, relative to the largest number of the exact result."""
     found = results(function, work)
     return [((f.double() - e).abs().max() / e.abs().max()).item() for f, e in zip(found, exact, strict=True)]
 
 
 def check(case: Case, work: Work) -> float:
-    """Our largest error; WrongResultError unless each is at most twice plain PyTorch's, or below the dtype's floor."""
+    """The op's largest error. Raises WrongResultError if an error exceeds both twice plain PyTorch's and the floor."""
     dtype, exact = work.leaves[0].dtype, exact_results(case, work)
     ours, eager = (errors(function, work, exact) for function in (case.ours, case.eager))
     for place, (error, allowed) in enumerate(zip(ours, eager, strict=True)):

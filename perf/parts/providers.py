@@ -1,4 +1,4 @@
-"""What the kernel benchmark times: our op and its rivals, by name."""
+"""The functions that the kernel benchmark times, by name: our op and its rivals."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,13 +7,13 @@ import torch
 
 from perf.parts.cases import Case
 
-# In the order in which they are timed: what compiles for minutes comes last, so that a stop loses the least.
+# In the order in which they are timed: those that compile for minutes come last, so that a stop loses the least.
 PROVIDERS = ("eager", "ours", "cublas", "sdpa", "compiled", "autotuned")
 SLOW = ("autotuned",)  # only where it is asked for
 
 
 def provider_names(case: Case, device: str, wanted: tuple[str, ...] | None, autotuned: bool) -> list[str]:
-    """What to time of this case. On a CPU the rivals that are made for a GPU are timed only where asked for."""
+    """The providers to time for this case. On a CPU, rivals made for a GPU are timed only if `wanted` names them."""
     usual = PROVIDERS[:2] if device == "cpu" else tuple(name for name in PROVIDERS if name not in SLOW)
     chosen = {*(wanted or usual), *(SLOW if autotuned else ())}
     missing = {name for name in ("cublas", "sdpa") if getattr(case, name) is None}
@@ -23,8 +23,8 @@ def provider_names(case: Case, device: str, wanted: tuple[str, ...] | None, auto
 def provider(case: Case, name: str) -> Callable[..., Any]:
     """The function to time.
 
-    Cases of one op share their code, so torch.compile would see a second shape as a dynamic one and give the rival a
-    slower kernel. Forgetting what was compiled, and refusing dynamic shapes, compiles for the case's shape alone.
+    Cases of one op share their code, so torch.compile would treat the shape of a second case as dynamic and give the
+    rival a slower kernel. A reset of the compiler, without dynamic shapes, compiles for the case's shape only.
     """
     if name in ("compiled", "autotuned"):
         torch._dynamo.reset()
@@ -37,7 +37,7 @@ def provider(case: Case, name: str) -> Callable[..., Any]:
 
 
 def fused_only(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with PyTorch's unfused attention switched off, so that it fails rather than fall back."""
+    """The function with PyTorch's unfused attention switched off, so that it fails instead of falling back to it."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     def call(*tensors: torch.Tensor) -> Any:

@@ -10,9 +10,10 @@ from tacaf.vocabulary import InputError
 
 
 class ResultFile:
-    """Rows and their circumstances; a run that is killed keeps every row that it had measured.
+    """Rows and their circumstances; a run that is killed keeps every row that it has measured.
 
-    `complete` is false until the last `write`. A full disk costs the newest rows, never the older ones or the run.
+    `complete` is false until the last `write`. A full disk loses the newest rows, but not the older ones, and it does
+    not end the run.
     """
 
     def __init__(self, path: Path | None, **facts: Any) -> None:
@@ -28,7 +29,7 @@ class ResultFile:
         return row
 
     def write(self, complete: bool = False) -> None:
-        """Write the file; `complete` says that no row is missing."""
+        """Write the file; `complete` means that no row is missing."""
         if self.path is None:
             return
         try:

@@ -1,8 +1,8 @@
-"""A gallery on disk scored by streaming: time against the matrix product alone, and the peak of resident memory.
+"""Scores a gallery on disk by streaming, and measures time against the matrix product alone, and peak memory.
 
 bench_evaluation.py --streamed writes a temporary gallery, then starts this file as a process of its own, so that the
-peak is that of scoring; it checks the places of some queries before it gives any figure. Product alone: as many
-products of the same shape, of one tile that lies in memory, into the same memory, before and after the scoring.
+peak is that of scoring. The places of some queries are checked before any figure is reported. The product alone is the
+same number of products of the same shape, of one tile in memory, into the same memory, before and after the scoring.
 """
 
 import json
@@ -22,13 +22,13 @@ from tacaf.evaluation.rank_streamed import rank_streamed
 from tacaf.evaluation.ranking import Ranks, RankTask, measures, normalise
 
 IMAGES_PER_PID = 20
-CHECKED = 8  # queries whose places are counted again, from float64 distances
-ROUNDING = 4e-6  # of a float32 distance, generously
+CHECKED = 8  # queries whose places are also counted from float64 distances
+ROUNDING = 4e-6  # upper bound of the rounding of a float32 distance
 
 
 @dataclass(frozen=True)
 class StreamedCase:
-    """Features are a centre of each pid, and noise so many times as wide."""
+    """The sizes of a case, and the width of the noise that is added to each pid's centre."""
 
     queries: int = 10_000
     gallery: int = 1_000_000
@@ -42,7 +42,7 @@ class StreamedCase:
 
 
 def measure_streamed(case: StreamedCase) -> dict[str, Any]:
-    """Seconds, MiB and what they were measured on; raises SystemExit where places are wrong."""
+    """Seconds, MiB and the circumstances. Raises SystemExit if a place is wrong."""
     with tempfile.TemporaryDirectory(dir=case.folder) as name:
         folder = Path(name)
         _write(case, folder)
@@ -53,7 +53,7 @@ def measure_streamed(case: StreamedCase) -> dict[str, Any]:
 
 
 def _features(case: StreamedCase, pid: np.ndarray, stream: int) -> np.ndarray:
-    """float32 [n, width]; a pid's centre is the same wherever it is asked for."""
+    """Features float32 [n, width]; the centre depends only on the pid."""
     noise = np.random.default_rng([stream, int(pid[0]), len(pid)]).standard_normal((len(pid), case.width), np.float32)
     own, place = np.unique(pid, return_inverse=True)
     centres = np.stack([np.random.default_rng([0, one]).standard_normal(case.width, np.float32) for one in own])
@@ -72,7 +72,7 @@ def _write(case: StreamedCase, folder: Path) -> None:
 
 
 def _score(case: StreamedCase, folder: Path) -> None:
-    """In the process of its own."""
+    """Score the gallery; runs in the process of its own."""
     with np.load(folder / "queries.npz") as archive:
         arrays = dict(archive)
     stored = np.load(folder / "gallery.npy", mmap_mode="r")
@@ -111,7 +111,7 @@ def _product_s(case: StreamedCase, stored: np.ndarray) -> float:
 
 
 def _refuse_wrong_places(folder: Path) -> None:
-    """The first and the last match of some queries lie where float64 distances put them, but for rounding."""
+    """Raises SystemExit if the first or last match of a query is not where float64 distances put it, up to rounding."""
     with np.load(folder / "queries.npz") as archive, np.load(folder / "ranks.npz") as found:
         arrays, ranks = dict(archive), Ranks(**found)
     stored = np.load(folder / "gallery.npy", mmap_mode="r")

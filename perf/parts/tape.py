@@ -1,4 +1,4 @@
-"""Operators recorded while they run, to run again on the same memory: what the fake CUDA graph captures and replays."""
+"""Records operators and runs them again on the same memory: the capture and replay of the fake CUDA graph."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-# What makes the host wait for values of the device, which no capture permits.
+# Operators that make the host wait for values of the device, which is not permitted during a capture.
 WAITING = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
 
 
@@ -20,10 +20,10 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 class Tape(TorchDispatchMode):
-    """Records what runs inside. After `end` it is as if nothing had run.
+    """Records the operators that run within the block. `end` undoes their effects, as if nothing had run.
 
-    Operators that write into tensors from outside have not changed them, and new floating tensors are NaN until `play`
-    computes them. Custom operators are recorded whole.
+    After `end`, tensors from outside have their old values, and new floating tensors are NaN until `play` computes
+    them. Custom operators are recorded as a whole.
     """
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Tape(TorchDispatchMode):
         return found
 
     def end(self) -> None:
-        """Undo everything. The caller has left the mode."""
+        """Undo all effects. Called after the block was left."""
         with torch.no_grad():
             for *_, new in self._calls:
                 for tensor in new:
@@ -63,7 +63,7 @@ class Tape(TorchDispatchMode):
                 storage.copy_(before)
 
     def play(self) -> None:
-        """Run everything again on the present contents of the tensors that came from outside."""
+        """Run everything again on the current contents of the tensors from outside."""
         with torch.no_grad():
             for func, args, kwargs, new in self._calls:
                 for tensor, value in zip(new, _tensors(func(*args, **kwargs)), strict=True):

@@ -1,4 +1,4 @@
-"""Times and memory of a call: on a GPU by events, also replayed from a CUDA graph; on a CPU by the clock."""
+"""Measures time and memory of a call: on a GPU by events and from a CUDA graph, on a CPU by the clock."""
 
 import contextlib
 import time
@@ -22,7 +22,7 @@ def quantiles(times_ms: list[float]) -> tuple[float, float, float]:
 
 
 def time_ms(run: Callable[[], Any], device: str, seconds: float) -> list[float]:
-    """Times of single calls for about `seconds`, on a CPU at least five; on a GPU by events, L2 flushed before each."""
+    """Times of single calls, made for about `seconds`: on a GPU by events, with L2 flushed; on a CPU at least five."""
     if device == "cuda":
         from triton.testing import do_bench
 
@@ -38,7 +38,7 @@ def time_ms(run: Callable[[], Any], device: str, seconds: float) -> list[float]:
 
 
 def ceilings(size: str, dtype: torch.dtype) -> dict[str, float]:
-    """Bytes a second of a copy (read and written) and FLOPs a second of a square matrix product, measured now."""
+    """Measures bytes per second of a copy (reads and writes), and FLOPs per second of a square matrix product."""
     device = "cpu" if size == "cpu" else "cuda"
     copied, side = SIZES[size]
     source = torch.empty(copied, dtype=torch.uint8, device=device).random_()
@@ -51,13 +51,13 @@ def ceilings(size: str, dtype: torch.dtype) -> dict[str, float]:
 
 
 def graph_ms(function: Callable[..., Any], work: Work, name: str, seconds: float) -> tuple[float | None, str | None]:
-    """Median milliseconds of a pass replayed from a CUDA graph, or None and the reason why it was not captured."""
+    """The median milliseconds of a pass replayed from a CUDA graph, or None with the reason for a failed capture."""
     try:
         graph = _captured(function, work, name)
         median = quantiles(time_ms(graph.replay, "cuda", seconds))[1]
         graph.reset()
-    except Exception as error:  # compiled code may synchronise, an op may allocate; the other figures stay good
-        # a failing end of the capture hides what made it fail
+    except Exception as error:  # compiled code may synchronise, an op may allocate; other figures are not affected
+        # the error of a failing end of the capture hides its cause
         return None, reason(error.__context__ or error)
     return median, None
 
@@ -88,24 +88,24 @@ def _captured(function: Callable[..., Any], work: Work, name: str) -> torch.cuda
 
 
 def abandon(pool: Any, stream: torch.cuda.Stream) -> None:
-    """After a failed capture: leave its stream, and let the allocator stop filling its pool.
+    """After a failed capture, leave its stream and stop the allocator from using its pool.
 
-    When the end of a capture fails, PyTorch does neither, and the next allocations would go to the dead pool.
+    If the end of a capture fails, PyTorch does neither, and the next allocations would be made in the dead pool.
     """
     torch.cuda.set_stream(stream)
     with contextlib.suppress(Exception):  # the end did not fail, so the pool is closed
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
-    with contextlib.suppress(Exception):  # reports the capture's error once more
+    with contextlib.suppress(Exception):  # may report the capture's error again
         torch.cuda.synchronize()
 
 
 def reason(error: BaseException) -> str:
-    """One line: the kind of the error and the first line of what it says."""
+    """The kind of the error and the first line of its message, in one line."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or ['no message'])[0]}"[:300]
 
 
 def saved_mib(function: Callable[..., Any], work: Work) -> float:
-    """What autograd keeps for backward, each storage once, the inputs not counted."""
+    """MiB that autograd keeps for backward: each storage once, without the inputs."""
     kept: dict[int, int] = {}
     inputs: Tensors = (*work.leaves, *work.constants)
     own = {tensor.untyped_storage().data_ptr() for tensor in inputs}
@@ -122,7 +122,7 @@ def saved_mib(function: Callable[..., Any], work: Work) -> float:
 
 
 def peak_mib(run: Callable[[], Any]) -> float:
-    """The GPU allocator's peak above what lay there before."""
+    """The peak in MiB that a call adds to the GPU memory allocated before it."""
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()

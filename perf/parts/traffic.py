@@ -1,4 +1,4 @@
-"""Bytes that the ranks' collective calls move, counted as they are made."""
+"""Counts the bytes that collective calls between ranks move."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,9 +22,9 @@ _SHARES: dict[str, Callable[[int], float]] = {
 
 
 class Traffic(TorchDispatchMode):
-    """Within the block, `bytes_by_call`: the bytes into one rank by the name of the call, as a ring would move them.
+    """Counts, within the block, the bytes into one rank by the name of the call (`bytes_by_call`), moved by a ring.
 
-    Calls of this thread are counted, whoever makes them. A collective call of another kind is an error.
+    Counts the calls of this thread. A collective call of an unknown kind is an error.
     """
 
     def __init__(self, ranks: int) -> None:

@@ -1,4 +1,4 @@
-"""A training step of the whole model on synthetic tensors, in one of several ways, for the benchmark of steps."""
+"""A training step of the whole model on synthetic tensors, in several variants, for the benchmark of steps."""
 
 import itertools
 import math
@@ -25,8 +25,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "backbone": {"width": 16, "blocks": [1, 1, 1, 1]},
     "ipcam": {"node_width": 64, "attention_width": 32, "pair_width": 32},
 }
-WARM_UP = 3  # steps on the stream of a capture before it
-SAME_LOSS = 1e-2  # of a replayed step and of the same step as it is, relative
+WARM_UP = 3  # steps on the stream of a capture before the capture
+SAME_LOSS = 1e-2  # relative tolerance between the losses of a replayed and a normal step
 
 
 class Variant(NamedTuple):
@@ -56,7 +56,7 @@ def batch(device: str, groups: int, height: int, width: int) -> dict[str, torch.
 
 
 def pairs_of(data: dict[str, torch.Tensor], layers: Sequence[Literal[3, 4]]) -> DrawnPairs:
-    """The pairs that the layers want, which a training's data path draws ahead as well."""
+    """The pairs that the layers need, which the data path of a training draws in advance as well."""
     label, branch, group, position = (data[name].cpu() for name in ("label", "branch", "group", "position"))
     drawn = {
         layer: draw_pairs(label, branch, group, position, seed=0, epoch=0, step=0, layer=layer) for layer in layers
@@ -97,7 +97,7 @@ class Step:
 
     @contextmanager
     def settings(self) -> Iterator[None]:
-        """What a step of this variant wants set while it is launched."""
+        """The settings of this variant while a step is launched."""
         before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, self.variant.cudnn_benchmark
         try:
             yield
@@ -105,7 +105,7 @@ class Step:
             torch.backends.cudnn.benchmark = before
 
     def run(self, mark: Callable[[], None] = lambda: None) -> torch.Tensor:
-        """Do a step; its loss on the device. `mark` is called after each phase."""
+        """Do a step and call `mark` after each phase. Returns the loss, on the device."""
         with self.settings():
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.forward()
@@ -117,7 +117,7 @@ class Step:
         return loss.detach()
 
     def __call__(self, keep: bool = True) -> float:
-        """Do a step and wait for each of its phases; its loss."""
+        """Do a step and wait for each of its phases. Returns the loss."""
         marks = [self._now()]
         loss = self.run(lambda: marks.append(self._now()))
         if keep:
@@ -128,8 +128,9 @@ class Step:
         return loss.item()
 
     def peak_mib(self) -> float:
-        """The most a step holds above what lay there before it: allocated on a GPU; resident on a CPU, where only a
-        process's first step shows it, because memory once freed is kept for the next.
+        """The peak in MiB that a step adds to the memory used before it: allocated on a GPU, resident on a CPU.
+
+        On a CPU only a process's first step shows it, because freed memory is kept for the next step.
         """
         self.optimizer.zero_grad(set_to_none=True)
         if self.device == "cuda":
@@ -149,7 +150,7 @@ class Step:
 
 
 class GraphedStep(Step):
-    """A step that is replayed from a CUDA graph once `capture` was called. Its phases cannot be told apart."""
+    """A step that is replayed from a CUDA graph once `capture` was called. Its phases cannot be timed separately."""
 
     phases = ()
     _graph: torch.cuda.CUDAGraph | None = None
@@ -168,13 +169,13 @@ class GraphedStep(Step):
         return loss.item()
 
     def peak_mib(self) -> float:
-        """The most that the capture holds, which a replay allocates nothing above."""
+        """The peak of the capture in MiB; a replay allocates nothing more."""
         return self.capture()
 
     def capture(self) -> float:
-        """Capture a step; the MiB it held at most. RuntimeError if the replay's loss is not that of the step as it is.
+        """Capture a step. Returns its peak in MiB. The optimiser's learning rate is fixed in the graph.
 
-        The optimiser's rate is fixed in the graph.
+        Raises RuntimeError if the replayed loss differs from that of a normal step.
         """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())

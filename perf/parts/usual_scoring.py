@@ -1,4 +1,4 @@
-"""What perf/bench_evaluation.py measures against: scoring and re-ranking as public code writes them; our words."""
+"""Scoring and re-ranking with the structure of usual public code, for comparison in perf/bench_evaluation.py."""
 
 from typing import Literal
 
@@ -11,10 +11,10 @@ from tacaf.evaluation.rerank import Rerank
 def usual_loop(
     distance: np.ndarray, query_pid: np.ndarray, gallery_pid: np.ndarray, query_key: np.ndarray, gallery_key: np.ndarray
 ) -> dict[str, float]:
-    """Scoring by sorting all indices, then Python loops over queries and over their lists.
+    """Scores by sorting all indices, and then by Python loops over queries and over their lists.
 
-    The pids of a list without repeats are gathered one by one for the CMC, and the precision after every gallery image
-    is an element of a Python list. The structure is what is timed.
+    The distinct pids of a list are gathered one by one for the CMC, and the precision after every gallery image is an
+    element of a Python list. This structure is what the benchmark times.
     """
     order = np.argsort(distance, axis=1, kind="stable")
     pid_of_place = gallery_pid[order]
@@ -42,11 +42,11 @@ def usual_rerank(
 ) -> np.ndarray:
     """Re-ranked distances [Q, G], over dense N x N arrays and loops over images and their neighbours.
 
-    distance: [N, N] squared distances of the queries, then the gallery images. kind: numpy's default leaves open
-    how equal distances stand, `stable` puts them in the order of the images.
+    distance: [N, N] squared distances of the queries, then the gallery images. kind: numpy's default sort leaves the
+    order of equal distances undefined, `stable` keeps the order of the images.
 
-    Every row is sorted whole, the encodings lie in a dense float32 matrix, and the sum of minima is gathered column by
-    column for one query after another. The structure is what is timed.
+    Every row is sorted completely, the encodings are in a dense float32 matrix, and the sum of minima is gathered by
+    column for one query after another. This structure is what the benchmark times.
     """
     original = distance / distance.max(axis=1, keepdims=True)
     ranked = np.argsort(original, axis=1, kind=kind)

@@ -173,7 +173,7 @@ def test_an_unfinished_run_and_a_folder_without_a_set_are_refused(thimble, tmp_p
         "work",
     ]
     assert sanity.main(words) == 2
-    assert "expected a finished run" in capsys.readouterr().err
+    assert "is not a finished run" in capsys.readouterr().err
     words[5] = str(tmp_path)
     assert sanity.main(words) == 2
     assert "exp/val_id.txt" in capsys.readouterr().err
