@@ -131,7 +131,7 @@ def test_a_regdb_model_is_scored_on_its_own_split_and_several_in_one_table(regdb
     before = results_of(tmp_path)
     for words, says in (
         (["--run", runs[0], *base, "--split", "test_2"], "score the split that belongs to this model, test_1"),
-        (["--run", runs[0], runs[0], *base], "expected one model a split, got 2 trained on 'train_1'"),
+        (["--run", runs[0], runs[0], *base], "expected one model per split, got 2 trained on 'train_1'"),
         (["--run", *runs, *base, "--split", "test_1"], "expected neither --split nor --features with 3 runs"),
         (["--run", *runs, "--shards", regdb_shards, "--protocol", "generic"], "expected one run under generic, got 3"),
         (["--run", tmp_path, *base], "expected a model file at"),
