@@ -1,4 +1,4 @@
-"""Which queries a report shows and what stands nearest to them: rows of a trial, before any image is read."""
+"""Choosing the queries that a report shows and their nearest images, as rows of a trial, before images are read."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Choice(NamedTuple):
 
 
 class PairChoice(NamedTuple):
-    """A query, its nearest true match and the nearest image of somebody else (None where there is nobody else)."""
+    """A query, its nearest true match, and the nearest image of another identity (None if there is no other)."""
 
     query: int
     right: int
@@ -31,14 +31,14 @@ class PairChoice(NamedTuple):
 
 
 class Neighbours:
-    """What stands nearest to the queries of a trial; the gallery is made ready once."""
+    """The ranked lists of a trial's queries; the gallery is normalised once."""
 
     def __init__(self, trial: Trial, metric: str) -> None:
         self.trial, self.metric = trial, metric
         self._gallery_GD = normalise(trial.features.features[trial.gallery_rows], metric)
 
     def ordered(self, place: int) -> list[tuple[int, float]]:
-        """(row, distance) of every gallery image that query may find, nearest first, equal ones in gallery order."""
+        """(row, distance) of every eligible gallery image of a query, nearest first, equal ones in gallery order."""
         trial = self.trial
         query_1D = normalise(trial.features.features[[trial.query_rows[place]]], self.metric)
         distance_G = distances(query_1D, self._gallery_GD, self.metric)[0]
@@ -49,10 +49,11 @@ class Neighbours:
 
 
 def choose_queries(trial: Trial, ranks: Ranks, n: int, seed: int) -> dict[str, list[int]]:
-    """Kind of choice to places in the trial's queries: `n` drawn by the seed whatever their result, and half as many
-    with the highest and the lowest average precision, each of another identity.
+    """Kind of choice -> positions in the trial's queries.
 
-    Only queries that have a match count; fewer of them give fewer. Equal precisions stand in the seed's order.
+    `n` queries are drawn by the seed whatever their result, and half as many have the highest and the lowest average
+    precision, each of another identity. Only queries with a match are chosen; if there are fewer, so are the choices.
+    Equal precisions are in the seed's order.
     """
     shuffled = permutation(len(trial.query_rows), Stream.RANKED_LISTS, seed, 0, 0)
     shuffled = shuffled[ranks.matches_Q[shuffled] > 0]
@@ -68,9 +69,9 @@ def choose_queries(trial: Trial, ranks: Ranks, n: int, seed: int) -> dict[str, l
 def choose_ranked_lists(
     trial: Trial, ranks: Ranks, metric: str, n: int, shown: int, seed: int
 ) -> dict[str, list[Choice]]:
-    """Kind of choice to ranked lists of `choose_queries`, each with its `shown` nearest eligible gallery images.
+    """Kind of choice -> ranked lists of `choose_queries`, each with its `shown` nearest eligible gallery images.
 
-    `ranks` are those of the trial and metric.
+    `ranks` must be those of the trial and metric.
     """
     neighbours = Neighbours(trial, metric)
     return {
@@ -89,17 +90,17 @@ def choose_ranked_lists(
 def choose_pairs(trial: Trial, ranks: Ranks, metric: str, n: int, seed: int) -> list[PairChoice]:
     """The first `n` queries drawn by the seed, each with its nearest true match and the nearest wrong one."""
     neighbours, pid = Neighbours(trial, metric), trial.features.pid
-    found = []
+    pairs = []
     for place in choose_queries(trial, ranks, n, seed)[DRAWN]:
         query = int(trial.query_rows[place])
         rows = [row for row, _ in neighbours.ordered(place)]
         right = next(row for row in rows if pid[row] == pid[query])
-        found.append(PairChoice(query, right, next((row for row in rows if pid[row] != pid[query]), None)))
-    return found
+        pairs.append(PairChoice(query, right, next((row for row in rows if pid[row] != pid[query]), None)))
+    return pairs
 
 
 def _one_each(places: np.ndarray, pids: np.ndarray, n: int) -> list[int]:
-    """The first `n` places of different identities."""
+    """The first `n` positions with different identities."""
     _, first = np.unique(pids[places], return_index=True)
     chosen: Sequence[int] = places[np.sort(first)].tolist()
     return list(chosen[:n])

@@ -1,11 +1,11 @@
-"""Numbers that papers printed (method §8), for a reader to hold beside a result. None of them was measured here."""
+"""Numbers from published papers (method §8), to be shown next to a result. None of them was measured here."""
 
 from typing import NamedTuple
 
 NOT_MEASURED = (
     "No run on SYSU-MM01, RegDB or LLCM exists in this project: the data sets are licensed and were not at hand."
 )
-# Its check marks name IPCAM in rows two to four; the third is presumably CMAAM, the fourth both.
+# The table's check marks name IPCAM in rows two to four; the third row is presumably CMAAM, the fourth both.
 PAPER_TABLE_1 = (
     ("baseline", "50.00/52.65"),
     ("+ IPCAM", "54.84/56.77"),
@@ -14,7 +14,7 @@ PAPER_TABLE_1 = (
 )
 LLCM_NOTE = (
     "LLCM's public program, for visible queries, searches all visible images with the drawn infrared ones; published"
-    " visible-to-infrared figures may come from it and then mean something else than ours."
+    " visible-to-infrared figures may come from it, and are then not comparable with ours."
 )
 TABLE_1_NOTE = (
     "Table 1 of the TACAFNet paper (50.00/52.65, then 54.84/56.77, 69.69/71.61 and 77.08/80.61) contradicts its "
@@ -23,7 +23,7 @@ TABLE_1_NOTE = (
 
 
 class Published(NamedTuple):
-    """Rank-1/mAP in per cent, single shot, as printed; None where this table has none."""
+    """Rank-1/mAP in per cent, single shot, as printed; None if not listed here."""
 
     method: str
     sysu_all: str | None = None
