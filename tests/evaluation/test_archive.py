@@ -140,9 +140,9 @@ def test_a_file_of_another_kind_is_refused(tmp_path):
     ]:
         path.write_bytes(content)
         refused(path, says)
-    refused(tmp_path / "none.npz", "no file")
+    refused(tmp_path / "none.npz", "does not exist or is not a file")
     (tmp_path / "folder.npz").mkdir()
-    refused(tmp_path / "folder.npz", "no file")
+    refused(tmp_path / "folder.npz", "does not exist or is not a file")
 
 
 def test_members_without_their_suffix_or_twice_are_refused(tmp_path):

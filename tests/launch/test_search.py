@@ -198,7 +198,7 @@ BAD = {
     "no run": (asked(run="empty"), "empty/model.safetensors"),
     "another file as index": (
         ["--run", "RUN", "--index", "text", "--query", "query", "--json", "x.json"],
-        "index at text",
+        "index text",
     ),
 }
 
