@@ -15,8 +15,8 @@ from tacaf.evaluation.circumstances import join_circumstances
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import Result, read_result
 from tacaf.evaluation.score import score_setting
-from tacaf.evaluation.setting import Scoring, choose_setting
-from tacaf.provenance import git_commit, versions
+from tacaf.evaluation.setting import choose_setting
+from tacaf.provenance import git_commit, published, versions
 from tacaf.run_files import FEATURES_FILE, RESULTS_FOLDER
 from tacaf.vocabulary import InputError
 
@@ -96,11 +96,12 @@ class Reproduction:
         if self.data_set != "regdb":
             return stored[0]
         features = [load_features(cell.training.folder / RESULTS_FOLDER / FEATURES_FILE) for cell in done]
+        scoring = done[0].training.config().evaluation.scoring
         return [
             score_setting(
                 features,
                 choose_setting("regdb", direction=same[0].direction),
-                Scoring(metric=same[0].metric),
+                scoring,
                 join_circumstances([result.circumstances for result in same]),
             )
             for same in zip(*stored, strict=True)
@@ -115,7 +116,7 @@ class Reproduction:
             "sha256": index.sha256,
             "identities": len(index.pids_of(config.data.split)),
             "seeds": list(self.seeds),
-            "settings": list(self.settings),
+            "settings": published(list(self.settings)),
             "config": self.config.name,
             "metric": config.evaluation.metric,
             "embedding": config.evaluation.embedding,
