@@ -123,7 +123,7 @@ def _content(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]
 
 def _spread(data_set: str, rows: Sequence[ComparisonRow]) -> str:
     """What the rows' standard deviations are over: the finished seeds of a row, or the trials of its only one."""
-    trials = "over the splits" if data_set == "regdb" else "over the trials"
+    trials = "over the splits" if PUBLIC[data_set].numbered_splits else "over the trials"
     over = {row.row.text: f"over {len(row.seeds)} seeds" if len(row.seeds) > 1 else trials for row in rows if row.seeds}
     if len(set(over.values())) > 1:
         return "(" + ", ".join(f"{name}: {words}" for name, words in over.items()) + ")"

@@ -11,6 +11,7 @@ from launch.study.trainings import Training
 from shards.packers import PACKERS
 from shards.verify import verify
 from tacaf.data.index import ShardIndex
+from tacaf.datasets import PUBLIC
 from tacaf.evaluation.circumstances import join_circumstances
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import Result, read_result
@@ -50,7 +51,7 @@ class Reproduction:
 
     def cells(self) -> list[ReproductionCell]:
         """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
-        splits = self.regdb_splits if self.data_set == "regdb" else (None,)
+        splits = self.regdb_splits if PUBLIC[self.data_set].numbered_splits else (None,)
         return [self._cell(row, seed, split) for seed in self.seeds for split in splits for row in self.rows.values()]
 
     def _cell(self, row: Row, seed: int, split: int | None) -> ReproductionCell:
@@ -93,14 +94,14 @@ class Reproduction:
         if not done:
             return []
         stored = [_results_of(cell) for cell in done]
-        if self.data_set != "regdb":
+        if not PUBLIC[self.data_set].numbered_splits:
             return stored[0]
         features = [load_features(cell.training.folder / RESULTS_FOLDER / FEATURES_FILE) for cell in done]
         scoring = done[0].training.config().evaluation.scoring
         return [
             score_setting(
                 features,
-                choose_setting("regdb", direction=same[0].direction),
+                choose_setting(self.data_set, direction=same[0].direction),
                 scoring,
                 join_circumstances([result.circumstances for result in same]),
             )
