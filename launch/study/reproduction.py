@@ -19,7 +19,7 @@ from tacaf.evaluation.score import score_setting
 from tacaf.evaluation.setting import choose_setting
 from tacaf.provenance import git_commit, published, versions
 from tacaf.run_files import FEATURES_FILE, RESULTS_FOLDER
-from tacaf.vocabulary import InputError
+from tacaf.vocabulary import INDEX_FILE, InputError
 
 
 class ReproductionCell(NamedTuple):
@@ -63,7 +63,7 @@ class Reproduction:
 
     def pack(self) -> None:
         """Pack and verify the data set, unless that was done."""
-        if (self.shards / "index.json").exists():
+        if (self.shards / INDEX_FILE).exists():
             return
         _, pack = PACKERS[self.data_set]
         print(pack(self.raw, self.shards).summary(), flush=True)
