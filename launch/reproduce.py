@@ -101,7 +101,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=REGDB_SPLITS,
         default=REGDB_SPLITS,
         metavar="N",
-        help="RegDB: numbers of the splits; default: 1 to 10",
+        help="train and score a model on each of these splits of RegDB; default: all ten",
     )
     add("--splits", type=to_path, help="folder with rand_perm_cam.mat, for SYSU-MM01's official draw")
     add("--ranks", type=int, default=1, help="ranks (GPUs) of each training; default: 1")

@@ -1,6 +1,6 @@
 """The protocols as tables (method §7): queries, gallery, what is left out, how the gallery is drawn.
 
-Other code uses the fields of these tables and never depends on a protocol's name.
+Scoring uses the fields of these tables and never depends on a protocol's name.
 """
 
 from collections.abc import Mapping

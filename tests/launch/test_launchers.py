@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import LIMIT_S, free_port, wait_until
-from tests.train.test_training import BIN, ROOT, command_of, run, steps_of
+from tests.train.tiny_runs import BIN, ROOT, command_of, run, steps_of
 
 EPOCHS, STEPS = 8, 3  # long enough to be stopped on the way, also on a busy machine
 MANY = (
