@@ -79,7 +79,7 @@ class MetricsLine(RootModel[Annotated[Record, Field(discriminator="kind")]]):
 
 
 class NonFiniteStep(Document):
-    """What nonfinite-step-*.json holds: a step that was not finite on this rank, and the images of its batch."""
+    """The content of nonfinite-step-*.json: a step that was not finite on this rank, and the images of its batch."""
 
     epoch: Count
     step: Count

@@ -91,8 +91,8 @@ class Viewer:
             *(other_CHW[None].to(device), query.searched),
             self.means,
         )
-        arrays = (tensor[0].cpu().numpy() for tensor in correspondence[:4])
-        return Pair(*arrays, correspondence.height, self._panel(pixels_HWC))
+        matching_LL, query_mask_L, match_mask_L, comask_L = (tensor[0].cpu().numpy() for tensor in correspondence[:4])
+        return Pair(matching_LL, query_mask_L, match_mask_L, comask_L, correspondence.height, self._panel(pixels_HWC))
 
     def _some(self, modality: Modality) -> torch.Tensor:
         """A few of the album's images as the model sees them, N x 3 x H x W."""

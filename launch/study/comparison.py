@@ -122,7 +122,7 @@ def _content(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]
 
 
 def _spread(data_set: str, rows: Sequence[ComparisonRow]) -> str:
-    """What the rows' standard deviations are over: the finished seeds of a row, or the trials of its only one."""
+    """Over what the rows' standard deviations are: the finished seeds of a row, or the trials of its only seed."""
     trials = "over the splits" if PUBLIC[data_set].numbered_splits else "over the trials"
     over = {row.row.text: f"over {len(row.seeds)} seeds" if len(row.seeds) > 1 else trials for row in rows if row.seeds}
     if len(set(over.values())) > 1:

@@ -58,7 +58,7 @@ assert ("method", *COLUMNS) == Published._fields
 
 
 def field_of(data_set: str, search: str, shots: int | None) -> str | None:
-    """The field of `Published` that a result belongs beside; None if no published figure was scored this way."""
+    """The field of `Published` that corresponds to a result; None if no published figure was scored this way."""
     if shots not in (1, None):
         return None
     return next((name for name, column in COLUMNS.items() if column[:2] == (data_set, search)), None)

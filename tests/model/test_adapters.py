@@ -75,9 +75,9 @@ def test_maps_are_as_large_as_the_configuration_says(name):
 def test_check_input_proposes_a_height_that_works(name):
     config, (_, height, _) = config_of(name), KINDS[name]
     config.check_input(height, 64)
-    with pytest.raises(InputError, match="take height") as error:
+    with pytest.raises(InputError, match="use height") as error:
         config.check_input(height - 32, 64)
-    config.check_input(int(str(error.value).split("take height ")[1].split(",")[0]), 64)
+    config.check_input(int(str(error.value).split("use height ")[1].split(",")[0]), 64)
 
 
 @pytest.mark.parametrize("name", KINDS)
