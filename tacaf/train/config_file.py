@@ -85,7 +85,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 f"--set {shown(name)}: {parent!r} is a value, not a section; see the resolved config with --dry-run"
             )
     if len(text) > MOST_BYTES:
-        raise InputError(f"--set {shown(name)}: expected at most {MOST_BYTES:,} letters, got {len(text):,}")
+        raise InputError(f"--set {shown(name)}: expected at most {MOST_BYTES:,} characters, got {len(text):,}")
     values[last] = parse_yaml(text, "--set", name)
 
 
