@@ -145,7 +145,7 @@ def test_a_slurm_job_is_asked_to_stop_queued_again_and_goes_on(sysu_shards, by_t
 
 
 def test_the_slurm_script_wants_the_run_first(slurm):
-    assert "expected the run's folder first" in end(
+    assert "expected the run folder first" in end(
         begin(["bash", "launch/cluster/slurm.sbatch", "--config", "x"], **slurm), 2
     )
 
