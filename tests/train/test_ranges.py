@@ -209,12 +209,12 @@ def test_two_ranks_train_as_one(one_rank, two_ranks):
 
 
 @pytest.mark.slow
-def test_one_rank_goes_on_where_two_stopped(sysu_shards, one_rank, two_ranks, tmp_path):
+def test_one_rank_continues_where_two_stopped(sysu_shards, one_rank, two_ranks, tmp_path):
     same_training(one_rank, continued(sysu_shards, two_ranks, tmp_path / "run", ranks=1))
 
 
 @pytest.mark.long
-def test_two_ranks_go_on_where_one_stopped(sysu_shards, one_rank, tmp_path):
+def test_two_ranks_continue_where_one_stopped(sysu_shards, one_rank, tmp_path):
     same_training(one_rank, continued(sysu_shards, one_rank, tmp_path / "run", ranks=2))
 
 
