@@ -146,10 +146,11 @@ def check_ranges(config: Config, identities: int, ranks: int) -> None:
             " model.classifier.sharding: none"
         )
     share, in_batch = config.model.classifier.negatives, config.data.plan.identities_per_batch
-    if config.model.classifier.sampled and share * identities < in_batch:
+    wanted = round(share * identities)
+    if config.model.classifier.sampled and wanted < in_batch:
         raise InputError(
             f"model.classifier.negatives: expected a share of at least the {in_batch} identities of a batch, got"
-            f" {share:g} of {identities}, which is {share * identities:.3g}; set a larger share, or 1 for all"
+            f" {share:g} of {identities}, which is {wanted}; set a larger share, or 1 for all"
         )
 
 

@@ -110,6 +110,7 @@ def test_what_deepspeed_refuses_is_one_line(section, named):
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.slow
 def test_the_identities_of_a_step_are_described(sysu_shards):
     plan = "data.plan={identities_per_batch: 4, images_per_identity: 2}"  # of the 10 of trainval
 

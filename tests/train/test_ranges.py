@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tacaf.evaluation.results import read_result
 from tacaf.evaluation.text import result_table
-from tacaf.model.identities import IdentityRange
+from tacaf.model.identities import IdentityRange, StepIdentities
 from tacaf.model.ranges import RangeClassifier
 from tacaf.train.config import load_config
 from tacaf.train.new_model import build_model
@@ -114,6 +114,31 @@ def test_the_norm_counts_every_range_once(monkeypatch):
     assert on_ranks(monkeypatch, 4, job) == pytest.approx([4.0 * numbers] * 4)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_identities_that_a_step_leaves_out_follow_their_momentum_and_weight_decay(kind):
+    ranges = ranges_of(0, 1, kind, fill=2.0)
+    classifier = ranges.classifiers["head"]
+    rate, decay = (ranges.optimizer.param_groups[-1][name] for name in ("lr", "weight_decay"))
+    label_B = torch.tensor([0])
+    steps = [StepIdentities(torch.tensor(used), torch.tensor(2.0)) for used in ([0, 3], [0, 5])]
+    weights = [classifier.weight.detach()[3].clone()]
+    for used in steps:  # identity 3 is in the first step and not in the second
+        classifier(torch.ones(1, 5), label_B, used).own_B.neg().sum().backward()
+        gradient = classifier.weight.grad[3].clone()
+        ranges.optimizer.step()
+        ranges.optimizer.zero_grad()
+        weights.append(classifier.weight.detach()[3].clone())
+    assert not gradient.any()
+    first = torch.full((5,), 0.5)  # of identity 3 in the first step: its probability, times the row of ones
+    if kind == "sgd":  # Nesterov momentum 0.9
+        before = first + decay * weights[0]
+        change = rate * (decay * weights[1] + 0.9 * (0.9 * before + decay * weights[1]))
+    else:  # betas 0.9 and 0.999 of PyTorch, two updates
+        mean, square = 0.9 * 0.1 * first / (1 - 0.9**2), 0.999 * 0.001 * first.square() / (1 - 0.999**2)
+        change = rate * (decay * weights[1] + mean / (square.sqrt() + 1e-8))
+    torch.testing.assert_close(weights[1] - weights[2], change, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("value", "named"),
     [
@@ -140,8 +165,8 @@ def test_fewer_identities_than_ranks_are_refused():
 def test_a_share_smaller_than_a_batch_is_refused():
     batch = "data.plan.identities_per_batch=8"
     check_ranges(config_of(batch, "model.classifier.negatives=0.1"), 80, 2)
-    with pytest.raises(InputError, match=r"model.classifier.negatives: .* 8 .* got 0\.1 of 79"):
-        check_ranges(config_of(batch, "model.classifier.negatives=0.1"), 79, 2)
+    with pytest.raises(InputError, match=r"model.classifier.negatives: .* 8 .* got 0\.1 of 74, which is 7"):
+        check_ranges(config_of(batch, "model.classifier.negatives=0.1"), 74, 2)
 
 
 # Clipped, so that the norm's parts must be whole. Its value is about 75 (test_identities).
