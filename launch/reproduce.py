@@ -91,7 +91,15 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     # augmentation, so the default rows have a baseline without it and one with it.
     add("--rows", nargs="+", choices=(*ROWS, "core"), default=["core"], help=f"default: core ({' '.join(CORE)})")
     add("--seeds", type=int, nargs="+", default=[0], help="train each row with each of these seeds; default: 0")
-    add("--regdb-splits", type=int, nargs="+", choices=REGDB_SPLITS, default=REGDB_SPLITS, metavar="N")
+    add(
+        "--regdb-splits",
+        type=int,
+        nargs="+",
+        choices=REGDB_SPLITS,
+        default=REGDB_SPLITS,
+        metavar="N",
+        help="train and score a model on each of these splits of RegDB; default: all ten",
+    )
     add("--splits", type=to_path, help="folder with rand_perm_cam.mat, for SYSU-MM01's official draw")
     add("--ranks", type=int, default=1, help="ranks (GPUs) of each training; default: 1")
     args = parser.parse_args(argv)

@@ -22,6 +22,11 @@ COMMANDS = {
     ),
     "evaluate": Command("Score a trained model on a shard set under a protocol.", "launch.evaluate"),
     "score": Command("Score feature files, of this or any other model.", "tacaf.evaluation.__main__", ("score",)),
+    "schema": Command(
+        "Print the JSON schema of a result, of metrics.jsonl or of environment.json.",
+        "tacaf.evaluation.__main__",
+        ("schema",),
+    ),
     "search": Command("Find the images of a folder or an index that are nearest to a query.", "launch.search"),
     "export": Command("Export a trained model as safetensors or ONNX.", "launch.export"),
     "report": Command("Write the report of a finished run again.", "launch.report"),

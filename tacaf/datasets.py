@@ -29,6 +29,7 @@ class DataSet:
     cameras: Mapping[Modality, tuple[int, ...]] = field(default_factory=dict)  # empty: the set does not name them
     locations: Mapping[int, int] = field(default_factory=dict)  # camera to the place it looks at; empty: unknown
     numbered_splits: tuple[int, ...] = ()  # train_1 and test_1, ...; each needs a model of its own
+    test_queries: int | None = None  # of every search of a test split; None: it depends on the search
 
     @property
     def modality_of_camera(self) -> dict[int, Modality]:
@@ -54,6 +55,7 @@ SYSU_MM01 = DataSet(
     ),
     cameras={Modality.VISIBLE: (1, 2, 4, 5), Modality.INFRARED: (3, 6)},
     locations={1: 1, 2: 2, 3: 2, 4: 4, 5: 5, 6: 6},  # cameras 2 and 3 look at the same room
+    test_queries=SYSU_MM01_QUERIES,
 )
 REGDB = DataSet(
     name="regdb",
@@ -63,6 +65,7 @@ REGDB = DataSet(
         ImageCount(("train", "test"), Modality.INFRARED, 4_120),
     ),
     numbered_splits=tuple(range(1, 11)),
+    test_queries=2_060,  # 206 identities with ten images of each modality
 )
 LLCM = DataSet(
     name="llcm",

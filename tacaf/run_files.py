@@ -8,7 +8,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from pydantic import Field, RootModel
 
@@ -74,8 +74,18 @@ class WarningRecord(Document, extra="ignore"):
 Record = StepRecord | EvaluationRecord | WarningRecord
 
 
-class _Line(RootModel[Annotated[Record, Field(discriminator="kind")]]):
+class MetricsLine(RootModel[Annotated[Record, Field(discriminator="kind")]]):
     """One line of metrics.jsonl."""
+
+
+class NonFiniteStep(Document):
+    """What nonfinite-step-*.json holds: a step that was not finite on this rank, and the images of its batch."""
+
+    epoch: Count
+    step: Count
+    terms: dict[str, Number]
+    gradient_norm: Number
+    samples: list[str]  # keys of the images, in the order of the batch
 
 
 class Start(Document, extra="allow"):
@@ -103,7 +113,7 @@ def read_starts(path: Path) -> list[Start]:
     return read_document(path, Starts, MOST_ENVIRONMENT_BYTES, "a run writes it; move it away").root
 
 
-def add_start(path: Path, start: dict[str, Any]) -> str | None:
+def add_start(path: Path, start: Start) -> str | None:
     """Append a start. A file that cannot be read is kept under another name; what is said of it, else None."""
     said = None
     try:
@@ -112,7 +122,7 @@ def add_start(path: Path, start: dict[str, Any]) -> str | None:
         starts, kept = [], unused(path.with_name(f"{path.stem}-damaged{path.suffix}"))
         path.rename(kept)
         said = f"{error}. It is kept as {kept.name}, and a new one is begun"
-    write_json(path, [*starts, start])
+    write_json(path, [*starts, start.model_dump(exclude_unset=True)])
     return said
 
 
@@ -133,13 +143,13 @@ class MetricsWriter:
         if path is not None and path.exists():
             self.said = _keep_until(path, resume_at)
 
-    def write(self, **record: object) -> None:
-        """InputError where it cannot be written: the run stops, and can be resumed from its last checkpoint."""
+    def write(self, record: Record) -> None:
+        """Append a line. Raises InputError if it cannot be written; the run resumes from its last checkpoint."""
         if self.path is None:
             return
         try:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+                file.write(json.dumps(record.model_dump(mode="json", exclude_unset=True)) + "\n")
         except OSError as error:
             raise InputError(
                 f"cannot write {shown(self.path)}: {reason_of(error)}; correct that and resume with --resume"
@@ -169,7 +179,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 def _record(line: bytes) -> Record | None:
     try:
-        return parse(line, _Line, "a line", MOST_LINE_BYTES + 1).root
+        return parse(line, MetricsLine, "a line", MOST_LINE_BYTES + 1).root
     except InputError:
         return None
 

@@ -14,6 +14,7 @@ from launch.study.rows import Row
 from launch.study.study_sets import StudySet
 from launch.study.trainings import Training
 from tacaf.evaluation.config import EvaluationConfig
+from tacaf.evaluation.setting import TRIALS
 from tacaf.files import write_whole
 from tacaf.model.efficientnet import PACKAGE
 from tacaf.provenance import command, git_commit, published, versions
@@ -129,7 +130,9 @@ def _protocol(evaluation: EvaluationConfig) -> str:
     """What the tables score, in words."""
     setting = evaluation.for_split("val").setting(evaluation.asked()[0], read=False)
     gallery = (
-        f"{setting.shots} shot, {setting.gallery_draw} draw, 10 trials" if setting.shots else "every gallery image"
+        f"{setting.shots} shot, {setting.gallery_draw} draw, {TRIALS} trials"
+        if setting.shots
+        else "every gallery image"
     )
     return f"{setting.protocol.name}, {setting.search_name}, {gallery}"
 

@@ -20,6 +20,7 @@ from tacaf.report.published import (
     PAPER_TABLE_1,
     PUBLISHED,
     TABLE_1_NOTE,
+    field_of,
 )
 
 TEMPLATE = Path(__file__).with_name("comparison.html")
@@ -92,12 +93,11 @@ def _content(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]
     """What both renderings show, as text: columns, our rows, published rows, notes."""
     measured = [scores_of(row) for row in rows]
     columns = list(dict.fromkeys(column for found in measured for column in found))
-    seeds = len(facts["seeds"])
-    spread = f"over {seeds} seeds" if seeds > 1 else "over the splits" if data_set == "regdb" else "over the trials"
     notes = [
-        f"Per cent; mean ± sample standard deviation {spread}. The last epoch's models; nothing chosen on the test."
+        f"Per cent; mean ± sample standard deviation {_spread(data_set, rows)}. The last epoch's models; nothing chosen"
+        " on the test.",
+        *_other_set(data_set, facts),
     ]
-    notes += _other_set(data_set, facts)
     return {
         "title": f"{facts['set']}: TACAFNet, row by row",
         "columns": [search_label(*column) for column in columns],
@@ -121,21 +121,24 @@ def _content(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]
     }
 
 
+def _spread(data_set: str, rows: Sequence[ComparisonRow]) -> str:
+    """What the rows' standard deviations are over: the finished seeds of a row, or the trials of its only one."""
+    trials = "over the splits" if PUBLIC[data_set].numbered_splits else "over the trials"
+    over = {row.row.text: f"over {len(row.seeds)} seeds" if len(row.seeds) > 1 else trials for row in rows if row.seeds}
+    if len(set(over.values())) > 1:
+        return "(" + ", ".join(f"{name}: {words}" for name, words in over.items()) + ")"
+    return next(iter(over.values()), trials)
+
+
 def _published(data_set: str, columns: Sequence[Column]) -> list[dict[str, Any]]:
     """Published rank-1/mAP under the columns they belong to; rows that would be empty are left out."""
-    fields = [_published_field(data_set, *column) for column in columns]
+    fields = [field_of(data_set, *column) for column in columns]
     found = []
     for row in PUBLISHED:
         values = [getattr(row, field) or "" if field else "" for field in fields]
         if any(values):
             found.append({"text": f"{row.method} (published)", "cells": values})
     return found
-
-
-def _published_field(data_set: str, name: str, shots: int | None) -> str | None:
-    if data_set == "sysu_mm01":
-        return {"all_search": "sysu_all", "indoor_search": "sysu_indoor"}[name] if shots == 1 else None
-    return f"{data_set}_{name}"
 
 
 def _other_set(data_set: str, facts: dict[str, Any]) -> list[str]:

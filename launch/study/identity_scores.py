@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from tacaf.documents import Count, Document
 from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.ranking import HEADLINE
-from tacaf.evaluation.setting import Setting
+from tacaf.evaluation.setting import TRIALS, Setting
 from tacaf.evaluation.trials import make_trials
 
 Sum = Annotated[float, Field(ge=0)]
@@ -58,7 +58,7 @@ class IdentityScores(NamedTuple):
         return cls(np.array(record.pid), np.array(record.queries), sums)
 
 
-def score_identities(features: FeatureSet, setting: Setting, metric: str, trials: int = 10) -> IdentityScores:
+def score_identities(features: FeatureSet, setting: Setting, metric: str, trials: int = TRIALS) -> IdentityScores:
     """Score the queries of every identity apart, for what needs more than means."""
     made = make_trials(features, setting, trials)
     found: dict[str, list[np.ndarray]] = {name: [] for name in HEADLINE}

@@ -11,14 +11,15 @@ from launch.study.trainings import Training
 from shards.packers import PACKERS
 from shards.verify import verify
 from tacaf.data.index import ShardIndex
+from tacaf.datasets import PUBLIC
 from tacaf.evaluation.circumstances import join_circumstances
 from tacaf.evaluation.features import load_features
 from tacaf.evaluation.results import Result, read_result
 from tacaf.evaluation.score import score_setting
-from tacaf.evaluation.setting import Scoring, choose_setting
-from tacaf.provenance import git_commit, versions
+from tacaf.evaluation.setting import choose_setting
+from tacaf.provenance import git_commit, published, versions
 from tacaf.run_files import FEATURES_FILE, RESULTS_FOLDER
-from tacaf.vocabulary import InputError
+from tacaf.vocabulary import INDEX_FILE, InputError
 
 
 class ReproductionCell(NamedTuple):
@@ -50,7 +51,7 @@ class Reproduction:
 
     def cells(self) -> list[ReproductionCell]:
         """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
-        splits = self.regdb_splits if self.data_set == "regdb" else (None,)
+        splits = self.regdb_splits if PUBLIC[self.data_set].numbered_splits else (None,)
         return [self._cell(row, seed, split) for seed in self.seeds for split in splits for row in self.rows.values()]
 
     def _cell(self, row: Row, seed: int, split: int | None) -> ReproductionCell:
@@ -62,7 +63,7 @@ class Reproduction:
 
     def pack(self) -> None:
         """Pack and verify the data set, unless that was done."""
-        if (self.shards / "index.json").exists():
+        if (self.shards / INDEX_FILE).exists():
             return
         _, pack = PACKERS[self.data_set]
         print(pack(self.raw, self.shards).summary(), flush=True)
@@ -93,14 +94,15 @@ class Reproduction:
         if not done:
             return []
         stored = [_results_of(cell) for cell in done]
-        if self.data_set != "regdb":
+        if not PUBLIC[self.data_set].numbered_splits:
             return stored[0]
         features = [load_features(cell.training.folder / RESULTS_FOLDER / FEATURES_FILE) for cell in done]
+        scoring = done[0].training.config().evaluation.scoring
         return [
             score_setting(
                 features,
-                choose_setting("regdb", direction=same[0].direction),
-                Scoring(metric=same[0].metric),
+                choose_setting(self.data_set, direction=same[0].direction),
+                scoring,
                 join_circumstances([result.circumstances for result in same]),
             )
             for same in zip(*stored, strict=True)
@@ -115,7 +117,7 @@ class Reproduction:
             "sha256": index.sha256,
             "identities": len(index.pids_of(config.data.split)),
             "seeds": list(self.seeds),
-            "settings": list(self.settings),
+            "settings": published(list(self.settings)),
             "config": self.config.name,
             "metric": config.evaluation.metric,
             "embedding": config.evaluation.embedding,

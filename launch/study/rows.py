@@ -38,7 +38,7 @@ _ALL = (
     Row("no_ring", "full without the ring", ("model.ipcam.ring=false",), _FULL),
     Row("no_self", "full without the self-connection", ("model.ipcam.self_connection=false",), _FULL),
     Row("no_pair", "full without the pair stage", ("model.ipcam.pair_stage=false",), _FULL),
-    Row("consistency", "full with identity consistency at .3", ("loss.ic=0.3", "model.cmaam.consistency=true"), _FULL),
+    Row("consistency", "full with identity consistency at 0.3", ("loss.ic=0.3", "model.cmaam.consistency=true"), _FULL),
     Row("no_consistency", "full without identity consistency", ("loss.ic=0", "model.cmaam.consistency=false"), _FULL),
     Row("norm_mask", "full, person mask by the norm", ("model.cmaam.mask=norm",), _FULL),
     Row("no_dense", "full without the dense triplet", ("loss.dt=0",), _FULL),

@@ -12,7 +12,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.files import shown
 from tacaf.train.config import Config
 from tacaf.train.leak import check_protocol
-from tacaf.vocabulary import InputError, Modality
+from tacaf.vocabulary import INDEX_FILE, InputError, Modality
 
 FEWEST_SCORED = 2  # identities: with one, every ranked list is right
 
@@ -85,7 +85,7 @@ class BenchmarkSet:
 
     def make(self) -> None:
         raw = self.folder.with_name(f"{self.name}-raw")
-        if (self.folder / "index.json").exists():
+        if (self.folder / INDEX_FILE).exists():
             return
         if not raw.exists():
             benchmarks.make(self.name, raw)

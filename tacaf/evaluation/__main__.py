@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from tacaf.command import Parser, entry, program, to_path
 from tacaf.documents import load_json
 from tacaf.evaluation.circumstances import CIRCUMSTANCES, Circumstances
@@ -19,16 +21,18 @@ from tacaf.evaluation.results import Result
 from tacaf.evaluation.score import score_setting
 from tacaf.evaluation.text import result_table
 from tacaf.files import shown, write_json
+from tacaf.run_files import MetricsLine, Starts
 from tacaf.vocabulary import InputError
 
 MOST_STATE_BYTES = 2**16
+SCHEMAS: dict[str, type[BaseModel]] = {"result": Result, "metrics": MetricsLine, "environment": Starts}
 
 
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.verb == "schema":
-        print(json.dumps(Result.model_json_schema(mode="serialization"), indent=1))
+        print(json.dumps(SCHEMAS[args.file].model_json_schema(mode="serialization"), indent=1))
         return 0
     features = [load_features(path) for path in args.features]
     known = Circumstances.of(facts_of(args.state))
@@ -85,5 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a fact to record in the JSON; may be given several times: {', '.join(CIRCUMSTANCES)}",
     )
     score.add_argument("--json", type=to_path, help="write the result to this file")
-    verbs.add_parser("schema", help="print the JSON schema of a result file")
+    schema = verbs.add_parser("schema", help="print the JSON schema of a file that scoring or a run writes")
+    schema.add_argument(
+        "file",
+        nargs="?",
+        choices=tuple(SCHEMAS),
+        default="result",
+        help="result (the default): scores; metrics: a line of metrics.jsonl; environment: environment.json",
+    )
     return parser

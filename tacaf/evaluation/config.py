@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from pydantic import Field, model_validator
 
 from tacaf.evaluation.protocols import LISTED, PROTOCOLS
+from tacaf.evaluation.ranking import Metric
 from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.setting import Scoring, Setting, choose_setting
 from tacaf.settings import Settings, UserPath
@@ -56,7 +57,7 @@ class EvaluationConfig(Settings):
         None, description="null: official where the authors' permutations are given, else literature."
     )
     splits: UserPath | None = Field(None, description="Folder with rand_perm_cam.mat, for the official draw.")
-    metric: Literal["cosine", "euclidean"] = Field("cosine", description="Distance between embeddings.")
+    metric: Metric = Field("cosine", description="Distance between embeddings.")
     embedding: Embedding = Field(
         "full",
         description=(

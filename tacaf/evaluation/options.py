@@ -7,7 +7,7 @@ from tacaf.command import to_device, to_path
 from tacaf.evaluation.protocols import PROTOCOLS, Exclusion
 from tacaf.evaluation.ranking import METRICS
 from tacaf.evaluation.rerank import Rerank
-from tacaf.evaluation.setting import Choices, Scoring, Setting, choose_setting
+from tacaf.evaluation.setting import TRIALS, Choices, Scoring, Setting, choose_setting
 from tacaf.files import shown
 from tacaf.vocabulary import InputError
 
@@ -32,7 +32,7 @@ def add_protocol_options(parser: argparse.ArgumentParser, every: bool) -> None:
         help="default: official if --splits is given, else literature",
     )
     add("--splits", type=to_path, help="the authors' rand_perm_cam.mat, its folder, or the folder above exp")
-    add("--trials", type=int, default=10, help="number of gallery draws (default: %(default)s)")
+    add("--trials", type=int, default=TRIALS, help="number of gallery draws (default: %(default)s)")
     add("--metric", default="cosine", choices=METRICS, help="distance between embeddings (default: %(default)s)")
     add(
         "--unique-ids",

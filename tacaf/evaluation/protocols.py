@@ -1,6 +1,6 @@
 """The protocols as tables (method §7): queries, gallery, what is left out, how the gallery is drawn.
 
-Code elsewhere reads these rows and never asks for a protocol's name.
+Scoring reads these rows and never asks for a protocol's name.
 """
 
 from collections.abc import Mapping

@@ -11,13 +11,14 @@ are found and done again by a stable sort in gallery order.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
 from tacaf.vocabulary import InputError
 
-METRICS = ("cosine", "euclidean")
+Metric = Literal["cosine", "euclidean"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 RANKS = (1, 5, 10, 20)
 MEASURES = (*(f"rank{k}" for k in RANKS), "mAP", "mINP")
 HEADLINE = ("rank1", "mAP", "mINP")  # the measures that are shown where there is no room for all

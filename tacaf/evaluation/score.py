@@ -12,7 +12,7 @@ from tacaf.evaluation.protocols import Exclusion
 from tacaf.evaluation.ranking import MEASURES, chance_rank1, measures
 from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.results import Measures, Result, Spreads
-from tacaf.evaluation.setting import Choices, Scoring, Setting, choose_setting
+from tacaf.evaluation.setting import TRIALS, Choices, Scoring, Setting, choose_setting
 from tacaf.evaluation.trials import Trial, make_trials
 from tacaf.provenance import versions
 
@@ -25,7 +25,7 @@ def score(
     protocol: str,
     *,
     metric: str = "cosine",
-    trials: int = 10,
+    trials: int = TRIALS,
     rerank: Rerank | None = None,
     device: str = "cpu",
     circumstances: Mapping[str, Any] | None = None,

@@ -14,6 +14,8 @@ from tacaf.evaluation.rerank import Rerank
 from tacaf.files import shown
 from tacaf.vocabulary import InputError
 
+TRIALS = 10  # gallery draws, as the authors of SYSU-MM01 make
+
 
 class Choices(TypedDict, total=False):
     """What a protocol leaves to the user; the default of what is None or left out is the protocol's own.
@@ -66,7 +68,7 @@ class Scoring:
     """How features are compared, whatever the protocol. device: `cuda` multiplies on the GPU (`rank_streamed`)."""
 
     metric: str = "cosine"
-    trials: int = 10  # gallery draws; without a draw there is one trial for each feature set
+    trials: int = TRIALS  # gallery draws; without a draw there is one trial for each feature set
     rerank: Rerank | None = None
     device: str = "cpu"
 

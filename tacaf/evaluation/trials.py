@@ -13,7 +13,7 @@ from tacaf.evaluation.protocols import Exclusion
 from tacaf.evaluation.rank_streamed import rank_streamed
 from tacaf.evaluation.ranking import Ranks, RankTask, rank_features
 from tacaf.evaluation.rerank import Rerank, rank_reranked
-from tacaf.evaluation.setting import Setting
+from tacaf.evaluation.setting import TRIALS, Setting
 from tacaf.vocabulary import InputError, Modality
 
 MOST_TRIALS = 10_000
@@ -51,7 +51,7 @@ class Trial:
         return rank_features(query_QD, read_rows(f.features, g), task)
 
 
-def make_trials(features: FeatureSet | Sequence[FeatureSet], setting: Setting, trials: int = 10) -> list[Trial]:
+def make_trials(features: FeatureSet | Sequence[FeatureSet], setting: Setting, trials: int = TRIALS) -> list[Trial]:
     """The trials of a setting: one per gallery draw, or per feature file, or a single one if nothing varies."""
     sets = [features] if isinstance(features, FeatureSet) else list(features)
     if len(sets) != 1 and not (sets and setting.protocol.one_file_per_split):

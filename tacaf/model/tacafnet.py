@@ -43,8 +43,9 @@ class ModelConfig(Settings):
     kernels: Literal["auto", "reference"] = Field(
         "auto",
         description=(
-            "auto: the fast kernels, Triton on a GPU and plain PyTorch on a CPU; reference: every operation by its"
-            " definition, to compare with. A model trained with either can be used with the other."
+            "What training runs. auto: the fast kernels, Triton on a GPU and plain PyTorch on a CPU; reference: every"
+            " operation by its definition, to compare with. Model files do not depend on it, and a trained model is"
+            " always scored and used with auto."
         ),
     )
     fused_norm: bool = Field(
@@ -88,6 +89,11 @@ class ModelConfig(Settings):
         if self.fused_norm and not isinstance(self.backbone, BackboneConfig):
             raise ValueError(
                 f"fused_norm: expected backbone.kind: resnet, got {self.backbone.kind}; set model.fused_norm: false"
+            )
+        if self.fused_norm and self.kernels == "reference":
+            raise ValueError(
+                "fused_norm: expected kernels: auto, got reference, under which no fast kernel runs; set"
+                " model.fused_norm: false"
             )
         return self
 

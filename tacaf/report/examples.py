@@ -1,6 +1,7 @@
 """Which queries a report shows and what stands nearest to them: rows of a trial, before any image is read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from tacaf.draws import Stream, permutation
 from tacaf.evaluation.ranking import Ranks, distances, normalise
 from tacaf.evaluation.trials import Trial
 
+PIECE = 16_384  # gallery images whose features are in memory at a time
 DRAWN = "drawn by the seed, whatever their result"
 BEST = "with the highest average precision, each of another identity"
 WORST = "with the lowest average precision, each of another identity"
@@ -31,21 +33,28 @@ class PairChoice(NamedTuple):
 
 
 class Neighbours:
-    """What stands nearest to the queries of a trial; the gallery is made ready once."""
+    """The ranked lists of some queries of a trial. The gallery is read once, in pieces, for all of them together."""
 
-    def __init__(self, trial: Trial, metric: str) -> None:
-        self.trial, self.metric = trial, metric
-        self._gallery_GD = normalise(trial.features.features[trial.gallery_rows], metric)
+    def __init__(self, trial: Trial, metric: str, places: Iterable[int]) -> None:
+        """places: the queries, as places in the trial's query_rows."""
+        self.trial = trial
+        self._row_of = {place: row for row, place in enumerate(dict.fromkeys(places))}
+        features, gallery = trial.features.features, trial.gallery_rows
+        query_QD = normalise(features[trial.query_rows[list(self._row_of)]], metric)
+        pieces = [
+            distances(query_QD, normalise(features[gallery[start : start + PIECE]], metric), metric)
+            for start in range(0, len(gallery), PIECE)
+        ]
+        self._distance_QG = np.concatenate(pieces, axis=1)
 
-    def ordered(self, place: int) -> list[tuple[int, float]]:
-        """(row, distance) of every gallery image that query may find, nearest first, equal ones in gallery order."""
-        trial = self.trial
-        query_1D = normalise(trial.features.features[[trial.query_rows[place]]], self.metric)
-        distance_G = distances(query_1D, self._gallery_GD, self.metric)[0]
+    def ordered(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and distances of the gallery images that this query may find, nearest first, equal ones in gallery
+        order."""
+        trial, distance_G = self.trial, self._distance_QG[self._row_of[place]]
         order = np.argsort(distance_G, kind="stable")
         if trial.exclusion is not None:
             order = order[trial.exclusion[1][order] != trial.exclusion[0][place]]
-        return list(zip(trial.gallery_rows[order].tolist(), distance_G[order].tolist(), strict=True))
+        return trial.gallery_rows[order], distance_G[order]
 
 
 def choose_queries(trial: Trial, ranks: Ranks, n: int, seed: int) -> dict[str, list[int]]:
@@ -72,29 +81,27 @@ def choose_ranked_lists(
 
     `ranks` are those of the trial and metric.
     """
-    neighbours = Neighbours(trial, metric)
-    return {
-        kind: [
-            Choice(
-                int(trial.query_rows[place]),
-                float(ranks.average_precision_Q[place]),
-                neighbours.ordered(place)[:shown],
-            )
-            for place in places
-        ]
-        for kind, places in choose_queries(trial, ranks, n, seed).items()
-    }
+    chosen = choose_queries(trial, ranks, n, seed)
+    neighbours = Neighbours(trial, metric, chain.from_iterable(chosen.values()))
+
+    def choice(place: int) -> Choice:
+        rows, distance = (part[:shown].tolist() for part in neighbours.ordered(place))
+        precision = float(ranks.average_precision_Q[place])
+        return Choice(int(trial.query_rows[place]), precision, list(zip(rows, distance, strict=True)))
+
+    return {kind: [choice(place) for place in places] for kind, places in chosen.items()}
 
 
 def choose_pairs(trial: Trial, ranks: Ranks, metric: str, n: int, seed: int) -> list[PairChoice]:
     """The first `n` queries drawn by the seed, each with its nearest true match and the nearest wrong one."""
-    neighbours, pid = Neighbours(trial, metric), trial.features.pid
+    places, pid = choose_queries(trial, ranks, n, seed)[DRAWN], trial.features.pid
+    neighbours = Neighbours(trial, metric, places)
     found = []
-    for place in choose_queries(trial, ranks, n, seed)[DRAWN]:
-        query = int(trial.query_rows[place])
-        rows = [row for row, _ in neighbours.ordered(place)]
-        right = next(row for row in rows if pid[row] == pid[query])
-        found.append(PairChoice(query, right, next((row for row in rows if pid[row] != pid[query]), None)))
+    for place in places:
+        query, (rows, _) = int(trial.query_rows[place]), neighbours.ordered(place)
+        same = pid[rows] == pid[query]
+        wrong = rows[~same]
+        found.append(PairChoice(query, int(rows[same][0]), int(wrong[0]) if len(wrong) else None))
     return found
 
 

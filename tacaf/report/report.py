@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tacaf.datasets import SYSU_MM01, SYSU_MM01_QUERIES
+from tacaf.datasets import PUBLIC
 from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.ranking import MEASURES
 from tacaf.evaluation.results import Result, read_results
@@ -14,7 +14,7 @@ from tacaf.files import write_whole
 from tacaf.pages import render
 from tacaf.report.curves import draw_curves
 from tacaf.report.overlay import Line
-from tacaf.report.published import NOT_MEASURED, PUBLISHED, TABLE_1_NOTE
+from tacaf.report.published import COLUMNS, LLCM_NOTE, NOT_MEASURED, PUBLISHED, TABLE_1_NOTE, field_of
 from tacaf.run_files import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
@@ -86,11 +86,11 @@ def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | Non
         measures=MEASURES,
         cell=cell,
         published=PUBLISHED,
+        columns=COLUMNS,
         ours=_ours(results),
-        is_sysu=_is_sysu_mm01(results),
-        sysu_queries=SYSU_MM01_QUERIES,
+        not_comparable=_not_comparable(results),
         not_measured=NOT_MEASURED,
-        table_1_note=TABLE_1_NOTE,
+        notes=(LLCM_NOTE, TABLE_1_NOTE),
         curves=draw_curves(read_metrics(metrics)) if metrics.is_file() else {},
         pictures=pictures,
         image=_data_uri,
@@ -103,26 +103,35 @@ def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | Non
 
 def _ours(results: Sequence[Result]) -> dict[str, str]:
     """This run's single-shot rank-1/mAP under the columns of the published table: the first result of each."""
-    columns = {
-        ("sysu_mm01", "all_search"): "sysu_all",
-        ("sysu_mm01", "indoor_search"): "sysu_indoor",
-        ("regdb", "visible_to_infrared"): "regdb_visible_to_infrared",
-        ("regdb", "infrared_to_visible"): "regdb_infrared_to_visible",
-    }
     found: dict[str, str] = {}
     for result in results:
-        column = columns.get((result.protocol, result.search))
-        if column and result.shots in (1, None) and result.on_own_set:
-            found.setdefault(column, f"{100 * result.mean.rank1:.1f}/{100 * result.mean.mAP:.1f}")
+        field = field_of(result.protocol, result.search, result.shots)
+        if field and result.on_own_set:
+            found.setdefault(field, f"{100 * result.mean.rank1:.1f}/{100 * result.mean.mAP:.1f}")
     return found
 
 
-def _is_sysu_mm01(results: Sequence[Result]) -> bool:
-    """Whether the queries are as many as SYSU-MM01's: a synthetic or cut set in its layout has another number."""
-    return any(
-        result.protocol == SYSU_MM01.name and result.queries == SYSU_MM01_QUERIES and result.on_own_set
-        for result in results
-    )
+def _not_comparable(results: Sequence[Result]) -> list[str]:
+    """Why the results must not be compared with published ones, a sentence for each protocol; none if they may be.
+
+    A synthetic or cut set in the layout of a public one has another number of queries.
+    """
+    found = []
+    for protocol in dict.fromkeys(result.protocol for result in results):
+        own = [result for result in results if result.protocol == protocol and result.on_own_set]
+        public = PUBLIC.get(protocol)
+        if public is None:
+            found.append(f"No published figure is scored by the protocol {protocol}.")
+        elif public.test_queries is None:
+            found.append(
+                f"Only results on the published images of {protocol} can be compared; nothing here checks that."
+            )
+        elif not any(result.queries == public.test_queries for result in own):
+            found.append(
+                f"This run was not scored on {protocol}, whose test has {public.test_queries:,} queries: its row is"
+                " shown only for orientation and cannot be compared with the published ones."
+            )
+    return found
 
 
 def _data_uri(image: bytes) -> str:

@@ -9,7 +9,7 @@ A capture executes nothing, and the steps before it are ordinary steps of the ru
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -38,7 +38,12 @@ def with_graph(compute: Compute, engine: Any, warn: Callable[[str], None]) -> Co
         return computed
 
     graphed = GraphedStep(compute_alone, learning, warn)
-    return lambda batch, last: graphed(batch)
+
+    def replayed(batch: Batch, last: bool) -> Computed:
+        assert last, "the configuration refuses a CUDA graph with accumulated gradients"
+        return graphed(batch)
+
+    return replayed
 
 
 def obstacle(model: torch.nn.Module) -> str | None:
@@ -68,23 +73,23 @@ class GraphedStep:
         self._compute, self._parameters, self._warn = compute, list(parameters), warn
         self._warm_up = WARM_UP
         self._stream = torch.cuda.Stream()
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._captured: _Captured | None = None
         self._failed = False
 
     def __call__(self, batch: Batch) -> Computed:
         if self._warm_up > 0:
             self._warm_up -= 1
             return self._beside(batch)
-        if self._graph is None and not self._failed:
-            self._capture(batch)
-        if self._graph is None or _layout(batch) != _layout(self._batch):
+        if self._captured is None and not self._failed:
+            self._captured = self._capture(batch)
+        if self._captured is None or _layout(batch) != _layout(self._captured.batch):
             return self._compute(batch)
-        for buffer, tensor in zip(_tensors(self._batch), _tensors(batch), strict=True):
+        for buffer, tensor in zip(_tensors(self._captured.batch), _tensors(batch), strict=True):
             buffer.copy_(tensor, non_blocking=True)
-        self._graph.replay()
-        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+        self._captured.graph.replay()
+        for parameter, gradient in zip(self._parameters, self._captured.gradients, strict=True):
             parameter.grad = gradient  # the engine has taken it away after the last step
-        return self._computed
+        return self._captured.computed
 
     def _beside(self, batch: Batch) -> Computed:
         """Launch the step on the stream of the capture, because autograd remembers where it first used a parameter."""
@@ -94,11 +99,12 @@ class GraphedStep:
         torch.cuda.current_stream().wait_stream(self._stream)
         return computed
 
-    def _capture(self, batch: Batch) -> None:
+    def _capture(self, batch: Batch) -> "_Captured | None":
+        """The step of such a batch as a graph, or None, with a warning, if it cannot be captured."""
         batch = _copied(batch)
         self._clear_gradients()
         try:
-            graph, self._computed = captured(lambda: self._compute(batch), self._stream)
+            graph, computed = captured(lambda: self._compute(batch), self._stream)
         except Exception as error:
             self._failed = True
             self._clear_gradients()
@@ -106,13 +112,21 @@ class GraphedStep:
                 f"train.cuda_graph: the step could not be captured: {reason_of(error)}; training continues without a"
                 " CUDA graph"
             )
-            return
-        self._graph, self._batch = graph, batch
-        self._gradients = [parameter.grad for parameter in self._parameters]
+            return None
+        return _Captured(graph, batch, computed, [parameter.grad for parameter in self._parameters])
 
     def _clear_gradients(self) -> None:
         for parameter in self._parameters:
             parameter.grad = None
+
+
+class _Captured(NamedTuple):
+    """A captured step, and the memory that every replay reads and writes."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    computed: Computed
+    gradients: list[torch.Tensor | None]
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:

@@ -28,6 +28,7 @@ from tacaf.run_files import (
     REPORT_FILE,
     RESULTS_FOLDER,
     WATCH_FOLDER,
+    Start,
     add_start,
     unused,
 )
@@ -159,5 +160,7 @@ def record_start(config: Config) -> str | None:
             if path.exists() and path.read_bytes() != data:
                 path.rename(unused(path))
             write_whole(path, data)
-            warning = add_start(config.run / ENVIRONMENT_FILE, provenance.environment(distributed.world_size()))
+            warning = add_start(
+                config.run / ENVIRONMENT_FILE, Start(**provenance.environment(distributed.world_size()))
+            )
     return warning

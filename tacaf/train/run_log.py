@@ -1,6 +1,5 @@
 """The log of a run: metrics.jsonl, run.log, DeepSpeed's monitors, the progress line, and what non-finite losses do."""
 
-import json
 import math
 import resource
 import time
@@ -12,9 +11,16 @@ import torch
 from tacaf import distributed
 from tacaf.evaluation.ranking import HEADLINE
 from tacaf.evaluation.results import Result
-from tacaf.files import write_whole
+from tacaf.files import write_json
 from tacaf.progress import Progress
-from tacaf.run_files import METRICS_FILE, MetricsWriter
+from tacaf.run_files import (
+    METRICS_FILE,
+    EvaluationRecord,
+    MetricsWriter,
+    NonFiniteStep,
+    StepRecord,
+    WarningRecord,
+)
 from tacaf.train import log_file
 from tacaf.train.processes import Place
 from tacaf.train.state import TrainState
@@ -70,7 +76,7 @@ class RunLog:
         if self.extent.share_at_one_second is not None:
             speed["matrix_rate_share"] = round(self.extent.share_at_one_second / step_s, 4)
         if number % self.config.log_every == 0:
-            self.metrics.write(
+            record = StepRecord(
                 kind="step",
                 epoch=step.epoch,
                 step=step.step,
@@ -81,6 +87,7 @@ class RunLog:
                 lr=step.rates,
                 **speed,
             )
+            self.metrics.write(record)
             lr = {f"lr {name}": rate for name, rate in step.rates.items()}
             self._write_events(number, {"loss": loss, **mean, "gradient_norm": norm, **speed, **lr})
         self.progress.step(
@@ -92,7 +99,9 @@ class RunLog:
         """Log the scores of an epoch. The next step's time starts here."""
         mean = result.mean
         figures = {name: mean[name] for name in HEADLINE}
-        self.metrics.write(kind="eval", epoch=state.epoch, global_step=state.global_step, split=split, **figures)
+        self.metrics.write(
+            EvaluationRecord(kind="eval", epoch=state.epoch, global_step=state.global_step, split=split, **figures)
+        )
         self._write_events(state.global_step, {f"{split} {name}": value for name, value in figures.items()})
         self.say(
             f"epoch {state.epoch} | {split} identities | rank-1 {100 * mean.rank1:.1f} % | mAP {100 * mean.mAP:.1f} %"
@@ -133,8 +142,8 @@ class RunLog:
 
     def _write_samples(self, figures: StepFigures, norm: float | None, step: LaunchedStep, keys: list[str]) -> None:
         terms = {name: _plain(value) for name, value in figures.ranks[self.place.rank].items()}
-        facts = {"epoch": step.epoch, "step": step.step, "terms": terms, "gradient_norm": _plain(norm)}
-        write_whole(self._samples_of(step, self.place.rank), json.dumps({**facts, "samples": keys}, indent=1))
+        facts = NonFiniteStep(epoch=step.epoch, step=step.step, terms=terms, gradient_norm=_plain(norm), samples=keys)
+        write_json(self._samples_of(step, self.place.rank), facts.model_dump())
 
     def _samples_of(self, step: LaunchedStep, rank: int | str) -> Path:
         return self.folder / f"nonfinite-step-{step.number}-rank-{rank}.json"
@@ -148,7 +157,7 @@ class RunLog:
     def warn(self, text: str) -> None:
         """Print a warning on this rank and log it; the first rank writes it into the metrics too."""
         log_file.warn(text)
-        self.metrics.write(kind="warning", global_step=self.progress.done, text=text)
+        self.metrics.write(WarningRecord(kind="warning", global_step=self.progress.done, text=text))
 
     def warn_once(self, text: str) -> None:
         """A warning that every rank has and only the first prints."""

@@ -10,7 +10,7 @@ from launch.study.trainings import Training
 from shards.pedestrians import benchmarks
 from shards.remove import remove
 from tacaf.shard_set import read_index
-from tests.train.test_training import TINY
+from tests.train.tiny_runs import TINY
 
 SETTINGS = [part for value in (*TINY, "train.epochs=1", "evaluation.every=0") for part in ("--set", value)]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.processes import LIMIT_S, free_port, wait_until
-from tests.train.test_training import BIN, ROOT, command_of, run, steps_of
+from tests.train.tiny_runs import BIN, ROOT, command_of, run, steps_of
 
 EPOCHS, STEPS = 8, 3  # long enough to be stopped on the way, also on a busy machine
 MANY = (
@@ -145,7 +145,7 @@ def test_a_slurm_job_is_asked_to_stop_queued_again_and_goes_on(sysu_shards, by_t
 
 
 def test_the_slurm_script_wants_the_run_first(slurm):
-    assert "expected the run's folder first" in end(
+    assert "expected the run folder first" in end(
         begin(["bash", "launch/cluster/slurm.sbatch", "--config", "x"], **slurm), 2
     )
 

@@ -66,6 +66,12 @@ def test_wrong_values_are_named(override, says):
         load_config(DEMO, [override])
 
 
+def test_fused_norms_are_refused_among_definitions():
+    with pytest.raises(InputError, match=r"model.*fused_norm: expected kernels: auto, got reference"):
+        load_config(DEMO, ["model.fused_norm=true", "model.kernels=reference"])
+    load_config(DEMO, ["model.fused_norm=true"])
+
+
 def test_more_epochs_are_told_by_what_they_do_to_the_schedule():
     saved = {"train.epochs": 3, "ranks": 1, "state": TrainState(epoch=2, step=1, global_step=9)._asdict()}
     longer = load_config(DEMO, ["train.epochs=5"])

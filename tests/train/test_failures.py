@@ -19,7 +19,7 @@ from tacaf.train import saving
 from tacaf.train.watchdog import PERIOD_S, Watchdog
 from tests.disks import fill
 from tests.processes import LIMIT_S, free_port, wait_until
-from tests.train.test_training import ROOT, command_of, records_of, refused, start, steps_of, train
+from tests.train.tiny_runs import ROOT, command_of, records_of, refused, start, steps_of, train
 
 
 def two_ranks_of(shards: Path, folder: Path, *more: str) -> list[subprocess.Popen]:
