@@ -4,8 +4,9 @@
 
 The table is arithmetic (`tacaf.train.cost.states_of`) for the full model with shared node classifiers. The measured
 rows are steps of the demo's model on noise under DeepSpeed on CPU, each in fresh processes: resident memory of the
-larger rank once the engine is there, and its peak in a step, above what the same process held before the model was
-built; seconds of a step, the least of three; and in one more step the bytes that collective calls move into a rank.
+larger rank between steps, and its peak in a step, above what the same process held before the model was built; seconds
+of a step, the least of three; and in one more step the bytes that collective calls move into a rank. `--runs` chooses
+rows by their number in `RUNS`, from 0 on.
 """
 
 from tacaf.start import start
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -51,16 +52,29 @@ SMALL = {
     "backbone": {"width": 16, "blocks": [1, 1, 1, 1]},
     "ipcam": {"node_width": 64, "attention_width": 32, "pair_width": 32, "classifiers": "shared"},
 }
-# ranks, ZeRO stage, identities a piece (0: all in one), classifiers split by identities
+
+
+class Case(NamedTuple):
+    """A measured row."""
+
+    ranks: int
+    stage: int  # of ZeRO
+    chunk: int  # identities that a classifier computes at once; 0: all
+    split: bool  # classifiers split by identities
+    negatives: float = 1.0  # share of the other identities that a step uses
+
+
 RUNS = (
-    (1, 0, 0, False),
-    (1, 0, 8192, False),
-    (1, 0, 8192, True),
-    (2, 1, 8192, False),
-    (2, 2, 8192, False),
-    (2, 3, 8192, False),
-    (2, 1, 8192, True),
-    (2, 2, 8192, True),
+    Case(1, 0, 0, False),
+    Case(1, 0, 8192, False),
+    Case(1, 0, 8192, True),
+    Case(2, 1, 8192, False),
+    Case(2, 2, 8192, False),
+    Case(2, 3, 8192, False),
+    Case(2, 1, 8192, True),
+    Case(2, 2, 8192, True),
+    Case(1, 0, 8192, True, 0.1),
+    Case(2, 1, 8192, True, 0.1),
 )
 TABLE = [
     (identities, stage, ranks, split)
@@ -79,23 +93,24 @@ ZERO_3 = {
 }
 
 
-def config_of(stage: int, chunk: int, split: bool) -> Config:
-    zero = ZERO_3 if stage == 3 else {"stage": stage}
+def config_of(case: Case, identities: int) -> Config:
+    zero = ZERO_3 if case.stage == 3 else {"stage": case.stage}
+    classifier = {"sharding": "identities" if case.split else "none", "negatives": case.negatives}
     return Config.model_validate(
         {
             "run": tempfile.gettempdir(),
             "data": {"shards": "none", "augment": {"height": 96, "width": 48}},
-            "model": {**SMALL, "chunk": chunk, "classifier": {"sharding": "identities" if split else "none"}},
+            "model": {**SMALL, "chunk": case.chunk or identities, "classifier": classifier},
             "train": {"precision": "fp32"},
             "deepspeed": {"zero_optimization": zero},
         }
     )
 
 
-def measure(identities: int, stage: int, chunk: int, split: bool) -> dict[str, Any]:
+def measure(identities: int, case: Case) -> dict[str, Any]:
     """This process as one rank: build, three steps, and what they took; a fourth to count its traffic."""
     place = start_distributed()
-    config = config_of(stage, chunk or identities, split)
+    config = config_of(case, identities)
     before = resident_mib()
     torch.manual_seed(0)
     model = TacafNet(config.model, identities)
@@ -127,13 +142,13 @@ def measure(identities: int, stage: int, chunk: int, split: bool) -> dict[str, A
     with Traffic(place.world_size) as traffic:
         step()
     numbers = parameters_of(config.model, identities)
-    in_ranges = classifier_parameters_of(config.model, identities) if split else 0
+    in_ranges = classifier_parameters_of(config.model, identities) if case.split else 0
     return {
         "parameters": numbers,
         "build_peak_mib": most[0],
         "between_steps_mib": most[1],
         "step_peak_mib": most[2],
-        "estimate_mib": sum(states_of(numbers, place.world_size, stage, 1, in_ranges)) / MIB,
+        "estimate_mib": sum(states_of(numbers, place.world_size, case.stage, 1, in_ranges)) / MIB,
         "step_s": most[3],
         "moved_mib": sum(traffic.bytes_by_call.values()) / MIB,
         "moved_mib_by_call": {name: moved / MIB for name, moved in traffic.bytes_by_call.items()},
@@ -162,34 +177,28 @@ def table(config: ModelConfig, images: int) -> list[dict[str, Any]]:
     return rows
 
 
-def run(identities: int, ranks: int, stage: int, chunk: int, split: bool) -> dict[str, Any]:
-    """`measure` in fresh processes."""
+def run(identities: int, number: int) -> dict[str, Any]:
+    """`measure` of a row of RUNS, in fresh processes."""
+    case = RUNS[number]
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     launcher = [sys.executable]
-    if ranks > 1:
+    if case.ranks > 1:
         launcher = [
             str(Path(sys.executable).parent / "deepspeed"),
             "--num_accelerators",
-            str(ranks),
+            str(case.ranks),
             "--master_port",
             str(port),
         ]
     with tempfile.NamedTemporaryFile() as found:
-        child = [__file__, "--child", found.name, *map(str, (identities, stage, chunk, int(split)))]
+        child = [__file__, "--child", found.name, str(identities), str(number)]
         # freed tensors of a megabyte and more go back to the system at once, so that resident memory is what is held
         given = child_environment(MALLOC_MMAP_THRESHOLD_=str(MIB))
         subprocess.run([*launcher, *child], cwd=ROOT, env=given, check=True, capture_output=True)
         row = json.loads(Path(found.name).read_text())
-    return {
-        "identities": identities,
-        "ranks": ranks,
-        "stage": stage,
-        "chunk": chunk or identities,
-        "split": split,
-        **row,
-    }
+    return {"identities": identities, **case._asdict(), "chunk": case.chunk or identities, **row}
 
 
 @entry()
@@ -199,12 +208,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--table", action="store_true", help="the table alone, nothing measured")
     parser.add_argument("--runs", type=int, nargs="+", choices=range(len(RUNS)), help="of the measured rows; all")
     parser.add_argument("--json", type=to_path)
-    parser.add_argument("--child", nargs=5, help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it
     args = parser.parse_args(argv)
     if args.child:
-        identities, stage, chunk, split = map(int, args.child[1:])
-        row = measure(identities, stage, chunk, bool(split))
+        identities, number = map(int, args.child[1:])
+        row = measure(identities, RUNS[number])
         if os.environ["RANK"] == "0":
             Path(args.child[0]).write_text(json.dumps(row))
         stop_distributed()
@@ -214,8 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for row in result["table"]:
         print("  ".join(f"{name} {value:,.0f}" for name, value in row.items()))
     if not args.table:
-        for case in [RUNS[number] for number in args.runs or range(len(RUNS))]:
-            result["measured"].append(run(args.identities, *case))
+        for number in args.runs or range(len(RUNS)):
+            result["measured"].append(run(args.identities, number))
             numbers = {name: value for name, value in result["measured"][-1].items() if not isinstance(value, dict)}
             print("  ".join(f"{name} {value:,.4g}" for name, value in numbers.items()), flush=True)
             if args.json:

@@ -31,6 +31,14 @@ class DrawnPairs(NamedTuple):
         return DrawnPairs(*(None if pairs is None else Pairs(*map(change, pairs)) for pairs in self))
 
 
+class StepKey(NamedTuple):
+    """What the random draws of a training step depend on."""
+
+    seed: int
+    epoch: int
+    step: int
+
+
 class Batch(NamedTuple):
     """One rank's share of a global training batch.
 
@@ -78,10 +86,13 @@ class Alignment(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """All that a cross-entropy needs of a classifier's I logits per row; the full logits may never exist at once."""
+    """All that a cross-entropy needs of a classifier's logits, which may never be in memory together.
+
+    They are logits of all I identities, or of those that the step uses (`model.classifier.negatives`).
+    """
 
     own_B: torch.Tensor  # float32, log-probability of the row's own identity
-    mean_B: torch.Tensor  # float32, mean log-probability over all identities, for label smoothing
+    mean_B: torch.Tensor  # float32, mean log-probability over these identities, for label smoothing
 
 
 class ModelOutput(NamedTuple):

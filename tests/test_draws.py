@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tacaf.draws import Stream, integers, permutation, permuted, philox, uniform
+from tacaf.draws import Stream, chosen, integers, permutation, permuted, philox, uniform
 
 # Random123's kat_vectors for philox4x32 with 10 rounds: counter, key, answer.
 KNOWN = [
@@ -75,3 +75,33 @@ def test_permuted_of_a_hundred_million_draws_only_what_is_asked():
     first = permuted(np.arange(1000), 10**8, Stream.IDENTITIES, 0, 0, 0)
     assert len(np.unique(first)) == 1000
     assert 0.45e8 < first.mean() < 0.55e8
+
+
+def drawn(start: int, stop: int, share: float = 0.3, seed: int = 1, epoch: int = 2, step: int = 3) -> set[int]:
+    found = chosen(share, start, stop, Stream.NEGATIVES, seed, epoch, step)
+    assert found.dtype == np.int64
+    assert (np.diff(found) > 0).all()
+    return set(found.tolist())
+
+
+def test_what_is_chosen_depends_on_no_bounds():
+    every = drawn(0, 1000)
+    for start, stop in ((0, 1), (1, 6), (3, 3), (5, 1000), (640, 801)):
+        assert drawn(start, stop) == {number for number in every if start <= number < stop}
+
+
+@pytest.mark.parametrize("changed", ["seed", "epoch", "step"])
+def test_what_is_chosen_depends_on_every_key(changed):
+    assert drawn(0, 1000) != drawn(0, 1000, **{changed: 9})
+
+
+def test_each_number_is_chosen_with_the_probability_and_apart_from_the_others():
+    size, steps, share = 64, 2000, 0.3
+    taken = np.zeros((steps, size))
+    for step in range(steps):
+        taken[step, sorted(drawn(0, size, share, step=step))] = 1
+    spread = np.sqrt(share * (1 - share) / steps)
+    assert abs(taken.mean(0) - share).max() < 4.5 * spread
+    correlation = np.corrcoef(taken.T)[~np.eye(size, dtype=bool)]
+    assert abs(correlation).max() < 5 / np.sqrt(steps)
+    assert drawn(0, size, share=1.0) == set(range(size))

@@ -82,4 +82,10 @@ def _training(trained_on: Origin) -> str:
         return f"{len(trained_on)} splits, one model each: {splits}"
     if not isinstance(trained_on, dict):
         return str(trained_on)
-    return " ".join(str(value)[:12] if key == "sha256" else str(value) for key, value in trained_on.items())
+    return " ".join(_fact_of_training(key, value) for key, value in trained_on.items())
+
+
+def _fact_of_training(key: str, value: Any) -> str:
+    if key == "negatives" and isinstance(value, float):
+        return f"with {100 * value:g} % of the negatives"
+    return str(value)[:12] if key == "sha256" else str(value)

@@ -1,18 +1,19 @@
 """A classifier over any number of identities: cut into pieces, so that a million of them fit where one matrix does not.
 
 B rows, C channels, I identities, N stacked classifiers. The usual softmax with cross-entropy (AGW, LbA); that it is
-summed piece by piece is ours. Exact: nothing is sampled or left out.
+summed piece by piece is ours. The softmax is exact, over all identities.
 """
 
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tacaf.interfaces import Scores
+from tacaf.model.identities import StepIdentities
 from tacaf.settings import Settings
 
 
@@ -26,6 +27,33 @@ class ClassifierConfig(Settings):
             " (`ranges.py`), and features travel instead of weights; with ZeRO stage 0, 1 or 2."
         ),
     )
+    negatives: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description=(
+            "Share of the identities outside the batch that a step classifies against, drawn anew in every step; 1: all"
+            " of them, the exact softmax. Less is for sharding identities only."
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _draws_from_ranges(self) -> "ClassifierConfig":
+        if self.sampled and self.sharding != "identities":
+            raise ValueError(
+                f"negatives: expected 1 with sharding {self.sharding}, got {self.negatives:g}; set"
+                " model.classifier.sharding: identities, which works on one rank too, or model.classifier.negatives: 1"
+            )
+        return self
+
+    @property
+    def sampled(self) -> bool:
+        """Whether a step uses some of the identities instead of all."""
+        return self.negatives < 1
+
+    def expected_identities(self, identities: int, in_batch: int) -> float:
+        """How many of the training set's identities a step uses on average, if its batch has `in_batch` of them."""
+        return in_batch + self.negatives * (identities - in_batch)
 
 
 class _Piece(nn.Module):
@@ -69,8 +97,12 @@ class Classifier(nn.ModuleList):
         self.identities = weight.shape[-2]
         self.chunk = chunk
 
-    def forward(self, rows: torch.Tensor, label_B: torch.Tensor) -> Scores:
-        """rows B x C or N x B x C, int64 labels B to scores B or N x B, float32 (float64 for float64 rows)."""
+    def forward(self, rows: torch.Tensor, label_B: torch.Tensor, used: StepIdentities | None = None) -> Scores:
+        """rows B x C or N x B x C, int64 labels B to scores B or N x B, float32 (float64 for float64 rows).
+
+        `used` is None: a step uses all identities of a classifier that is not split.
+        """
+        assert used is None, "ClassifierConfig refuses it"
         if len(self) == 1:
             log_probability = F.log_softmax(self[0](rows), dim=-1)
             return Scores(_own(log_probability, label_B), log_probability.mean(-1))

@@ -6,8 +6,9 @@ from torch import nn
 from tacaf import distributed
 from tacaf.interfaces import Scores
 from tacaf.model.classifier import Classifier
+from tacaf.model.identities import IdentityRange, StepIdentities
 from tacaf.model.norm import BatchNorm1d, NormMode
-from tacaf.model.ranges import IdentityRange, RangeClassifier, initial_weight
+from tacaf.model.ranges import RangeClassifier, initial_weight
 
 CLASSIFIER_STD = 0.001
 
@@ -52,6 +53,7 @@ class Head(nn.Module):
         self.neck = bn_neck(width, norm)
         self.classifier = build_classifier("head", width, identities, chunk, split)
 
-    def forward(self, pooled_BC: torch.Tensor, label_B: torch.Tensor) -> Scores:
-        scores: Scores = self.classifier(self.neck(pooled_BC), label_B)
+    def forward(self, pooled_BC: torch.Tensor, label_B: torch.Tensor, used: StepIdentities | None = None) -> Scores:
+        """used: the identities that the step uses, where they are not all."""
+        scores: Scores = self.classifier(self.neck(pooled_BC), label_B, used)
         return scores

@@ -19,6 +19,7 @@ from kernels.ring_aggregate import ring_aggregate
 from tacaf.interfaces import Scores
 from tacaf.model.classifier import Classifier
 from tacaf.model.head import CLASSIFIER_STD, bn_neck, build_classifier, new_range_classifier
+from tacaf.model.identities import StepIdentities
 from tacaf.model.norm import BatchNorm1d, NormMode
 from tacaf.settings import Settings
 
@@ -164,11 +165,14 @@ class NodeHead(nn.Module):
             weight = torch.empty(*stack, identities, config.node_width)
             self.classifier = Classifier(nn.init.normal_(weight, std=CLASSIFIER_STD), chunk)
 
-    def forward(self, nodes_BND: torch.Tensor, label_B: torch.Tensor) -> tuple[Scores, ...]:
+    def forward(
+        self, nodes_BND: torch.Tensor, label_B: torch.Tensor, used: StepIdentities | None = None
+    ) -> tuple[Scores, ...]:
+        """used: the identities that the step uses, where they are not all."""
         with torch.autocast(nodes_BND.device.type, enabled=False):
             nodes_BND = nodes_BND[:, : self.count]
             necked_BND = self.neck(nodes_BND.flatten(1)).unflatten(1, nodes_BND.shape[1:])
-            scores = self.classifier(necked_BND.transpose(0, 1), label_B)
+            scores = self.classifier(necked_BND.transpose(0, 1), label_B, used)
             return tuple(Scores(*node) for node in zip(*(part.unbind(0) for part in scores), strict=True))
 
 
@@ -189,9 +193,17 @@ class PairStage(nn.Module):
         self.classifier = build_classifier("pairs", config.pair_width, identities, chunk, split)
 
     def forward(
-        self, fine_BRD: torch.Tensor, visible_P: torch.Tensor, infrared_P: torch.Tensor, label_P: torch.Tensor
+        self,
+        fine_BRD: torch.Tensor,
+        visible_P: torch.Tensor,
+        infrared_P: torch.Tensor,
+        label_P: torch.Tensor,
+        used: StepIdentities | None = None,
     ) -> tuple[Scores, Scores]:
-        """Fine nodes of n', the rows of each pair and its label to the scores of the visible and the infrared side."""
+        """Fine nodes of n', the rows of each pair and its label to the scores of the visible and the infrared side.
+
+        used: the identities that the step uses, where they are not all.
+        """
         with torch.autocast(fine_BRD.device.type, enabled=False):
             unit_BRD = F.normalize(fine_BRD, dim=-1)
             similarity_PRR = unit_BRD[visible_P] @ unit_BRD[infrared_P].mT / self.temperature
@@ -201,6 +213,6 @@ class PairStage(nn.Module):
             infrared_PRD = similarity_PRR.mT.softmax(dim=-1) @ projected_BRD[visible_P]
             crossed = _rows_norm(self.cross_norm, torch.cat([visible_PRD, infrared_PRD]))
             compressed = _rows_norm(self.compress_norm, self.compress(crossed))
-            scores = self.classifier(compressed.mean(dim=1), label_P.repeat(2))
+            scores = self.classifier(compressed.mean(dim=1), label_P.repeat(2), used)
             (own_P, other_own_P), (mean_P, other_mean_P) = (part.chunk(2) for part in scores)
             return Scores(own_P, mean_P), Scores(other_own_P, other_mean_P)

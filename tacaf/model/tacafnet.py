@@ -12,13 +12,15 @@ from pydantic import Field, model_validator
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tacaf.interfaces import ModelOutput, Pairs, Scores
+from tacaf import distributed
+from tacaf.interfaces import ModelOutput, Pairs, Scores, StepKey
 from tacaf.model.adapters import AnyBackboneConfig, build_backbone, map_size, stride
 from tacaf.model.backbone import BackboneConfig
 from tacaf.model.classifier import ClassifierConfig
 from tacaf.model.cmaam import CmaamConfig, align
 from tacaf.model.efficientnet import EfficientNetLiteConfig
 from tacaf.model.head import Head
+from tacaf.model.identities import IdentityRange, StepIdentities, step_identities
 from tacaf.model.ipcam import Ipcam, IpcamConfig, NodeHead, PairStage
 from tacaf.model.library import STAGED, TOKENS, LibraryConfig, portable
 from tacaf.model.norm import NormMode, own_statistics
@@ -154,27 +156,42 @@ class TacafNet(nn.Module):
         visible: int,
         pairs3: Pairs | None = None,
         pairs4: Pairs | None = None,
+        key: StepKey | None = None,
     ) -> ModelOutput:
         """A training pass over a batch whose first `visible` rows are visible images.
 
         Classifiers need the labels because with many identities they return scores, never all logits (`classifier.py`).
-        `pairs3` and `pairs4` are the draws for `ModelConfig.pair_layers` (`pairs.draw_pairs`).
+        `pairs3` and `pairs4` are the draws for `ModelConfig.pair_layers` (`pairs.draw_pairs`). `key` draws the
+        classifiers' negatives, if the configuration wants a sample of them.
         """
         layer3_BCHW, layer4_BCHW = self.backbone(images_BCHW, visible)
         pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if self.ipcam else (1,), self.config.kernels)
         pooled_BC = pooled_BNC[:, 0]
         # Collected first and built once, because torch.compile of PyTorch 2.11 fails on a NamedTuple's _replace.
-        outputs: dict[str, Any] = {"scores": self.head(pooled_BC, label_B)}
+        used = self._used(label_B, key)
+        outputs: dict[str, Any] = {"scores": self.head(pooled_BC, label_B, used)}
         if self.config.cmaam.enabled:
             maps = {3: (layer3_BCHW, pairs3), 4: (layer4_BCHW, pairs4)}
             chosen = [(layer, *maps[layer]) for layer in self.config.cmaam.layers]
-            outputs |= self._align(chosen, label_B, visible)
+            outputs |= self._align(chosen, label_B, visible, used)
         if self.ipcam is not None:
-            outputs |= self._correlate(pooled_BNC, label_B, visible, pairs4)
+            outputs |= self._correlate(pooled_BNC, label_B, visible, pairs4, used)
         return ModelOutput(pooled_BC=pooled_BC, **outputs)
 
+    def _used(self, label_B: torch.Tensor, key: StepKey | None) -> StepIdentities | None:
+        """The identities that this step's classifiers use; None: all."""
+        if not self.config.classifier.sampled:
+            return None
+        assert key is not None, "the negatives are drawn by the step"
+        own = IdentityRange.of_rank(self.identities, distributed.rank(), distributed.world_size())
+        return step_identities(self.config.classifier.negatives, own, label_B, key)
+
     def _align(
-        self, maps: Sequence[tuple[int, torch.Tensor, Pairs | None]], label_B: torch.Tensor, visible: int
+        self,
+        maps: Sequence[tuple[int, torch.Tensor, Pairs | None]],
+        label_B: torch.Tensor,
+        visible: int,
+        used: StepIdentities | None,
     ) -> dict[str, Any]:
         """CMAAM on each chosen layer: alignments, and the scores of reconstructions, classified by the same head."""
         alignments, scores = [], []
@@ -185,10 +202,12 @@ class TacafNet(nn.Module):
             )
             alignments.append(alignment)
             if self.config.cmaam.consistency:
-                scores.append(self._classify_reconstruction(reconstruction_NCHW, label_B[pairs.anchor_N], layer))
+                scores.append(self._classify_reconstruction(reconstruction_NCHW, label_B[pairs.anchor_N], layer, used))
         return {"alignments": tuple(alignments), "consistency_scores": tuple(scores)}
 
-    def _classify_reconstruction(self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int) -> Scores:
+    def _classify_reconstruction(
+        self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int, used: StepIdentities | None
+    ) -> Scores:
         """A layer-3 reconstruction first passes through layer 4. Running statistics are only of the real images."""
         if layer == 3 and self.config.cmaam.recompute:
             reconstruction_NCHW = checkpoint(
@@ -198,7 +217,7 @@ class TacafNet(nn.Module):
             reconstruction_NCHW = self._reenter(reconstruction_NCHW)
         with own_statistics(self.head):
             pooled_NC = gem(reconstruction_NCHW, backend=self.config.kernels)[:, 0]
-            scores: Scores = self.head(pooled_NC, label_N)
+            scores: Scores = self.head(pooled_NC, label_N, used)
             return scores
 
     def _reenter(self, reconstruction_NCHW: torch.Tensor) -> torch.Tensor:
@@ -206,19 +225,24 @@ class TacafNet(nn.Module):
             return self.backbone.layer4(reconstruction_NCHW)
 
     def _correlate(
-        self, pooled_BNC: torch.Tensor, label_B: torch.Tensor, visible: int, pairs4: Pairs | None
+        self,
+        pooled_BNC: torch.Tensor,
+        label_B: torch.Tensor,
+        visible: int,
+        pairs4: Pairs | None,
+        used: StepIdentities | None,
     ) -> dict[str, Any]:
         """IPCAM: node scores, and the pair stage on the visible anchors of the layer-4 draw."""
         assert self.ipcam is not None
         assert self.node_head is not None
         nodes_BND = self.ipcam(pooled_BNC)
-        outputs: dict[str, Any] = {"node_scores": self.node_head(nodes_BND, label_B)}
+        outputs: dict[str, Any] = {"node_scores": self.node_head(nodes_BND, label_B, used)}
         if self.pair_stage is not None:
             assert pairs4 is not None, "IPCAM's pair stage needs the pairs of layer 4"
             # Anchors ascend by row, and every visible row is one, so the first `visible` pairs are those of V0 and V1.
             anchor_P, positive_P = pairs4.anchor_N[:visible], pairs4.positive_N[:visible]
             fine_BRD = nodes_BND[:, -self.config.ipcam.levels[-1] :]
-            outputs["pair_scores"] = self.pair_stage(fine_BRD, anchor_P, positive_P, label_B[anchor_P])
+            outputs["pair_scores"] = self.pair_stage(fine_BRD, anchor_P, positive_P, label_B[anchor_P], used)
         return outputs
 
     def embed(self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding = "full") -> torch.Tensor:

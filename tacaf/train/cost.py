@@ -59,6 +59,7 @@ def describe(config: Config, ranks: int = 1) -> str:
             f"{describe_steps(config.train, plan)}; {steps * config.train.epochs} in all, {plan.images} images each"
         ),
         "parameters": f"{cost.parameters:,}",
+        "classifiers": describe_classifiers(config, training_set.identities, ranks),
         "operations": describe_operations(step_flops(config, plan), steps * config.train.epochs),
         "memory a rank": (
             "weights {:,.0f} MiB, gradients {:,.0f} MiB, optimiser {:,.0f} MiB, saved for backward {:,.0f} MiB; counted"
@@ -79,6 +80,19 @@ def describe_operations(flops: float, steps: int) -> str:
     return (
         f"{flops / 1e12:.3g} TFLOP a step, {flops * steps / 1e15:,.3g} PFLOP in all; at the full bf16 matrix rate"
         f" {bounds}, a theoretical lower bound"
+    )
+
+
+def describe_classifiers(config: Config, identities: int, ranks: int) -> str:
+    """How they are kept, and which of the identities a step uses."""
+    kept = f"split by identities (ranks: {ranks})" if config.model.split else "kept as the other parameters"
+    classifier = config.model.classifier
+    if not classifier.sampled:
+        return f"{kept}; every step uses all {identities:,} identities"
+    expected = classifier.expected_identities(identities, config.data.plan.identities_per_batch)
+    return (
+        f"{kept}; a step uses the identities of its batch and {100 * classifier.negatives:g} % of the others, about"
+        f" {expected:,.0f} of {identities:,}"
     )
 
 
@@ -152,7 +166,8 @@ def saved_by_one_group(config: Config, identities: int) -> float:
     exist at a time, for all rows and nodes, with their exponentials and their gradient. Split classifiers always work
     this way, with the rows of every rank and correspondingly fewer identities.
     """
-    chunk = min(config.model.chunk, identities)
+    used = config.model.classifier.expected_identities(identities, config.data.plan.identities_per_batch)
+    chunk = min(config.model.chunk, round(used))
     pieces = config.model.split or identities > chunk
     small = config.model.unsplit().model_copy(update={"chunk": 2}) if pieces else config.model
     shapes = FakeTensorMode()

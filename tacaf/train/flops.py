@@ -22,10 +22,13 @@ def step_flops(config: Config, plan: Plan) -> float:
     shapes of one pair group are propagated, and the count is scaled.
     """
     shapes = FakeTensorMode()
+    identities = config.model.classifier.expected_identities(
+        plan.training_set.identities, plan.config.identities_per_batch
+    )
     batch = noise_batch(config, 1, shapes)
     pairs = pairs_of(batch, config)
     with shapes:
-        model = TacafNet(config.model.unsplit(), plan.training_set.identities)
+        model = TacafNet(config.model.unsplit(), round(identities))
         label_B = shapes.from_tensor(batch.label_B)
         shaped = pairs.changed(shapes.from_tensor)
         with FlopCounterMode(display=False) as counter:

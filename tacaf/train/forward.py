@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from tacaf.data.plan import PlannedBatch
-from tacaf.interfaces import Batch, DrawnPairs, ModelOutput
+from tacaf.interfaces import Batch, DrawnPairs, ModelOutput, StepKey
 from tacaf.model.pairs import draw_pairs
 from tacaf.train.config import Config
 from tacaf.vocabulary import Branch
@@ -50,7 +50,9 @@ def forward(model: torch.nn.Module, batch: Batch, config: Config) -> ModelOutput
     # The maps follow the images' memory format; the parameters stay contiguous, as DeepSpeed wants to flatten them.
     if config.train.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return model(images, batch.label_B, batch.visible, *pairs_of(batch, config))
+    # A key changes in every step, and torch.compile would compile anew for each.
+    key = StepKey(config.seed, batch.epoch, batch.step) if config.model.classifier.sampled else None
+    return model(images, batch.label_B, batch.visible, *pairs_of(batch, config), key)
 
 
 def noise_batch(config: Config, groups: int, shapes: AbstractContextManager[Any] | None = None) -> Batch:

@@ -137,11 +137,20 @@ class Ranges:
 
 
 def check_ranges(config: Config, identities: int, ranks: int) -> None:
-    """InputError if the classifiers are to be split over more ranks than there are identities."""
-    if config.model.split and identities < ranks:
+    """InputError if there are more ranks than identities, or if the share of negatives is smaller than a batch."""
+    if not config.model.split:
+        return
+    if identities < ranks:
         raise InputError(
             f"model.classifier.sharding: expected at least {ranks} identities for {ranks} ranks, got {identities}; set"
             " model.classifier.sharding: none"
+        )
+    share, in_batch = config.model.classifier.negatives, config.data.plan.identities_per_batch
+    wanted = round(share * identities)
+    if config.model.classifier.sampled and wanted < in_batch:
+        raise InputError(
+            f"model.classifier.negatives: expected a share of at least the {in_batch} identities of a batch, got"
+            f" {share:g} of {identities}, which is {wanted}; set a larger share, or 1 for all"
         )
 
 

@@ -86,6 +86,8 @@ def circumstances_of(
     """What a result records besides its scores: split, embedding, flip, training set, model and seed."""
     trained_on: Facts = {"set": card.trained_on["set"], "sha256": card.trained_on["sha256"]}
     trained_on |= {"split": card.trained_on["split"], "model": card.chosen}
+    if card.model.classifier.sampled:
+        trained_on["negatives"] = card.model.classifier.negatives
     return Circumstances(
         split=split,
         embedding=extraction.embedding,

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from tacaf import distributed
+from tacaf.interfaces import StepKey
 from tacaf.losses.identity import identity_loss
 from tacaf.model.classifier import Classifier
-from tacaf.model.ranges import BLOCK, IdentityRange, RangeClassifier, initial_weight
+from tacaf.model.identities import IdentityRange, step_identities
+from tacaf.model.ranges import BLOCK, RangeClassifier, initial_weight
 from tests.model.cases import tiny_model
 from tests.model.rank_threads import on_ranks
 
 ROWS, WIDTH, IDENTITIES = 6, 5, 11  # rows of a rank; 11 is divided by no number of ranks
 RANKS = (1, 2, 4)
+KEY = StepKey(seed=3, epoch=2, step=5)
 
 
 def case(ranks: int, stack: tuple[int, ...], shared: bool, dtype: torch.dtype, scale: float = 3.0):
@@ -37,15 +40,19 @@ def whole(rows: torch.Tensor, weight: torch.Tensor, label: torch.Tensor, smoothi
 
 
 def split(monkeypatch: Any, ranks: int, rows: torch.Tensor, weight: torch.Tensor, label: torch.Tensor, **how: Any):
-    """The same by ranks, put together: the mean of their losses, the gradients of that mean."""
+    """The same by ranks, put together: the mean of their losses, the gradients of that mean. With `share`, by the
+    identities that a step of that share uses.
+    """
 
     def job(rank: int) -> tuple[torch.Tensor, ...]:
         own = IdentityRange.of_rank(IDENTITIES, rank, ranks)
         classifier = RangeClassifier(weight[..., own.start : own.stop, :].clone(), own, how["chunk"])
-        mine = slice(rank * ROWS, (rank + 1) * ROWS)
+        rows_of_rank = len(label) // ranks
+        mine = slice(rank * rows_of_rank, (rank + 1) * rows_of_rank)
         rows_B = rows[..., mine, :].clone().requires_grad_()
+        used = step_identities(how["share"], own, label[mine], KEY) if "share" in how else None
         with torch.autocast("cpu", torch.bfloat16, enabled=how["bf16"]):
-            scores = classifier(rows_B, label[mine])
+            scores = classifier(rows_B, label[mine], used)
         loss = identity_loss(scores, how["smoothing"])
         loss.backward()
         assert classifier.weight.grad is not None

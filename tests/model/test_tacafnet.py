@@ -123,7 +123,7 @@ def test_the_pair_stage_sees_visible_anchors_and_their_infrared_positives(monkey
     model, batch, seen = tiny_model(), tiny_batch(), []
     monkeypatch.setattr(model.pair_stage, "forward", lambda *given: seen.append(given) or ())
     train_forward(model, batch)
-    ((fine_BRD, visible_P, infrared_P, label_P),) = seen
+    ((fine_BRD, visible_P, infrared_P, label_P, used),) = seen
     pairs = pairs_of(batch, 4)
     assert fine_BRD.shape[1] == 6
     assert torch.equal(infrared_P, pairs.positive_N[visible_P])
@@ -131,6 +131,7 @@ def test_the_pair_stage_sees_visible_anchors_and_their_infrared_positives(monkey
     assert (batch.branch_B[infrared_P] == Branch.INFRARED).all()
     assert torch.equal(batch.label_B[visible_P], label_P)
     assert torch.equal(batch.label_B[infrared_P], label_P)
+    assert used is None, "all identities"
 
 
 def test_each_layer_is_aligned_by_its_own_pairs():

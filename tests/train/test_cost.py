@@ -73,6 +73,9 @@ def test_in_pieces_the_logits_of_one_piece_are_counted():
     split = {"classifier": ClassifierConfig(sharding="identities")}
     assert saved(100, 4000, **split) == one_of_many
     assert saved(9999, 2000, **split) - one_of_many == 3 * 4 * rows * (2000 - 100)
+    sampled = {"classifier": ClassifierConfig(sharding="identities", negatives=0.5)}
+    assert saved(100, 4000, **sampled) == one_of_many, "a chunk is full"
+    assert saved(9999, 2008, **sampled) - one_of_many == 3 * 4 * rows * (8 + 1000 - 100), "those of a batch of 8"
 
 
 @pytest.mark.parametrize(
@@ -105,3 +108,18 @@ def test_what_deepspeed_refuses_is_one_line(section, named):
     with pytest.raises(InputError, match=named) as found:
         check_settings(load_config(DEMO, [f"deepspeed={section}"]))
     assert "\n" not in str(found.value)
+
+
+@pytest.mark.slow
+def test_the_identities_of_a_step_are_described(sysu_shards):
+    plan = "data.plan={identities_per_batch: 4, images_per_identity: 2}"  # of the 10 of trainval
+
+    def described(*values: str) -> str:
+        return cost.describe(load_config(DEMO, [f"data.shards={sysu_shards}", "run=unused", plan, *values]), ranks=2)
+
+    split = "model.classifier.sharding=identities"
+    assert "all 10 identities" in described()
+    assert "all 10 identities" in described(split)
+    assert "50 % of the others, about 7 of 10" in described(split, "model.classifier.negatives=0.5")
+    with pytest.raises(InputError, match=r"model.classifier.negatives: .* 4 .* got 0\.3 of 10"):
+        described(split, "model.classifier.negatives=0.3")

@@ -19,7 +19,7 @@ def tested(sysu_shards, once) -> Path:
 
     def make(folder: Path) -> None:
         folder.mkdir()
-        result = crash_test.crash_test(sysu_shards, folder, kills=4, seed=3)
+        result = crash_test.crash_test(crash_test.Training(sysu_shards), folder, kills=4, seed=3)
         (folder / "result.json").write_text(json.dumps(result))
 
     return once("crash_test", make)
@@ -30,6 +30,19 @@ def test_killed_and_resumed_is_the_uninterrupted_run(tested):
     assert len(result["kills"]) == 4
     assert result["kills"][3]["half_saved"], "the last one came in the middle of a save"
     assert result["differences"] == []
+
+
+@pytest.mark.long
+def test_split_classifiers_are_the_same_after_kills(sysu_shards, tmp_path):
+    split = ("model.classifier.sharding=identities", "model.classifier.negatives=0.5")
+    training = crash_test.Training(sysu_shards, ranks=2, settings=split)
+    result = crash_test.crash_test(training, tmp_path, kills=4, seed=3)
+    assert result["kills"][3]["half_saved"], "the last one came in the middle of a save"
+    assert result["differences"] == []
+    compared = crash_test.weights_of(tmp_path / "whole")
+    for rank in (0, 1):
+        names = {name.partition(": ")[2] for name in compared if name.startswith(f"classifiers-{rank:05d}-of-00002")}
+        assert {"head.classifier/weight", "head.classifier/exp_avg_sq"} <= names
 
 
 def test_a_difference_is_found(tested, tmp_path):
@@ -51,11 +64,12 @@ def test_a_difference_is_found(tested, tmp_path):
 
 def test_a_run_killed_before_its_first_checkpoint_begins_again(sysu_shards, tmp_path):
     run = Path(tmp_path / "early")
-    with crash_test.start_training(sysu_shards, run) as process:
+    training = crash_test.Training(sysu_shards)
+    with crash_test.start_training(training, run) as process:
         while not (run / "config.yaml").exists():
             assert process.poll() is None
         process.kill()
         process.communicate()
     assert not list((run / "checkpoints").glob("step-*"))
-    crash_test.run_to_end(sysu_shards, run)
+    crash_test.run_to_end(training, run)
     assert len(crash_test.steps_of(run)) == crash_test.STEPS * crash_test.EPOCHS

@@ -43,6 +43,17 @@ def test_a_network_counted_by_hand(sysu_shards):
 
 
 @pytest.mark.slow
+def test_a_sample_of_the_identities_takes_fewer(sysu_shards):
+    """The expected number of identities: the 4 of the batch and half of the other 6, instead of 10."""
+    plain = ("model.cmaam.enabled=false", "model.ipcam.enabled=false")
+    split = "model.classifier.sharding=identities"
+    every, images, _ = flops_of(sysu_shards, *plain, split)
+    sampled = flops_of(sysu_shards, *plain, split, "model.classifier.negatives=0.5")[0]
+    width = 16 * 8 * 4  # of the demo's backbone: bottlenecks
+    assert every - sampled == pytest.approx(images * 3 * 2 * width * 3, rel=1e-9)
+
+
+@pytest.mark.slow
 def test_the_attention_modules_add_to_it(sysu_shards):
     plain = flops_of(sysu_shards, "model.cmaam.enabled=false", "model.ipcam.enabled=false")[0]
     without = flops_of(sysu_shards)[0]

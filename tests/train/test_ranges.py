@@ -9,7 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tacaf.model.ranges import IdentityRange, RangeClassifier
+from tacaf.evaluation.results import read_result
+from tacaf.evaluation.text import result_table
+from tacaf.model.identities import IdentityRange, StepIdentities
+from tacaf.model.ranges import RangeClassifier
 from tacaf.train.config import load_config
 from tacaf.train.new_model import build_model
 from tacaf.train.ranges import Ranges, check_ranges
@@ -111,6 +114,31 @@ def test_the_norm_counts_every_range_once(monkeypatch):
     assert on_ranks(monkeypatch, 4, job) == pytest.approx([4.0 * numbers] * 4)
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_identities_that_a_step_leaves_out_follow_their_momentum_and_weight_decay(kind):
+    ranges = ranges_of(0, 1, kind, fill=2.0)
+    classifier = ranges.classifiers["head"]
+    rate, decay = (ranges.optimizer.param_groups[-1][name] for name in ("lr", "weight_decay"))
+    label_B = torch.tensor([0])
+    steps = [StepIdentities(torch.tensor(used), torch.tensor(2.0)) for used in ([0, 3], [0, 5])]
+    weights = [classifier.weight.detach()[3].clone()]
+    for used in steps:  # identity 3 is in the first step and not in the second
+        classifier(torch.ones(1, 5), label_B, used).own_B.neg().sum().backward()
+        gradient = classifier.weight.grad[3].clone()
+        ranges.optimizer.step()
+        ranges.optimizer.zero_grad()
+        weights.append(classifier.weight.detach()[3].clone())
+    assert not gradient.any()
+    first = torch.full((5,), 0.5)  # of identity 3 in the first step: its probability, times the row of ones
+    if kind == "sgd":  # Nesterov momentum 0.9
+        before = first + decay * weights[0]
+        change = rate * (decay * weights[1] + 0.9 * (0.9 * before + decay * weights[1]))
+    else:  # betas 0.9 and 0.999 of PyTorch, two updates
+        mean, square = 0.9 * 0.1 * first / (1 - 0.9**2), 0.999 * 0.001 * first.square() / (1 - 0.999**2)
+        change = rate * (decay * weights[1] + mean / (square.sqrt() + 1e-8))
+    torch.testing.assert_close(weights[1] - weights[2], change, rtol=1e-3, atol=1e-7)
+
+
 @pytest.mark.parametrize(
     ("value", "named"),
     [
@@ -134,6 +162,13 @@ def test_fewer_identities_than_ranks_are_refused():
     check_ranges(load_config(DEMO, ["run=unused", "data.shards=unused"]), 3, 4)
 
 
+def test_a_share_smaller_than_a_batch_is_refused():
+    batch = "data.plan.identities_per_batch=8"
+    check_ranges(config_of(batch, "model.classifier.negatives=0.1"), 80, 2)
+    with pytest.raises(InputError, match=r"model.classifier.negatives: .* 8 .* got 0\.1 of 74, which is 7"):
+        check_ranges(config_of(batch, "model.classifier.negatives=0.1"), 74, 2)
+
+
 # Clipped, so that the norm's parts must be whole. Its value is about 75 (test_identities).
 TRAINING = (*(value for value in SHORT if "clip_norm" not in value), "optim.clip_norm=20", SPLIT)
 HALFWAY = "step-00000002"
@@ -147,13 +182,13 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     return {**tensors_of(folder), **whole}
 
 
-def continued(shards: Path, folder: Path, place: Path, ranks: int) -> Path:
+def continued(shards: Path, folder: Path, place: Path, ranks: int, *more: str) -> Path:
     """A run in another folder that resumes in the middle of the epoch where the one in `folder` was."""
     shutil.copytree(folder, place)
     shutil.rmtree(place / "checkpoints" / f"step-{STEPS:08d}")
     (place / "checkpoints" / "latest").write_text(f"{HALFWAY}\n")
     (place / "model.safetensors").unlink()
-    train(shards, place, *TRAINING, "--resume", "--trust", ranks=ranks)
+    train(shards, place, *TRAINING, *more, "--resume", "--trust", ranks=ranks)
     return place
 
 
@@ -199,12 +234,12 @@ def test_two_ranks_train_as_one(one_rank, two_ranks):
 
 
 @pytest.mark.slow
-def test_one_rank_goes_on_where_two_stopped(sysu_shards, one_rank, two_ranks, tmp_path):
+def test_one_rank_continues_where_two_stopped(sysu_shards, one_rank, two_ranks, tmp_path):
     same_training(one_rank, continued(sysu_shards, two_ranks, tmp_path / "run", ranks=1))
 
 
 @pytest.mark.long
-def test_two_ranks_go_on_where_one_stopped(sysu_shards, one_rank, tmp_path):
+def test_two_ranks_continue_where_one_stopped(sysu_shards, one_rank, tmp_path):
     same_training(one_rank, continued(sysu_shards, one_rank, tmp_path / "run", ranks=2))
 
 
@@ -218,3 +253,54 @@ def test_two_ranks_resume_bit_for_bit(sysu_shards, two_ranks, tmp_path):
 def test_gradients_cut_by_zero_2_train_as_one(sysu_shards, one_rank, tmp_path):
     train(sysu_shards, tmp_path / "run", *TRAINING, "deepspeed.zero_optimization.stage=2", ranks=2)
     same_training(one_rank, tmp_path / "run")
+
+
+SAMPLED = "model.classifier.negatives=0.5"
+
+
+@pytest.fixture(scope="module")
+def sampled(sysu_shards, tmp_path_factory) -> Path:
+    """A training on one rank, whose steps use the identities of the batch and half of the others."""
+    folder = tmp_path_factory.mktemp("runs") / "sampled"
+    train(sysu_shards, folder, *TRAINING, SAMPLED)
+    return folder
+
+
+@pytest.mark.slow
+def test_results_name_the_share_of_negatives(sampled):
+    results = [read_result(path) for path in (sampled / "results").glob("*.json")]
+    assert results
+    assert all(isinstance(one.trained_on, dict) and one.trained_on["negatives"] == 0.5 for one in results)
+    assert all("50 % of the negatives" in result_table(one) for one in results)
+
+
+@pytest.mark.slow
+def test_two_ranks_resume_with_the_same_negatives(sysu_shards, one_rank, sampled, tmp_path):
+    same_training(sampled, continued(sysu_shards, sampled, tmp_path / "run", 2, SAMPLED))
+    losses = [[step["loss"] for step in steps_of(folder)] for folder in (one_rank, sampled)]
+    assert losses[1][0] < losses[0][0], "a softmax over fewer identities"
+
+
+@pytest.mark.long
+def test_a_sampled_training_resumes_bit_for_bit(sysu_shards, sampled, tmp_path):
+    found = weights_of(continued(sysu_shards, sampled, tmp_path / "run", 1, SAMPLED))
+    assert all(value.equal(found[name]) for name, value in weights_of(sampled).items())
+
+
+@pytest.mark.long
+def test_a_sampled_training_is_the_same_on_two_ranks(sysu_shards, sampled, tmp_path):
+    train(sysu_shards, tmp_path / "run", *TRAINING, SAMPLED, ranks=2)
+    same_training(sampled, tmp_path / "run")
+
+
+# Twelve pair groups, which divide among three ranks and among four.
+MANY = "data.plan={identities_per_batch: 24, images_per_identity: 2}"
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("more", [(), (SAMPLED,)], ids=["all negatives", "sampled"])
+def test_three_ranks_continue_where_four_stopped(sysu_shards_many, tmp_path, more):
+    train(sysu_shards_many, tmp_path / "one", *TRAINING, MANY, *more)
+    train(sysu_shards_many, tmp_path / "four", *TRAINING, MANY, *more, ranks=4)
+    same_training(tmp_path / "one", tmp_path / "four")
+    same_training(tmp_path / "one", continued(sysu_shards_many, tmp_path / "four", tmp_path / "three", 3, MANY, *more))
