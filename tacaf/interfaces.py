@@ -78,18 +78,21 @@ class Alignment(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """All that a cross-entropy asks of a classifier's I logits a row; the logits themselves may never be whole."""
+    """All that a cross-entropy needs of a classifier's I logits a row; the logits themselves may never be whole.
+
+    Several equally long sets of rows may be stacked: S x B.
+    """
 
     own_B: torch.Tensor  # float32, log-probability of the row's own identity
     mean_B: torch.Tensor  # float32, mean log-probability over all identities, for label smoothing
 
 
 class ModelOutput(NamedTuple):
-    """Everything a training forward gives the losses. A switched-off module leaves an empty tuple."""
+    """Everything a training forward gives the losses. A switched-off module leaves None, or an empty tuple."""
 
     pooled_BC: torch.Tensor  # float32, GeM before the neck
     scores: Scores
-    consistency_scores: tuple[Scores, ...] = ()  # layer 3, layer 4: each of N anchors
+    consistency_scores: Scores | None = None  # layer 3, layer 4: layers x N anchors
     alignments: tuple[Alignment, ...] = ()  # layer 3, layer 4
-    node_scores: tuple[Scores, ...] = ()  # one of B rows per classified IPCAM node: g, coarse, fine
-    pair_scores: tuple[Scores, ...] = ()  # IPCAM stage 4: visible and infrared, each of P pairs
+    node_scores: Scores | None = None  # IPCAM's classified nodes, g, coarse, fine: nodes x B
+    pair_scores: Scores | None = None  # IPCAM stage 4, visible and infrared side: 2 x P pairs
