@@ -6,7 +6,7 @@ L = identity + triplet + ic * consistency + dt * dense triplet + part * nodes + 
 import torch
 from pydantic import Field
 
-from tacaf.interfaces import ModelOutput
+from tacaf.interfaces import Alignment, ModelOutput
 from tacaf.losses.dense_triplet import DenseUnit, dense_triplet_loss
 from tacaf.losses.identity import identity_losses
 from tacaf.losses.triplet import TripletKind, TripletUnit, triplet_loss
@@ -78,8 +78,11 @@ class TacafLoss:
         triplet = triplet_loss(output.pooled_BC, label_B, config.margin, config.triplet, config.triplet_unit)
         terms["triplet"] = triplet
         if output.alignments and config.dt > 0:
-            dense = [dense_triplet_loss(each, config.dense_margin, config.dense_unit) for each in output.alignments]
-            terms["dense_triplet"] = dense[0] if len(dense) == 1 else dense[0] + dense[1]
+            dense = [
+                dense_triplet_loss(each, config.dense_margin, config.dense_unit).sum()
+                for each in _stacked(output.alignments)
+            ]
+            terms["dense_triplet"] = dense[0] if len(dense) == 1 else torch.stack(dense).sum()
         return terms
 
     def _classified(self, output: ModelOutput) -> dict[str, torch.Tensor]:
@@ -97,3 +100,10 @@ class TacafLoss:
         if consistency is not None and len(consistency.own_B) > 1:
             terms["consistency"] = len(consistency.own_B) * terms["consistency"]  # summed over layers
         return terms
+
+
+def _stacked(alignments: tuple[Alignment, ...]) -> tuple[Alignment, ...]:
+    """All layers as one alignment if their maps have one size, as those of a ResNet with last stride 1."""
+    if len(alignments) == 1 or len({each.comask_NL.shape for each in alignments}) > 1:
+        return alignments
+    return (Alignment(*(torch.stack(columns) for columns in zip(*alignments, strict=True))),)

@@ -67,9 +67,17 @@ def test_the_dense_triplet_takes_its_unit(unit):
     output = full_output()
     _, terms = TacafLoss(LossConfig(dense_unit=unit, dense_margin=0.7))(output, LABEL)
     expected = sum(dense_triplet_loss(alignment, 0.7, unit) for alignment in output.alignments)
-    torch.testing.assert_close(terms["dense_triplet"], expected)
+    torch.testing.assert_close(terms["dense_triplet"], expected)  # each layer in its own unit
     with pytest.raises(ValidationError, match="dense_unit"):
         LossConfig(dense_unit=f"{unit}s")
+
+
+@pytest.mark.parametrize("unit", ["absolute", "margin", "distance"])
+def test_layers_with_maps_of_different_sizes_are_summed_too(unit):
+    output = full_output()._replace(alignments=(Alignment(*torch.rand(3, 4, 5)), Alignment(*torch.rand(3, 4, 2))))
+    _, terms = TacafLoss(LossConfig(dense_unit=unit))(output, LABEL)
+    expected = sum(dense_triplet_loss(alignment, 0.3, unit) for alignment in output.alignments)
+    torch.testing.assert_close(terms["dense_triplet"], expected)
 
 
 def test_the_triplet_takes_its_unit():
