@@ -5,7 +5,7 @@ batch norm counts as one, but may be two or three.
 """
 
 from collections import Counter
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -64,7 +64,7 @@ def launches(variant: Variant) -> Counter[str]:
 
 def _backbone(step: Step) -> Counter[str]:
     """The same of the backbone alone, with its second pass of layer 4 where CMAAM makes one."""
-    backbone, images = step.model.backbone, step.data["images"]
+    backbone, images = cast(Any, step.model).backbone, step.data["images"]
     with Launched() as alone, torch.autocast("cpu", torch.bfloat16):
         maps = backbone(images, step.visible)
         found = list(maps) if step.variant.cmaam else [maps[1]]

@@ -140,8 +140,8 @@ class Ipcam(nn.Module):
 
     def _cyclic(self, fine_BRD: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
         """Stage 2: rounds of attention to the two neighbours on the ring, then the self-connection once."""
-        projected = F.linear(fine_BRD, projection).chunk(2, dim=-1)
-        mixed_BRD = ring_aggregate(fine_BRD, *projected, self.config.rounds, self.backend)
+        theta_BRA, phi_BRA = F.linear(fine_BRD, projection).chunk(2, dim=-1)
+        mixed_BRD = ring_aggregate(fine_BRD, theta_BRA, phi_BRA, self.config.rounds, self.backend)
         return mixed_BRD + fine_BRD if self.config.self_connection else mixed_BRD
 
     def _graph(self, nodes_BND: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
@@ -196,6 +196,14 @@ class _Unit(torch.autograd.Function):
         return torch.addcmul(gradient, unit, along, value=-1).div_(length)
 
 
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    """A compiler fuses the usual formula, and does not trace a gradient of our own without a warning."""
+    if torch.compiler.is_compiling():
+        return F.normalize(vectors, dim=-1)
+    unit: torch.Tensor = _Unit.apply(vectors)
+    return unit
+
+
 class PairStage(nn.Module):
     """Stage 4, training only: the parts of a visible image and of its infrared positive, each rebuilt from the other's.
 
@@ -221,7 +229,7 @@ class PairStage(nn.Module):
         """
         with torch.autocast(fine_BRD.device.type, enabled=False):
             other_2PRD = fine_BRD[torch.cat([infrared_P, visible_P])]
-            infrared_PRD, visible_PRD = _Unit.apply(other_2PRD).chunk(2)
+            infrared_PRD, visible_PRD = _unit(other_2PRD).chunk(2)
             similarity_PRR = visible_PRD @ infrared_PRD.mT / self.temperature
             matching_2PRR = torch.cat([similarity_PRR, similarity_PRR.mT]).softmax(dim=-1)
             crossed = _rows_norm(self.cross_norm, self.cross_weight(matching_2PRR @ other_2PRD))
