@@ -12,6 +12,7 @@ import torch
 from kernels.alignment.plain_terms import (
     CANCELS,
     add_products,
+    add_rows,
     blocks,
     distance_floor,
     norms,
@@ -90,8 +91,8 @@ def backward(
             gradient[k[g]].addmm_(rows.mT, grad_warp)
             gradient[a[g]].index_add_(0, near, grad_warp, alpha=-1)
         grad, along_a, along_k = similarity_backward(probability, grad_probability, similarity, beta)
-        along.index_add_(0, a, along_a * inverse[a].square() - slope)
-        along.index_add_(0, k, along_k * inverse[k].square())
+        add_rows(along, a, along_a * inverse[a].square() - slope)
+        add_rows(along, k, along_k * inverse[k].square())
         grad.mul_(inverse[a].unsqueeze(2)).mul_(inverse[k].unsqueeze(1)).sub_(sloped)
         add_products(gradient, a, (grad, target))
         add_products(gradient, k, (grad.mT, anchor))

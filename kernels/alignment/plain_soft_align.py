@@ -8,7 +8,16 @@ Legend: B images, L positions, C channels, N pairs, G of a block; a the anchors,
 import torch
 
 from kernels.alignment.mask import minmax
-from kernels.alignment.plain_terms import add_products, blocks, distance_floor, norms, picked, similarity_backward
+from kernels.alignment.plain_terms import (
+    add_products,
+    add_rows,
+    blocks,
+    distance_floor,
+    norms,
+    pairs_at_once,
+    picked,
+    similarity_backward,
+)
 from kernels.common.dtypes import compute_dtype
 
 
@@ -23,12 +32,13 @@ def forward(
     reconstruction = features_BLC.new_empty(pairs, length, channels)
     similarity = features.new_empty(pairs, length, length)
     root, carried = features.new_empty(pairs, length), features.new_empty(pairs, length)
+    buffer = features.new_empty(pairs_at_once(features), length, channels)
     for block, (a, k) in blocks(features, anchor_N, target_N):
         anchor, target, anchor_mask = picked(features, a), picked(features, k), mask[a].unsqueeze(2)
         torch.bmm(anchor, target.mT, out=similarity[block])
         similarity[block].mul_(inverse[a].unsqueeze(2)).mul_(inverse[k].unsqueeze(1))
         probability = torch.softmax(beta * similarity[block], dim=-1)
-        shift = torch.bmm(probability, target).sub_(anchor)  # w - f
+        shift = torch.bmm(probability, target, out=buffer[: len(a)]).sub_(anchor)  # w - f
         torch.linalg.vector_norm(shift, dim=-1, out=root[block])
         torch.bmm(probability, mask[k].unsqueeze(2), out=carried[block].unsqueeze(2))
         if reconstruction.dtype == shift.dtype:  # f + m (w - f)
@@ -62,19 +72,23 @@ def backward(
     counts = root_NL > distance_floor(norm[anchor_N])
     slope_NL = torch.where(counts, grad_distance_NL / torch.where(counts, root_NL, 1.0), 0.0)
     exact = reconstruction_NLC.dtype == features.dtype  # a rounded reconstruction would spoil the small difference
+    buffer = features.new_empty(pairs_at_once(features), *features.shape[1:])
     for block, (a, k) in blocks(features, anchor_N, target_N):
         anchor, target, anchor_mask = picked(features, a), picked(features, k), mask[a].unsqueeze(2)
-        probability = torch.softmax(beta * similarity_NLL[block], dim=-1)
+        probability, grad_warp = torch.softmax(beta * similarity_NLL[block], dim=-1), buffer[: len(a)]
         if exact:
-            grad_warp = reconstruction_NLC[block] - anchor
+            torch.sub(reconstruction_NLC[block], anchor, out=grad_warp)
         else:
-            grad_warp = torch.bmm(probability, target).sub_(anchor).mul_(anchor_mask)
+            torch.bmm(probability, target, out=grad_warp).sub_(anchor).mul_(anchor_mask)
         grad_blend = grad_reconstruction_NLC[block].to(features.dtype)
         grad_warp.mul_(slope_NL[block].unsqueeze(2)).addcmul_(grad_blend, anchor_mask)
         grad_probability = torch.bmm(grad_warp, target.mT)
         grad, along_a, along_k = similarity_backward(probability, grad_probability, similarity_NLL[block], beta)
-        along.index_add_(0, a, along_a * inverse[a].square()).index_add_(0, k, along_k * inverse[k].square())
+        add_rows(along, a, along_a * inverse[a].square())
+        add_rows(along, k, along_k * inverse[k].square())
         grad.mul_(inverse[a].unsqueeze(2)).mul_(inverse[k].unsqueeze(1))
         add_products(gradient, k, (probability.mT, grad_warp), (grad.mT, anchor))
-        add_products(gradient, a, (grad, target)).index_add_(0, a, grad_blend - grad_warp)
+        add_products(gradient, a, (grad, target))
+        add_rows(gradient, a, grad_blend)
+        add_rows(gradient, a, grad_warp, alpha=-1)
     return gradient.addcmul_(features, along.unsqueeze(-1), value=-1).to(features_BLC.dtype)

@@ -13,12 +13,17 @@ from kernels.alignment.reference import DISTANCE_FLOOR, NORM_FLOOR
 CANCELS = 0.01
 # Numbers of a block's maps. Small maps go through every operation together, because each call costs some microseconds
 # whatever its size; a larger block would leave the cache of a core.
-BLOCK_NUMBERS = 2**16
+BLOCK_NUMBERS = 2**17
+
+
+def pairs_at_once(features_BLC: torch.Tensor) -> int:
+    _, length, channels = features_BLC.shape
+    return max(1, BLOCK_NUMBERS // (length * channels))
 
 
 def blocks(features_BLC: torch.Tensor, *rows: torch.Tensor) -> Iterator[tuple[slice, list[torch.Tensor]]]:
     """Slices of the pairs, and for each the given row numbers of its pairs."""
-    at_once = max(1, BLOCK_NUMBERS // features_BLC[:1].numel())
+    at_once = pairs_at_once(features_BLC)
     for first in range(0, len(rows[0]), at_once):
         block = slice(first, first + at_once)
         yield block, [each[block] for each in rows]
@@ -29,19 +34,25 @@ def picked(values: torch.Tensor, rows_G: torch.Tensor) -> torch.Tensor:
     return values.narrow(0, int(rows_G), 1) if len(rows_G) == 1 else values[rows_G]
 
 
-def add_products(
-    total_BLC: torch.Tensor, rows_G: torch.Tensor, *factors: tuple[torch.Tensor, torch.Tensor]
-) -> torch.Tensor:
+def add_products(total_BLC: torch.Tensor, rows_G: torch.Tensor, *factors: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Add the sum of the products G x L x C to the rows of `total`, in the order of the pairs."""
     if len(rows_G) == 1:
         own = picked(total_BLC, rows_G)
         for left, right in factors:
             own.baddbmm_(left, right)
-        return total_BLC
+        return
     summed = torch.bmm(*factors[0])
     for left, right in factors[1:]:
         summed.baddbmm_(left, right)
-    return total_BLC.index_add_(0, rows_G, summed)
+    total_BLC.index_add_(0, rows_G, summed)
+
+
+def add_rows(total: torch.Tensor, rows_G: torch.Tensor, values: torch.Tensor, alpha: int = 1) -> None:
+    """Add alpha times the values G x ... to the rows of `total`, in the order of the pairs."""
+    if len(rows_G) == 1:
+        picked(total, rows_G).add_(values, alpha=alpha)
+    else:
+        total.index_add_(0, rows_G, values, alpha=alpha)
 
 
 def norms(features_BLC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
