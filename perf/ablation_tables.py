@@ -30,7 +30,8 @@ INNER = ("no_ring", "no_self", "no_pair", "consistency", "norm_mask", "one_way")
 HEAD = """# Tables of the ablation
 
 This page is written by `python perf/ablation_tables.py` from `perf/results/ablation_*.jsonl`; do not edit it.
-[ablation.md](ablation.md) says how the trainings were made and what the tables show.
+[What each part adds](ablation.md) and, for the places, [Real sensors](real_sensors.md) say how the trainings were made
+and what the tables show.
 
 Unless a table says otherwise, every model is the small network of `launch/configs/ablation.yaml`, trained from scratch
 and scored after its last epoch: all_search, single shot, literature draw, 10 trials, cosine distance, no flip, no
@@ -38,14 +39,14 @@ re-ranking. Figures are per cent, mean ± sample standard deviation over seeds. 
 nothing about the public data sets.
 
 Differences are in points, with 95 % intervals: Student's, with the standard error of a bootstrap over identities and
-seeds. They are bold where the interval leaves zero out. ¹ One seed or two: the interval knows nothing, or hardly
-anything, of the spread over seeds, and no such difference counts.
+seeds. They are bold where the interval excludes zero. ¹ One seed or two: the interval covers little or nothing of the
+spread over seeds, so such a difference never counts as shown.
 """
 
 
 _PLACES = (
-    "Set: visible and thermal crops of places, from the RoadScene pairs; places and not people (ablation.md says how"
-    " they are made). EfficientNet-Lite0 from ImageNet weights, `launch/configs/laptop.yaml`; protocol generic,"
+    "Set: visible and thermal crops of places, from the RoadScene pairs; places and not people (real_sensors.md says"
+    " how they are made). EfficientNet-Lite0 from ImageNet weights, `launch/configs/laptop.yaml`; protocol generic,"
     " infrared to every visible image."
 )
 

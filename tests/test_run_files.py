@@ -8,7 +8,7 @@ import pytest
 from perf.attacks.mutations import mutate
 from tacaf.files import locked
 from tacaf.report.curves import draw_curves
-from tacaf.run_files import MOST_LINE_BYTES, MetricsWriter, StepRecord, add_start, read_metrics, read_starts
+from tacaf.run_files import MOST_LINE_BYTES, MetricsWriter, Start, StepRecord, add_start, read_metrics, read_starts
 from tacaf.train.config import load_config
 from tacaf.train.run import open_folder, record_start
 from tacaf.vocabulary import InputError
@@ -71,8 +71,8 @@ def test_a_line_cut_by_a_kill_is_no_damage(tmp_path):
     assert [other.name for other in tmp_path.iterdir()] == ["metrics.jsonl"]
     path.write_bytes(lines(step(1))[:-1])
     writer = MetricsWriter(path, resume_at=5)
-    writer.write(**step(2))
-    assert path.read_bytes() == lines(step(1), step(2))
+    writer.write(record(2))
+    assert path.read_bytes() == lines(step(1), record(2).model_dump(exclude_unset=True))
 
 
 def test_a_long_line_has_no_record_in_it(tmp_path):
@@ -83,7 +83,7 @@ def test_a_long_line_has_no_record_in_it(tmp_path):
 
 def test_no_room_for_a_line_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"metrics\.jsonl"):
-        MetricsWriter(tmp_path / "absent" / "metrics.jsonl").write(kind="warning")
+        MetricsWriter(tmp_path / "absent" / "metrics.jsonl").write(record(1))
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "{}", "[3]", '[{"gpus": 3}]', '[{"world_size": true}]', "[" * 9999])
@@ -92,10 +92,10 @@ def test_a_damaged_environment_is_kept_aside(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"environment\.json"):
         read_starts(path)
-    assert "environment-damaged.json" in str(add_start(path, START))
+    assert "environment-damaged.json" in str(add_start(path, Start(**START)))
     assert (tmp_path / "environment-damaged.json").read_text() == text
     path.write_text(text)
-    assert "environment-damaged-1.json" in str(add_start(path, START))
+    assert "environment-damaged-1.json" in str(add_start(path, Start(**START)))
     assert [start.command for start in read_starts(path)] == ["train.py"]
 
 
@@ -103,7 +103,7 @@ def test_starts_are_added_and_nothing_of_the_older_ones_is_lost(tmp_path):
     path = tmp_path / "environment.json"
     older = {"command": "older", "of a later version": [1]}
     path.write_text(json.dumps([older]))
-    assert add_start(path, START) is None
+    assert add_start(path, Start(**START)) is None
     assert json.loads(path.read_text()) == [older, START]
     assert read_starts(path)[0].gpus == []
 
@@ -122,7 +122,7 @@ def mutated(folder: Path, count: int, seed: int) -> None:
             kept.unlink()
     for at in range(count):
         environment.write_bytes(mutate(json.dumps([START, START], indent=1).encode(), seed, at)[1])
-        add_start(environment, START)
+        add_start(environment, Start(**START))
         read_starts(environment)
         for kept in folder.glob("environment-*"):
             kept.unlink()

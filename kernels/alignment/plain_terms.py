@@ -14,11 +14,13 @@ CANCELS = 0.01
 # Numbers of a block's maps. Small maps go through every operation together, because each call costs some microseconds
 # whatever its size; a larger block would leave the cache of a core.
 BLOCK_NUMBERS = 2**17
+LEAST_PAIRS = 4  # of a block: fewer save less time by going together than their copies cost
 
 
 def pairs_at_once(features_BLC: torch.Tensor) -> int:
     _, length, channels = features_BLC.shape
-    return max(1, BLOCK_NUMBERS // (length * channels))
+    pairs = BLOCK_NUMBERS // (length * channels)
+    return pairs if pairs >= LEAST_PAIRS else 1
 
 
 def blocks(features_BLC: torch.Tensor, *rows: torch.Tensor) -> Iterator[tuple[slice, list[torch.Tensor]]]:

@@ -14,6 +14,7 @@ from shards.pedestrians import benchmarks
 from shards.pedestrians.synth import synthesise
 from shards.sources import sysu_mm01
 from tacaf.command import Parser, entry, to_path
+from tacaf.vocabulary import INDEX_FILE
 
 BENCHMARK, SMALL_IDENTITIES = "plain_1", 40
 
@@ -21,7 +22,7 @@ BENCHMARK, SMALL_IDENTITIES = "plain_1", 40
 def make(folder: Path, small: bool) -> str:
     """Draw and pack the set into folder/shards; what was made."""
     raw, packed = folder / "raw", folder / "shards"
-    if (packed / "index.json").exists():
+    if (packed / INDEX_FILE).exists():
         return "the set is there already"
     for old in (raw, packed):
         shutil.rmtree(old, ignore_errors=True)

@@ -56,7 +56,7 @@ from tacaf.train.leak import refuse_other_set
 from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place
 from tacaf.train.scoring import Extraction, embed_identities
-from tacaf.vocabulary import InputError, Modality
+from tacaf.vocabulary import INDEX_FILE, InputError, Modality
 
 HALVES, PERMUTATIONS, IDENTITIES, OVERFIT_STEPS = 10, 100, 8, 300
 CHECKS = ("correspondence", "modality", "shuffled", "overfit")
@@ -255,7 +255,7 @@ def pack(rows: list[dict[str, Any]], raw: Path, out: Path) -> Path:
     writer.writeheader()
     writer.writerows(rows)
     lines = out.with_name(f"{out.name}.csv")
-    if (out / "index.json").exists():
+    if (out / INDEX_FILE).exists():
         if not lines.exists() or lines.read_text() != text.getvalue():
             raise InputError(f"{out}: expected the set of this run and raw folder, got another's; give another --out")
         return out

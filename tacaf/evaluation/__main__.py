@@ -1,4 +1,4 @@
-"""`python -m tacaf.evaluation score`: score plain feature files by a protocol."""
+"""`python -m tacaf.evaluation score`: score feature files under a protocol."""
 
 from tacaf.start import start
 
@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import BaseModel
+
 from tacaf.command import Parser, entry, program, to_path
 from tacaf.documents import load_json
 from tacaf.evaluation.circumstances import CIRCUMSTANCES, Circumstances
@@ -19,16 +21,18 @@ from tacaf.evaluation.results import Result
 from tacaf.evaluation.score import score_setting
 from tacaf.evaluation.text import result_table
 from tacaf.files import shown, write_json
+from tacaf.run_files import MetricsLine, Starts
 from tacaf.vocabulary import InputError
 
 MOST_STATE_BYTES = 2**16
+SCHEMAS: dict[str, type[BaseModel]] = {"result": Result, "metrics": MetricsLine, "environment": Starts}
 
 
 @entry()
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     if args.verb == "schema":
-        print(json.dumps(Result.model_json_schema(mode="serialization"), indent=1))
+        print(json.dumps(SCHEMAS[args.file].model_json_schema(mode="serialization"), indent=1))
         return 0
     features = [load_features(path) for path in args.features]
     known = Circumstances.of(facts_of(args.state))
@@ -41,20 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def facts_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """Words KEY=VALUE as a mapping; a value is read as JSON if it is JSON (true, 3), else as text."""
-    found: dict[str, Any] = {}
+    """Arguments KEY=VALUE as a mapping. A value that is JSON (true, 3) is parsed; any other is text."""
+    facts: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise InputError(f"expected --state KEY=VALUE, got {shown(pair)!r}; put an = between them")
-        if key in found:
+        if key in facts:
             raise InputError(f"expected --state {shown(key)} once, got it twice; leave one out")
-        found[key] = _value_of(key, text)
-    return found
+        facts[key] = _value_of(key, text)
+    return facts
 
 
 def _value_of(key: str, text: str) -> Any:
-    """The JSON value if it is JSON, within the limits of all that is read; else the text. InputError for NaN."""
+    """The parsed value if the text is JSON, otherwise the text. Raises InputError for NaN or JSON beyond the limits."""
     try:
         is_json = json.loads(text) is not None or text == "null"
     except RecursionError:
@@ -65,7 +69,7 @@ def _value_of(key: str, text: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=program("tacaf.evaluation"), description="Score feature files, of this or any other program.")
+    parser = Parser(prog=program("tacaf.evaluation"), description="Score feature files of this or any other model.")
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     score = verbs.add_parser("score", help="rank-k, mAP and mINP of a feature file under a protocol")
     score.add_argument(
@@ -74,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="F.npz",
-        help="feature file; for RegDB one for each split",
+        help="feature file; for RegDB, one per split",
     )
     add_protocol_options(score, every=False)
     score.add_argument(
@@ -85,5 +89,12 @@ def _parser() -> argparse.ArgumentParser:
         help=f"a fact to record in the JSON; may be given several times: {', '.join(CIRCUMSTANCES)}",
     )
     score.add_argument("--json", type=to_path, help="write the result to this file")
-    verbs.add_parser("schema", help="print the JSON schema of a result file")
+    schema = verbs.add_parser("schema", help="print the JSON schema of a file that scoring or a run writes")
+    schema.add_argument(
+        "file",
+        nargs="?",
+        choices=tuple(SCHEMAS),
+        default="result",
+        help="result (the default): scores; metrics: a line of metrics.jsonl; environment: environment.json",
+    )
     return parser

@@ -10,7 +10,7 @@ from tacaf.interfaces import Scores
 def identity_losses(several: Sequence[Scores], label_smoothing: float = 0.0) -> torch.Tensor:
     """The mean cross-entropy of each of the given scores over all their rows, float32, one number each.
 
-    Label smoothing is 0 in AGW, LbA and CAJ; the option mixes in the uniform distribution over all identities.
+    Label smoothing, which is 0 in AGW, LbA and CAJ, mixes the target with the uniform distribution over all identities.
     """
     own = -torch.stack([scores.own_B.mean() for scores in several])
     if label_smoothing == 0:
@@ -19,5 +19,5 @@ def identity_losses(several: Sequence[Scores], label_smoothing: float = 0.0) -> 
 
 
 def identity_loss(scores: Scores, label_smoothing: float = 0.0) -> torch.Tensor:
-    """The same of one, a scalar."""
+    """The same for one, a scalar."""
     return identity_losses([scores], label_smoothing)[0]

@@ -1,6 +1,7 @@
-"""Which queries a report shows and what stands nearest to them: rows of a trial, before any image is read."""
+"""Choosing the queries that a report shows and their nearest images, as rows of a trial, before images are read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ from tacaf.draws import Stream, permutation
 from tacaf.evaluation.ranking import Ranks, distances, normalise
 from tacaf.evaluation.trials import Trial
 
+PIECE = 16_384  # gallery images whose features are in memory at a time
 DRAWN = "drawn by the seed, whatever their result"
 BEST = "with the highest average precision, each of another identity"
 WORST = "with the lowest average precision, each of another identity"
@@ -23,7 +25,7 @@ class Choice(NamedTuple):
 
 
 class PairChoice(NamedTuple):
-    """A query, its nearest true match and the nearest image of somebody else (None where there is nobody else)."""
+    """A query, its nearest true match, and the nearest image of another identity (None if there is no other)."""
 
     query: int
     right: int
@@ -31,28 +33,35 @@ class PairChoice(NamedTuple):
 
 
 class Neighbours:
-    """What stands nearest to the queries of a trial; the gallery is made ready once."""
+    """The ranked lists of some queries of a trial. The gallery is read once, in pieces, for all of them."""
 
-    def __init__(self, trial: Trial, metric: str) -> None:
-        self.trial, self.metric = trial, metric
-        self._gallery_GD = normalise(trial.features.features[trial.gallery_rows], metric)
+    def __init__(self, trial: Trial, metric: str, places: Iterable[int]) -> None:
+        """places: the queries, as positions in the trial's query_rows."""
+        self.trial = trial
+        self._row_of = {place: row for row, place in enumerate(dict.fromkeys(places))}
+        features, gallery = trial.features.features, trial.gallery_rows
+        query_QD = normalise(features[trial.query_rows[list(self._row_of)]], metric)
+        pieces = [
+            distances(query_QD, normalise(features[gallery[start : start + PIECE]], metric), metric)
+            for start in range(0, len(gallery), PIECE)
+        ]
+        self._distance_QG = np.concatenate(pieces, axis=1)
 
-    def ordered(self, place: int) -> list[tuple[int, float]]:
-        """(row, distance) of every gallery image that query may find, nearest first, equal ones in gallery order."""
-        trial = self.trial
-        query_1D = normalise(trial.features.features[[trial.query_rows[place]]], self.metric)
-        distance_G = distances(query_1D, self._gallery_GD, self.metric)[0]
+    def ordered(self, place: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows and distances of a query's eligible gallery images, nearest first, equal ones in gallery order."""
+        trial, distance_G = self.trial, self._distance_QG[self._row_of[place]]
         order = np.argsort(distance_G, kind="stable")
         if trial.exclusion is not None:
             order = order[trial.exclusion[1][order] != trial.exclusion[0][place]]
-        return list(zip(trial.gallery_rows[order].tolist(), distance_G[order].tolist(), strict=True))
+        return trial.gallery_rows[order], distance_G[order]
 
 
 def choose_queries(trial: Trial, ranks: Ranks, n: int, seed: int) -> dict[str, list[int]]:
-    """Kind of choice to places in the trial's queries: `n` drawn by the seed whatever their result, and half as many
-    with the highest and the lowest average precision, each of another identity.
+    """Kind of choice -> positions in the trial's queries.
 
-    Only queries that have a match count; fewer of them give fewer. Equal precisions stand in the seed's order.
+    `n` queries are drawn by the seed whatever their result, and half as many have the highest and the lowest average
+    precision, each of another identity. Only queries with a match are chosen; if there are fewer, so are the choices.
+    Equal precisions are in the seed's order.
     """
     shuffled = permutation(len(trial.query_rows), Stream.RANKED_LISTS, seed, 0, 0)
     shuffled = shuffled[ranks.matches_Q[shuffled] > 0]
@@ -68,38 +77,36 @@ def choose_queries(trial: Trial, ranks: Ranks, n: int, seed: int) -> dict[str, l
 def choose_ranked_lists(
     trial: Trial, ranks: Ranks, metric: str, n: int, shown: int, seed: int
 ) -> dict[str, list[Choice]]:
-    """Kind of choice to ranked lists of `choose_queries`, each with its `shown` nearest eligible gallery images.
+    """Kind of choice -> ranked lists of `choose_queries`, each with its `shown` nearest eligible gallery images.
 
-    `ranks` are those of the trial and metric.
+    `ranks` must be those of the trial and metric.
     """
-    neighbours = Neighbours(trial, metric)
-    return {
-        kind: [
-            Choice(
-                int(trial.query_rows[place]),
-                float(ranks.average_precision_Q[place]),
-                neighbours.ordered(place)[:shown],
-            )
-            for place in places
-        ]
-        for kind, places in choose_queries(trial, ranks, n, seed).items()
-    }
+    chosen = choose_queries(trial, ranks, n, seed)
+    neighbours = Neighbours(trial, metric, chain.from_iterable(chosen.values()))
+
+    def choice(place: int) -> Choice:
+        rows, distance = (part[:shown].tolist() for part in neighbours.ordered(place))
+        precision = float(ranks.average_precision_Q[place])
+        return Choice(int(trial.query_rows[place]), precision, list(zip(rows, distance, strict=True)))
+
+    return {kind: [choice(place) for place in places] for kind, places in chosen.items()}
 
 
 def choose_pairs(trial: Trial, ranks: Ranks, metric: str, n: int, seed: int) -> list[PairChoice]:
     """The first `n` queries drawn by the seed, each with its nearest true match and the nearest wrong one."""
-    neighbours, pid = Neighbours(trial, metric), trial.features.pid
-    found = []
-    for place in choose_queries(trial, ranks, n, seed)[DRAWN]:
-        query = int(trial.query_rows[place])
-        rows = [row for row, _ in neighbours.ordered(place)]
-        right = next(row for row in rows if pid[row] == pid[query])
-        found.append(PairChoice(query, right, next((row for row in rows if pid[row] != pid[query]), None)))
-    return found
+    places, pid = choose_queries(trial, ranks, n, seed)[DRAWN], trial.features.pid
+    neighbours = Neighbours(trial, metric, places)
+    pairs = []
+    for place in places:
+        query, (rows, _) = int(trial.query_rows[place]), neighbours.ordered(place)
+        same = pid[rows] == pid[query]
+        wrong = rows[~same]
+        pairs.append(PairChoice(query, int(rows[same][0]), int(wrong[0]) if len(wrong) else None))
+    return pairs
 
 
 def _one_each(places: np.ndarray, pids: np.ndarray, n: int) -> list[int]:
-    """The first `n` places of different identities."""
+    """The first `n` positions with different identities."""
     _, first = np.unique(pids[places], return_index=True)
     chosen: Sequence[int] = places[np.sort(first)].tolist()
     return list(chosen[:n])

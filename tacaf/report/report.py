@@ -1,11 +1,11 @@
-"""report.html of a run: results beside the published numbers, curves, pictures, circumstances; one file."""
+"""Writing report.html of a run: results next to published numbers, curves, pictures and circumstances in one file."""
 
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tacaf.datasets import SYSU_MM01, SYSU_MM01_QUERIES
+from tacaf.datasets import PUBLIC
 from tacaf.evaluation.config import EvaluationConfig
 from tacaf.evaluation.ranking import MEASURES
 from tacaf.evaluation.results import Result, read_results
@@ -14,7 +14,7 @@ from tacaf.files import write_whole
 from tacaf.pages import render
 from tacaf.report.curves import draw_curves
 from tacaf.report.overlay import Line
-from tacaf.report.published import NOT_MEASURED, PUBLISHED, TABLE_1_NOTE
+from tacaf.report.published import COLUMNS, LLCM_NOTE, NOT_MEASURED, PUBLISHED, TABLE_1_NOTE, field_of
 from tacaf.run_files import (
     CONFIG_FILE,
     ENVIRONMENT_FILE,
@@ -36,7 +36,7 @@ class ShownImage(NamedTuple):
     image: bytes
     pid: int
     distance: float
-    right: bool  # the query's identity
+    right: bool  # whether it shows the query's identity
 
 
 class ShownList(NamedTuple):
@@ -49,10 +49,10 @@ class ShownList(NamedTuple):
 
 
 class PairPicture(NamedTuple):
-    """A query beside a gallery image: where places of the one lie on the other, and the person on both."""
+    """A query and a gallery image: how points of one map to the other, and the person mask of both."""
 
     query_image: bytes
-    query_mask: bytes  # the image with its person mask on it
+    query_mask: bytes  # the image with its person mask drawn over it
     query_pid: int
     match: ShownImage
     match_mask: bytes
@@ -60,24 +60,24 @@ class PairPicture(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What a report shows beside its figures; what is empty is left out."""
+    """The pictures of a report. Empty parts are left out."""
 
     ranked_lists: Mapping[str, Sequence[ShownList]] = {}  # by how the queries were chosen
-    figures: Mapping[str, str] = {}  # title to SVG: CMC, distances, map
+    figures: Mapping[str, str] = {}  # title -> SVG: CMC, distances, map
     pairs: Sequence[PairPicture] = ()
-    aspect: float = 0.5  # width by height of the model's images
-    given: str | None = None  # the name of the feature file, where it is not the run's own
+    aspect: float = 0.5  # width divided by height of the model's images
+    given: str | None = None  # the name of the feature file, if it is not the run's own
 
 
 def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | None = None) -> Path:
-    """Write report.html into the run folder from its config, environment, metrics and results; the path of the file.
+    """Write report.html into the run folder from its config, environment, metrics and results. Returns its path.
 
-    settings: how the run is usually scored; the headline is of such a result. The file is written whole or not at
-    all. InputError if the folder has no results.
+    settings: how the run is usually scored; the headline shows such a result. The file is written atomically. Raises
+    InputError if the folder has no results.
     """
     results = read_results(run / RESULTS_FOLDER, settings)
     if not results:
-        raise InputError(f"expected results in {run / 'results'}, found none; score the run first (launch/evaluate.py)")
+        raise InputError(f"there are no results in {run / 'results'}; score the run first (launch/evaluate.py)")
     metrics, pictures = run / METRICS_FILE, pictures or Pictures()
     text = render(
         TEMPLATE,
@@ -86,11 +86,11 @@ def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | Non
         measures=MEASURES,
         cell=cell,
         published=PUBLISHED,
+        columns=COLUMNS,
         ours=_ours(results),
-        is_sysu=_is_sysu_mm01(results),
-        sysu_queries=SYSU_MM01_QUERIES,
+        not_comparable=_not_comparable(results),
         not_measured=NOT_MEASURED,
-        table_1_note=TABLE_1_NOTE,
+        notes=(LLCM_NOTE, TABLE_1_NOTE),
         curves=draw_curves(read_metrics(metrics)) if metrics.is_file() else {},
         pictures=pictures,
         image=_data_uri,
@@ -103,26 +103,35 @@ def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | Non
 
 def _ours(results: Sequence[Result]) -> dict[str, str]:
     """This run's single-shot rank-1/mAP under the columns of the published table: the first result of each."""
-    columns = {
-        ("sysu_mm01", "all_search"): "sysu_all",
-        ("sysu_mm01", "indoor_search"): "sysu_indoor",
-        ("regdb", "visible_to_infrared"): "regdb_visible_to_infrared",
-        ("regdb", "infrared_to_visible"): "regdb_infrared_to_visible",
-    }
-    found: dict[str, str] = {}
+    cells: dict[str, str] = {}
     for result in results:
-        column = columns.get((result.protocol, result.search))
-        if column and result.shots in (1, None) and result.on_own_set:
-            found.setdefault(column, f"{100 * result.mean.rank1:.1f}/{100 * result.mean.mAP:.1f}")
-    return found
+        field = field_of(result.protocol, result.search, result.shots)
+        if field and result.on_own_set:
+            cells.setdefault(field, f"{100 * result.mean.rank1:.1f}/{100 * result.mean.mAP:.1f}")
+    return cells
 
 
-def _is_sysu_mm01(results: Sequence[Result]) -> bool:
-    """Whether the queries are as many as SYSU-MM01's: a synthetic or cut set in its layout has another number."""
-    return any(
-        result.protocol == SYSU_MM01.name and result.queries == SYSU_MM01_QUERIES and result.on_own_set
-        for result in results
-    )
+def _not_comparable(results: Sequence[Result]) -> list[str]:
+    """A sentence for each protocol whose results cannot be compared with published ones; empty if all can.
+
+    A synthetic or reduced set in the layout of a public one has another number of queries.
+    """
+    sentences = []
+    for protocol in dict.fromkeys(result.protocol for result in results):
+        own = [result for result in results if result.protocol == protocol and result.on_own_set]
+        public = PUBLIC.get(protocol)
+        if public is None:
+            sentences.append(f"There are no published figures under the protocol {protocol}.")
+        elif public.test_queries is None:
+            sentences.append(
+                f"Only results on the published images of {protocol} can be compared; this report does not check that."
+            )
+        elif not any(result.queries == public.test_queries for result in own):
+            sentences.append(
+                f"This run was not scored on {protocol}, whose test set has {public.test_queries:,} queries: its row is"
+                " shown only for orientation and cannot be compared with the published ones."
+            )
+    return sentences
 
 
 def _data_uri(image: bytes) -> str:

@@ -94,6 +94,12 @@ def test_the_schema_lists_every_field_of_a_result(capsys):
     assert {"trials", "mean", "std"} <= set(schema["required"])
 
 
+@pytest.mark.parametrize(("file", "names"), [("metrics", ["StepRecord", "WarningRecord"]), ("environment", ["Start"])])
+def test_the_schemas_of_a_runs_files(capsys, file, names):
+    assert command.main(["schema", file]) == 0
+    assert set(names) <= set(json.loads(capsys.readouterr().out)["$defs"])
+
+
 def test_both_scoring_commands_have_the_same_protocol_options():
     """And each has every one of them, with the same help but for the default."""
     words = ["--protocol", "generic", "--unique-ids", "--trials", "3", "--device", "cuda:1", "--exclude", "camera"]

@@ -11,7 +11,7 @@ from launch.study.trainings import Training
 from shards.pedestrians.synth import synthesise
 from tacaf.command import EXIT_STOPPED
 from tests.processes import LIMIT_S, wait_until
-from tests.train.test_training import TINY, refused, run, start, steps_of
+from tests.train.tiny_runs import TINY, refused, run, start, steps_of
 
 SETTINGS = [part for value in (*TINY, "train.epochs=1", "evaluation.every=0") for part in ("--set", value)]
 
@@ -52,7 +52,7 @@ def test_sysu_mm01_interrupted_and_resumed(raw_sysu, tmp_path):
     text = (out / "table.md").read_text()
     assert f"{100 * own['mean']['rank1']:.2f} ± {100 * own['std']['rank1']:.2f} /" in text
     assert "75.98/70.55" in text
-    assert f"This is not sysu_mm01: {table['identities']} training identities instead of 395 or 296." in text
+    assert f"This is not sysu_mm01: it has {table['identities']} training identities instead of 395 or 296." in text
     assert text in done.stdout
     # nothing is trained twice, and what somebody scored with other options is not the training's
     other = {**own, "embedding": "full", "mean": dict.fromkeys(own["mean"], 0.0)}
@@ -64,17 +64,19 @@ def test_sysu_mm01_interrupted_and_resumed(raw_sysu, tmp_path):
 
 
 def test_regdb_scores_its_splits_together(tmp_path):
+    """As they were scored one by one: with re-ranking here."""
     command = words("regdb", raw_of("regdb", tmp_path), tmp_path / "out", "--rows", "baseline", "--regdb-splits", 2, 5)
-    run(*command)
+    run(*command, "--set", "evaluation.rerank=[5, 3, 0.3]")
     results = table_of(tmp_path / "out")["rows"][0]["results_of_seeds"][0]
     assert {result["direction"] for result in results} == {"visible_to_infrared", "infrared_to_visible"}
     for result in results:
         assert len(result["trials"]) == 2
         singles = []
         for split in (2, 5):
-            name = f"baseline-split{split}-seed0/results/regdb-{result['direction']}.json"
+            name = f"baseline-split{split}-seed0/results/regdb-{result['direction']}-rerank.json"
             singles.append(json.loads((tmp_path / "out" / "runs" / name).read_text())["mean"]["rank1"])
         assert [trial["rank1"] for trial in result["trials"]] == pytest.approx(singles)
+        assert result["rerank"] == {"k1": 5, "k2": 3, "lambda": 0.3}
 
 
 @pytest.mark.slow

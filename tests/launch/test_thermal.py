@@ -29,8 +29,8 @@ from tacaf.train.config import load_config
 from tacaf.vocabulary import Branch, InputError, Modality
 from tests.thermal import HIGH, LOW, encoded
 from tests.train.finished import DEMO, write_model, write_scores
-from tests.train.test_training import command_of
-from tests.train.test_training import run as run_command
+from tests.train.tiny_runs import command_of
+from tests.train.tiny_runs import run as run_command
 
 SIZE = (96, 48)  # of the model: nothing is resized
 IR = Modality.INFRARED

@@ -6,6 +6,7 @@ import pytest
 from tacaf.evaluation.ranking import Ranks
 from tacaf.evaluation.setting import choose_setting
 from tacaf.evaluation.trials import make_trials
+from tacaf.report import examples
 from tacaf.report.embedding_map import IDENTITIES, IMAGES, map_embeddings
 from tacaf.report.examples import BEST, DRAWN, WORST, choose_pairs, choose_queries, choose_ranked_lists
 from tacaf.report.figures import cmc, draw_distances, draw_map
@@ -24,7 +25,9 @@ def unit(features):
     return features.features / np.linalg.norm(features.features, axis=1, keepdims=True)
 
 
-def test_ranked_lists_are_the_nearest_eligible_gallery_images():
+@pytest.mark.parametrize("piece", [5, examples.PIECE], ids=["in pieces", "at once"])
+def test_ranked_lists_are_the_nearest_eligible_gallery_images(monkeypatch, piece):
+    monkeypatch.setattr(examples, "PIECE", piece)
     trial, ranks = trial_and_ranks()
     lists = choose_ranked_lists(trial, ranks, "cosine", n=5, shown=4, seed=0)[DRAWN]
     assert len(lists) == len({one.query for one in lists}) == 5
@@ -63,6 +66,12 @@ def test_queries_without_a_match_are_never_shown():
     chosen = choose_queries(trial, lost, 30, seed=0)
     assert len(chosen[DRAWN]) == 4
     assert all(place >= 20 for places in chosen.values() for place in places)
+
+
+def test_a_report_without_ranked_lists_has_no_pairs_either():
+    trial, ranks = trial_and_ranks()
+    assert choose_ranked_lists(trial, ranks, "cosine", n=0, shown=4, seed=0) == {DRAWN: [], BEST: [], WORST: []}
+    assert choose_pairs(trial, ranks, "cosine", 0, seed=0) == []
 
 
 def test_pairs_are_the_nearest_right_and_the_nearest_wrong_image():

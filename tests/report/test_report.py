@@ -22,12 +22,23 @@ SETTINGS = EvaluationConfig()
 AS_TRAINED = {"embedding": "full", "flip": False}
 
 
-def write_run(folder, steps: int = 30, note: str = "") -> None:
+def write_run(folder, protocol: str = "sysu_mm01", steps: int = 30, note: str = "") -> None:
+    """A run's folder with what a report reads. RegDB: visible to infrared alone."""
     (folder / "results").mkdir(parents=True)
-    for mode in ("all_search", "indoor_search"):
-        for shots in (1, 10):
-            result = score(feature_set(), "sysu_mm01", mode=mode, shots=shots, circumstances=AS_TRAINED)
-            (folder / "results" / f"{mode}-{shots}.json").write_text(json.dumps(result.as_json()))
+    if protocol == "regdb":
+        results = {
+            "visible_to_infrared": score(
+                feature_set(), protocol, direction="visible_to_infrared", circumstances=AS_TRAINED
+            )
+        }
+    else:
+        results = {
+            f"{mode}-{shots}": score(feature_set(), protocol, mode=mode, shots=shots, circumstances=AS_TRAINED)
+            for mode in ("all_search", "indoor_search")
+            for shots in (1, 10)
+        }
+    for name, result in results.items():
+        (folder / "results" / f"{name}.json").write_text(json.dumps(result.as_json()))
     records = [
         {
             "kind": "step",
@@ -84,6 +95,23 @@ def test_real_size_results_are_not_called_incomparable(tmp_path):
     for path in (tmp_path / "run" / "results").glob("*.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "queries": SYSU_MM01_QUERIES}))
     assert "cannot be compared" not in write_report(tmp_path / "run", SETTINGS).read_text()
+
+
+@pytest.mark.parametrize(("queries", "comparable"), [(2_060, True), (24, False)])
+def test_a_result_is_shown_in_the_column_of_its_own_data_set(tmp_path, queries, comparable):
+    write_run(tmp_path, "regdb")
+    path = tmp_path / "results" / "visible_to_infrared.json"
+    result = json.loads(path.read_text())
+    path.write_text(json.dumps({**result, "queries": queries}))
+    page = write_report(tmp_path, EvaluationConfig(protocol="regdb")).read_text()
+    row = re.search('<tr class="ours">.*?</tr>', page).group()
+    figure = f"{100 * result['mean']['rank1']:.1f}/{100 * result['mean']['mAP']:.1f}"
+    empty = "not measured"
+    assert re.findall("<td>(.*?)</td>", row) == ["this run", empty, empty, figure, empty, empty, empty]
+    headings = re.findall(r'<th scope="col">([^<]*)</th>', page)
+    assert headings[headings.index("method") + 3] == "RegDB visible→infrared"
+    assert ("cannot be compared" in page) != comparable
+    assert "56.5/59.8" in page, "LLCM's published figures have columns too"
 
 
 @pytest.mark.slow

@@ -1,64 +1,22 @@
-"""Packing in processes, killed and gone on with: the same bytes, finished shards untouched, one packing at a time."""
+"""Packing in several processes and resuming it: the same bytes, and finished shards are not written again."""
 
-import errno
 import io
 import json
 import os
-import resource
-import signal
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from tqdm import tqdm
 
-from shards import output, shard_job, writer
-from shards.__main__ import main
-from shards.output import new_set
+from shards import shard_job
 from shards.shard_job import FinishedShard, plan, write_shard
-from shards.sources import llcm
 from shards.sources.record import Record
 from shards.verify import verify
 from shards.workers import in_order
-from shards.writer import Packed, pack
+from shards.writer import pack
 from tacaf.vocabulary import InputError, Split
-from tests.processes import LIMIT_S, wait_until
-from tests.shards.raw import column, image_bytes, noise_records, noise_splits, snapshot, write_llcm
-
-MIB = 2**20
-PADDING = bytes(MIB)  # after the end of a JPEG: still a whole image, and an identity fills a shard of 1 MiB
-ROOT = Path(__file__).parents[2]
-
-
-def raw(root: Path, pids: int = 4) -> list[Record]:
-    """Every identity fills a shard."""
-    records = noise_records(root, pids)
-    for record in records[::4]:
-        record.path.write_bytes(record.path.read_bytes() + PADDING)
-    return records
-
-
-def pack_raw(root: Path, out: Path, records: list[Record], **options) -> Packed:
-    pids = max(record.pid for record in records)
-    return pack(records, out, "noise", noise_splits(pids), root=root, source="noise", **{"shard_mib": 1, **options})
-
-
-def interrupted(root: Path, out: Path, records: list[Record]) -> dict[str, tuple[int, int]]:
-    """A packing that an unreadable last image ended; the finished shards."""
-    records[-1].path.write_bytes(b"")
-    with pytest.raises(InputError, match="empty file"):
-        pack_raw(root, out, records)
-    assert not out.exists()
-    return identities(out)
-
-
-def identities(folder: Path) -> dict[str, tuple[int, int]]:
-    """Inode and time of every tar of a set, or waiting for the set: a rewritten file has others."""
-    waiting = folder.with_name(folder.name + ".packing") / "shards"
-    tars = [*folder.glob("*.tar"), *waiting.glob("*.tar")]
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in tars}
+from tests.shards.noise_sets import MIB, PADDING, finished_shards, interrupted, pack_raw, raw
+from tests.shards.raw import column, image_bytes, noise_records, noise_splits, snapshot
 
 
 @pytest.mark.slow
@@ -91,7 +49,7 @@ def test_finished_shards_are_not_written_again(tmp_path, capsys):
     records[-1].path.write_bytes(good)
     pack_raw(tmp_path / "raw", tmp_path / "set", records)
     assert "going on from 3 of 4 shards" in capsys.readouterr().err
-    assert set(finished.values()) < set(identities(tmp_path / "set").values())
+    assert set(finished.values()) < set(finished_shards(tmp_path / "set").values())
     pack_raw(tmp_path / "raw", tmp_path / "whole", records)
     assert snapshot(tmp_path / "set") == snapshot(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "set", "whole"]
@@ -102,7 +60,7 @@ def test_leaving_the_bad_image_out_keeps_the_other_shards(tmp_path):
     records = raw(tmp_path / "raw")
     finished = interrupted(tmp_path / "raw", tmp_path / "set", records)
     pack_raw(tmp_path / "raw", tmp_path / "set", records, skip_bad=True)
-    assert set(finished.values()) < set(identities(tmp_path / "set").values())
+    assert set(finished.values()) < set(finished_shards(tmp_path / "set").values())
     assert verify(tmp_path / "set") == []
 
 
@@ -134,7 +92,7 @@ def test_shards_of_changed_files_or_lists_are_dropped(tmp_path, capsys, change):
     shown = capsys.readouterr().err
     assert "dropped 1 of the shards finished before" in shown
     assert "going on from 2 of 4 shards" in shown
-    assert len(set(finished.values()) & set(identities(tmp_path / "set").values())) == 2
+    assert len(set(finished.values()) & set(finished_shards(tmp_path / "set").values())) == 2
     pack_raw(tmp_path / "raw", tmp_path / "whole", changed, skip_bad=True)
     assert snapshot(tmp_path / "set") == snapshot(tmp_path / "whole")
 
@@ -146,7 +104,7 @@ def test_other_options_begin_anew(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert "dropped 3 of the shards finished before" in shown
     assert "going on" not in shown
-    assert len(identities(tmp_path / "set")) == 2
+    assert len(finished_shards(tmp_path / "set")) == 2
 
 
 def test_bad_images_left_out_before_stop_a_packing_that_does_not_allow_them(tmp_path):
@@ -176,116 +134,6 @@ def test_a_damaged_leftover_is_written_again(tmp_path, suffix, capsys):
     assert verify(tmp_path / "set") == []
 
 
-def test_without_hard_links_nothing_is_lost(tmp_path, monkeypatch):
-    records = raw(tmp_path / "raw")
-    pack_raw(tmp_path / "raw", tmp_path / "a", records)
-
-    def refuse(*names):
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(output.os, "link", refuse)
-    monkeypatch.setattr(writer, "write_column", refuse)
-    with pytest.raises(PermissionError) as raised:
-        pack_raw(tmp_path / "raw", tmp_path / "b", records)
-    assert raised.value.__notes__[0].startswith("4 finished shards wait")
-    monkeypatch.undo()
-    monkeypatch.setattr(output.os, "link", refuse)
-    finished = identities(tmp_path / "b")
-    pack_raw(tmp_path / "raw", tmp_path / "b", records)
-    assert set(finished.values()) == set(identities(tmp_path / "b").values())
-    assert snapshot(tmp_path / "a") == snapshot(tmp_path / "b")
-
-
-def test_one_packing_at_a_time(tmp_path):
-    records = raw(tmp_path / "raw")
-
-    def first() -> None:
-        with new_set(tmp_path / "set", False):
-            with pytest.raises(InputError, match=f"set, but process {os.getpid()} "):
-                pack_raw(tmp_path / "raw", tmp_path / "set", records)
-            pack_raw(tmp_path / "raw", tmp_path / "other", records)
-            raise RuntimeError("enough")
-
-    with pytest.raises(RuntimeError, match="enough"):
-        first()
-    pack_raw(tmp_path / "raw", tmp_path / "set", records)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "raw", "set"]
-
-
-def test_the_working_folder_must_be_ours(tmp_path):
-    (tmp_path / "set.packing").mkdir()
-    (tmp_path / "set.packing/thesis.txt").write_text("years")
-    with pytest.raises(InputError, match=r"set\.packing, .*thesis\.txt"):
-        pack_raw(tmp_path / "raw", tmp_path / "set", raw(tmp_path / "raw"))
-    assert snapshot(tmp_path / "set.packing") == {"thesis.txt": b"years"}
-
-
-def test_a_lock_file_that_its_owner_has_just_removed(tmp_path, monkeypatch):
-    """Opened before and locked after: it locks nothing that another process would see, so a new one is made."""
-    lock, opened, flock = tmp_path / "set.packing/lock", os.open, output.fcntl.flock
-    calls = []
-
-    def open_late(path, *rest, **options):
-        calls.append(path)
-        if path == lock and len(calls) == 1:
-            lock.parent.rmdir()
-        return opened(path, *rest, **options)
-
-    def lock_late(handle, how):
-        calls.append(handle)
-        if len(calls) == 3:
-            lock.unlink()
-        flock(handle, how)
-
-    monkeypatch.setattr(output.os, "open", open_late)
-    monkeypatch.setattr(output.fcntl, "flock", lock_late)
-    with new_set(tmp_path / "set", False):
-        assert lock.read_text() == str(os.getpid())
-    assert calls[:2] == [lock, lock]
-    assert sum(isinstance(call, int) for call in calls) == 2, "locked twice"
-
-
-@pytest.mark.parametrize(("code", "goes_on"), [(errno.ENOLCK, True), (errno.EIO, False)])
-def test_a_file_system_without_locks(tmp_path, monkeypatch, code, goes_on):
-    def refuse(*how):
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr(output.fcntl, "flock", refuse)
-    records = raw(tmp_path / "raw")
-    if goes_on:
-        assert pack_raw(tmp_path / "raw", tmp_path / "set", records).index.images == 16
-    else:
-        with pytest.raises(OSError, match=os.strerror(code)):
-            pack_raw(tmp_path / "raw", tmp_path / "set", records)
-        assert sorted(path.name for path in tmp_path.iterdir()) == ["raw", "set.packing"]
-
-
-def test_exchange(tmp_path, monkeypatch):
-    (tmp_path / "a/inside").mkdir(parents=True)
-    (tmp_path / "b").mkdir()
-    assert output._exchange(tmp_path / "a", tmp_path / "b")
-    assert (tmp_path / "b/inside").is_dir()
-    assert not output._exchange(tmp_path / "b", tmp_path / "b/inside"), "the system says that it cannot"
-    with pytest.raises(FileNotFoundError):
-        output._exchange(tmp_path / "a", tmp_path / "c")
-    monkeypatch.setattr(output.ctypes, "CDLL", lambda *_, **__: object())
-    assert not output._exchange(tmp_path / "a", tmp_path / "b"), "a system without the call"
-
-
-def test_links_fail_for_a_reason(tmp_path):
-    for name in "ab":
-        (tmp_path / name).write_text(name)
-    with pytest.raises(FileExistsError):
-        output.link(tmp_path / "a", tmp_path / "b")
-
-
-def test_a_mount_point_cannot_be_renamed(tmp_path, monkeypatch):
-    (tmp_path / "set").mkdir()
-    monkeypatch.setattr(output.os.path, "ismount", lambda path: path == tmp_path / "set")
-    with pytest.raises(InputError, match="mount point"):
-        pack_raw(tmp_path / "raw", tmp_path / "set", raw(tmp_path / "raw"))
-
-
 @pytest.mark.slow
 def test_progress_counts_the_images_of_all_workers(tmp_path):
     records = raw(tmp_path / "raw")
@@ -295,177 +143,6 @@ def test_progress_counts_the_images_of_all_workers(tmp_path):
         assert bar.n == 20
     assert [len(shard.offset) for shard in shards] == [4] * 4
     assert all(isinstance(shard, FinishedShard) for shard in shards)
-
-
-def llcm_command(root: Path, out: Path, workers: int) -> list[str]:
-    words = ["pack", "llcm", "--root", root, "--out", out, "--shard-mib", 1, "--workers", workers]
-    return [str(word) for word in words]
-
-
-WAITING = """
-import pathlib, time
-real = pathlib.Path.read_bytes
-def read_bytes(path):
-    while str(path) == {slow!r}:
-        time.sleep(1)
-    return real(path)
-pathlib.Path.read_bytes = read_bytes
-"""
-
-
-def children_of(pid: int) -> set[int]:
-    found = set()
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            after_name = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(after_name[1]) == pid and after_name[0] != "Z":
-            found.add(int(path.parent.name))
-    return found
-
-
-@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGINT", "a worker"])
-def test_a_killed_packing_goes_on(tmp_path, capsys, how):
-    """A real one, with two workers: one of them waits for an image that never comes, so the kill finds them at work.
-
-    Reading it is made to wait by a module that Python imports first, in every process with this environment.
-    """
-    root, out = write_llcm(tmp_path / "raw"), tmp_path / "sets" / "set"
-    for pid in (5, 7):
-        path = next((root / f"vis/{pid:04d}").iterdir())
-        path.write_bytes(path.read_bytes() + PADDING)
-    for pid in (6, 8):
-        path = next((root / f"test_vis/cam1/{pid:04d}").iterdir())
-        path.write_bytes(path.read_bytes() + PADDING)
-    slow = next((root / "nir/0007").iterdir())
-    (tmp_path / "first").mkdir()
-    (tmp_path / "first/sitecustomize.py").write_text(WAITING.format(slow=str(slow)))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "shards", *llcm_command(root, out, workers=2)],
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{tmp_path / 'first'}:{ROOT}"},
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    records = out.with_name("set.packing") / "shards"
-    with process:
-        try:
-            wait_until(lambda: len(list(records.glob("*.json"))) == 3, process)
-            finished, workers = identities(out), children_of(process.pid)
-            at_work = [pid for pid in workers if b"spawn_main" in command_line(pid)]
-            assert len(at_work) == 2
-            assert all(blocks_ctrl_c(pid) for pid in at_work), "a terminal sends it to them too"
-            assert main(llcm_command(root, out, workers=1)) == 2
-            assert f"but process {process.pid} is" in capsys.readouterr().err
-            if how == "a worker":
-                for pid in at_work:
-                    os.kill(pid, signal.SIGKILL)
-            elif how == "SIGINT":
-                os.killpg(process.pid, signal.SIGINT)  # as the terminal does: to the workers too
-            else:
-                process.send_signal(signal.Signals[how])
-            _, shown = process.communicate(timeout=LIMIT_S)
-        finally:
-            process.kill()
-    assert process.returncode == {"SIGKILL": -9, "SIGTERM": 143, "SIGINT": 130, "a worker": 2}[how]
-    wait_until(lambda: not any(b"spawn_main" in command_line(pid) for pid in at_work))
-    assert not out.exists()
-    assert not list(out.parent.rglob("index.json"))
-    if how != "SIGKILL":
-        word = {"SIGTERM": "terminated", "SIGINT": "interrupted"}.get(how, "one was killed")
-        (last,) = shown.splitlines()
-        assert last.startswith("error: ")
-        assert word in last
-        assert last.endswith(f"3 finished shards wait in {records}: the same command resumes from there")
-    assert main(llcm_command(root, out, workers=1)) == 0
-    assert "going on from 3 of 4 shards" in capsys.readouterr().err
-    assert len(finished) == 3
-    assert set(finished.values()) < set(identities(out).values())
-    whole = llcm.pack(root, tmp_path / "whole", shard_mib=1)
-    assert snapshot(out) == snapshot(whole.folder)
-    assert [path.name for path in out.parent.iterdir()] == ["set"]
-
-
-def command_line(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""
-
-
-def blocks_ctrl_c(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/status").read_text()
-    blocked = next(line.split()[1] for line in status.splitlines() if line.startswith("SigBlk:"))
-    return bool(int(blocked, 16) >> (signal.SIGINT - 1) & 1)
-
-
-def test_a_full_disk_is_one_clear_error(tmp_path):
-    """A limit on the size of files stands for it: the write fails in a worker, inside the third shard."""
-    records = raw(tmp_path / "raw")
-    records[8].path.write_bytes(image_bytes(1) + 3 * PADDING)
-    rows = [f"{r.path.relative_to(tmp_path / 'raw')},{r.pid},{r.modality},{r.split}\n" for r in records]
-    (tmp_path / "list.csv").write_text("path,pid,modality,split\n" + "".join(rows))
-    words = ["--csv", tmp_path / "list.csv", "--root", tmp_path / "raw", "--out", tmp_path / "set"]
-    command = [sys.executable, "-m", "shards", "pack", "manifest", *words, "--shard-mib", "1", "--workers", "2"]
-    limit = (2 * MIB, 2 * MIB)
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {tmp_path}/set.packing/shards/")
-    assert os.strerror(errno.EFBIG)[1:] in line
-    assert "the same command resumes from there" in line
-    assert not (tmp_path / "set").exists()
-    assert not list(tmp_path.rglob("index.json"))
-    assert not list(tmp_path.rglob("*.partial"))
-    assert main([str(word) for word in command[3:]]) == 0
-    assert verify(tmp_path / "set") == []
-
-
-SWAP = """
-import os, signal, sys
-from pathlib import Path
-from shards import output
-from tests.shards.test_resume import pack_raw
-from tests.shards.raw import noise_records
-exchange, rename = output._exchange, os.rename
-def die(*names): os.kill(os.getpid(), signal.SIGKILL)
-if sys.argv[3] == "exchange":
-    output._exchange = lambda *names: exchange(*names) and die()
-else:
-    output._exchange = lambda *names: False
-    os.rename = lambda source, target: die() if source.parent.name == "set.packing" else rename(source, target)
-root = Path(sys.argv[1])
-pack_raw(root, Path(sys.argv[2]), [r for r in noise_records(root, 4)], overwrite=True)
-"""
-
-
-@pytest.mark.parametrize("step", ["exchange", "rename"])
-def test_a_kill_in_the_moment_of_replacing_leaves_the_old_set_or_the_new(tmp_path, step):
-    records, out = raw(tmp_path / "raw"), tmp_path / "sets" / "set"
-    pack_raw(tmp_path / "raw", out, records)
-    before = snapshot(out)
-    script = [sys.executable, "-c", SWAP, tmp_path / "raw", out, step]
-    done = subprocess.run(script, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    if step == "exchange":
-        assert verify(out) == []
-        assert snapshot(out) != before
-    with pytest.raises(InputError, match="--overwrite"):  # the next packing finds the set in its place
-        pack_raw(tmp_path / "raw", out, records)
-    assert (snapshot(out) == before) == (step == "rename")
-    pack_raw(tmp_path / "raw", out, noise_records(tmp_path / "raw"), overwrite=True)
-    assert verify(out) == []
-    assert [path.name for path in out.parent.iterdir()] == ["set"]
 
 
 def test_a_set_in_one_shard_says_nothing_of_going_on(tmp_path, capsys):

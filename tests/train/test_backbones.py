@@ -8,7 +8,7 @@ from safetensors.numpy import load_file
 
 from tacaf.model.file import load_model
 from tacaf.vocabulary import Modality
-from tests.train.test_training import steps_of, train
+from tests.train.tiny_runs import steps_of, train
 
 DINO = (
     "model.backbone={kind: transformers, name: dinov2, options: {hidden_size: 16, num_hidden_layers: 3,"

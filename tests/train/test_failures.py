@@ -19,7 +19,7 @@ from tacaf.train import saving
 from tacaf.train.watchdog import PERIOD_S, Watchdog
 from tests.disks import fill
 from tests.processes import LIMIT_S, free_port, wait_until
-from tests.train.test_training import ROOT, command_of, records_of, refused, start, steps_of, train
+from tests.train.tiny_runs import ROOT, command_of, records_of, refused, start, steps_of, train
 
 
 def two_ranks_of(shards: Path, folder: Path, *more: str) -> list[subprocess.Popen]:
@@ -117,7 +117,7 @@ def test_steps_are_skipped_up_to_the_limit(sysu_shards, tmp_path):
     folder = tmp_path / "run"
     values = ("optim.new_rate=1e30", "evaluation.every=0", "train.on_nonfinite=skip", "train.nonfinite_limit=2")
     done = train(sysu_shards, folder, *values, check=False)
-    refused(done, "2 steps were skipped before, the limit")
+    refused(done, "the limit of 2 skipped steps is reached")
     warnings = [record["text"] for record in records_of(folder, "warning")]
     assert len([text for text in warnings if "skipped" in text]) == 2
     skipped = [step for step in steps_of(folder) if step["loss"] is None or step["gradient_norm"] is None]

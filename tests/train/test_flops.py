@@ -6,7 +6,7 @@ from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
 from tacaf.train.config import load_config
 from tacaf.train.flops import step_flops
-from tests.train.test_training import ROOT
+from tests.train.tiny_runs import ROOT
 
 
 def flops_of(shards, *values: str) -> tuple[float, int, int]:

@@ -16,7 +16,7 @@ from tacaf.train.step import Computed, stacked
 from tacaf.train.update import poisoned
 from tests.model.cases import pairs_of, tiny_batch, tiny_model
 from tests.train.engine_cases import DEMO
-from tests.train.test_training import command_of, records_of, run, same_run, train
+from tests.train.tiny_runs import command_of, records_of, run, same_run, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")]
 ON = ("train.cuda_graph=true", "deepspeed.zero_optimization.stage=0")

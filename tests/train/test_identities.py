@@ -9,7 +9,7 @@ import torch
 from tacaf.train.config import load_config
 from tacaf.train.new_model import build_model
 from tests.tolerances import State, assert_same_losses, assert_same_training
-from tests.train.test_training import STEPS, steps_of, tensors_of, train
+from tests.train.tiny_runs import STEPS, steps_of, tensors_of, train
 
 SHORT = (
     "train.epochs=1",

@@ -18,7 +18,7 @@ from tests.model.rank_threads import on_ranks
 from tests.tolerances import assert_same_losses, assert_same_training
 from tests.train.engine_cases import DEMO
 from tests.train.test_identities import SHORT
-from tests.train.test_training import STEPS, steps_of, tensors_of, train
+from tests.train.tiny_runs import STEPS, steps_of, tensors_of, train
 
 SPLIT = "model.classifier.sharding=identities"
 IDENTITIES = 11

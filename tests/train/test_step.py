@@ -28,7 +28,7 @@ from tests.fake_gpu import DEVICE, Operators, without_pinning
 from tests.model import cases as model_cases
 from tests.model.cases import tiny_batch, tiny_model
 from tests.processes import LIMIT_S
-from tests.train.test_training import ROOT, TINY, command_of, refused, run, same_run, steps_of
+from tests.train.tiny_runs import ROOT, TINY, command_of, refused, run, same_run, steps_of
 
 
 @pytest.mark.parametrize("deterministic", [False, True])

@@ -13,7 +13,7 @@ from tacaf.vocabulary import InputError
 from tests.processes import LIMIT_S
 from tests.tolerances import assert_same_losses
 from tests.train.engine_cases import DEMO
-from tests.train.test_training import ROOT, same_run, steps_of, train
+from tests.train.tiny_runs import ROOT, same_run, steps_of, train
 
 SAME_SUMS = (
     *(f"accumulate-sgd-{stage}" for stage in range(4)),
