@@ -89,6 +89,7 @@ class Scores(NamedTuple):
     """All that a cross-entropy needs of a classifier's logits, which may never be in memory together.
 
     They are logits of all I identities, or of those that the step uses (`model.classifier.negatives`).
+    Several equally long sets of rows may be stacked: S x B.
     """
 
     own_B: torch.Tensor  # float32, log-probability of the row's own identity
@@ -96,11 +97,11 @@ class Scores(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """Everything that the training forward passes to the losses. A disabled module gives an empty tuple."""
+    """Everything that the training forward passes to the losses. A disabled module gives None or an empty tuple."""
 
     pooled_BC: torch.Tensor  # float32, GeM before the neck
     scores: Scores
-    consistency_scores: tuple[Scores, ...] = ()  # layer 3, layer 4: a row for each of N anchors
+    consistency_scores: Scores | None = None  # layer 3, layer 4: layers x N anchors
     alignments: tuple[Alignment, ...] = ()  # layer 3, layer 4
-    node_scores: tuple[Scores, ...] = ()  # one per classified IPCAM node (g, coarse, fine), each with B rows
-    pair_scores: tuple[Scores, ...] = ()  # IPCAM stage 4: visible and infrared, a row for each of P pairs
+    node_scores: Scores | None = None  # IPCAM's classified nodes, g, coarse, fine: nodes x B
+    pair_scores: Scores | None = None  # IPCAM stage 4, visible and infrared side: 2 x P pairs

@@ -12,8 +12,8 @@ MINMAX_FLOOR = 1e-12  # LbA's guard in (x - min) / (max - min + floor)
 
 def minmax(values_NL: torch.Tensor) -> torch.Tensor:
     """(x - min) / (max - min + 1e-12) over the last dimension; 0 for a constant row (LbA)."""
-    low = values_NL.amin(-1, keepdim=True)
-    return (values_NL - low) / (values_NL.amax(-1, keepdim=True) - low + MINMAX_FLOOR)
+    low, high = values_NL.aminmax(dim=-1, keepdim=True)
+    return (values_NL - low) / (high - low + MINMAX_FLOOR)
 
 
 def feature_mask(features_BLC: torch.Tensor) -> torch.Tensor:

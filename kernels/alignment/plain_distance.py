@@ -1,13 +1,24 @@
-"""The alignment distance without a warp, in plain PyTorch, pair by pair (method §4.1; README.md here).
+"""The alignment distance without a warp, in plain PyTorch, block by block (method §4.1; README.md here).
 
 |f - w|^2 = |f|^2 - 2 sum_s P <f, f_k(s)> + P G P^T with the Gram matrix G = f_k f_k^T, once per target image.
 Where w lies so near f that this cancels, the few rows concerned are warped and subtracted instead.
-Legend: B images, L positions, C channels, N pairs; a the anchor, k the target of a pair.
+Legend: B images, L positions, C channels, N pairs, G of a block; a the anchors, k the targets of its pairs.
 """
+
+from collections.abc import Iterator
 
 import torch
 
-from kernels.alignment.plain_terms import CANCELS, distance_floor, norms, similarity_backward
+from kernels.alignment.plain_terms import (
+    CANCELS,
+    add_products,
+    add_rows,
+    blocks,
+    distance_floor,
+    norms,
+    picked,
+    similarity_backward,
+)
 from kernels.common.dtypes import compute_dtype
 
 
@@ -22,18 +33,25 @@ def forward(
     gram = features.new_zeros(images, length, length)
     for k in target_N.unique().tolist():
         torch.mm(features[k], features[k].mT, out=gram[k])
-    for n, (a, k) in enumerate(zip(anchor_N.tolist(), target_N.tolist(), strict=True)):
-        product = torch.mm(features[a], features[k].mT)
-        torch.mul(product, inverse[a].unsqueeze(1), out=similarity[n]).mul_(inverse[k])
-        probability = torch.softmax(beta * similarity[n], dim=-1)
-        shift = torch.mm(probability, gram[k]).sub_(product, alpha=2)
-        square, whole = (probability * shift).sum(-1).add_(norm[a].square()), norm[a].square()
-        near = (square < CANCELS * whole).nonzero().squeeze(-1)
-        if len(near):
-            square[near] = (probability[near] @ features[k] - features[a][near]).square().sum(-1)
-        torch.sqrt(square, out=root[n])
+    for block, (a, k) in blocks(features, anchor_N, target_N):
+        product = torch.bmm(picked(features, a), picked(features, k).mT)
+        torch.mul(product, inverse[a].unsqueeze(2), out=similarity[block]).mul_(inverse[k].unsqueeze(1))
+        probability = torch.softmax(beta * similarity[block], dim=-1)
+        shift = torch.bmm(probability, picked(gram, k)).sub_(product, alpha=2)
+        whole = norm[a].square()
+        square = (probability * shift).sum(-1).add_(whole)
+        for g, near in _near_rows(square < CANCELS * whole):
+            warp = probability[g, near] @ features[k[g]]
+            square[g, near] = (warp - features[a[g]][near]).square().sum(-1)
+        torch.sqrt(square, out=root[block])
     distance = mask_BL.to(features.dtype)[anchor_N] * torch.maximum(root, distance_floor(norm[anchor_N]))
     return distance, root, similarity, gram
+
+
+def _near_rows(near_GL: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """The pairs of a block that have rows where w is near f, and the numbers of these rows."""
+    for g in near_GL.any(1).nonzero().flatten().tolist():
+        yield g, near_GL[g].nonzero().squeeze(-1)
 
 
 def backward(
@@ -59,26 +77,26 @@ def backward(
     slope_NL = torch.where(counts, slope / torch.where(counts, root_NL, 1.0), 0.0)
     gradient, along, grad_gram = torch.zeros_like(features), torch.zeros_like(norm), torch.zeros_like(gram_BLL)
     near_NL = counts & (root_NL.square() < CANCELS * norm[anchor_N].square())
-    for n, (a, k) in enumerate(zip(anchor_N.tolist(), target_N.tolist(), strict=True)):
-        probability = torch.softmax(beta * similarity_NLL[n], dim=-1)
-        near = near_NL[n].nonzero().squeeze(-1)
-        slope = slope_NL[n].index_fill(0, near, 0)
-        sloped = probability * slope.unsqueeze(1)
-        product = (similarity_NLL[n] * norm[a].unsqueeze(1)).mul_(norm[k])
-        grad_probability = torch.mm(probability, gram_BLL[k]).sub_(product).mul_(slope.unsqueeze(1))
-        if len(near):  # these rows are subtracted before they are multiplied, as in forward
-            rows = probability[near]
-            grad_warp = (rows @ features[k]).sub_(features[a][near]).mul_(slope_NL[n][near].unsqueeze(1))
-            grad_probability[near] = grad_warp @ features[k].mT
-            gradient[k].addmm_(rows.mT, grad_warp)
-            gradient[a].index_add_(0, near, grad_warp, alpha=-1)
-        grad, along_a, along_k = similarity_backward(probability, grad_probability, similarity_NLL[n], beta)
-        along[a] += along_a * inverse[a].square() - slope
-        along[k] += along_k * inverse[k].square()
-        grad.mul_(inverse[a].unsqueeze(1)).mul_(inverse[k]).sub_(sloped)
-        gradient[a].addmm_(grad, features[k])
-        gradient[k].addmm_(grad.mT, features[a])
-        grad_gram[k].addmm_(sloped.mT, probability)
+    for block, (a, k) in blocks(features, anchor_N, target_N):
+        anchor, target, similarity = picked(features, a), picked(features, k), similarity_NLL[block]
+        probability = torch.softmax(beta * similarity, dim=-1)
+        slope = slope_NL[block].masked_fill(near_NL[block], 0)
+        sloped = probability * slope.unsqueeze(2)
+        product = (similarity * norm[a].unsqueeze(2)).mul_(norm[k].unsqueeze(1))
+        grad_probability = torch.bmm(probability, picked(gram_BLL, k)).sub_(product).mul_(slope.unsqueeze(2))
+        for g, near in _near_rows(near_NL[block]):  # subtracted before they are multiplied, as in forward
+            rows, near_slope = probability[g, near], slope_NL[block][g, near].unsqueeze(1)
+            grad_warp = (rows @ target[g]).sub_(anchor[g, near]).mul_(near_slope)
+            grad_probability[g, near] = grad_warp @ target[g].mT
+            gradient[k[g]].addmm_(rows.mT, grad_warp)
+            gradient[a[g]].index_add_(0, near, grad_warp, alpha=-1)
+        grad, along_a, along_k = similarity_backward(probability, grad_probability, similarity, beta)
+        add_rows(along, a, along_a * inverse[a].square() - slope)
+        add_rows(along, k, along_k * inverse[k].square())
+        grad.mul_(inverse[a].unsqueeze(2)).mul_(inverse[k].unsqueeze(1)).sub_(sloped)
+        add_products(gradient, a, (grad, target))
+        add_products(gradient, k, (grad.mT, anchor))
+        add_products(grad_gram, k, (sloped.mT, probability))
     for k in target_N.unique().tolist():
         gradient[k].addmm_(grad_gram[k], features[k])
     return gradient.addcmul_(features, along.unsqueeze(-1), value=-1).to(features_BLC.dtype)

@@ -1,14 +1,23 @@
-"""Soft alignment in plain PyTorch, pair by pair: the reference's algebra with less memory traffic (method §4.1).
+"""Soft alignment in plain PyTorch, block by block: the reference's algebra with less memory traffic (method §4.1).
 
-One pair's maps stay in the cache, gathers are views, every product writes into a buffer or adds into the gradient in
-place, and what is kept for backward is N x L x L. Derivation: README.md beside this file.
-Legend: B images, L positions, C channels, N pairs; a the anchor, k the target of a pair; m the anchor's mask.
+The maps of a block's pairs stay in the cache, and what is kept for backward is N x L x L. Large maps have a pair in a
+block: gathers are views and products add into the gradient in place. Derivation: README.md beside this file.
+Legend: B images, L positions, C channels, N pairs, G of a block; a the anchors, k the targets; m the anchors' masks.
 """
 
 import torch
 
 from kernels.alignment.mask import minmax
-from kernels.alignment.plain_terms import distance_floor, norms, similarity_backward
+from kernels.alignment.plain_terms import (
+    add_products,
+    add_rows,
+    blocks,
+    distance_floor,
+    norms,
+    pairs_at_once,
+    picked,
+    similarity_backward,
+)
 from kernels.common.dtypes import compute_dtype
 
 
@@ -23,18 +32,19 @@ def forward(
     reconstruction = features_BLC.new_empty(pairs, length, channels)
     similarity = features.new_empty(pairs, length, length)
     root, carried = features.new_empty(pairs, length), features.new_empty(pairs, length)
-    shift = features.new_empty(length, channels)
-    for n, (a, k) in enumerate(zip(anchor_N.tolist(), target_N.tolist(), strict=True)):
-        torch.mm(features[a], features[k].mT, out=similarity[n])
-        similarity[n].mul_(inverse[a].unsqueeze(1)).mul_(inverse[k])
-        probability = torch.softmax(beta * similarity[n], dim=-1)
-        torch.mm(probability, features[k], out=shift).sub_(features[a])  # w - f
-        torch.linalg.vector_norm(shift, dim=-1, out=root[n])
-        torch.mv(probability, mask[k], out=carried[n])
+    buffer = features.new_empty(pairs_at_once(features), length, channels)
+    for block, (a, k) in blocks(features, anchor_N, target_N):
+        anchor, target, anchor_mask = picked(features, a), picked(features, k), mask[a].unsqueeze(2)
+        torch.bmm(anchor, target.mT, out=similarity[block])
+        similarity[block].mul_(inverse[a].unsqueeze(2)).mul_(inverse[k].unsqueeze(1))
+        probability = torch.softmax(beta * similarity[block], dim=-1)
+        shift = torch.bmm(probability, target, out=buffer[: len(a)]).sub_(anchor)  # w - f
+        torch.linalg.vector_norm(shift, dim=-1, out=root[block])
+        torch.bmm(probability, mask[k].unsqueeze(2), out=carried[block].unsqueeze(2))
         if reconstruction.dtype == shift.dtype:  # f + m (w - f)
-            torch.addcmul(features[a], shift, mask[a].unsqueeze(1), out=reconstruction[n])
+            torch.addcmul(anchor, shift, anchor_mask, out=reconstruction[block])
         else:
-            reconstruction[n] = torch.addcmul(features[a], shift, mask[a].unsqueeze(1))
+            reconstruction[block] = torch.addcmul(anchor, shift, anchor_mask)
     anchor_mask = mask[anchor_N]
     distance = anchor_mask * torch.maximum(root, distance_floor(norm[anchor_N]))
     return reconstruction, distance, minmax(anchor_mask * carried), root, similarity
@@ -62,21 +72,23 @@ def backward(
     counts = root_NL > distance_floor(norm[anchor_N])
     slope_NL = torch.where(counts, grad_distance_NL / torch.where(counts, root_NL, 1.0), 0.0)
     exact = reconstruction_NLC.dtype == features.dtype  # a rounded reconstruction would spoil the small difference
-    grad_warp = torch.empty_like(features[0])
-    for n, (a, k) in enumerate(zip(anchor_N.tolist(), target_N.tolist(), strict=True)):
-        probability = torch.softmax(beta * similarity_NLL[n], dim=-1)
-        anchor_mask = mask[a].unsqueeze(1)
+    buffer = features.new_empty(pairs_at_once(features), *features.shape[1:])
+    for block, (a, k) in blocks(features, anchor_N, target_N):
+        anchor, target, anchor_mask = picked(features, a), picked(features, k), mask[a].unsqueeze(2)
+        probability, grad_warp = torch.softmax(beta * similarity_NLL[block], dim=-1), buffer[: len(a)]
         if exact:
-            torch.sub(reconstruction_NLC[n], features[a], out=grad_warp)
+            torch.sub(reconstruction_NLC[block], anchor, out=grad_warp)
         else:
-            torch.mm(probability, features[k], out=grad_warp).sub_(features[a]).mul_(anchor_mask)
-        grad_blend = grad_reconstruction_NLC[n].to(features.dtype)
-        grad_warp.mul_(slope_NL[n].unsqueeze(1)).addcmul_(grad_blend, anchor_mask)
-        grad_probability = torch.mm(grad_warp, features[k].mT)
-        grad, along_a, along_k = similarity_backward(probability, grad_probability, similarity_NLL[n], beta)
-        along[a] += along_a * inverse[a].square()
-        along[k] += along_k * inverse[k].square()
-        grad.mul_(inverse[a].unsqueeze(1)).mul_(inverse[k])
-        gradient[k].addmm_(probability.mT, grad_warp).addmm_(grad.mT, features[a])
-        gradient[a].addmm_(grad, features[k]).add_(grad_blend).sub_(grad_warp)
+            torch.bmm(probability, target, out=grad_warp).sub_(anchor).mul_(anchor_mask)
+        grad_blend = grad_reconstruction_NLC[block].to(features.dtype)
+        grad_warp.mul_(slope_NL[block].unsqueeze(2)).addcmul_(grad_blend, anchor_mask)
+        grad_probability = torch.bmm(grad_warp, target.mT)
+        grad, along_a, along_k = similarity_backward(probability, grad_probability, similarity_NLL[block], beta)
+        add_rows(along, a, along_a * inverse[a].square())
+        add_rows(along, k, along_k * inverse[k].square())
+        grad.mul_(inverse[a].unsqueeze(2)).mul_(inverse[k].unsqueeze(1))
+        add_products(gradient, k, (probability.mT, grad_warp), (grad.mT, anchor))
+        add_products(gradient, a, (grad, target))
+        add_rows(gradient, a, grad_blend)
+        add_rows(gradient, a, grad_warp, alpha=-1)
     return gradient.addcmul_(features, along.unsqueeze(-1), value=-1).to(features_BLC.dtype)

@@ -23,14 +23,14 @@ def _product(a_IJ, b_JK):
 
 
 @triton.jit
-def _outer(p_x, p_y, i_image, R, width, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr):
-    """x y^T over the last dimension, R x R, float32."""
+def _outer(p_x, p_y, i_image, R, width, stride, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr):
+    """x y^T over the last dimension, R x R, float32. Their rows are `stride` numbers apart."""
     r = tl.arange(0, BLOCK_R)
     total = tl.zeros((BLOCK_R, BLOCK_R), tl.float32)
     for first in range(0, width, BLOCK):
         d = first + tl.arange(0, BLOCK)
         m_x = (r[:, None] < R) & (d[None, :] < width)
-        o_x = (i_image * R + r[:, None]) * width + d[None, :]
+        o_x = (i_image * R + r[:, None]) * stride + d[None, :]
         x = tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32)
         y = tl.load(p_y + o_x, mask=m_x, other=0.0).to(tl.float32)
         total += tl.sum(x[:, None, :] * y[None, :, :], axis=2)
@@ -38,14 +38,14 @@ def _outer(p_x, p_y, i_image, R, width, BLOCK_R: tl.constexpr, BLOCK: tl.constex
 
 
 @triton.jit
-def _mix_store(p_out, p_x, mixing_RR, i_image, R, width, first, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr):
-    """out = mixing x, for BLOCK columns from `first`."""
+def _mix_store(p_out, p_x, mixing_RR, i_image, R, width, stride, first, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr):
+    """out = mixing x, for BLOCK columns from `first`. The rows of x are `stride` numbers apart."""
     r = tl.arange(0, BLOCK_R)
     d = first + tl.arange(0, BLOCK)
     m_x = (r[:, None] < R) & (d[None, :] < width)
-    o_x = (i_image * R + r[:, None]) * width + d[None, :]
-    out = _product(mixing_RR, tl.load(p_x + o_x, mask=m_x, other=0.0).to(tl.float32))
-    tl.store(p_out + o_x, out.to(p_out.dtype.element_ty), mask=m_x)
+    row = i_image * R + r[:, None]
+    out = _product(mixing_RR, tl.load(p_x + row * stride + d[None, :], mask=m_x, other=0.0).to(tl.float32))
+    tl.store(p_out + row * width + d[None, :], out.to(p_out.dtype.element_ty), mask=m_x)
 
 
 @triton.jit
@@ -71,25 +71,25 @@ def _mixing(score_RR, rounds, R, BLOCK_R: tl.constexpr):
 
 @triton.jit
 def forward_kernel(
-    p_u, p_theta, p_phi, p_out, rounds, scale, R, D, A, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr
+    p_u, p_theta, p_phi, p_out, rounds, scale, R, D, A, stride, BLOCK_R: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     i_image = tl.program_id(0).to(tl.int64)
-    score = _outer(p_theta, p_phi, i_image, R, A, BLOCK_R, BLOCK) * scale
+    score = _outer(p_theta, p_phi, i_image, R, A, stride, BLOCK_R, BLOCK) * scale
     mixing = _mixing(score, rounds, R, BLOCK_R)
-    _mix_store(p_out, p_u, mixing, i_image, R, D, tl.program_id(1) * BLOCK, BLOCK_R, BLOCK)
+    _mix_store(p_out, p_u, mixing, i_image, R, D, D, tl.program_id(1) * BLOCK, BLOCK_R, BLOCK)
 
 
 @triton.jit
 def backward_kernel(
-    p_grad, p_u, p_theta, p_phi, p_du, p_dtheta, p_dphi, rounds, scale, R, D, A,
+    p_grad, p_u, p_theta, p_phi, p_du, p_dtheta, p_dphi, rounds, scale, R, D, A, stride,
     BLOCK_R: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     i_image = tl.program_id(0).to(tl.int64)
-    score = _outer(p_theta, p_phi, i_image, R, A, BLOCK_R, BLOCK) * scale
-    d_mixing = _outer(p_grad, p_u, i_image, R, D, BLOCK_R, BLOCK)
+    score = _outer(p_theta, p_phi, i_image, R, A, stride, BLOCK_R, BLOCK) * scale
+    d_mixing = _outer(p_grad, p_u, i_image, R, D, D, BLOCK_R, BLOCK)
     turned = tl.trans(_mixing(score, rounds, R, BLOCK_R))
     for first in range(0, D, BLOCK):
-        _mix_store(p_du, p_grad, turned, i_image, R, D, first, BLOCK_R, BLOCK)
+        _mix_store(p_du, p_grad, turned, i_image, R, D, D, first, BLOCK_R, BLOCK)
     d_score = tl.zeros((BLOCK_R, BLOCK_R), tl.float32)
     for back in range(rounds):
         before = _mixing(score, rounds - 1 - back, R, BLOCK_R)
@@ -101,13 +101,21 @@ def backward_kernel(
         d_mixing = _product(tl.trans(weight), d_mixing) + along + _product(_product(tl.trans(d_round), before), score)
     d_score *= scale
     for first in range(0, A, BLOCK):
-        _mix_store(p_dtheta, p_phi, d_score, i_image, R, A, first, BLOCK_R, BLOCK)
-        _mix_store(p_dphi, p_theta, tl.trans(d_score), i_image, R, A, first, BLOCK_R, BLOCK)
+        _mix_store(p_dtheta, p_phi, d_score, i_image, R, A, stride, first, BLOCK_R, BLOCK)
+        _mix_store(p_dphi, p_theta, tl.trans(d_score), i_image, R, A, stride, first, BLOCK_R, BLOCK)
 
 
 def _blocks(parts: int, choice: tuple[int, int]) -> tuple[int, int]:
     block_r = max(triton.next_power_of_2(parts), 4)
     return block_r, max(choice[0] // block_r**2, 16)
+
+
+def _projections(theta_BRA: torch.Tensor, phi_BRA: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Theta and phi, and how far apart their rows are: both halves of one product are read where they are."""
+    stride = theta_BRA.stride(1)
+    if theta_BRA.stride() == phi_BRA.stride() == (theta_BRA.shape[1] * stride, stride, 1):
+        return theta_BRA, phi_BRA, stride
+    return theta_BRA.contiguous(), phi_BRA.contiguous(), theta_BRA.shape[-1]
 
 
 def forward(
@@ -118,10 +126,11 @@ def forward(
     (images, parts, width), projection = parts_BRD.shape, theta_BRA.shape[-1]
     out = torch.empty_like(parts_BRD, memory_format=torch.contiguous_format)
     block_r, block = _blocks(parts, choice)
+    theta_BRA, phi_BRA, stride = _projections(theta_BRA, phi_BRA)
     if out.numel():
         forward_kernel[(images, triton.cdiv(width, block))](
-            parts_BRD.contiguous(), theta_BRA.contiguous(), phi_BRA.contiguous(), out, rounds, projection**-0.5,
-            parts, width, projection, block_r, block, num_warps=choice[1], enable_fp_fusion=True,
+            parts_BRD.contiguous(), theta_BRA, phi_BRA, out, rounds, projection**-0.5,
+            parts, width, projection, stride, block_r, block, num_warps=choice[1], enable_fp_fusion=True,
         )  # fmt: skip
     return out
 
@@ -132,12 +141,13 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """The gradients of parts, theta and phi, each in its dtype."""
     (images, parts, width), projection = parts_BRD.shape, theta_BRA.shape[-1]
-    inputs = [x.contiguous() for x in (grad_BRD, parts_BRD, theta_BRA, phi_BRA)]
-    d_parts, d_theta, d_phi = (torch.empty_like(x) for x in inputs[1:])
+    theta_BRA, phi_BRA, stride = _projections(theta_BRA, phi_BRA)
+    inputs = [grad_BRD.contiguous(), parts_BRD.contiguous(), theta_BRA, phi_BRA]
+    d_parts, d_theta, d_phi = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[1:])
     block_r, block = _blocks(parts, choice)
     if images:
         backward_kernel[(images,)](
-            *inputs, d_parts, d_theta, d_phi, rounds, projection**-0.5, parts, width, projection, block_r, block,
-            num_warps=choice[1], enable_fp_fusion=True,
+            *inputs, d_parts, d_theta, d_phi, rounds, projection**-0.5, parts, width, projection, stride,
+            block_r, block, num_warps=choice[1], enable_fp_fusion=True,
         )  # fmt: skip
     return d_parts, d_theta, d_phi

@@ -97,10 +97,11 @@ def settle(model: TacafNet, visible_BCHW: torch.Tensor, infrared_BCHW: torch.Ten
             part.momentum = 1.0
     model.train()
     _, layer4_BCHW = model.backbone(torch.cat([visible_BCHW, infrared_BCHW]), len(visible_BCHW))
-    pooled_BNC = gem(layer4_BCHW, model.config.ipcam.levels if model.ipcam else (1,))
-    model.head.neck(pooled_BNC[:, 0])
+    levels = model.config.ipcam.levels if model.ipcam else (1,)
+    stripes = gem(layer4_BCHW, levels).split(list(levels), dim=1)
+    model.head.neck(stripes[0].squeeze(1))
     if model.ipcam:
-        model.ipcam(pooled_BNC)
+        model.ipcam(stripes)
     model.eval()
 
 

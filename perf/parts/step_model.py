@@ -18,7 +18,9 @@ WHOLE_FLOPS, BASELINE_FLOPS = (
     2.937e12,
 )  # counted by tacaf/train/flops.py; the baseline is without both modules
 CONVOLUTION_FLOPS_PER_S = 370e12  # what ResNet's convolutions reach, 7x7 stems and narrow layers included; assumed
-MODULES_MS = 2.0  # about 600 launches of IPCAM, the heads and the losses; assumed
+# Of IPCAM, the heads, the losses and CMAAM's masks, forward and backward: counted by perf/parts/step_launches.py.
+WHOLE_LAUNCHES, BASELINE_LAUNCHES = 249, 65
+LAUNCH_MS = 1 / 300  # of one of these with the gap to the next; assumed
 OPTIMIZER_MS = 0.15  # fused SGD; assumed
 STALLS_MS = 5.0  # the GPU waits where the host copies labels, losses and norms; assumed
 DEFINITIONS_MS = {"H100": 22.0, "H200": 17.0}  # CMAAM by its definition in float32 without TF32; estimated
@@ -33,7 +35,7 @@ class Step:
     moved_bytes: float
     flops: float
     alignment: str | None = "kernels"
-    modules_ms: float = MODULES_MS
+    launches: int = WHOLE_LAUNCHES
     stalls_ms: float = 0.0
 
 
@@ -44,7 +46,7 @@ STEPS = (
         BACKBONE_BYTES,
         BASELINE_FLOPS,
         alignment=None,
-        modules_ms=0.5,
+        launches=BASELINE_LAUNCHES,
     ),
     Step(
         "whole, definitions",
@@ -82,4 +84,5 @@ def step_ms(step: Step, gpu: str, copy_bytes_per_s: float, alignment_ms: float) 
     aligned = {"kernels": alignment_ms, "definitions": DEFINITIONS_MS[gpu], None: 0.0}[step.alignment]
     moved_ms = 1000 * step.moved_bytes / (copy_bytes_per_s * ELEMENTWISE_EFFICIENCY)
     convolutions_ms = 1000 * step.flops / CONVOLUTION_FLOPS_PER_S
-    return moved_ms + convolutions_ms + aligned + step.modules_ms + OPTIMIZER_MS + step.stalls_ms
+    launched_ms = step.launches * LAUNCH_MS
+    return moved_ms + convolutions_ms + aligned + launched_ms + OPTIMIZER_MS + step.stalls_ms

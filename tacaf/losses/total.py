@@ -6,9 +6,9 @@ L = identity + triplet + ic * consistency + dt * dense triplet + part * nodes + 
 import torch
 from pydantic import Field
 
-from tacaf.interfaces import ModelOutput, Scores
+from tacaf.interfaces import Alignment, ModelOutput
 from tacaf.losses.dense_triplet import DenseUnit, dense_triplet_loss
-from tacaf.losses.identity import identity_loss
+from tacaf.losses.identity import identity_losses
 from tacaf.losses.triplet import TripletKind, TripletUnit, triplet_loss
 from tacaf.settings import Settings
 
@@ -65,32 +65,46 @@ class TacafLoss:
     def __call__(self, output: ModelOutput, label_B: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss, and every term without its weight, detached; all are float32 scalars."""
         terms = self.terms(output, label_B)
-        weights = self.config.weights
-        total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
+        weights = {name: self.config.weights.get(name, 1.0) for name in terms}
+        # A product with 1 would launch two kernels that change nothing.
+        total = torch.stack(
+            [term if weights[name] == 1 else weights[name] * term for name, term in terms.items()]
+        ).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
     def terms(self, output: ModelOutput, label_B: torch.Tensor) -> dict[str, torch.Tensor]:
         """Every term that the output allows, without its weight and with its gradient; float32 scalars."""
         config = self.config
-
-        def classify(parts: tuple[Scores, ...]) -> torch.Tensor:
-            return torch.stack([identity_loss(scores, config.label_smoothing) for scores in parts])
-
-        terms = {
-            "identity": identity_loss(output.scores, config.label_smoothing),
-            "triplet": triplet_loss(output.pooled_BC, label_B, config.margin, config.triplet, config.triplet_unit),
-        }
-        if output.consistency_scores and config.ic > 0:
-            terms["consistency"] = classify(output.consistency_scores).sum()
+        terms = self._classified(output)
+        triplet = triplet_loss(output.pooled_BC, label_B, config.margin, config.triplet, config.triplet_unit)
+        terms["triplet"] = triplet
         if output.alignments and config.dt > 0:
-            terms["dense_triplet"] = torch.stack(
-                [
-                    dense_triplet_loss(alignment, config.dense_margin, config.dense_unit)
-                    for alignment in output.alignments
-                ]
-            ).sum()
-        if output.node_scores:
-            terms["part"] = classify(output.node_scores).mean()
-        if output.pair_scores:
-            terms["pair"] = classify(output.pair_scores).mean()
+            dense = [
+                dense_triplet_loss(each, config.dense_margin, config.dense_unit).sum()
+                for each in _stacked(output.alignments)
+            ]
+            terms["dense_triplet"] = dense[0] if len(dense) == 1 else torch.stack(dense).sum()
         return terms
+
+    def _classified(self, output: ModelOutput) -> dict[str, torch.Tensor]:
+        """The terms that are cross-entropies, made together."""
+        consistency = output.consistency_scores if self.config.ic > 0 else None
+        given = {
+            "identity": output.scores,
+            "consistency": consistency,
+            "part": output.node_scores,
+            "pair": output.pair_scores,
+        }
+        several = {name: scores for name, scores in given.items() if scores is not None}
+        losses = identity_losses(list(several.values()), self.config.label_smoothing)
+        terms = dict(zip(several, losses.unbind(), strict=True))
+        if consistency is not None and len(consistency.own_B) > 1:
+            terms["consistency"] = len(consistency.own_B) * terms["consistency"]  # summed over layers
+        return terms
+
+
+def _stacked(alignments: tuple[Alignment, ...]) -> tuple[Alignment, ...]:
+    """All layers as one alignment if their maps have one size, as those of a ResNet with last stride 1."""
+    if len(alignments) == 1 or len({each.comask_NL.shape for each in alignments}) > 1:
+        return alignments
+    return (Alignment(*(torch.stack(columns) for columns in zip(*alignments, strict=True))),)

@@ -72,7 +72,7 @@ class _Piece(nn.Module):
 
 def _own(values: torch.Tensor, place_B: torch.Tensor) -> torch.Tensor:
     """From ... x B x I the value of each row's own place: ... x B."""
-    return values.gather(-1, place_B.expand(values.shape[:-1])[..., None])[..., 0]
+    return values.gather(-1, place_B.expand(values.shape[:-1])[..., None]).squeeze(-1)
 
 
 def _summary(piece: nn.Module, rows: torch.Tensor, label_B: torch.Tensor, start: int) -> torch.Tensor:

@@ -1,5 +1,7 @@
 """The identity head: BNNeck, then a classifier without bias (AGW, LbA)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -7,7 +9,7 @@ from tacaf import distributed
 from tacaf.interfaces import Scores
 from tacaf.model.classifier import Classifier
 from tacaf.model.identities import IdentityRange, StepIdentities
-from tacaf.model.norm import BatchNorm1d, NormMode
+from tacaf.model.norm import BatchNorm1d, NormMode, own_statistics
 from tacaf.model.ranges import RangeClassifier, initial_weight
 
 CLASSIFIER_STD = 0.001
@@ -45,7 +47,7 @@ def build_classifier(name: str, width: int, identities: int, chunk: int, split: 
 
 
 class Head(nn.Module):
-    """BNNeck and classifier: pooled B x C and labels B to the scores of B rows."""
+    """BNNeck and classifier: pooled features and labels to scores."""
 
     def __init__(self, width: int, identities: int, norm: NormMode, chunk: int, split: bool = False) -> None:
         """split: keep only this rank's range of the classifier."""
@@ -53,7 +55,23 @@ class Head(nn.Module):
         self.neck = bn_neck(width, norm)
         self.classifier = build_classifier("head", width, identities, chunk, split)
 
-    def forward(self, pooled_BC: torch.Tensor, label_B: torch.Tensor, used: StepIdentities | None = None) -> Scores:
-        """used: the identities that the step uses, where they are not all."""
-        scores: Scores = self.classifier(self.neck(pooled_BC), label_B, used)
+    def forward(
+        self,
+        pooled_BC: torch.Tensor,
+        label_B: torch.Tensor,
+        more: Sequence[tuple[torch.Tensor, torch.Tensor]] = (),
+        used: StepIdentities | None = None,
+    ) -> Scores:
+        """The scores of B rows, then those of every batch in `more`, which holds pooled N x C and labels N.
+
+        The neck normalises each batch by its own statistics, and only the first moves the running statistics. One call
+        of the classifier serves them all. used: the identities that the step uses, where they are not all.
+        """
+        necked, labels = [self.neck(pooled_BC)], [label_B]
+        with own_statistics(self):
+            for pooled_NC, label_N in more:
+                necked.append(self.neck(pooled_NC))
+                labels.append(label_N)
+        rows, label = (torch.cat(necked), torch.cat(labels)) if more else (necked[0], label_B)
+        scores: Scores = self.classifier(rows, label, used)
         return scores

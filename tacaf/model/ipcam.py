@@ -6,13 +6,15 @@ under one per cent of the backbone's work, and its softmaxes and norms want it.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from kernels.common.path import Backend
 from kernels.ring_aggregate import ring_aggregate
@@ -104,7 +106,7 @@ def _rows_norm(norm: BatchNorm1d, values_BND: torch.Tensor) -> torch.Tensor:
 
 
 class Ipcam(nn.Module):
-    """Stages 1-3: pooled stripes B x N x C to nodes n', B x N x D float32. Runs in training and at test time.
+    """Stages 1-3: the pooled stripes of each level, B x n x C, to nodes n', B x N x D float32. Runs at test time too.
 
     backend: as `kernels.ring_aggregate`.
     """
@@ -120,36 +122,39 @@ class Ipcam(nn.Module):
         self.phi = nn.Linear(inner, config.attention_width, bias=False)
         self.graph_weight = nn.Linear(inner, inner, bias=False)
         self.graph_norm = BatchNorm1d(inner, norm)
-        self.register_buffer("mask", graph_mask(config.levels), persistent=False)
+        bias_NN = torch.zeros(config.nodes, config.nodes).masked_fill(~graph_mask(config.levels), -torch.inf)
+        self.register_buffer("bias_NN", bias_NN, persistent=False)
 
-    def forward(self, pooled_BNC: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(pooled_BNC.device.type, enabled=False):
-            levels = self._parts(pooled_BNC.float())
+    def forward(self, stripes: Sequence[torch.Tensor]) -> torch.Tensor:
+        with torch.autocast(stripes[0].device.type, enabled=False):
+            levels = self._parts([stripe.float() for stripe in stripes])
+            # Both projections of both stages are made of one matrix: one product in place of two.
+            projection = torch.cat([self.theta.weight, self.phi.weight])
             if self.config.ring:
-                levels[-1] = self._cyclic(levels[-1])
-            return self._graph(torch.cat(levels, dim=1))
+                levels[-1] = self._cyclic(levels[-1], projection)
+            return self._graph(torch.cat(levels, dim=1), projection)
 
-    def _parts(self, pooled_BNC: torch.Tensor) -> list[torch.Tensor]:
+    def _parts(self, stripes: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Stage 1: one embedding per level, shared by its stripes."""
-        stripes = torch.split(pooled_BNC, list(self.config.levels), dim=1)
         steps = zip(self.embed, self.embed_norm, stripes, strict=True)
         return [_rows_norm(cast(BatchNorm1d, norm), embed(stripe)) for embed, norm, stripe in steps]
 
-    def _cyclic(self, fine_BRD: torch.Tensor) -> torch.Tensor:
+    def _cyclic(self, fine_BRD: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
         """Stage 2: rounds of attention to the two neighbours on the ring, then the self-connection once."""
-        projected = (self.theta(fine_BRD), self.phi(fine_BRD))
-        mixed_BRD = ring_aggregate(fine_BRD, *projected, self.config.rounds, self.backend)
+        theta_BRA, phi_BRA = F.linear(fine_BRD, projection).chunk(2, dim=-1)
+        mixed_BRD = ring_aggregate(fine_BRD, theta_BRA, phi_BRA, self.config.rounds, self.backend)
         return mixed_BRD + fine_BRD if self.config.self_connection else mixed_BRD
 
-    def _graph(self, nodes_BND: torch.Tensor) -> torch.Tensor:
+    def _graph(self, nodes_BND: torch.Tensor, projection: torch.Tensor) -> torch.Tensor:
         """Stage 3: masked attention over all nodes, the paper's square weight matrix, and a residual."""
-        score_BNN = self.theta(nodes_BND) @ self.phi(nodes_BND).mT / math.sqrt(self.config.attention_width)
-        attention_BNN = score_BNN.masked_fill(~cast(torch.Tensor, self.mask), -torch.inf).softmax(dim=-1)
+        theta_BNA, phi_BNA = F.linear(nodes_BND, projection).chunk(2, dim=-1)
+        scale, bias_NN = 1 / math.sqrt(self.config.attention_width), cast(torch.Tensor, self.bias_NN)
+        attention_BNN = torch.add(bias_NN, theta_BNA @ phi_BNA.mT, alpha=scale).softmax(dim=-1)
         return nodes_BND + _rows_norm(self.graph_norm, self.graph_weight(attention_BNN @ nodes_BND))
 
 
 class NodeHead(nn.Module):
-    """A BNNeck and a classifier for each classified node: n' B x N x D to N scores of B rows. Training only."""
+    """A BNNeck and a classifier for each classified node: n' B x N x D to scores N x B. Training only."""
 
     def __init__(self, config: IpcamConfig, identities: int, norm: NormMode, chunk: int, split: bool = False) -> None:
         """split: keep only this rank's range of the classifiers."""
@@ -165,15 +170,40 @@ class NodeHead(nn.Module):
             weight = torch.empty(*stack, identities, config.node_width)
             self.classifier = Classifier(nn.init.normal_(weight, std=CLASSIFIER_STD), chunk)
 
-    def forward(
-        self, nodes_BND: torch.Tensor, label_B: torch.Tensor, used: StepIdentities | None = None
-    ) -> tuple[Scores, ...]:
+    def forward(self, nodes_BND: torch.Tensor, label_B: torch.Tensor, used: StepIdentities | None = None) -> Scores:
         """used: the identities that the step uses, where they are not all."""
         with torch.autocast(nodes_BND.device.type, enabled=False):
             nodes_BND = nodes_BND[:, : self.count]
             necked_BND = self.neck(nodes_BND.flatten(1)).unflatten(1, nodes_BND.shape[1:])
-            scores = self.classifier(necked_BND.transpose(0, 1), label_B, used)
-            return tuple(Scores(*node) for node in zip(*(part.unbind(0) for part in scores), strict=True))
+            scores: Scores = self.classifier(necked_BND.transpose(0, 1), label_B, used)
+            return scores
+
+
+class _Unit(torch.autograd.Function):
+    """Vectors along the last dimension divided by their length, as `F.normalize`, with a quarter of its launches."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: torch.Tensor) -> torch.Tensor:
+        length = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True).clamp_min(1e-12)
+        unit = vectors / length
+        ctx.save_for_backward(unit, length)
+        return unit
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """What lies along a vector does not turn it. (Vectors of length 0 are divided by a constant; theirs is 0.)"""
+        unit, length = ctx.saved_tensors
+        along = (gradient * unit).sum(dim=-1, keepdim=True)
+        return torch.addcmul(gradient, unit, along, value=-1).div_(length)
+
+
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    """A compiler fuses the usual formula, and does not trace a gradient of our own without a warning."""
+    if torch.compiler.is_compiling():
+        return F.normalize(vectors, dim=-1)
+    unit: torch.Tensor = _Unit.apply(vectors)
+    return unit
 
 
 class PairStage(nn.Module):
@@ -199,20 +229,18 @@ class PairStage(nn.Module):
         infrared_P: torch.Tensor,
         label_P: torch.Tensor,
         used: StepIdentities | None = None,
-    ) -> tuple[Scores, Scores]:
-        """Fine nodes of n', the rows of each pair and its label to the scores of the visible and the infrared side.
+    ) -> Scores:
+        """Fine nodes of n', each pair's rows and label to the scores of its visible and its infrared side, 2 x P.
 
+        Both sides go through every operation together. `other` holds what they are rebuilt from: infrared parts first.
         used: the identities that the step uses, where they are not all.
         """
         with torch.autocast(fine_BRD.device.type, enabled=False):
-            unit_BRD = F.normalize(fine_BRD, dim=-1)
-            similarity_PRR = unit_BRD[visible_P] @ unit_BRD[infrared_P].mT / self.temperature
-            # (X F) W = X (F W): every image is projected once, however many pairs it is in.
-            projected_BRD = self.cross_weight(fine_BRD)
-            visible_PRD = similarity_PRR.softmax(dim=-1) @ projected_BRD[infrared_P]
-            infrared_PRD = similarity_PRR.mT.softmax(dim=-1) @ projected_BRD[visible_P]
-            crossed = _rows_norm(self.cross_norm, torch.cat([visible_PRD, infrared_PRD]))
+            other_2PRD = fine_BRD[torch.cat([infrared_P, visible_P])]
+            infrared_PRD, visible_PRD = _unit(other_2PRD).chunk(2)
+            similarity_PRR = visible_PRD @ infrared_PRD.mT / self.temperature
+            matching_2PRR = torch.cat([similarity_PRR, similarity_PRR.mT]).softmax(dim=-1)
+            crossed = _rows_norm(self.cross_norm, self.cross_weight(matching_2PRR @ other_2PRD))
             compressed = _rows_norm(self.compress_norm, self.compress(crossed))
-            scores = self.classifier(compressed.mean(dim=1), label_P.repeat(2), used)
-            (own_P, other_own_P), (mean_P, other_mean_P) = (part.chunk(2) for part in scores)
-            return Scores(own_P, mean_P), Scores(other_own_P, other_mean_P)
+            scores: Scores = self.classifier(compressed.mean(dim=1).unflatten(0, (2, -1)), label_P, used)
+            return scores

@@ -99,6 +99,7 @@ class _RankNorm(_BatchNorm):
     With one rank, the native op runs; with several, PyTorch's kernels on a GPU, and plain sums on a CPU, which has no
     such kernels. `fused`: training passes over maps run kernels.batch_norm instead, which also adds the residual and
     applies the ReLU.
+    `num_batches_tracked` stays as it was loaded, because only a momentum of None would use it.
     """
 
     def __init__(self, width: int, mode: NormMode, eps: float = 1e-5, fused: bool = False) -> None:
@@ -143,9 +144,9 @@ class _RankNorm(_BatchNorm):
         on_cpu = features.device.type == "cpu" and not torch.compiler.is_compiling()
         if on_cpu and features.dim() == 4 and not features.is_contiguous():
             return self._exact(features)
-        if self.running_frozen:
-            return F.batch_norm(features, None, None, self.weight, self.bias, training=True, eps=self.eps)
-        return super().forward(features)
+        running = (None, None) if self.running_frozen else (self.running_mean, self.running_var)
+        # Not nn.BatchNorm's forward, which launches a kernel more to count the batches.
+        return F.batch_norm(features, *running, self.weight, self.bias, True, self._momentum, self.eps)
 
     def _synchronised(self, features: torch.Tensor) -> torch.Tensor:
         """Two sums over ranks, for the mean, then for the variance of the centred values, so that nothing cancels."""
@@ -165,9 +166,6 @@ class _RankNorm(_BatchNorm):
 
     def _shared(self, features: torch.Tensor) -> torch.Tensor:
         running: tuple[Any, Any] = (None, None) if self.running_frozen else (self.running_mean, self.running_var)
-        if not self.running_frozen:
-            assert self.num_batches_tracked is not None
-            self.num_batches_tracked.add_(1)
         normalised: torch.Tensor = _SharedNorm.apply(
             features, self.weight, self.bias, running, self._momentum, self.eps
         )
@@ -193,10 +191,8 @@ class _RankNorm(_BatchNorm):
     def _remember(self, mean_C: torch.Tensor, unbiased_variance_C: torch.Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
-        assert self.num_batches_tracked is not None
         self.running_mean.lerp_(mean_C, self._momentum)
         self.running_var.lerp_(unbiased_variance_C, self._momentum)
-        self.num_batches_tracked.add_(1)
 
 
 class BatchNorm1d(_RankNorm, nn.BatchNorm1d):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from tacaf import distributed
-from tacaf.interfaces import ModelOutput, Pairs, Scores, StepKey
+from tacaf.interfaces import Alignment, ModelOutput, Pairs, Scores, StepKey
 from tacaf.model.adapters import AnyBackboneConfig, build_backbone, map_size, stride
 from tacaf.model.backbone import BackboneConfig
 from tacaf.model.classifier import ClassifierConfig
@@ -165,17 +165,19 @@ class TacafNet(nn.Module):
         classifiers' negatives, if the configuration wants a sample of them.
         """
         layer3_BCHW, layer4_BCHW = self.backbone(images_BCHW, visible)
-        pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if self.ipcam else (1,), self.config.kernels)
-        pooled_BC = pooled_BNC[:, 0]
+        stripes = self._stripes(layer4_BCHW, self.ipcam is not None)
+        pooled_BC = stripes[0].squeeze(1)
         # Collected first and built once, because torch.compile of PyTorch 2.11 fails on a NamedTuple's _replace.
         used = self._used(label_B, key)
-        outputs: dict[str, Any] = {"scores": self.head(pooled_BC, label_B, used)}
+        outputs: dict[str, Any] = {}
+        rebuilt: list[tuple[torch.Tensor, torch.Tensor]] = []
         if self.config.cmaam.enabled:
             maps = {3: (layer3_BCHW, pairs3), 4: (layer4_BCHW, pairs4)}
             chosen = [(layer, *maps[layer]) for layer in self.config.cmaam.layers]
-            outputs |= self._align(chosen, label_B, visible, used)
+            outputs["alignments"], rebuilt = self._align(chosen, label_B, visible)
+        outputs |= self._classify(pooled_BC, label_B, rebuilt, used)
         if self.ipcam is not None:
-            outputs |= self._correlate(pooled_BNC, label_B, visible, pairs4, used)
+            outputs |= self._correlate(stripes, label_B, visible, pairs4, used)
         return ModelOutput(pooled_BC=pooled_BC, **outputs)
 
     def _used(self, label_B: torch.Tensor, key: StepKey | None) -> StepIdentities | None:
@@ -186,15 +188,16 @@ class TacafNet(nn.Module):
         own = IdentityRange.of_rank(self.identities, distributed.rank(), distributed.world_size())
         return step_identities(self.config.classifier.negatives, own, label_B, key)
 
+    def _stripes(self, layer4_BCHW: torch.Tensor, every: bool) -> Sequence[torch.Tensor]:
+        """The pooled stripes of every level, or of the first alone, which is the whole map: B x n x C each."""
+        levels = self.config.ipcam.levels if every else (1,)
+        return gem(layer4_BCHW, levels, self.config.kernels).split(list(levels), dim=1)
+
     def _align(
-        self,
-        maps: Sequence[tuple[int, torch.Tensor, Pairs | None]],
-        label_B: torch.Tensor,
-        visible: int,
-        used: StepIdentities | None,
-    ) -> dict[str, Any]:
-        """CMAAM on each chosen layer: alignments, and the scores of reconstructions, classified by the same head."""
-        alignments, scores = [], []
+        self, maps: Sequence[tuple[int, torch.Tensor, Pairs | None]], label_B: torch.Tensor, visible: int
+    ) -> tuple[tuple[Alignment, ...], list[tuple[torch.Tensor, torch.Tensor]]]:
+        """CMAAM on each chosen layer: the alignments, and the pooled reconstructions to classify, with their labels."""
+        alignments, rebuilt = [], []
         for layer, features_BCHW, pairs in maps:
             assert pairs is not None, f"CMAAM on layer {layer} needs the pairs of that layer"
             reconstruction_NCHW, alignment = align(
@@ -202,23 +205,34 @@ class TacafNet(nn.Module):
             )
             alignments.append(alignment)
             if self.config.cmaam.consistency:
-                scores.append(self._classify_reconstruction(reconstruction_NCHW, label_B[pairs.anchor_N], layer, used))
-        return {"alignments": tuple(alignments), "consistency_scores": tuple(scores)}
+                rebuilt.append((self._pool_reconstruction(reconstruction_NCHW, layer), label_B[pairs.anchor_N]))
+        return tuple(alignments), rebuilt
 
-    def _classify_reconstruction(
-        self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int, used: StepIdentities | None
-    ) -> Scores:
-        """A layer-3 reconstruction first passes through layer 4. Running statistics are only of the real images."""
+    def _classify(
+        self,
+        pooled_BC: torch.Tensor,
+        label_B: torch.Tensor,
+        rebuilt: list[tuple[torch.Tensor, torch.Tensor]],
+        used: StepIdentities | None,
+    ) -> dict[str, Scores]:
+        """The head's scores of the images and of the layers' reconstructions, of which each layer has as many."""
+        scores: Scores = self.head(pooled_BC, label_B, rebuilt, used)
+        if not rebuilt:
+            return {"scores": scores}
+        sizes = [len(label_B), sum(len(label_N) for _, label_N in rebuilt)]
+        (own_B, own), (mean_B, mean) = (part.split(sizes) for part in scores)
+        stacked = Scores(own.unflatten(0, (len(rebuilt), -1)), mean.unflatten(0, (len(rebuilt), -1)))
+        return {"scores": Scores(own_B, mean_B), "consistency_scores": stacked}
+
+    def _pool_reconstruction(self, reconstruction_NCHW: torch.Tensor, layer: int) -> torch.Tensor:
+        """Layer 3 re-enters layer 4, layer 4 is pooled as it is: N x C."""
         if layer == 3 and self.config.cmaam.recompute:
             reconstruction_NCHW = checkpoint(
                 self._reenter, reconstruction_NCHW, use_reentrant=False, preserve_rng_state=False, early_stop=False
             )  # early_stop: see classifier.py
         elif layer == 3:
             reconstruction_NCHW = self._reenter(reconstruction_NCHW)
-        with own_statistics(self.head):
-            pooled_NC = gem(reconstruction_NCHW, backend=self.config.kernels)[:, 0]
-            scores: Scores = self.head(pooled_NC, label_N, used)
-            return scores
+        return gem(reconstruction_NCHW, backend=self.config.kernels).squeeze(1)
 
     def _reenter(self, reconstruction_NCHW: torch.Tensor) -> torch.Tensor:
         with own_statistics(self.backbone):  # inside, so that it applies to a recomputation too
@@ -226,7 +240,7 @@ class TacafNet(nn.Module):
 
     def _correlate(
         self,
-        pooled_BNC: torch.Tensor,
+        stripes: Sequence[torch.Tensor],
         label_B: torch.Tensor,
         visible: int,
         pairs4: Pairs | None,
@@ -235,7 +249,7 @@ class TacafNet(nn.Module):
         """IPCAM: node scores, and the pair stage on the visible anchors of the layer-4 draw."""
         assert self.ipcam is not None
         assert self.node_head is not None
-        nodes_BND = self.ipcam(pooled_BNC)
+        nodes_BND = self.ipcam(stripes)
         outputs: dict[str, Any] = {"node_scores": self.node_head(nodes_BND, label_B, used)}
         if self.pair_stage is not None:
             assert pairs4 is not None, "IPCAM's pair stage needs the pairs of layer 4"
@@ -257,12 +271,12 @@ class TacafNet(nn.Module):
         # `shape` and not `len`, so that an exported graph accepts any batch size
         visible = images_BCHW.shape[0] if modality is Modality.VISIBLE else 0
         _, layer4_BCHW = self.backbone(images_BCHW, visible)
-        pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if whole else (1,), self.config.kernels)
-        global_BC = F.normalize(self.head.neck(pooled_BNC[:, 0]).float())
+        stripes = self._stripes(layer4_BCHW, whole)
+        global_BC = F.normalize(self.head.neck(stripes[0].squeeze(1)).float())
         if not whole:
             return global_BC
         assert self.ipcam is not None
-        nodes_BND = self.ipcam(pooled_BNC)
+        nodes_BND = self.ipcam(stripes)
         parts = [F.normalize(nodes_BND[:, 0])] if embedding == "full" else []
         parts.append(F.normalize(nodes_BND[:, 1:].flatten(1)))
         return F.normalize(torch.cat([global_BC, *parts], dim=1))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from kernels.alignment import align, align_distance, feature_mask, soft_align
+from kernels.alignment import align, align_distance, feature_mask, plain_terms, soft_align
 from tests.kernels.cases import alignment_case, assert_equal, outputs_and_gradients
 
 KINDS = ("usual", "repeated", "empty", "same", "dead", "constant", "zero mask")
@@ -73,10 +73,13 @@ def test_gradcheck_of_the_references():
     assert torch.autograd.gradcheck(lambda x: align(x, m, a, k, a, 5.0, backend="reference")[:3], f)
 
 
+@pytest.mark.parametrize("at_once", [1, 4, 5, 100])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beta", [1.0, 50.0, 3000.0])
-def test_cpu_path_equals_the_definition(kind, beta):
+def test_cpu_path_equals_the_definition(kind, beta, at_once, monkeypatch):
     f, m, a, k = alignment_case(kind)
+    monkeypatch.setattr(plain_terms, "BLOCK_NUMBERS", at_once * f[0].numel())
+    assert plain_terms.pairs_at_once(f) == at_once
     other = (k + a + 1) % len(f)
     for op in (soft_align, align_distance, lambda x, m, a, k, beta, backend: align(x, m, a, k, other, beta, backend)):
         found, expected = (
@@ -86,10 +89,12 @@ def test_cpu_path_equals_the_definition(kind, beta):
         assert_equal(found, expected, 1e-10)
 
 
+@pytest.mark.parametrize("at_once", [1, 100])
 @pytest.mark.parametrize("apart", [1e-2, 1e-4])
-def test_near_the_target_float32_keeps_the_bound(apart):
+def test_near_the_target_float32_keeps_the_bound(apart, at_once, monkeypatch):
     """w within .01 and .0001 of f: there the Gram form alone loses the distance (method §4.1)."""
     f, m, a, k = alignment_case("same", length=12, channels=64)
+    monkeypatch.setattr(plain_terms, "BLOCK_NUMBERS", at_once * f[0].numel())
     f[1] = f[0] + apart * torch.rand(12, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     exact, gram = (
         outputs_and_gradients(lambda x, b=b: align_distance(x, m.to(x), a, k, 3000.0, backend=b), x)

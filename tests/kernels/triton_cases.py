@@ -93,6 +93,18 @@ def test_ring_aggregate(dtype, parts, rounds, width, projection):
     compare(lambda *x: ring_aggregate(*x[:3], rounds, backend=x[3]), dtype, *inputs)
 
 
+@pytest.mark.parametrize("layout", ["halves of one product", "turned"])
+def test_ring_aggregate_reads_projections_where_they_are(layout):
+    u, both = _randn(2, 6, 24).float().to(DEVICE), _randn(2, 6, 16).float().to(DEVICE)
+    if layout == "turned":
+        both = both.mT.contiguous().mT
+    in_place = lambda u, both: ring_aggregate(u, *both.chunk(2, dim=-1), 2, backend="triton")  # noqa: E731
+    copied = lambda u, both: ring_aggregate(  # noqa: E731
+        u, *(half.contiguous() for half in both.chunk(2, dim=-1)), 2, backend="triton"
+    )
+    assert_equal(outputs_and_gradients(in_place, u, both), outputs_and_gradients(copied, u, both), 0)
+
+
 def test_ring_aggregate_of_mixed_dtypes_and_of_nothing():
     u, theta, phi = _randn(3, 2, 6, 8).to(DEVICE)
     inputs = (u.float(), theta.half(), phi.half())

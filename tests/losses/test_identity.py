@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tacaf.interfaces import Scores
-from tacaf.losses.identity import identity_loss
+from tacaf.losses.identity import identity_loss, identity_losses
 
 
 def _scalar_loss(logits, labels, smoothing):
@@ -26,9 +26,11 @@ def scores(logits, label):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_identity_loss_against_scalar_loops(smoothing):
     logits, label = 3 * torch.randn(6, 5, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 5
-    loss = identity_loss(scores(logits, label), smoothing)
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(_scalar_loss(logits.tolist(), label.tolist(), smoothing), rel=1e-5)
+    halves = Scores(*(part.unflatten(0, (2, 3)) for part in scores(logits, label)))  # stacked: one mean of all
+    losses = identity_losses([scores(logits, label), scores(logits[:4], label[:4]), halves], smoothing)
+    assert losses.dtype == torch.float32
+    whole, four = (_scalar_loss(logits.tolist()[:n], label.tolist()[:n], smoothing) for n in (6, 4))
+    assert losses.tolist() == pytest.approx([whole, four, whole], rel=1e-5)
 
 
 def test_smoothing_is_off_unless_asked_for():

@@ -13,8 +13,8 @@ from tacaf.losses.triplet import triplet_loss
 LABEL = torch.tensor([0, 1, 2, 0, 1, 2])
 
 
-def scores(rows):
-    return Scores(-torch.rand(rows), -1 - torch.rand(rows))
+def scores(*shape):
+    return Scores(-torch.rand(shape), -1 - torch.rand(shape))
 
 
 def full_output():
@@ -22,24 +22,24 @@ def full_output():
     return ModelOutput(
         pooled_BC=torch.randn(6, 4),
         scores=scores(6),
-        consistency_scores=(scores(4), scores(4)),
+        consistency_scores=scores(2, 4),
         alignments=tuple(Alignment(*torch.rand(3, 4, 5)) for _ in range(2)),
-        node_scores=tuple(scores(6) for _ in range(10)),
-        pair_scores=(scores(3), scores(3)),
+        node_scores=scores(10, 6),
+        pair_scores=scores(2, 3),
     )
 
 
 def expected_terms(output, smoothing=0.0, margin=0.3, dense_margin=0.3):
-    def classify(given):
-        return identity_loss(given, smoothing)
+    def classify(stacked):
+        return [identity_loss(Scores(*each), smoothing) for each in zip(*stacked, strict=True)]
 
     return {
-        "identity": classify(output.scores),
+        "identity": identity_loss(output.scores, smoothing),
         "triplet": triplet_loss(output.pooled_BC, LABEL, margin),
-        "consistency": sum(classify(layer) for layer in output.consistency_scores),
+        "consistency": sum(classify(output.consistency_scores)),
         "dense_triplet": sum(dense_triplet_loss(alignment, dense_margin) for alignment in output.alignments),
-        "part": sum(classify(node) for node in output.node_scores) / 10,
-        "pair": sum(classify(side) for side in output.pair_scores) / 2,
+        "part": sum(classify(output.node_scores)) / 10,
+        "pair": sum(classify(output.pair_scores)) / 2,
     }
 
 
@@ -67,9 +67,17 @@ def test_the_dense_triplet_takes_its_unit(unit):
     output = full_output()
     _, terms = TacafLoss(LossConfig(dense_unit=unit, dense_margin=0.7))(output, LABEL)
     expected = sum(dense_triplet_loss(alignment, 0.7, unit) for alignment in output.alignments)
-    torch.testing.assert_close(terms["dense_triplet"], expected)
+    torch.testing.assert_close(terms["dense_triplet"], expected)  # each layer in its own unit
     with pytest.raises(ValidationError, match="dense_unit"):
         LossConfig(dense_unit=f"{unit}s")
+
+
+@pytest.mark.parametrize("unit", ["absolute", "margin", "distance"])
+def test_layers_with_maps_of_different_sizes_are_summed_too(unit):
+    output = full_output()._replace(alignments=(Alignment(*torch.rand(3, 4, 5)), Alignment(*torch.rand(3, 4, 2))))
+    _, terms = TacafLoss(LossConfig(dense_unit=unit))(output, LABEL)
+    expected = sum(dense_triplet_loss(alignment, 0.3, unit) for alignment in output.alignments)
+    torch.testing.assert_close(terms["dense_triplet"], expected)
 
 
 def test_the_triplet_takes_its_unit():
@@ -90,10 +98,10 @@ def test_the_triplet_can_be_another(kind):
 @pytest.mark.parametrize(
     ("gone", "config", "names"),
     [
-        ({"consistency_scores": ()}, {}, {"consistency"}),
+        ({"consistency_scores": None}, {}, {"consistency"}),
         ({"alignments": ()}, {}, {"dense_triplet"}),
-        ({"node_scores": ()}, {}, {"part"}),
-        ({"pair_scores": ()}, {}, {"pair"}),
+        ({"node_scores": None}, {}, {"part"}),
+        ({"pair_scores": None}, {}, {"pair"}),
         ({}, {"ic": 0}, {"consistency"}),
         ({}, {"dt": 0}, {"dense_triplet"}),
     ],

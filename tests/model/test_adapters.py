@@ -105,8 +105,8 @@ def test_a_rebuilt_image_that_is_the_image_scores_as_the_image(name):
     rows = torch.arange(len(batch.label_B))
     itself = pairs_of(batch)._replace(anchor_N=rows, positive_N=rows, negative_N=rows)
     output = model(batch.images_BCHW, batch.label_B, batch.visible, itself, itself)
-    for scores in output.consistency_scores:
-        torch.testing.assert_close(scores, output.scores, rtol=1e-4, atol=1e-5)
+    for scores in zip(*output.consistency_scores, strict=True):
+        torch.testing.assert_close(scores, tuple(output.scores), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["dinov2", "dinov2_with_registers"])

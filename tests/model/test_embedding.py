@@ -53,7 +53,7 @@ def test_the_blocks_are_necked_gem_global_node_and_the_other_nodes(modality):
         cubes = map_BCHW.clamp_min(1e-6).pow(3)
         stripes = [cubes.unflatten(2, (level, -1)).mean(dim=(3, 4)).mT for level in (1, 3, 6)]
         pooled_BNC = torch.cat(stripes, 1).pow(1 / 3)
-        nodes_BND = model.ipcam(pooled_BNC)
+        nodes_BND = model.ipcam(pooled_BNC.split((1, 3, 6), dim=1))
         neck = model.head.neck
         necked = (pooled_BNC[:, 0] - neck.running_mean) / (neck.running_var + neck.eps).sqrt() * neck.weight + neck.bias
     blocks = [necked, nodes_BND[:, 0], nodes_BND[:, 1:].flatten(1)]

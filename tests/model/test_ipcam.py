@@ -6,6 +6,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from tacaf.interfaces import Scores
 from tacaf.model.ipcam import Ipcam, IpcamConfig, NodeHead, PairStage, graph_mask
 from tests.model.cases import dot, length, linear, mix, randomise_norms, relu_bn, scores_of, softmax
 
@@ -108,7 +109,7 @@ def test_nodes_against_scalar_loops(changes, training):
     net = sharp(Ipcam(config(**changes), WIDTH, "local")).train(training)
     pooled = torch.rand(3, net.config.nodes, WIDTH)
     expected = _scalar_ipcam(net, pooled)
-    torch.testing.assert_close(net(pooled), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(net(pooled.split(net.config.levels, dim=1)), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_ring_and_each_of_its_switches_change_the_nodes():
@@ -116,7 +117,8 @@ def test_the_ring_and_each_of_its_switches_change_the_nodes():
     for changes in ({}, {"ring": False}, {"self_connection": False}, {"rounds": 1}):
         torch.manual_seed(0)
         net = sharp(Ipcam(config(**changes), WIDTH, "local")).eval()
-        found.append(net(torch.rand(2, 10, WIDTH, generator=torch.Generator().manual_seed(1))))
+        pooled = torch.rand(2, 10, WIDTH, generator=torch.Generator().manual_seed(1))
+        found.append(net(pooled.split(net.config.levels, dim=1)))
     for other in found[1:]:
         assert not torch.allclose(found[0], other, atol=1e-3)
 
@@ -140,7 +142,8 @@ def _scalar_pair_stage(stage, fine, visible, infrared):
     means = [mix([1 / parts] * parts, narrow[at : at + parts]) for at in range(0, len(narrow), parts)]
     logits = [linear(stage.classifier[0].weight, mean) for mean in means]
     pairs = len(visible)
-    return tuple(scores_of(side, PAIR_LABEL.tolist()) for side in (logits[:pairs], logits[pairs:]))
+    sides = [scores_of(side, PAIR_LABEL.tolist()) for side in (logits[:pairs], logits[pairs:])]
+    return Scores(*(torch.stack(part) for part in zip(*sides, strict=True)))
 
 
 def pair_case():
@@ -159,7 +162,7 @@ def test_pair_stage_against_scalar_loops():
 
 def test_pair_stage_lets_the_gradient_through_the_matching():
     stage, fine, visible, infrared = pair_case()
-    assert torch.autograd.gradcheck(lambda x: stage(x, visible, infrared, PAIR_LABEL)[0], fine.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: stage(x, visible, infrared, PAIR_LABEL).own_B, fine.requires_grad_())
 
 
 @pytest.mark.parametrize(("classifiers", "count"), [("each", 10), ("shared", 10), ("global", 1)])
@@ -172,12 +175,12 @@ def test_every_classified_node_has_its_own_neck_and_its_own_or_the_shared_classi
     nodes, label = torch.randn(4, 10, NODE, dtype=torch.float64), torch.tensor([4, 0, 2, 2])
     found = head(nodes, label)
     assert weight.shape == ((10, 5, NODE) if classifiers == "each" else (5, NODE))
-    assert len(found) == count
+    assert {x.shape for x in found} == {(count, 4)}
     necked = relu_bn(head.neck, nodes[:, :count].flatten(1).tolist(), relu=False)
-    for node, scores in enumerate(found):
+    for node, scores in enumerate(zip(*found, strict=True)):
         own = slice(node * NODE, (node + 1) * NODE)
         logits = [linear(weight[node] if classifiers == "each" else weight, row[own]) for row in necked]
-        torch.testing.assert_close(scores, scores_of(logits, label.tolist()))
+        torch.testing.assert_close(scores, tuple(scores_of(logits, label.tolist())))
 
 
 def test_the_node_necks_keep_their_bias():

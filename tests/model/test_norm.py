@@ -25,7 +25,8 @@ def pair(ours, theirs, mode="sync"):
 
 
 def buffers(module):
-    return {name: value.clone() for name, value in module.named_buffers()}
+    """All but the count of batches, which ours do not keep."""
+    return {name: value.clone() for name, value in module.named_buffers() if name != "num_batches_tracked"}
 
 
 @pytest.mark.parametrize("mode", ["sync", "local"])
@@ -35,7 +36,8 @@ def test_on_one_rank_it_is_the_usual_norm(ours, theirs, shape, training, mode):
     norm, usual = pair(ours, theirs, mode)
     features = torch.randn(shape)
     assert torch.equal(norm.train(training)(features), usual.train(training)(features))
-    torch.testing.assert_close(norm.state_dict(), usual.state_dict())
+    torch.testing.assert_close(buffers(norm), buffers(usual))
+    assert norm.state_dict().keys() == usual.state_dict().keys()
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (3, 5)])
@@ -167,7 +169,7 @@ def test_one_gpu_runs_the_native_norm_alone(frozen):
     with own_statistics(norm) if frozen else nullcontext(), Operators() as operators:
         norm(features)
     launched = [name for name in operators.computing if "empty" not in name]
-    assert launched == ["aten.add_.Tensor"] * (not frozen) + ["aten.native_batch_norm.default"]
+    assert launched == ["aten.native_batch_norm.default"]
 
 
 def test_local_ranks_keep_to_themselves(two_ranks):
@@ -199,10 +201,8 @@ def test_own_statistics_holds_inside_the_block_only(how):
                 raise KeyError
     except KeyError:
         pass
-    assert int(inner.num_batches_tracked) == 0
     assert torch.equal(inner.running_mean, torch.zeros(3))
     model(features)
-    assert int(inner.num_batches_tracked) == 1
     assert (inner.running_mean > 0.1).all()
 
 
