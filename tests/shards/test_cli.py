@@ -74,7 +74,11 @@ MISTAKES = [
     ),
     (("pack", "sysu_mm01", "--root", "{raw}", "--out", "{out}"), _cut, "cam1/0001/0002.jpg"),
     (("pack", "sysu_mm01", "--root", "{raw}", "--out", "{raw}"), _nothing, "expected"),
-    (("pack", "sysu_mm01", "--root", "{raw}", "--out", "{raw}", "--overwrite"), _nothing, "--overwrite replaces only a shard set"),
+    (
+        ("pack", "sysu_mm01", "--root", "{raw}", "--out", "{raw}", "--overwrite"),
+        _nothing,
+        "--overwrite replaces only a shard set",
+    ),
     (("pack", "sysu_mm01", "--root", "{raw}", "--out", "{out}", "--shard-mib", "0"), _nothing, "--shard-mib"),
     (("verify", "{raw}/absent"), _nothing, "absent is not a folder"),
     (("inspect", "{raw}"), _nothing, "has 1 problem, the first is"),
