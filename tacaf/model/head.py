@@ -23,13 +23,13 @@ def bn_neck(width: int, norm: NormMode) -> BatchNorm1d:
 
 
 def new_classifier(width: int, identities: int, chunk: int) -> Classifier:
-    """width to identities without bias, drawn from N(0, .001), in pieces of at most `chunk` identities."""
+    """width to identities without bias, drawn from N(0, 0.001), in pieces of at most `chunk` identities."""
     weight = nn.Linear(width, identities, bias=False).weight
     return Classifier(nn.init.normal_(weight, std=CLASSIFIER_STD), chunk)
 
 
 def new_range_classifier(name: str, shape: tuple[int, ...], identities: int, chunk: int) -> RangeClassifier:
-    """This rank's range of a classifier drawn from N(0, .001). `shape` is that of one identity's weights: C or N x C.
+    """This rank's range of a classifier drawn from N(0, 0.001). `shape` is that of one identity's weights: C or N x C.
 
     The other ranks' ranges are never built. Classifiers of different names differ. Here the rows of all ranks are
     classified, so a chunk has fewer identities, and its logits take as much memory as those of a whole classifier.
