@@ -1,18 +1,18 @@
-"""Measure what each part of the method adds, on the project's benchmarks or any packed set: rows x seeds, differences.
+"""Measure what each part of the method adds, on the project's benchmarks or on packed sets, with several seeds.
 
     python launch/ablate.py --out DIR [--benchmarks plain_1 ...] [--rows ...] [--seeds 0 1 2] [--parallel 2]
     python launch/ablate.py --out DIR --shards SET [SET ...] [--config launch/configs/laptop.yaml]
     python launch/ablate.py --out DIR --rows aug --try aug_cmaam loss.dt=2 --try aug_cmaam loss.dt=4 --name tries
 
-Models are judged on validation identities; once all choices are made, `--test` scores the finished ones on the test
-identities. `--try` adds a row with other settings, in a separate table, so that what failed is recorded too.
+Models are scored on validation identities; once all choices are made, `--test` scores the finished ones on the test
+identities. `--try` adds a row with other settings, in a separate table, so that failed attempts are recorded too.
 
-A packed set needs the splits train, val and test. It is scored by the protocol `generic` in its first direction,
-infrared to visible, unless `--set evaluation...` says otherwise.
+A packed set needs the splits train, val and test. It is scored under the protocol `generic` in its first direction,
+infrared to visible, unless `--set evaluation...` changes that.
 
-Finished trainings are kept, so the same command resumes after an interruption. --results holds the scores of every
-training, a file for each set, with which it need not be repeated even where its run is gone. The tables go to
---tables; they are rewritten after every training and say what they lack.
+Finished trainings are kept, so the same command resumes after an interruption. The folder --results gets the scores of
+every training, in one file per set, so that a training need not be repeated even if its run is deleted. The tables are
+written to --tables; they are rewritten after every training and name what is missing.
 """
 
 from tacaf.start import start
@@ -42,11 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def study_of(args: argparse.Namespace) -> Ablation:
-    """What the command line asks for."""
+    """The study that the command line describes."""
     tries = {row.name: row for row in (varied_row(*words) for words in args.tries)}
     if "/" in args.name or (tries and not args.name):
         raise InputError(
-            f"expected --name WORD with --try, for tables of their own, and no / in it, got {args.name!r}; name it"
+            f"expected --name WORD without / with --try, which writes separate tables, got {args.name!r}; add a name"
         )
     names = args.benchmarks or ([] if args.shards else list(benchmarks.BENCHMARKS)[:1])
     sets = choose_sets(names, args.shards, args.out)
@@ -68,9 +68,10 @@ def study_of(args: argparse.Namespace) -> Ablation:
 
 
 def ablate(study: Ablation, parallel: int, only_tables: bool) -> int:
-    """Make the sets, train what is not trained, write the tables; 1 if a training failed, 75 if asked to stop.
+    """Make the sets, run the missing trainings and write the tables.
 
-    parallel: trainings at a time. only_tables: train and embed nothing.
+    Returns 1 if a training failed, 75 if the command was told to stop, otherwise 0. parallel: trainings at a time.
+    only_tables: train and embed nothing.
     """
     cells = study.cells()
     for cell in cells:
@@ -88,7 +89,7 @@ def ablate(study: Ablation, parallel: int, only_tables: bool) -> int:
     if not only_tables:
         threads = {"OMP_NUM_THREADS": "1"} if parallel > 1 else None
         if not run_all([cell.training for cell in todo], collecting.ended, parallel, environment=threads):
-            print("stopped as asked; the same command resumes from here", flush=True)
+            print("stopped; run the same command again to resume", flush=True)
             return EXIT_STOPPED
     for path in write_tables(study, cells, collecting.failures):
         print(path.read_text())
@@ -96,7 +97,7 @@ def ablate(study: Ablation, parallel: int, only_tables: bool) -> int:
 
 
 class Collecting:
-    """Keeps the scores of every training that ends, and writes the tables again each time."""
+    """Keeps the scores of every training that ends, and rewrites the tables each time."""
 
     def __init__(self, study: Ablation, cells: Sequence[AblationCell]) -> None:
         self.study = study
@@ -104,16 +105,16 @@ class Collecting:
         self.failures: dict[Training, str] = {}  # why a training has no scores
 
     def ended(self, training: Training, status: int) -> None:
-        """Take in a training that ended with this exit status."""
-        said = "finished" if status == 0 else f"status {status}"
+        """Record a training that ended with this exit status."""
+        outcome = "finished" if status == 0 else f"status {status}"
         try:
             if status == 0:
                 self.cells[training].collect(self.study.split)
             elif status != EXIT_STOPPED:
                 self.failures[training] = f"its training ended with status {status}, see {training.folder.name}.log"
         except InputError as error:
-            said = self.failures[training] = str(error)
-        print(f"{training.folder.name}: {said}", flush=True)
+            outcome = self.failures[training] = str(error)
+        print(f"{training.folder.name}: {outcome}", flush=True)
         write_tables(self.study, list(self.cells.values()), self.failures)
 
 
@@ -123,8 +124,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--out", type=to_path, required=True, help="folder for the sets and runs")
     add("--results", type=to_path, help="folder for the scores; default: OUT/results")
-    add("--tables", type=to_path, help="folder for the tables; default: that of the scores")
-    add("--benchmarks", nargs="+", choices=names, help=f"of the project; default: {names[0]}, or none with --shards")
+    add("--tables", type=to_path, help="folder for the tables; default: the folder of the scores")
+    add("--benchmarks", nargs="+", choices=names, help=f"the project's; default: {names[0]}, or none with --shards")
     add("--shards", type=to_path, nargs="+", default=[], metavar="SET", help="folders of packed sets")
     add("--rows", nargs="+", choices=(*ROWS, "core", "all"), default=["core"], help=f"default: core ({' '.join(CORE)})")
     add(
@@ -136,7 +137,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar=("ROW", "a.b=c"),
         help="add a row: ROW with these settings; may be given several times",
     )
-    add("--name", default="", help="added to the names of the tables' files; needed with --try")
+    add("--name", default="", help="added to the names of the tables' files; required with --try")
     add("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default: 0 1 2")
     add("--config", type=to_path, default=CONFIG, help="default: launch/configs/ablation.yaml")
     add("--set", action="append", default=[], metavar="a.b=c", help="override one setting of every training")
@@ -144,7 +145,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--parallel",
         type=int,
         default=1,
-        help="trainings at a time, with one thread each if there are several; default: 1",
+        help="trainings at a time; with more than one, each has one thread; default: 1",
     )
     add("--test", action="store_true", help="score the test identities")
     add(

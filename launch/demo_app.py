@@ -1,4 +1,4 @@
-"""Serve a page to look at a trained model: python launch/demo_app.py --run RUN --gallery SHARDS|DIR [--port 7860]
+"""Serve a page for exploring a trained model: python launch/demo_app.py --run RUN --gallery SHARDS|DIR [--port 7860]
 
 Choose or drop an image to see the nearest images of the other modality, and click on it to see where that point is on a
 match. The page can only be reached from this machine, loads nothing from elsewhere, and writes no upload to the disk.
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Embed the gallery, open the page, and stay until Ctrl-C or SIGTERM."""
+    """Embed the gallery and serve the page until Ctrl-C or SIGTERM."""
     from launch.page.app import Page
     from launch.page.guard import Guard
     from launch.page.incoming import MOST_UPLOAD
@@ -50,17 +50,17 @@ def serve(args: argparse.Namespace) -> None:
         token = None if ipaddress.ip_address(host).is_loopback else secrets.token_urlsafe(32)
         counts = " and ".join(f"{len(images)} {modality}" for modality, images in viewer.album.images.items())
         if token is not None:
-            print("whoever has the page's address can see the gallery; what they send is not encrypted", flush=True)
+            print("anyone who has the page's address can see the gallery; the connection is not encrypted", flush=True)
         print(f"{counts} images; page: {url(host, port, token)}  (Ctrl-C ends it)", flush=True)
         app = Page(viewer).app()
         build_server(Guard(app, host, token, MOST_UPLOAD)).run(sockets=[listening])
 
 
 def open_viewer(args: argparse.Namespace) -> Viewer:
-    """The model and the embedded gallery; what was left out of the gallery is printed."""
+    """The model and the embedded gallery. Prints what was left out of the gallery."""
     embedder = Embedder.load(args.run, args.device, args.thermal_range)
     if embedder.model is None:
-        raise InputError("expected a run or a model.safetensors, got an ONNX export, whose maps cannot be read")
+        raise InputError("expected a run or a model.safetensors, got an ONNX export, which does not give its maps")
     album = Album.open(embedder, args.gallery, args.split, args.most, args.seed)
     for text in album.drawn:
         print(text, flush=True)
@@ -70,15 +70,15 @@ def open_viewer(args: argparse.Namespace) -> Viewer:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket at that address; port 0 is any free one. InputError where it cannot be had."""
+    """A socket that listens at this address; port 0 is any free one. Raises InputError if that is not possible."""
     try:
         if host != "localhost":
             ipaddress.ip_address(host)
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except (OSError, ValueError) as error:
         raise InputError(
-            f"expected a free port at an address of this machine, got {shown(host)}, port {port}: {reason_of(error)};"
-            " give another --port"
+            f"expected a free port at an address of this machine, got port {port} at {shown(host)}: {reason_of(error)};"
+            " use another --port"
         ) from None
 
 
@@ -89,7 +89,7 @@ def url(host: str, port: int, token: str | None) -> str:
 
 
 def check(args: argparse.Namespace) -> None:
-    """InputError for options that this machine cannot serve."""
+    """Raise InputError for wrong options, missing packages and a missing GPU."""
     for package in ("starlette", "uvicorn"):
         if find_spec(package) is None:
             raise missing(package, "the page")
@@ -101,7 +101,7 @@ def check(args: argparse.Namespace) -> None:
         raise InputError(f"expected --seed from 0 to 2**63 - 1, got {args.seed}; leave it out for 0")
     given_scale(args.thermal_range, "--thermal-range")
     if args.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("expected a GPU for --device cuda, found none; leave it out")
+        raise InputError("there is no GPU for --device cuda; leave the option out")
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -114,16 +114,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         required=True,
         help="images to search in: a shard set, or a folder with visible/ and infrared/ in it",
     )
-    add("--split", default="test", help="list of identities of the shard set; default: test")
+    add("--split", default="test", help="split of the shard set; default: test")
     add("--most", type=int, default=2000, help="largest number of images of each modality; default: 2000")
     add("--seed", type=int, default=0, help="seed of the draw if there are more; default: 0")
     add(
         "--host",
         default="127.0.0.1",
-        help="address to serve; one that other machines can reach gets a URL with a token",
+        help="address to listen at; if other machines can reach it, the URL has a token; default: 127.0.0.1",
     )
     add("--port", type=int, default=7860, help="port of the page, or 0 for any free one; default: 7860")
-    add("--device", choices=("cpu", "cuda"), default="cpu")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="where the model runs; default: cpu")
     add(
         "--thermal-range",
         nargs="+",

@@ -1,8 +1,8 @@
 """Score a trained model: deepspeed launch/evaluate.py --run RUN --shards SHARDS --protocol sysu_mm01 ...
 
-Every image of the test identities is embedded once, whatever the number of ranks; rank 0 scores and writes
-RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json. Several runs of RegDB, one for each split, also give the table
-over them.
+Every image of the test identities is embedded once, by all ranks together; rank 0 scores them and writes
+RUN/results/<protocol>-<mode>-<shots>shot-<draw>.json. With several runs of RegDB, one per split, it also writes the
+table over the splits.
 """
 
 from tacaf.start import start
@@ -45,16 +45,16 @@ MOST_IMAGES_A_BATCH = 2**16
 
 
 class Task(NamedTuple):
-    """What is scored and how: the same for every run."""
+    """What is scored and how, for every run."""
 
     shards: ShardIndex
     settings: list[Setting]
     scoring: Scoring
-    usual: Embedding  # the one that the models were scored with when their trainings ended
+    usual: Embedding  # with which the models were scored at the end of their trainings
 
 
 class Embedded(NamedTuple):
-    """The features of one run's model, and what its results say of them."""
+    """The features of one run's model, and the facts about them that results record."""
 
     features: FeatureSet
     known: Circumstances
@@ -85,7 +85,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def embed(args: argparse.Namespace, task: Task, run: Path, split: str, place: Place) -> Embedded:
-    """The features of the split by the run's model; the same on every rank."""
+    """The features that the run's model gives for the split; the same on every rank."""
     with distributed.together():
         model, card = load_model(run / MODEL)
     extraction = Extraction(
@@ -101,7 +101,7 @@ def embed(args: argparse.Namespace, task: Task, run: Path, split: str, place: Pl
 
 
 def write_and_show(args: argparse.Namespace, task: Task, embedded: Sequence[Embedded], folder: Path) -> None:
-    """Score one run, or all of them as one table, and write the results into `folder`."""
+    """Score one run, or all runs as one table, write the results into `folder` and print them."""
     features = [one.features for one in embedded]
     if args.features:
         features[0].save(args.features)
@@ -116,37 +116,40 @@ def write_and_show(args: argparse.Namespace, task: Task, embedded: Sequence[Embe
 
 
 def scale_warnings(card: ModelCard, index: ShardIndex) -> list[str]:
-    """Where grey values of more than 8 bits become clearly other pixels here than in the model's training set."""
+    """Warnings if this set maps grey values of more than 8 bits clearly differently from the model's training set."""
     return [
-        f"{modality}: the set maps grey values by {scale.describe()}, the model was trained with "
-        f"{card.scales[modality].describe()}; pack the set again with that --thermal-range if the cameras are alike"
+        f"{modality}: the set maps grey values by {scale.describe()}, but the model was trained with "
+        f"{card.scales[modality].describe()}; pack the set again with that --thermal-range if the cameras are similar"
         for modality, scale in index.scales.items()
         if modality in card.scales and far_apart(scale, card.scales[modality])
     ]
 
 
 def usual_embedding(cards: Sequence[ModelCard]) -> Embedding:
-    """The one that these models were scored with when their trainings ended. InputError if they differ."""
-    found = {card.usual_embedding for card in cards}
-    if len(found) > 1:
+    """The embedding with which these models were scored at the end of their trainings.
+
+    Raises InputError if they differ.
+    """
+    embeddings = {card.usual_embedding for card in cards}
+    if len(embeddings) > 1:
         raise InputError(
-            f"expected runs with one evaluation.embedding, got {', '.join(sorted(found))}; score them one by one"
+            f"expected runs with one evaluation.embedding, got {', '.join(sorted(embeddings))}; score them one by one"
         )
-    return found.pop()
+    return embeddings.pop()
 
 
 def chosen_splits(args: argparse.Namespace, index: ShardIndex, cards: Sequence[ModelCard]) -> list[str]:
-    """The list each run's model is scored on. InputError, before any work, for one that the model was trained on."""
+    """The split that each run's model is scored on. Raises InputError, before any work, for a training split."""
     if len(cards) > 1:
         if not PROTOCOLS[args.protocol].one_file_per_split:
             raise InputError(
-                f"expected one run under {args.protocol}, got {len(cards)}; several are for regdb, which has a model"
-                " for each split"
+                f"expected one run under {args.protocol}, got {len(cards)}; only regdb, which has one model per split,"
+                " allows several"
             )
         if args.split or args.features:
             raise InputError(
-                f"expected neither --split nor --features with {len(cards)} runs, each of which has its own; leave "
-                "them out"
+                f"expected neither --split nor --features with {len(cards)} runs, each of which has its own split; "
+                "leave them out"
             )
         refuse_mixed(cards)
     splits = [args.split or own_test_split(card.trained_on["split"]) for card in cards]
@@ -156,12 +159,12 @@ def chosen_splits(args: argparse.Namespace, index: ShardIndex, cards: Sequence[M
 
 
 def parent_of(runs: list[Path]) -> Path:
-    """The folder that holds all runs: their common table is written there."""
+    """The folder that contains all runs, where their common table is written."""
     return Path(os.path.commonpath([run.resolve().parent for run in runs]))
 
 
 def remote_of(run: Path) -> RemoteConfig:
-    """How the run read sets at an address: the same cache and options serve its scoring."""
+    """The run's settings for sets at an address, so that scoring uses the same cache and options."""
     path = run / CONFIG_FILE
     return load_config(path, []).data.remote if path.exists() else RemoteConfig()
 
@@ -174,15 +177,15 @@ def parse(description: str | None, argv: Sequence[str] | None) -> argparse.Names
         type=to_path,
         nargs="+",
         required=True,
-        help="run folder with model.safetensors; for RegDB one folder for each split, for the table over them",
+        help="run folder with model.safetensors; for RegDB, one folder per split for the table over the splits",
     )
     add("--shards", type=to_location, required=True, help="shard set to score on: a folder or an address")
-    add("--split", help="list of identities of the shard set; default: test, or test_3 for a model of train_3")
+    add("--split", help="split of the shard set; default: test, or test_3 for a model of train_3")
     add_protocol_options(parser, every=True)
     add(
         "--embedding",
         choices=get_args(Embedding),
-        help="kind of descriptor; default: the one that the run was scored with",
+        help="what an embedding contains; default: as the run was scored",
     )
     add("--flip", action="store_true", help="average each embedding with that of the mirror image")
     add("--batch-size", type=int, default=64, help="images at a time on each rank (default: %(default)s)")

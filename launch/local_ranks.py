@@ -1,7 +1,7 @@
 """Start N ranks of a command on this machine: python launch/local_ranks.py N SCRIPT [WORDS ...]
 
-This is PyTorch's launcher, as `torchrun --standalone`, but it exits with the status of the rank that failed first and
-adds nothing to what that rank printed. torchrun adds a traceback of its own and always exits with 1.
+This is PyTorch's launcher, like `torchrun --standalone`, but it exits with the status of the rank that failed first and
+adds nothing to what that rank printed. torchrun adds its own traceback and always exits with 1.
 """
 
 from tacaf.start import start
@@ -30,13 +30,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if len(words) < 2 or not words[0].isdigit():
         raise InputError(f"expected the number of ranks and a script, got {' '.join(words) or 'nothing'}")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # what the launcher would set, with four lines about it
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the launcher would set it too, but with a four-line warning
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc-per-node", *words]))
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
-        return status if status >= 0 else 128 - status  # ended by a signal
-    except SignalException as stop:  # the launcher has passed it on and waited
+        return status if status >= 0 else 128 - status  # negative if a signal ended it
+    except SignalException as stop:  # the launcher has passed it on and waited for the ranks
         return 128 + stop.sigval
     return 0

@@ -1,6 +1,6 @@
 """Rewrite the report.html of a finished run: python launch/report.py --run RUN [--shards SHARDS] [--features F.npz]
 
-Reads the run's config, metrics, results, features and model, and the images from the shards. Nothing is scored again.
+This reads the run's config, metrics, results, features and model, and the images from the shards. It scores nothing.
 """
 
 from tacaf.start import start
@@ -29,12 +29,12 @@ FACTS = ("pid", "camid", "modality", "number")
 
 
 def rewrite_report(run: Path, shards: str | Path | None = None, features_file: Path | None = None) -> Path:
-    """Rewrite the report; its path. The defaults of `shards` and `features_file` are those of the run.
+    """Rewrite the report. Returns its path. `shards` and `features_file` default to those of the run.
 
-    InputError for a folder that holds no run, and for features or a model that are missing or of another set.
+    Raises InputError if the folder is not a run, or if its features or its model are missing or of another set.
     """
     if not (run / CONFIG_FILE).is_file():
-        raise InputError(f"expected a run folder with config.yaml, got {run}; give the folder a training wrote")
+        raise InputError(f"expected a run folder with config.yaml, got {run}; give the folder that a training wrote")
     config = load_config(run / CONFIG_FILE, [])
     index = ShardIndex.open(shards or config.data.shards, config.data.remote)
     features = load_features(features_file or run / RESULTS_FOLDER / FEATURES_FILE)
@@ -42,8 +42,8 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
     model, card = load_model(run / MODEL)
     if features.width != model.embedding_width(config.evaluation.embedding):
         raise InputError(
-            f"expected features {model.embedding_width(config.evaluation.embedding)} wide, as the run's model makes"
-            f" them, got {features.width}; give the features of this run"
+            f"expected features {model.embedding_width(config.evaluation.embedding)} wide, as those of the run's model"
+            f" are, got {features.width}; give the features of this run"
         )
     size = (card.height, card.width)
     settings = config.evaluation.for_split(config.evaluation.split)
@@ -53,18 +53,18 @@ def rewrite_report(run: Path, shards: str | Path | None = None, features_file: P
 
 
 def rows_of(index: ShardIndex, features: FeatureSet) -> np.ndarray:
-    """The index row of each feature, int64 [n]. InputError if one has none: the features are of another set."""
+    """The index row of each feature, int64 [n]. Raises InputError if one has none, because it is of another set."""
     rows = np.sort(index.rows_of(np.unique(features.pid)))
-    place = {facts: row for row, facts in zip(rows.tolist(), _facts(index.columns, rows), strict=True)}
-    found = [place.get(facts, -1) for facts in _facts(vars(features), np.arange(len(features)))]
-    if -1 in found:
-        lost = found.index(-1)
+    row_of = {facts: row for row, facts in zip(rows.tolist(), _facts(index.columns, rows), strict=True)}
+    row_N = [row_of.get(facts, -1) for facts in _facts(vars(features), np.arange(len(features)))]
+    if -1 in row_N:
+        lost = row_N.index(-1)
         raise InputError(
             f"expected features of images in {index.place}, got one that is not there (row {lost}, pid"
             f" {features.pid[lost]}, camera {features.camid[lost]}, number {features.number[lost]}); give the shards"
-            " the run was scored on"
+            " that the run was scored on"
         )
-    return np.array(found, dtype=np.int64)
+    return np.array(row_N, dtype=np.int64)
 
 
 def _facts(columns: Mapping[str, np.ndarray], rows: np.ndarray) -> list[tuple[int, ...]]:
@@ -78,7 +78,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--features",
         type=to_path,
-        help="features to make the pictures from, which the page then names; default: RUN/results/features.npz",
+        help="features to make the pictures from, which the report then names; default: RUN/results/features.npz",
     )
     return parser.parse_args(argv)
 

@@ -1,9 +1,9 @@
-"""The table of one data set: pack it, train the ablation's rows, score them, and compare with the published numbers.
+"""Reproduce a data set's table: pack it, train the ablation's rows, score them, and compare with published numbers.
 
     python launch/reproduce.py sysu_mm01|regdb|llcm --root RAW --out DIR [--set train.weights=resnet50-0676ba61.pth]
 
 Finished trainings are kept, so the same command resumes after an interruption. The table (DIR/table.md, .html, .json)
-is rewritten after every training and says what each row lacks.
+is rewritten after every training and names what each row lacks.
 """
 
 from tacaf.start import start
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def study_of(args: argparse.Namespace) -> Reproduction:
-    """What the command line asks for."""
+    """The study that the command line describes."""
     config = args.config or CONFIGS / f"{args.data_set}.yaml"
     return Reproduction(
         data_set=args.data_set,
@@ -52,7 +52,10 @@ def study_of(args: argparse.Namespace) -> Reproduction:
 
 
 def reproduce(study: Reproduction, ranks: int) -> int:
-    """Pack, train what is not trained, write the table; 1 if a training failed, 75 if one was asked to stop."""
+    """Pack the data set, run the missing trainings and write the table.
+
+    Returns 1 if a training failed, 75 if the command was told to stop, otherwise 0.
+    """
     study.out.mkdir(parents=True, exist_ok=True)
     study.pack()
     cells = study.cells()
@@ -71,7 +74,7 @@ def reproduce(study: Reproduction, ranks: int) -> int:
     todo = [cell.training for cell in cells if not cell.training.finished()]
     print(f"{len(cells) - len(todo)} of {len(cells)} trainings are finished", flush=True)
     if not run_all(todo, ended, ranks=ranks):
-        print("stopped as asked; the same command resumes from here", flush=True)
+        print("stopped; run the same command again to resume", flush=True)
         return EXIT_STOPPED
     paths = write()
     print(paths[0].read_text())
@@ -83,12 +86,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("data_set", choices=tuple(PACKERS))
-    add("--root", type=to_path, required=True, help="the data set's folder")
+    add("--root", type=to_path, required=True, help="folder of the raw data set")
     add("--out", type=to_path, required=True, help="folder for the shards, the runs and the table")
-    add("--config", type=to_path, help="default: launch/configs/<data set>.yaml")
+    add("--config", type=to_path, help="configuration of the trainings; default: launch/configs/<data set>.yaml")
     add("--set", action="append", default=[], metavar="a.b=c", help="override one setting of every training")
-    # The paper's Table 1 has a baseline, IPCAM, CMAAM and both. It does not say whether its baseline has the
-    # augmentation, so the default rows have a baseline without it and one with it.
+    # The paper's Table 1 has a baseline, IPCAM, CMAAM and both. It does not state whether its baseline has the
+    # augmentation, so the default rows include a baseline without it and one with it.
     add("--rows", nargs="+", choices=(*ROWS, "core"), default=["core"], help=f"default: core ({' '.join(CORE)})")
     add("--seeds", type=int, nargs="+", default=[0], help="train each row with each of these seeds; default: 0")
     add(

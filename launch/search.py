@@ -1,8 +1,8 @@
 """Find people across folders of images: python launch/search.py --run RUN --gallery DIR --query DIR|IMAGE --html FILE
 
---index FILE keeps the gallery, so that it can be searched again without its images; --gallery then adds only new
-images, and --remove NAME takes images out. Queries are infrared and the gallery is visible unless you choose otherwise;
-any two modalities work, also the same one. Images that cannot be read are counted and listed.
+--index FILE saves the gallery, so that it can be searched again without its images; --gallery then adds only new
+images, and --remove NAME removes images. Queries are infrared and the gallery is visible unless you choose otherwise;
+any two modalities work, even the same one twice. Unreadable images are counted and listed.
 """
 
 from tacaf.start import start
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Do in this order what the options say: open, remove, list, add and save, search, write."""
+    """Do what the options say, in this order: open, remove, list, add and save, search, write."""
     embedder = Embedder.load(args.run, args.device, args.thermal_range) if args.run else None
     changes = args.index and (args.remove or args.gallery)
     with locked(args.index) if changes else nullcontext():
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> None:
         left_out = add(args, embedder, catalogue) if args.gallery else []
     if args.query:
         assert embedder is not None
-        found = search(
+        result = search(
             embedder,
             catalogue,
             args.query,
@@ -58,8 +58,8 @@ def run(args: argparse.Namespace) -> None:
             engine=args.engine,
             left_out=left_out,
         )
-        write(args, found, embedder)
-        left_out = found.left_out
+        write(args, result, embedder)
+        left_out = result.left_out
     for text in left_out:
         print(f"left out: {shown(text)}", file=sys.stderr)
     if left_out:
@@ -67,11 +67,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def the_catalogue(args: argparse.Namespace, embedder: Embedder | None) -> Catalogue:
-    """The kept gallery if there is one, else an empty one."""
+    """The saved gallery if there is one, otherwise an empty one."""
     if not args.index or not args.index.exists():
         if not args.gallery or embedder is None or args.remove or args.list:
-            what = f"an index at {args.index}" if args.index else "a gallery"
-            raise InputError(f"expected {what}, got none; make one with --run and --gallery")
+            what = f"the index {args.index} does not exist" if args.index else "there is no gallery"
+            raise InputError(f"{what}; make one with --run and --gallery")
         modality = Modality(args.gallery_modality or Modality.VISIBLE)
         return Catalogue.new(embedder, modality, args.embedding, bool(args.flip))
     catalogue = open_catalogue(args.index)
@@ -80,13 +80,13 @@ def the_catalogue(args: argparse.Namespace, embedder: Embedder | None) -> Catalo
         catalogue.must_fit(embedder, args.embedding or catalogue.embedding, flip)
     if args.gallery_modality not in (None, catalogue.modality):
         raise InputError(
-            f"expected the index's modality, {catalogue.modality}, got {args.gallery_modality}; keep one index each"
+            f"expected the index's modality, {catalogue.modality}, got {args.gallery_modality}; make one index for each"
         )
     return catalogue
 
 
 def remove(args: argparse.Namespace, catalogue: Catalogue) -> None:
-    """Take out what --remove names, and save."""
+    """Remove what --remove names, and save."""
     removed = catalogue.remove(args.remove)
     save_catalogue(args.index, catalogue)
     print("\n".join(["removed from the index:", *map(shown, removed)]))
@@ -94,7 +94,7 @@ def remove(args: argparse.Namespace, catalogue: Catalogue) -> None:
 
 
 def add(args: argparse.Namespace, embedder: Embedder | None, catalogue: Catalogue) -> list[str]:
-    """Add what is new in --gallery, and save; a sentence for every file that was left out."""
+    """Add new images of --gallery, and save. Returns a sentence for every file that was left out."""
     assert embedder is not None
 
     def save() -> None:
@@ -110,13 +110,13 @@ def add(args: argparse.Namespace, embedder: Embedder | None, catalogue: Catalogu
     return left_out
 
 
-def write(args: argparse.Namespace, found: SearchResult, embedder: Embedder) -> None:
-    """Write the JSON and the page, each whole or not at all, and print where they are."""
+def write(args: argparse.Namespace, result: SearchResult, embedder: Embedder) -> None:
+    """Write the JSON and the page, each atomically, and print where they are."""
     if args.json:
-        write_json(args.json, found.as_json())
+        write_json(args.json, result.as_json())
     if args.html:
-        write_whole(args.html, page(found, args.query, args.gallery, embedder.scales))
-    print(f"{len(found.queries)} queries against {found.gallery_images} images ({found.engine})")
+        write_whole(args.html, page(result, args.query, args.gallery, embedder.scales))
+    print(f"{len(result.queries)} queries against {result.gallery_images} images ({result.engine})")
     for what, path in (("lists", args.json), ("page", args.html)):
         if path:
             print(f"{what}: {shown(path)}")
@@ -127,20 +127,22 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     names = [str(modality) for modality in Modality]
     add = parser.add_argument
     add("--run", type=to_path, help="a finished run, or an export of one; not needed for --remove and --list")
-    add("--gallery", type=to_path, help="folder of images to search in; with --index, new images are added")
-    add("--query", type=to_path, help="folder of images, or one image, to search for")
-    add("--gallery-modality", choices=names, help="default: the index's, else visible")
+    add("--gallery", type=to_path, help="folder of images to search in; with --index, its new images are added")
+    add("--query", type=to_path, help="folder of query images, or one query image")
+    add("--gallery-modality", choices=names, help="default: the index's, or visible")
     add("--query-modality", choices=names, default=str(Modality.INFRARED), help="default: %(default)s")
-    add("--index", type=to_path, help="file that keeps the gallery's descriptors")
+    add("--index", type=to_path, help="file in which the gallery's descriptors are saved")
     add(
         "--remove",
         nargs="+",
         metavar="NAME",
-        help="take images out of --index: names, folders of names, or image files",
+        help="remove images from --index: names, folders of names, or image files",
     )
     add("--list", action="store_true", help="print the names in --index")
     add("--top", type=int, default=10, help="matches per query; default: %(default)s")
-    add("--embedding", choices=get_args(Embedding), help="default: the index's, else the one the run was scored with")
+    add(
+        "--embedding", choices=get_args(Embedding), help="default: the index's, or the one that the run was scored with"
+    )
     add(
         "--flip",
         action="store_true",
@@ -151,7 +153,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--engine",
         choices=("auto", "exact", "faiss"),
         default="auto",
-        help=f"auto: FAISS from {FAISS_FROM:,} images on, if it is installed",
+        help=f"how to search; auto: FAISS for {FAISS_FROM:,} images and more, if it is installed",
     )
     add(
         "--thermal-range",
@@ -160,24 +162,24 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="grey values that become black and white in infrared images of more than 8 bits, or the word per-image;"
         " default: those of the model's training set",
     )
-    add("--device", type=to_device, default="cpu", help="cpu or cuda")
+    add("--device", type=to_device, default="cpu", help="where the model runs: cpu or cuda; default: cpu")
     add("--json", type=to_path, help="write the ranked lists to this file")
     add("--html", type=to_path, help="write a page with pictures to this file")
     return parser.parse_args(argv)
 
 
 def check(args: argparse.Namespace) -> None:
-    """InputError for options that do not go together."""
+    """Raise InputError for wrong options and wrong combinations."""
     problems = [
-        (args.remove and not args.index, "--remove: expected --index, the file to take them out of, got none"),
-        (args.list and not args.index, "--list: expected --index, got none"),
-        (args.query and not (args.json or args.html), "--query: expected --html or --json to write, got neither"),
-        ((args.json or args.html) and not args.query, "expected --query, what to search for, got none"),
-        ((args.query or args.gallery) and not args.run, "expected --run, the trained model, got none"),
+        (args.remove and not args.index, "--remove needs --index, the file to remove images from"),
+        (args.list and not args.index, "--list needs --index, the file whose names are printed"),
+        (args.query and not (args.json or args.html), "--query needs --html or --json, the file to write"),
+        ((args.json or args.html) and not args.query, "--html and --json need --query, the images to search for"),
+        ((args.query or args.gallery) and not args.run, "--query and --gallery need --run, the trained model"),
         (not (args.query or args.index), "expected --query or --index, got neither"),
         (
             not (args.query or args.gallery or args.remove or args.list),
-            "expected something to do with --index: --query, --gallery, --remove or --list, got none",
+            "--index needs --query, --gallery, --remove or --list, the action to take",
         ),
         (args.top < 1, f"--top: expected at least 1, got {args.top}"),
     ]
@@ -186,6 +188,6 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"{text}; see --help")
     for path in (args.json, args.html):
         if path and not path.parent.is_dir():
-            raise InputError(f"expected a folder to write {path} into, got none; make {path.parent} first")
+            raise InputError(f"cannot write {path}, because its folder does not exist; create {path.parent} first")
     given_scale(args.thermal_range, "--thermal-range")
     choose_engine(args.engine, 0)

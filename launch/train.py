@@ -1,19 +1,20 @@
 """Train a TACAFNet: deepspeed launch/train.py --config launch/configs/X.yaml [--set a.b=c ...] [--resume] [--dry-run]
 
-`--dry-run --show-batch FILE.png` draws the first batch as the model would see it, to check own data with.
-`launch/train.py --explain model.cmaam` describes the settings of a section, and `--explain` alone all of them.
+`--dry-run --show-batch FILE.png` draws the first batch as the model would see it, which helps to check your own data.
+`launch/train.py --explain model.cmaam` describes the settings of a section; `--explain` without a section describes
+all.
 
-The run's folder gets checkpoints, a log, the trained model, its scores and a report. Everything random is a function
-of (seed, epoch, step, position), so a resumed run continues exactly where it stopped. SIGTERM or SIGUSR1 to any rank
-saves a checkpoint and ends the run with status 75.
+The run folder gets checkpoints, a log, the trained model, its scores and a report. Everything random is a function of
+(seed, epoch, step, position), so a resumed run continues exactly where it stopped. SIGTERM or SIGUSR1 to any rank saves
+a checkpoint and ends the run with status 75.
 """
 
 from tacaf.start import start
 
-# Run as a script, this file gets no further than the next lines: `start` imports it again under its own name, once
-# signals are taken, and everything below belongs to that import.
+# If this file is run as a script, only the next lines are executed: `start` imports it again under its own name after
+# signals are handled, and everything below belongs to that import.
 if __name__ == "__main__":
-    start("launch.train", signals=False)  # main handles SIGTERM and SIGUSR1; until then the system holds them back
+    start("launch.train", signals=False)  # main handles SIGTERM and SIGUSR1; they are blocked until then
 
 import argparse
 import functools
@@ -59,19 +60,19 @@ from tacaf.vocabulary import InputError
 
 
 def loop(run: Run) -> None:
-    """The rest of the run, from its first step or its checkpoint to its report.
+    """Execute the rest of the run, from its first step or its checkpoint to its report.
 
-    StoppedError when the run was asked to stop, once everything is saved.
+    Raises StoppedError after saving everything if the run was told to stop.
     """
     config, state = run.config.train, run.first
     saved = state if run.resumed else None
     try:
         while True:
-            # On a GPU the newest step's figures are still on their way. They must be read before that step is scored
-            # or saved, because a non-finite one ends the run, or is counted as skipped in the checkpoint.
+            # On a GPU, the newest step's figures have not been read yet. They must be read before that step is scored
+            # or saved, because a non-finite one ends the run or is counted as skipped in the checkpoint.
             if state.step == 0 or state.must_save(config):
                 state = settled(run, state)
-            # Evaluate first, so that the checkpoint of this step knows whether it is the best one.
+            # Evaluate first, so that the checkpoint of this step records whether it is the best one.
             if state.awaits_evaluation:
                 run.dog.at(f"the evaluation after epoch {state.epoch}")
                 state = evaluate_epoch(run, state)
@@ -84,7 +85,7 @@ def loop(run: Run) -> None:
                 saved = state
             if state.epoch >= config.epochs:
                 break
-            # Stop between updates only: a checkpoint has no room for the gradients of half an update.
+            # Stop only between updates, because a checkpoint does not contain the gradients of half an update.
             if config.begins_update(state.step):
                 run.stop.check()
             state = train_step(run, state)
@@ -94,12 +95,12 @@ def loop(run: Run) -> None:
         state = settled(run, state)
         if state != saved:
             write_checkpoint(run, state)
-        run.log.say(f"asked to stop: saved after step {state.global_step}; continue with --resume")
+        run.log.say(f"stopped: saved after step {state.global_step}; continue with --resume")
         raise
 
 
 def train_step(run: Run, state: TrainState) -> TrainState:
-    """Forward, losses, backward, and at the end of an update the optimiser's step. Returns the state after it."""
+    """Forward, losses, backward and, at the end of an update, the optimiser's step. Returns the state after it."""
     config, here = run.config, f"epoch {state.epoch}, step {state.step}"
     run.dog.at(f"{here}, reading the batch")
     batch = next(run.batches).to(run.place.device)
@@ -112,14 +113,14 @@ def train_step(run: Run, state: TrainState) -> TrainState:
     computed = run.compute(batch, last)
     run.dog.at(f"{here}, update")
     norm = optimize(run.engine, clip_norm=config.optim.clip_norm, last=last, ranges=run.ranges)
-    # Reads the step before this one, so that the GPU always has work while the host waits.
+    # On a GPU this reads the step before this one, so that the GPU has work while the host waits.
     run.dog.at(f"{here}, comparing losses")
     skipped = run.reader.add(launched(state.global_step, batch, rates, computed, norm), state.skipped)
     return state.after_step(run.data.steps_per_epoch)._replace(skipped=skipped)
 
 
 def settled(run: Run, state: TrainState) -> TrainState:
-    """The state once every figure has been read, so that it counts every skipped step."""
+    """The state after every figure has been read, so that every skipped step is counted."""
     run.dog.at(f"epoch {state.epoch}, step {state.step}, comparing losses")
     return state._replace(skipped=run.reader.finish(state.skipped))
 
@@ -145,7 +146,7 @@ def write_checkpoint(run: Run, state: TrainState) -> None:
 
 
 def train(config: Config, stop: StopRequest, *, resuming: bool, trusted: bool) -> None:
-    """One run, as a whole. InputError before anything is written if it cannot be trained or scored."""
+    """Execute a run. Raises InputError, before anything is written, if it cannot be trained or scored."""
     place = start_distributed(config.train.start_limit_s, config.train.stall_limit_s)
     prepare_deepspeed()
     choose_convolutions(config.train.deterministic)
@@ -163,14 +164,14 @@ def train(config: Config, stop: StopRequest, *, resuming: bool, trusted: bool) -
         if warning is not None:
             run.log.warn_once(warning)
         if resuming and not found:
-            run.log.say("the run was interrupted before its first checkpoint; it starts again")
+            run.log.say("the run was interrupted before its first checkpoint and starts again")
         if found and (longer := extension(checkpoint.facts_of(found), config)):
             run.log.say(longer)
         loop(run)
 
 
 def open_data(config: Config, place: Place) -> TrainingData:
-    """The data of the run; everything that could fail after the training is checked here, before it."""
+    """The data of the run. Checks here what could otherwise fail after the training."""
     check_settings(config)
     index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
@@ -183,7 +184,7 @@ def open_data(config: Config, place: Place) -> TrainingData:
 def build_run(
     config: Config, place: Place, data: TrainingData, found: Path | None, stop: StopRequest, dog: Watchdog
 ) -> Run:
-    """Model, optimiser, engine, log and batches, from the checkpoint that was `found`, or new."""
+    """Model, optimiser, engine, log and batches, from the checkpoint `found`, or new if that is None."""
     dog.at("building the model")
     model, loaded = build_model(config, data.identities)
     model.to(place.device)
@@ -257,7 +258,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--trust",
         action="store_true",
-        help="resume from a checkpoint that belongs to another user or came from another machine",
+        help="resume from a checkpoint that belongs to another user or comes from another machine",
     )
     parser.add_argument(
         "--dry-run",
@@ -268,17 +269,17 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--show-batch",
         type=to_picture,
         metavar="FILE.png",
-        help="with --dry-run: draw identities of the first batch, each image before and after augmentation",
+        help="with --dry-run: draw images of the first batch before and after augmentation",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # some launchers add it
     args = parser.parse_args(argv)
     if args.show_batch is not None and not args.dry_run:
-        parser.error("--show-batch is for --dry-run; add it")
+        parser.error("--show-batch needs --dry-run; add it")
     return args
 
 
 def to_picture(text: str) -> Path:
-    """The file of a picture. A name that ends in something other than .png is refused."""
+    """The path of a PNG file. Refuses names with another ending."""
     path = to_path(text)
     if path.suffix.lower() != ".png":
         raise argparse.ArgumentTypeError(f"expected a name that ends in .png, got {text!r}")
@@ -286,7 +287,7 @@ def to_picture(text: str) -> Path:
 
 
 def show_batch(config: Config, path: Path) -> None:
-    """Draw the first batch of the run into a PNG file. It is read and augmented on the CPU."""
+    """Draw the first batch of the run into a PNG file, with images read and augmented on the CPU."""
     index = ShardIndex.open(config.data.shards, config.data.remote)
     plan = Plan(select_training(index, config.data.split), config.data.plan, config.seed)
     picture = batch_picture(index, plan, config.data, report=functools.partial(print, file=sys.stderr))
@@ -295,7 +296,7 @@ def show_batch(config: Config, path: Path) -> None:
 
 
 def read_config(args: argparse.Namespace) -> Config:
-    """The configuration. Every rank reads the same files, so one of them is enough to report a mistake."""
+    """The configuration. Every rank reads the same files, so only one of them reports a mistake."""
     try:
         return load_config(args.config, args.set)
     except InputError as error:
@@ -315,7 +316,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = read_config(args)
         if args.dry_run:
             if first:
-                # Before the estimate, which refuses a run that this machine has not the memory for.
+                # Before the estimate, which refuses a run that needs more memory than this machine has.
                 if args.show_batch is not None:
                     show_batch(config, args.show_batch)
                 print(describe(config, int(os.environ.get("WORLD_SIZE", "1"))))

@@ -1,4 +1,4 @@
-"""TACAF: visible-infrared person re-identification. Importing this package imports nothing else of it."""
+"""TACAF: visible-infrared person re-identification. Importing this package imports none of its modules."""
 
 __all__ = ["__version__"]
 

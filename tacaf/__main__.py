@@ -2,7 +2,8 @@
 
     tacaf search --run RUN --gallery DIR --query DIR --html found.html
 
-does what `python launch/search.py --run RUN ...` does. Here is what `tacaf` does without a command.
+does what `python launch/search.py --run RUN ...` does. `main` below handles everything that is not a command: `--help`,
+`--version`, and unknown words.
 """
 
 from tacaf.commands import COMMANDS, run
@@ -32,7 +33,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and the commit, and stop")
     parser.add_argument(
-        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="one of those below, and its options"
+        "words", nargs=argparse.REMAINDER, metavar="COMMAND", help="one of the commands below, followed by its options"
     )
     return parser
 

@@ -1,7 +1,7 @@
-"""The checkout that TACAF runs from: where it is, and whether Python takes its packages or others of the same names.
+"""The checkout that TACAF runs from: where it is, and whether Python imports its packages or others of the same names.
 
 TACAF is not distributed as a wheel. `kernels`, `launch`, `shards` and `perf` are general names: another distribution
-may install a package with one of them, and a folder `shards` with a user's data is a package too, as Python sees it.
+may install a package with one of them, and Python takes even a folder `shards` with a user's data for a package.
 """
 
 from importlib.util import find_spec
@@ -17,8 +17,8 @@ PACKAGES = ("kernels", "launch", "shards", "perf")
 def require_own_packages() -> None:
     """Raise InputError if Python would import one of this repository's packages from elsewhere. Imports none of them.
 
-    A package that is absent is no error here, nor is a folder without `__init__.py` in its place: a command may do
-    without it.
+    An absent package is not an error here, nor is a folder without `__init__.py` in its place, because the command may
+    not need it.
     """
     for name in PACKAGES:
         spec = find_spec(name)
@@ -27,7 +27,7 @@ def require_own_packages() -> None:
 
 
 def hidden_package(error: ModuleNotFoundError) -> InputError | None:
-    """The error for an import that failed because a folder without `__init__.py` hides one of our packages."""
+    """The error for an import that failed because a folder without `__init__.py` hides one of our packages, or None."""
     name = (error.name or "").partition(".")[0]
     spec = find_spec(name) if name in PACKAGES else None
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()] if spec is not None else []

@@ -1,8 +1,8 @@
-"""Checkpoints that are whole or not there: temporary name, manifest with hashes, rename, then `latest`.
+"""Checkpoints that are either complete or absent: temporary name, manifest with hashes, rename, then `latest`.
 
 A checkpoint is a folder `checkpoints/step-00001234`. Whoever writes its files (DeepSpeed, on all ranks) writes them
 under the temporary name; `commit` makes it real on rank 0. The manifest lists every file with its hash, carries a hash
-of itself, and is signed with the user's own key (`trust.py`). What it does not list is never opened.
+of itself, and is signed with the user's own key (`trust.py`). Files that it does not list are never opened.
 """
 
 import os
@@ -27,7 +27,7 @@ MOST_MANIFEST_BYTES = 2**26  # thousands of ranks' files
 _STEP = re.compile(r"step-(\d{8,18})")
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}"
 
-# A path below the checkpoint's folder that leads nowhere else.
+# A path that cannot lead out of the checkpoint's folder.
 InnerName = Annotated[str, StringConstraints(pattern=rf"^{_PART}(/{_PART}){{0,7}}$")]
 
 
@@ -48,7 +48,7 @@ class Manifest(Document):
     signature: Sha256 | None = Field(
         description="of facts and files, with the key of the user who wrote it; null if that user could not keep a key"
     )
-    place: Sha256 = Field(description="of the folder that it was written in")
+    place: Sha256 = Field(description="identifies the folder that it was written in")
     seal: Sha256 = Field(NO_SEAL, description="sha256 of this file with 64 zeros in place of the seal")
 
     def to_json(self) -> str:
@@ -64,7 +64,7 @@ def temporary_tag(global_step: int) -> str:
 
 
 def steps_in(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, the oldest first; other names are not ours."""
+    """The checkpoints in a folder, the oldest first. Other names are ignored."""
     found = [(int(name[1]), path) for path in folder.glob("step-*") if (name := _STEP.fullmatch(path.name))]
     return [path for _, path in sorted(found) if path.is_dir()]
 
@@ -76,7 +76,7 @@ def clear_temporary(folder: Path) -> None:
 
 
 def mend(folder: Path) -> None:
-    """After a kill in mid-commit: a checkpoint that had been moved aside for its successor comes back."""
+    """Restore a checkpoint that was moved aside for its successor, if a kill came before the successor was in place."""
     for old in folder.glob(f"{OLD}*"):
         final = folder / old.name.removeprefix(OLD)
         if _STEP.fullmatch(final.name) and not old.is_symlink():
@@ -84,9 +84,9 @@ def mend(folder: Path) -> None:
 
 
 def commit(folder: Path, global_step: int, facts: dict[str, Any], keep: int, best: bool = False) -> Path:
-    """Make the temporary checkpoint of this step real (rank 0 only, after a barrier), and drop old ones.
+    """Make the temporary checkpoint of this step real (rank 0 only, after a barrier), and remove old ones.
 
-    `facts` go into the manifest in plain JSON, so that a checkpoint can be judged before anything is opened.
+    `facts` go into the manifest as plain JSON, so that a checkpoint can be checked before any other file is opened.
     Keeps the newest `keep` checkpoints and the one named in `best`.
     """
     temporary, final = folder / temporary_tag(global_step), folder / tag_of(global_step)
@@ -101,7 +101,7 @@ def commit(folder: Path, global_step: int, facts: dict[str, Any], keep: int, bes
     for path in [*temporary.rglob("*"), temporary]:
         _fsync(path)
     old = folder / f"{OLD}{final.name}"
-    if final.exists():  # saved again, after a stop in the evaluation; at no moment is neither there
+    if final.exists():  # the step is saved again after a stop during evaluation; one of the two always exists
         final.rename(old)
     temporary.rename(final)
     _fsync(folder)
@@ -114,9 +114,9 @@ def commit(folder: Path, global_step: int, facts: dict[str, Any], keep: int, bes
 
 
 def newest_whole(folder: Path, warn: Callable[[str], None], facts: type[BaseModel] | None = None) -> Path | None:
-    """The newest checkpoint whose files match its manifest; a damaged one is named through `warn` and passed over.
+    """The newest checkpoint whose files match its manifest, or None. `warn` gets a sentence for each damaged one.
 
-    One whose facts are not of the form `facts` counts as damaged too.
+    A checkpoint whose facts do not fit the model `facts` counts as damaged too.
     """
     for path in reversed(steps_in(folder)):
         problem = _problem(path, facts)
@@ -127,7 +127,7 @@ def newest_whole(folder: Path, warn: Callable[[str], None], facts: type[BaseMode
 
 
 def manifest_of(path: Path) -> Manifest:
-    """The manifest of a checkpoint. InputError where it has another form or was changed."""
+    """The manifest of a checkpoint. Raises InputError if it is not valid or was changed."""
     where = path / MANIFEST
     data = read_bytes(where, MOST_MANIFEST_BYTES)
     manifest = parse(data, Manifest, shown(where), MOST_MANIFEST_BYTES)
@@ -150,12 +150,12 @@ def refuse_other(saved: Mapping[str, Any], current: Mapping[str, Any], path: Pat
         raise InputError(
             f"cannot resume from {path}: it was made by another run. "
             + "; ".join(differences)
-            + ". Resume with the settings it was made with, or start in a new run folder"
+            + ". Resume with the settings that it was made with, or start in a new run folder"
         )
 
 
 def refuse_strange(path: Path) -> None:
-    """InputError for a checkpoint that somebody else wrote, or that came from somewhere else: see `trust.py`."""
+    """Raise InputError for a checkpoint that another user wrote or that was copied from elsewhere (see `trust.py`)."""
     manifest = manifest_of(path)
     whose = trust.stranger_of([path.parent, path, path / MANIFEST, *(path / name for name in manifest.files)])
     if whose is not None:
@@ -165,13 +165,13 @@ def refuse_strange(path: Path) -> None:
     else:
         why = "was not written here by you"
     raise InputError(
-        f"{shown(path)} {why}. A checkpoint can run code of its maker when it is loaded; if you know who made it, add"
+        f"{shown(path)} {why}. Loading a checkpoint can run code from whoever made it; if you know who that is, add"
         " --trust"
     )
 
 
 def _signed(manifest: Manifest) -> bytes:
-    """What a signature is of."""
+    """The bytes that a signature covers."""
     return manifest.model_dump_json(include={"facts", "files"}).encode()
 
 
@@ -198,7 +198,7 @@ def _problem(path: Path, facts: type[BaseModel] | None) -> str | None:
 
 
 def _difference(path: Path, manifest: Manifest) -> str | None:
-    """What is not as the manifest says: a file missing, changed, of another kind, or not listed."""
+    """The first contradiction to the manifest: a file that is missing, changed, not a plain file, or not listed."""
     for name, facts in manifest.files.items():
         file = path / name
         if file.is_symlink() or not file.is_file():
@@ -206,7 +206,7 @@ def _difference(path: Path, manifest: Manifest) -> str | None:
         if file.stat().st_size != facts.bytes:
             return f"{name} has {file.stat().st_size} bytes instead of {facts.bytes}"
         if sha256_of(file) != facts.sha256:
-            return f"{name} has another sha256 than when it was saved"
+            return f"the sha256 of {name} has changed since it was saved"
     for file in path.rglob("*"):
         name = str(file.relative_to(path))
         if name not in manifest.files and name != MANIFEST and (file.is_symlink() or not file.is_dir()):
@@ -215,7 +215,7 @@ def _difference(path: Path, manifest: Manifest) -> str | None:
 
 
 def _drop_old(folder: Path, keep: int) -> None:
-    """Remove all but the newest and the best; none at all where `best` does not say which that is."""
+    """Remove all but the newest and the best; remove nothing if the file `best` does not name a checkpoint."""
     best = folder / BEST_FILE
     kept = ""
     if os.path.lexists(best):

@@ -1,9 +1,9 @@
-"""The one entry of every command: how errors are said, what a signal does, and which status the process ends with.
+"""The entry point of every command: how errors are printed, what a signal does, and the exit status.
 
     from tacaf.start import start
 
     if __name__ == "__main__":
-        start("launch.search")  # before the slow imports, so that Ctrl-C is one line from the first moment
+        start("launch.search")  # before the slow imports, so that Ctrl-C prints one line from the first moment
 
     import torch
     from tacaf.command import entry
@@ -11,9 +11,9 @@
     @entry()
     def main(argv: Sequence[str] | None = None) -> int: ...
 
-Statuses: 0 done; 1 an unexpected error, or `verify` found problems; 2 input that cannot be used; 130 Ctrl-C; 143
-SIGTERM (129 SIGHUP); 141 the reader of a pipe went away. A training has two more: 70 a rank died or hangs; 75 it was
-asked to stop, and everything is saved (docs/troubleshooting.md).
+Exit statuses: 0 done; 1 an unexpected error, or `verify` found problems; 2 input that cannot be used; 130 Ctrl-C; 143
+SIGTERM (129 SIGHUP); 141 the reader of a pipe closed it. A training has two more: 70 if a rank died or hangs; 75 if it
+was told to stop and has saved everything (docs/troubleshooting.md).
 """
 
 import argparse
@@ -44,13 +44,13 @@ from tacaf.vocabulary import InputError
 UNEXPECTED, INPUT, PIPE = 1, 2, 128 + signal.SIGPIPE
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 EXIT_STOPPED, EXIT_LOST_RANK = os.EX_TEMPFAIL, os.EX_SOFTWARE  # 75, "try again later", and 70
-PATIENCE_S = 5.0  # for the cleaning up after a signal, before another one counts
+PATIENCE_S = 5.0  # for cleaning up after a signal; another one within this time is ignored
 
 Main = Callable[[Sequence[str] | None], int]
 
 
 class Terminated(BaseException):
-    """SIGTERM or SIGHUP: raised in the main thread, so that whatever is open cleans up as it does after an error."""
+    """SIGTERM or SIGHUP: raised in the main thread, so that everything open is cleaned up as after an error."""
 
     def __init__(self, number: int = signal.SIGTERM) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Terminated(BaseException):
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a wrong command line as every other input error: one line, status 2."""
+    """Reports a wrong command line like every other input error: one line, status 2."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see `{self.prog} --help`")
@@ -71,7 +71,7 @@ def program(module: str) -> str:
 
 
 def to_path(text: str) -> Path:
-    """The `type=` of every option that takes a path: `~` is expanded; an empty name or one with NUL is refused."""
+    """The `type=` of every option that takes a path: expands `~`, refuses an empty name or one with NUL."""
     try:
         return path_of(text)
     except InputError as error:
@@ -79,21 +79,21 @@ def to_path(text: str) -> Path:
 
 
 def to_location(text: str) -> str:
-    """The `type=` of an option that takes a folder or an address (`s3://...`): as `to_path`, an address as it is."""
+    """The `type=` of an option that takes a folder or an address: like `to_path`; `s3://...` passes unchanged."""
     return text if "://" in text else str(to_path(text))
 
 
 def to_device(text: str) -> str:
-    """The `type=` of `--device`: the processor or a GPU, and none of PyTorch's other devices."""
+    """The `type=` of `--device`: the CPU or a GPU, and none of PyTorch's other devices."""
     if not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", text):
         raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text!r}")
     return text
 
 
 def entry(signals: bool = True) -> Callable[[Main], Main]:
-    """Make a `main(argv)` an entry: it returns the exit status and prints one line for whatever goes wrong.
+    """Make a `main(argv)` an entry point: it returns the exit status and prints one line for any error.
 
-    `signals`: let SIGTERM end it like an error; False for a command that answers signals itself.
+    `signals`: let SIGTERM end it like an error; False for a command that handles signals itself.
     """
 
     def wrap(main: Main) -> Main:
@@ -109,7 +109,7 @@ def entry(signals: bool = True) -> Callable[[Main], Main]:
 
 
 def run_to_end(module: str, signals: bool = True) -> int:
-    """The part of `start` that needs imports: the status of that command, which stays however the process ends."""
+    """The part of `start` that needs imports. Returns the command's exit status; no later signal can change it."""
     atexit.register(_ignore)  # the first to be registered is the last to be called
 
     @entry(signals)
@@ -124,13 +124,13 @@ def run_to_end(module: str, signals: bool = True) -> int:
     # If a KeyboardInterrupt interrupted the last `exec` of a string (imports use it for dataclasses and named tuples),
     # Python kills itself with SIGINT at the end, even though we caught the interrupt. An empty `exec` clears that.
     exec("")
-    for number in _answered():  # while the interpreter shuts down: the work is done, and its status stays
+    for number in _handled():  # the work is done: a signal while the interpreter shuts down does not change the status
         signal.signal(number, lambda *_: os._exit(status))
     return status
 
 
 def _guarded(main: Main, argv: Sequence[str] | None, raised: Sequence[BaseException]) -> int:
-    """The status of `main`; `raised` is what signals have raised in it."""
+    """The exit status of `main`; `raised` lists the exceptions that signals raised in it."""
     try:
         return _with_signals(main, argv, raised)
     except InputError as error:
@@ -154,12 +154,12 @@ def _guarded(main: Main, argv: Sequence[str] | None, raised: Sequence[BaseExcept
         return say(error, unexpected(error), UNEXPECTED) if known is None else say(error, str(known), INPUT)
     except Exception as error:
         if _is_out_of_memory(error):
-            return say(error, "out of memory; give it less at once, or use a machine with more", INPUT)
+            return say(error, "out of memory; use a smaller batch or less data, or a machine with more memory", INPUT)
         return say(error, unexpected(error), UNEXPECTED)
 
 
 def _with_signals(main: Main, argv: Sequence[str] | None, raised: Sequence[BaseException]) -> int:
-    """Run `main`. A signal decides how it ends, even if a library turned the signal's exception into its own error."""
+    """Run `main`. A signal's exception wins, even if a library turned it into an error of its own."""
     try:
         return main(argv)
     except Exception:
@@ -169,7 +169,7 @@ def _with_signals(main: Main, argv: Sequence[str] | None, raised: Sequence[BaseE
 
 
 def _finished(status: int) -> int:
-    """The status, once everything printed has left the process: a reader may be gone, or a disk full."""
+    """The status, after standard output was flushed: its reader may be gone, or the disk full."""
     try:
         sys.stdout.flush()
     except OSError as error:
@@ -181,25 +181,25 @@ def _finished(status: int) -> int:
 
 
 def say(error: BaseException, text: str, status: int) -> int:
-    """Print one line about an error, with its notes (what was kept of the work), and return the status."""
+    """Print one line about an error, with its notes (such as what was kept), and return the status."""
     parts = [line.strip() for line in "\n".join([text, *getattr(error, "__notes__", [])]).split("\n")]
     line = "error: " + "; ".join(part.rstrip(";") for part in parts if part)
     try:
         print(shown(line), file=sys.stderr, flush=True)
-    except (OSError, ValueError):  # nobody is reading
+    except (OSError, ValueError):  # the reader has closed the pipe
         _silence(sys.stderr)
     return status
 
 
 def about(error: OSError) -> str:
-    """What the system refused, and where, as one sentence."""
+    """An operating system's error as one sentence, with the files it names."""
     names = [shown(name) for name in (error.filename, error.filename2) if name is not None]
     where = f"{' and '.join(names)}: " if names else ""
     return f"{where}{reason_of(error)}"
 
 
 def unexpected(error: BaseException) -> str:
-    """The sentence for an error that nobody foresaw. The traceback goes into a file, which the sentence names."""
+    """The sentence for an unexpected error. The traceback is written to a file, which the sentence names."""
     text = str(error).splitlines()
     what = f"unexpected {type(error).__name__}" + (f" ({text[0][:200]})" if text and text[0] else "")
     try:
@@ -213,12 +213,12 @@ def unexpected(error: BaseException) -> str:
 
 
 def _other_rank() -> bool:
-    """Whether rank 0 of the same run says what all ranks have to say."""
+    """Whether rank 0, another process, reports what concerns all ranks."""
     return os.environ.get("RANK", "0") != "0"
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch has an error of its own for a GPU, and a plain RuntimeError for the processor's memory."""
+    """Whether memory ran out. PyTorch raises an error of its own for a GPU, and a plain RuntimeError for the CPU."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -228,10 +228,10 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def _stoppable(numbers: Sequence[signal.Signals]) -> Iterator[list[BaseException]]:
-    """These signals raise in the block. Another one soon after does not disturb the cleaning up that the first began.
+    """These signals raise exceptions inside the block. Another one within PATIENCE_S does not disturb the cleaning up.
 
-    Yields a list, which gets every exception that is raised. A signal that the process was told to ignore (`nohup`, a
-    job in the background) stays ignored.
+    Yields a list to which every raised exception is appended. A signal that the process was told to ignore (`nohup`, a
+    background job) stays ignored.
     """
     raised: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():
@@ -259,6 +259,7 @@ def _stoppable(numbers: Sequence[signal.Signals]) -> Iterator[list[BaseException
 
 @contextmanager
 def _leaving_at_once(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """These signals end the process at once inside the block, because libraries swallow exceptions during imports."""
     handled = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, leave) for number in handled}
     yield
@@ -267,20 +268,20 @@ def _leaving_at_once(numbers: Sequence[signal.Signals]) -> Iterator[None]:
 
 
 def _ignore() -> None:
-    """From here on Python would give every signal that it answered its usual meaning: the end of the process."""
-    for number in _answered():
+    """Ignore the handled signals: from here on, Python would restore their default, which ends the process."""
+    for number in _handled():
         signal.signal(number, signal.SIG_IGN)
 
 
-def _answered() -> list[signal.Signals]:
+def _handled() -> list[signal.Signals]:
     return [number for number in (*TO_STOP, signal.SIGUSR1) if callable(signal.getsignal(number))]
 
 
 def _prepare_streams() -> None:
-    """Have all three streams, and escape what the terminal's encoding lacks, so that no result is lost to a character.
+    """Open missing standard streams, and escape characters that the terminal's encoding lacks instead of failing.
 
-    Without the closed ones (`2>&-`), the first file that is opened would get their number, and with it what libraries
-    print.
+    If a stream is closed (`2>&-`), the first file that is opened would get its number, and libraries would print
+    into that file.
     """
     for number in range(3):
         try:
@@ -297,6 +298,6 @@ def _prepare_streams() -> None:
 
 
 def _silence(stream: Any) -> None:
-    """Keep Python from complaining about a closed pipe once more when it ends."""
+    """Keep Python from complaining about the closed pipe again when it exits."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

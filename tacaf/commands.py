@@ -1,4 +1,4 @@
-"""The commands of `tacaf`, and how one of them is started: with its module alone, after the signals are taken."""
+"""The commands of `tacaf`, and how one of them is started: only its module is imported, after signals are handled."""
 
 import sys
 from typing import NamedTuple, NoReturn
@@ -7,11 +7,11 @@ from tacaf.start import start
 
 
 class Command(NamedTuple):
-    """A command: what it does, in a sentence, and how it is started."""
+    """A command: a sentence about what it does, and how it is started."""
 
     text: str
     module: str
-    words: tuple[str, ...] = ()  # come before the user's
+    words: tuple[str, ...] = ()  # put before the user's arguments
     signals: bool = True  # False: it handles SIGTERM and SIGUSR1 itself
 
 
@@ -21,7 +21,7 @@ COMMANDS = {
         "Train a model in one process; for several GPUs, run deepspeed launch/train.py.", "launch.train", signals=False
     ),
     "evaluate": Command("Score a trained model on a shard set under a protocol.", "launch.evaluate"),
-    "score": Command("Score feature files, of this or any other model.", "tacaf.evaluation.__main__", ("score",)),
+    "score": Command("Score feature files of this or any other model.", "tacaf.evaluation.__main__", ("score",)),
     "schema": Command(
         "Print the JSON schema of a result, of metrics.jsonl or of environment.json.",
         "tacaf.evaluation.__main__",
@@ -31,15 +31,15 @@ COMMANDS = {
     "export": Command("Export a trained model as safetensors or ONNX.", "launch.export"),
     "report": Command("Write the report of a finished run again.", "launch.report"),
     "page": Command("Serve a page for looking at a trained model.", "launch.demo_app"),
-    "reproduce": Command("Train and score the table of a data set, beside the published figures.", "launch.reproduce"),
+    "reproduce": Command("Train and score a data set's table, next to the published figures.", "launch.reproduce"),
     "ablate": Command("Measure what each part of the method adds, on synthetic benchmarks.", "launch.ablate"),
 }
 
 
 def run() -> NoReturn:
-    """Start the command that the first word names; without one, `tacaf.__main__` prints the list or the error.
+    """Start the command that the first word names; if it names none, `tacaf.__main__` prints the list or an error.
 
-    A command finds its own words on the command line, and `tacaf search` as the name of its program.
+    The command finds only its own arguments in `sys.argv`, and `tacaf search` as the name of its program.
     """
     command = COMMANDS.get(sys.argv[1]) if len(sys.argv) > 1 else None
     if command is None:

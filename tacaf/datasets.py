@@ -1,7 +1,8 @@
 """Facts of the public data sets, each written once: cameras, locations, splits, and the published counts.
 
-SYSU-MM01: its own README and evaluation program; counts of images: computed from its rand_perm_cam.mat. RegDB and LLCM:
-their papers and split files. Our synthetic sets have the same layouts, but not these counts.
+Sources: for SYSU-MM01, its README and evaluation program, and its rand_perm_cam.mat, from which the counts of images
+were computed; for RegDB and LLCM, their papers and split files. Our synthetic sets have the same layouts, but not these
+counts.
 """
 
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from tacaf.vocabulary import Modality, Split
 
 
 class ImageCount(NamedTuple):
-    """How many images of a modality (None: of both together) the published set has in these splits together."""
+    """How many images the published set has in these splits together. Modality None counts both modalities."""
 
     splits: tuple[str, ...]
     modality: Modality | None
@@ -21,24 +22,24 @@ class ImageCount(NamedTuple):
 
 @dataclass(frozen=True)
 class DataSet:
-    """A public data set as its authors published it. `name` is also that of its protocol and of its shard set."""
+    """A public data set as its authors published it. Its protocol and its shard set have the same `name`."""
 
     name: str
-    identities: Mapping[str, int]  # by split; of RegDB, in each of its numbered splits
+    identities: Mapping[str, int]  # by split; for RegDB, in each of its numbered splits
     images: tuple[ImageCount, ...]
-    cameras: Mapping[Modality, tuple[int, ...]] = field(default_factory=dict)  # empty: the set does not name them
-    locations: Mapping[int, int] = field(default_factory=dict)  # camera to the place it looks at; empty: unknown
-    numbered_splits: tuple[int, ...] = ()  # train_1 and test_1, ...; each needs a model of its own
-    test_queries: int | None = None  # of every search of a test split; None: it depends on the search
+    cameras: Mapping[Modality, tuple[int, ...]] = field(default_factory=dict)  # empty if the set does not name them
+    locations: Mapping[int, int] = field(default_factory=dict)  # camera -> location; empty if unknown
+    numbered_splits: tuple[int, ...] = ()  # train_1 and test_1, ...; each needs its own model
+    test_queries: int | None = None  # of every search of a test split; None if it depends on the search
 
     @property
     def modality_of_camera(self) -> dict[int, Modality]:
-        """For a set whose cameras see one modality each, ascending by camera."""
+        """Camera -> modality, ascending by camera, for a set whose cameras see one modality each."""
         return dict(sorted((camid, modality) for modality, cameras in self.cameras.items() for camid in cameras))
 
     @property
     def training_identities(self) -> tuple[int, ...]:
-        """How many identities a model of this set is trained on: those of train and val together, or of train alone."""
+        """The possible numbers of training identities: train and val together, or train alone."""
         train, val = self.identities["train"], self.identities.get("val")
         return (train + val, train) if val else (train,)
 
@@ -71,7 +72,7 @@ LLCM = DataSet(
     name="llcm",
     identities={"train": 713, "test": 351},
     images=(ImageCount(("train", "test"), None, 46_767),),
-    cameras={  # every camera sees both modalities, but for camera 3
+    cameras={  # every camera except 3 sees both modalities
         Modality.VISIBLE: tuple(range(1, 10)),
         Modality.INFRARED: (1, 2, 4, 5, 6, 7, 8, 9),
     },
@@ -80,5 +81,5 @@ PUBLIC = {data_set.name: data_set for data_set in (SYSU_MM01, REGDB, LLCM)}
 
 
 def own_test_split(training_split: str) -> str:
-    """The list a model is scored on: test, or for a model of the numbered split train_3 its own test_3."""
+    """The split that a model is scored on: test, or test_3 for a model of the numbered split train_3."""
     return training_split.replace("train", "test", 1) if training_split.startswith("train_") else Split.TEST.value

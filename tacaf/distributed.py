@@ -1,6 +1,6 @@
-"""Talking between ranks: who am I, sums and gathers that carry gradients, and small facts that all must know.
+"""Communication between ranks: rank and world size, differentiable sums and gathers, and exchange of small values.
 
-With one process (or before the process group exists) everything is the identity. Gathers are differentiable so that
+With one process (or before the process group exists) every function is the identity. Gathers are differentiable so that
 batch-hard mining sees the global batch; DeepSpeed and DDP average parameter gradients over ranks, and the backward of
 the gather sums over ranks, so a loss computed over the gathered batch on every rank has exactly the gradient of one
 process with the full batch.
@@ -17,13 +17,13 @@ import torch.distributed as dist
 from tacaf.files import reason_of, shown
 from tacaf.vocabulary import InputError
 
-# What `numbers_of_ranks` talks over. PyTorch keeps its default group in the same way: one for each process, from
+# The group that `numbers_of_ranks` uses. PyTorch keeps its default group in the same way: one per process, from
 # `train.processes.start_distributed` to `stop_distributed`.
 _control_group: dist.ProcessGroup | None = None
 
 
 def open_control_group(limit: timedelta) -> None:
-    """Make the group of `numbers_of_ranks`; a call in it fails after `limit`. Collective, once the ranks have met."""
+    """Create the group of `numbers_of_ranks`, whose calls fail after `limit`. Collective: every rank must call it."""
     global _control_group
     _control_group = dist.new_group(backend="gloo", timeout=limit)
 
@@ -62,7 +62,7 @@ class _Sum(torch.autograd.Function):
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows; backward, the own rows of the sum of all ranks' gradients."""
+    """All ranks' rows. The backward sums the gradients over ranks and returns this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, tensor_B: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ def max_over_ranks(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def gather_rows(tensor_B: torch.Tensor) -> torch.Tensor:
-    """All ranks' rows, in rank order, along dimension 0: B x ... to (ranks * B) x ... Equal B on every rank.
+    """All ranks' rows, in rank order, along dimension 0: B x ... to (ranks * B) x ... B must be equal on every rank.
 
     Floating-point tensors carry gradients back to the rank they came from.
     """
@@ -111,7 +111,7 @@ def gather_rows(tensor_B: torch.Tensor) -> torch.Tensor:
 
 
 def gather_objects(value: object) -> list[Any]:
-    """One picklable object from every rank, in rank order, on every rank. Only for our own small facts."""
+    """One picklable object from every rank, in rank order, on every rank. Meant for small values of our own."""
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
@@ -125,9 +125,9 @@ def any_rank(flag: bool) -> bool:
 
 
 def numbers_of_ranks(numbers: list[float]) -> list[list[float]]:
-    """Every rank's numbers, in rank order, on every rank; as many on each.
+    """Every rank's numbers, in rank order, on every rank. Every rank must pass equally many.
 
-    Over a group of its own on the CPU, so that asking at every step never waits for a GPU.
+    Uses a separate group on the CPU, so that a call at every step never waits for a GPU.
     """
     if world_size() == 1:
         return [numbers]
@@ -139,10 +139,10 @@ def numbers_of_ranks(numbers: list[float]) -> list[list[float]]:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """What one rank refuses inside, all refuse: every rank raises the first InputError there was, marked as shared.
+    """If any rank raises InputError inside the block, every rank raises the first one, marked as shared.
 
-    What the file system refuses one of them counts too, so that the others do not wait for it.
-    Every rank must enter and leave at the same place; it is a meeting of the ranks.
+    An OSError of one rank counts too, so that the others do not wait for it. Every rank must enter and leave the block,
+    because leaving it is a collective operation.
     """
     own: str | None = None
     try:
@@ -159,8 +159,8 @@ def together() -> Iterator[None]:
 def average_batchnorm_statistics(module: torch.nn.Module) -> None:
     """Replace every running mean and variance by its mean over ranks, in place.
 
-    DeepSpeed never synchronises buffers and saves rank 0's only, so this runs before every evaluation and every save.
-    The mean of variances is not the variance of the union; with synchronised norms the ranks agree already and this
+    DeepSpeed never synchronises buffers and saves only rank 0's, so this runs before every evaluation and every save.
+    The mean of variances is not the variance of the union. With synchronised norms the ranks already agree, and this
     changes nothing.
     """
     if world_size() == 1:

@@ -1,11 +1,11 @@
-"""Packages that only some commands need, and the extra of pyproject.toml that installs each."""
+"""Packages that only some commands need, and the extra in pyproject.toml that installs each of them."""
 
 import shlex
 
 from tacaf.checkout import ROOT
 from tacaf.vocabulary import InputError
 
-# name in an import statement -> extra
+# name in import statements -> extra
 EXTRA_OF = {
     "deepspeed": "train",
     "nvidia.dali": "train",
@@ -36,7 +36,10 @@ def missing(package: str, needed_by: str = "this command") -> InputError:
 
 
 def missing_extra(error: ModuleNotFoundError) -> InputError | None:
-    """The same for an import that failed; None if no extra installs it, or if only a part of the package is missing."""
+    """The same for a failed import. Returns None if no extra installs it, or if only a part of the package is missing.
+
+    `error.name` is the full name of a missing module, so a part of an installed package never matches.
+    """
     for package in EXTRA_OF:
         if error.name is not None and error.name in (package, package.partition(".")[0]):
             return missing(package)

@@ -1,8 +1,8 @@
-"""Files that are whole or not there: writing, reading within a limit, hashing, locking, and names fit for people.
+"""File operations: atomic writing, reading within a limit, hashing, locking, and names made safe to show.
 
-What is written appears under its name in one step, on the disk, with the permissions that the file had before or that
-the umask gives a new one. Until then it has a temporary name beside it, which is held by a lock of the writing process;
-so whoever writes next removes what a killed process left behind, and nothing that is still in use.
+A written file appears under its name in one step, on the disk, with the permissions that the file had before or that
+the umask gives a new one. Until then it has a temporary name in the same folder and is locked by the writing process.
+The next writer removes temporary files that a killed process left behind, but none that is still in use.
 """
 
 import errno
@@ -21,26 +21,27 @@ from typing import Any, BinaryIO
 
 from tacaf.vocabulary import InputError
 
-# What the file system says of a write, where the error itself may not name the file.
+# Errors of a write, which may not name the file.
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
-NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system without locks: go without
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # of a file system without locks; we do without them there
 _PARTIAL = ".partial"
-_MOST_TRIES = 10_000  # to lock or make what others remove at the same moment
+_MOST_TRIES = 10_000  # to lock or create a file that other processes remove at the same moment
 _LONGEST_NAME = 255  # bytes, on every usual file system of Linux
-_OF_RUST = re.compile(r"\(os error (\d+)\)")  # how its libraries (safetensors) pass on the system's error
+_OF_RUST = re.compile(r"\(os error (\d+)\)")  # how Rust libraries (safetensors) write the system's error
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part. InputError if it cannot be written.
+    """Write a file so that a reader sees either the old content or the new, never a part of it.
 
-    Text is written as UTF-8; a file name in it that is not UTF-8 keeps its bytes.
+    Text is written as UTF-8; a file name in it that is not UTF-8 keeps its bytes. Raises InputError if the file cannot
+    be written.
     """
     with whole_file(path) as file:
         file.write(content if isinstance(content, bytes) else content.encode("utf-8", "surrogateescape"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as JSON, whole, and the folders above it where they are missing. Infinities are an error."""
+    """Write a value as JSON with `write_whole`, and create missing folders above it. Infinities are an error."""
     text = json.dumps(value, indent=1, allow_nan=False) + "\n"
     _make_folders_for(path)
     write_whole(path, text)
@@ -48,9 +49,9 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that becomes `path` when the block ends well; otherwise `path` is as before.
+    """A binary file that becomes `path` if the block ends without an exception; otherwise `path` is unchanged.
 
-    InputError, naming the path, if the file cannot be written: no space, no permission, a folder in its place.
+    Raises InputError, naming the path, if the file cannot be written: no space, no permission, a folder in its place.
     """
     target = _target(path)
     with _explained(path, target):
@@ -71,7 +72,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def whole_path(path: Path) -> Iterator[Path]:
-    """As `whole_file`, for a library that opens the file itself: the path of a new file that becomes `path`."""
+    """Like `whole_file`, for a library that opens the file itself: the path of a new file that becomes `path`."""
     target = _target(path)
     with _explained(path, target), _new_folder(target) as folder:
         made = folder / target.name
@@ -79,7 +80,7 @@ def whole_path(path: Path) -> Iterator[Path]:
         mode = _mode_of(target)
         mode = stat.S_IMODE(made.stat().st_mode) if mode is None else mode
         yield made
-        made.chmod(mode)  # the library may have made a file of its own under this name
+        made.chmod(mode)  # the library may have created another file under this name
         _sync_file(made)
         os.replace(made, target)
         sync_folder(target.parent)
@@ -87,9 +88,9 @@ def whole_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path, sync: bool = True) -> Iterator[Path]:
-    """A new folder that becomes `path`, which must not exist or be empty, when the block ends well.
+    """A new folder that becomes `path`, which must be missing or empty, if the block ends without an exception.
 
-    Without `sync`, for thousands of files that can be made again, the system writes them to the disk when it likes.
+    Without `sync`, the system writes the files to the disk later; use it for thousands of files that can be recreated.
     """
     with _explained(path, path), _new_folder(path) as folder:
         yield folder
@@ -101,7 +102,7 @@ def whole_folder(path: Path, sync: bool = True) -> Iterator[Path]:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of `path` that a killed process left behind; those in use are locked and stay."""
+    """Remove temporary files of `path` that a killed process left behind; those in use are locked and kept."""
     prefix = _prefix(path)
     try:
         names = [name for name in os.listdir(path.parent) if name.startswith(prefix) and name.endswith(_PARTIAL)]
@@ -113,9 +114,9 @@ def remove_leftovers(path: Path) -> None:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """The bytes of a plain file of at most `most` bytes. InputError for anything else, before it is read."""
+    """The bytes of a plain file of at most `most` bytes. Raises InputError for anything else, before reading it."""
     try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer does not keep us waiting
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not block on a pipe without a writer
         with os.fdopen(handle, "rb") as file:
             facts = os.fstat(file.fileno())
             if not stat.S_ISREG(facts.st_mode):
@@ -123,8 +124,8 @@ def read_bytes(path: Path, most: int) -> bytes:
             if facts.st_size > most:
                 raise InputError(f"{shown(path)} has {facts.st_size:,} bytes; at most {most:,} are read")
             data = file.read(most + 1)
-            if len(data) > most:  # it grows, or its size is not what the system says
-                raise InputError(f"{shown(path)} has more than {most:,} bytes, which are all that is read")
+            if len(data) > most:  # it is growing, or the system reports a wrong size
+                raise InputError(f"{shown(path)} has more than {most:,} bytes; at most {most:,} are read")
             return data
     except FileNotFoundError:
         raise InputError(f"{shown(path)} does not exist") from None
@@ -140,24 +141,24 @@ def sha256_of(path: Path) -> str:
 
 @contextmanager
 def locked(path: Path, wait: bool = True, busy: str = "") -> Iterator[None]:
-    """Hold the lock file `path` alone among processes and threads; the system releases it when the process ends.
+    """Hold the lock file `path` exclusively among processes and threads. The system releases it if the process dies.
 
-    The file is gone afterwards. A process that is killed leaves it, which disturbs nobody.
+    The file is removed afterwards. A killed process leaves it behind, which does no harm.
 
-    InputError if it cannot be made or, without `wait`, if another process holds it: `busy` is what it then says.
+    Raises InputError if it cannot be created or, without `wait`, if another process holds it; `busy` is the text then.
     """
     _make_folders_for(path)
     handle = _open_locked(path, wait, busy)
     try:
         yield
     finally:
-        with suppress(OSError):  # whoever waits for it sees that it is gone, and makes another one
+        with suppress(OSError):  # a process that waits for it notices the removal and creates another one
             path.unlink()
         os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the folder may be read and its file system can do so."""
+    """Flush the names in a folder to the disk, if the folder can be read and its file system supports that."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except PermissionError:
@@ -179,7 +180,7 @@ def reason_of(error: Exception) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's text, which libraries continue over pages; its type if it has no text."""
+    """The first line of an error's text, since some libraries write pages; its type if it has no text."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -190,12 +191,12 @@ def shown(name: object) -> str:
 
 
 def as_text(name: str) -> str:
-    """A file name for a document: a byte that is not UTF-8 becomes `\\xNN`, and a backslash two; it can be undone."""
+    """A file name as UTF-8 text, reversibly: other bytes become `\\xNN`, and every backslash is doubled."""
     return name.replace("\\", "\\\\").encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def path_of(text: str) -> Path:
-    """A path that a user typed, with `~` expanded. InputError for an empty one, and for what no file can be called."""
+    """A path that a user typed, with `~` expanded. Raises InputError if it is empty or cannot be a file name."""
     try:
         if not text or b"\0" in os.fsencode(text):
             raise InputError(f"expected a path, got {text!r}")
@@ -203,7 +204,7 @@ def path_of(text: str) -> Path:
     except UnicodeEncodeError:
         raise InputError(f"expected a path, got {text!r}") from None
     except RuntimeError:
-        raise InputError(f"{shown(text)}: there is no such user, so `~` cannot be expanded") from None
+        raise InputError(f"{shown(text)}: cannot expand `~`, because there is no such user") from None
 
 
 def _escaped(letter: str) -> str:
@@ -223,10 +224,10 @@ def _make_folders_for(path: Path) -> None:
 
 
 def _target(path: Path) -> Path:
-    """Where the file is: behind a link, so that the link stays. InputError for a folder or a device."""
+    """The file itself: the target of a link, so that the link is kept. Raises InputError for a folder or a device."""
     try:
         target = Path(os.path.realpath(path)) if path.is_symlink() else path
-        if target.is_symlink():  # only where links lead in a circle
+        if target.is_symlink():  # links form a circle
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         mode = target.stat().st_mode if target.exists() else stat.S_IFREG
     except (OSError, ValueError) as error:
@@ -239,7 +240,7 @@ def _target(path: Path) -> Path:
 
 @contextmanager
 def _explained(path: Path, target: Path) -> Iterator[None]:
-    """InputError for the file system's refusal of what is written below; any other error passes unchanged."""
+    """Turn errors of writing `target` inside the block into InputError; any other error passes unchanged."""
     try:
         yield
     except OSError as error:
@@ -259,7 +260,7 @@ def _explained(path: Path, target: Path) -> Iterator[None]:
 
 
 def _is_about_the_write(error: OSError, target: Path) -> bool:
-    """Whether the system refused our file and not another one that the block opened."""
+    """Whether the error is about our file and not about another one that the block opened."""
     if error.filename is None or isinstance(error.filename, int):  # a write to an open file (disk full) has no name
         return error.errno in _WRITE_ERRORS
     prefix = _prefix(target)
@@ -274,7 +275,7 @@ def _mode_of(target: Path) -> int | None:
 
 
 def _prefix(target: Path) -> str:
-    """How the temporary names of a file begin. The name of a file may leave no room for more: its beginning then."""
+    """How the temporary names of a file begin: its name, cut if it is so long that nothing could be added."""
     room = _LONGEST_NAME - 2 - 16 - len(_PARTIAL)
     return f".{os.fsdecode(os.fsencode(target.name)[:room])}."
 
@@ -288,12 +289,12 @@ def _new_file(target: Path) -> tuple[Path, int]:
     mode = _mode_of(target)
     while True:
         temporary, handle = _temporary(target), -1
-        try:  # a signal that comes while the file is made is answered just after it
+        try:  # a signal that arrives during os.open is handled right after it
             handle = os.open(
                 temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666 if mode is None else mode | 0o600
             )
             _lock(handle)
-            if _is(handle, temporary):  # else taken for a leftover between its making and its locking
+            if _is(handle, temporary):  # otherwise it was removed as a leftover before it was locked
                 if mode is not None:
                     os.fchmod(handle, mode)
                 return temporary, handle
@@ -308,7 +309,7 @@ def _new_file(target: Path) -> tuple[Path, int]:
 
 @contextmanager
 def _new_folder(target: Path) -> Iterator[Path]:
-    """A new, locked folder beside `target`; it is gone after the block unless it was renamed."""
+    """A new, locked folder beside `target`; it is removed after the block unless it was renamed."""
     remove_leftovers(target)
     for tries_left in reversed(range(_MOST_TRIES)):
         folder, handle = _temporary(target), -1
@@ -316,11 +317,11 @@ def _new_folder(target: Path) -> Iterator[Path]:
             folder.mkdir()
             handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
             _lock(handle)
-            if _is(handle, folder):  # else as above
+            if _is(handle, folder):  # otherwise it was removed as a leftover
                 yield folder
                 return
         except FileNotFoundError:
-            # Another process may have removed it as a leftover before it was opened. In /proc none can ever be made.
+            # Another process may have removed it as a leftover before it was opened. In /proc, mkdir always fails so.
             if handle >= 0 or tries_left == 0 or not folder.parent.is_dir():
                 raise
         finally:
@@ -330,7 +331,7 @@ def _new_folder(target: Path) -> Iterator[Path]:
 
 
 def _open_locked(path: Path, wait: bool, busy: str) -> int:
-    """A handle of the lock file, which nobody else has locked and which still has its name."""
+    """A handle of the lock file, locked, and still the file of that name."""
     for _ in range(_MOST_TRIES):
         try:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
@@ -350,11 +351,11 @@ def _open_locked(path: Path, wait: bool, busy: str) -> int:
             if isinstance(error, OSError):
                 raise InputError(f"cannot lock {shown(path)}: {reason_of(error)}") from None
             raise
-    raise InputError(f"cannot lock {shown(path)}: it does not stay where it is")
+    raise InputError(f"cannot lock {shown(path)}: other processes keep removing it")
 
 
 def _lock(handle: int) -> None:
-    """Lock a new file. Whoever takes it for a leftover holds it for a moment, and then it is gone: wait for that."""
+    """Lock a new file. A process that takes it for a leftover locks and removes it: then this waits for the removal."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
     except OSError as error:

@@ -1,7 +1,7 @@
 """Image files: the formats, the pixel limit, safe decoding to RGB, and the scale of grey values wider than 8 bits.
 
-The one list of formats and the one limit for packing, verifying, training, search and the web page. Every decoder gets
-the list, so that no file makes Pillow start another program. Source: ours.
+Packing, verifying, training, search and the web page share this list of formats and this limit. Every decoder gets the
+list, so that no file makes Pillow start another program. Source: ours.
 """
 
 import io
@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 from tacaf.documents import Document
 from tacaf.vocabulary import InputError
 
-# ImageNet's, fractions of full scale: how every image is normalised before it reaches a model.
+# ImageNet's mean and standard deviation as fractions of full scale; every image is normalised with them.
 MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float64)
 STD = np.array([0.229, 0.224, 0.225], dtype=np.float64)
 
@@ -29,15 +29,15 @@ FORMATS = {
     "WEBP": (".webp",),
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-MOST_PIXELS = 2**26  # more than any detector's crop; keeps a hostile header from filling the memory
+MOST_PIXELS = 2**26  # more than any detector's crop; keeps a malicious header from filling the memory
 MOST_BYTES = 2**28
-MOST_SIDE = 2**16 - 1  # of a JPEG, too; in wider BMPs a few bytes stand for gigabytes
-MOST_SCANS = 100  # of a progressive JPEG, which has about ten; each costs as much as the whole image
-# What Pillow calls grey images of more than 8 bits: unsigned 16 bits, 32 bits, floating point.
+MOST_SIDE = 2**16 - 1  # JPEG's own limit; in wider BMPs, a few bytes can describe gigabytes
+MOST_SCANS = 100  # of a progressive JPEG, which usually has about ten; each costs as much as the whole image
+# Pillow's modes for grey images of more than 8 bits: unsigned 16 bits, 32 bits, floating point.
 WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
-# How files begin, because Pillow does not say which format a file has if it cannot read its header. A BMP begins with
-# two letters only, which other files do as well.
+# How files begin, because Pillow does not tell the format of a file whose header it cannot read. A BMP begins with only
+# two letters, as other files may.
 _BEGINNINGS = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
@@ -48,29 +48,29 @@ _KINDS_READ = {"TIFF": "8 or 16 bits a value, or 32 bits of floating point"}
 _USUAL_KIND = "8 bits a channel"
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _SCANNED_PIXELS = 1e8
-_SCAN = re.compile(b"\xff\xda")  # in a JPEG's compressed data no other byte than 0 follows ff
+_SCAN = re.compile(b"\xff\xda")  # in a JPEG's compressed data, ff is always followed by 0
 _DECODED_BY_DALI = ("JPEG", "PNG", "BMP")
-_SAMPLED = 128  # values of an image that its set's range is measured from
-_GOLDEN = (5**0.5 - 1) / 2  # its multiples' fractions fill 0 to 1 evenly and fall in step with no image's width
-_BLOCK = 2**20  # values that are looked at or mapped at once
-LITTLE_USED = 0.1  # an image that uses less of the range looks flat
-_PILLOWS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # its warnings, as Python's list of filters has them
-_ROBUST = (0.1, 99.9)  # percentiles that bound a measured range: a dead pixel decides nothing
+_SAMPLED = 128  # values per image from which the range of a set is measured
+_GOLDEN = (5**0.5 - 1) / 2  # fractions of its multiples fill 0 to 1 evenly and are in step with no image's width
+_BLOCK = 2**20  # values that are examined or mapped at once
+LITTLE_USED = 0.1  # an image that uses a smaller share of the range looks flat
+_PILLOWS = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # a filter of its warnings, in Python's representation
+_ROBUST = (0.1, 99.9)  # percentiles that bound a measured range, so that a dead pixel has no influence
 
 
-# Far above any sensor's values, and a difference of two of them is still finite.
+# Far above any sensor's values, and the difference of two of them is still finite.
 Grey = Annotated[float, Field(ge=-1e300, le=1e300)]
 ThermalRange = tuple[float, float] | Literal["per-image"] | None  # what a user may give; None for the known range
 
 
 class ImageError(ValueError):
-    """Why a file is no image that we use, as the end of a sentence."""
+    """Why a file is not an image that can be used, as the end of a sentence."""
 
 
 class GreyScale(Document):
-    """How grey values of more than 8 bits become 0 to 255: black up to `low`, white from `high` on, linear between.
+    """How grey values of more than 8 bits become 0 to 255: black up to `low`, white from `high`, linear between.
 
-    measured: low and high are robust bounds of the whole set; given: the user's; per_image: each image's own bounds.
+    measured: low and high are robust bounds of the whole set; given: the user's bounds; per_image: each image's own.
     """
 
     kind: Literal["measured", "given", "per_image"]
@@ -81,24 +81,24 @@ class GreyScale(Document):
     def _ordered(self) -> "GreyScale":
         if self.kind == "per_image":
             if (self.low, self.high) != (None, None):
-                raise ValueError("expected no low and high with per_image, got some")
+                raise ValueError(f"expected no low and high with per_image, got {self.low} and {self.high}")
         elif self.low is None or self.high is None or not self.low < self.high:
             raise ValueError(f"expected low < high, got {self.low} and {self.high}")
         return self
 
     def describe(self) -> str:
-        """For a table or a message."""
+        """The scale as text for a table or a message."""
         return "each image's own range" if self.kind == "per_image" else f"{self.low:g} to {self.high:g} ({self.kind})"
 
 
 PER_IMAGE = GreyScale(kind="per_image")
-WHOLE_16_BITS = GreyScale(kind="given", low=0, high=65535)  # what DALI makes of 16 bits
+WHOLE_16_BITS = GreyScale(kind="given", low=0, high=65535)  # how DALI converts 16 bits
 
 
 def given_scale(value: Any, name: str = "thermal_range") -> GreyScale | None:
-    """The scale that a user asks for: `per-image`, two numbers (or words for them), or None for none.
+    """The scale that a user gives: `per-image`, two numbers (or text for them), or None for none.
 
-    InputError for anything else; `name` is that of the option.
+    Raises InputError for anything else; `name` is the name of the option.
     """
     if value is None:
         return None
@@ -114,12 +114,12 @@ def given_scale(value: Any, name: str = "thermal_range") -> GreyScale | None:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The image, its header read and nothing decoded. ImageError for another format or more than MOST_PIXELS."""
+    """The image with only its header read. Raises ImageError for another format or more than MOST_PIXELS."""
     if not data:
         raise ImageError("an empty file")
     if len(data) > MOST_BYTES:
         raise ImageError(f"{len(data):,} bytes, more than {MOST_BYTES:,}")
-    _ignore_warnings()  # Pillow warns of large images; ours is an error
+    _ignore_warnings()  # Pillow warns about large images; we raise an error
     try:
         image = Image.open(io.BytesIO(data), formats=tuple(FORMATS))
     except Image.UnidentifiedImageError:
@@ -138,7 +138,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def _unidentified(data: bytes) -> str:
-    """Why Pillow does not open this file, as far as its first bytes tell."""
+    """Why Pillow does not open this file, judged by its first bytes."""
     name = next((name for name, beginning in _BEGINNINGS.items() if beginning.match(data)), None)
     if name is None:
         return f"not an image in a known format ({', '.join(FORMATS)})"
@@ -149,7 +149,7 @@ def _takes_too_long(image: Image.Image, data: bytes) -> str | None:
     """Why a small file would keep a decoder busy for hours or fill the memory, or None."""
     if max(image.size) > MOST_SIDE:
         return f"{image.width} x {image.height} pixels, a side of more than {MOST_SIDE:,}"
-    # A scan takes 20 bytes and goes over the whole image. What cannot hold up a decoder for a second is not searched.
+    # A scan can take only 20 bytes and cover the whole image. Files that are decoded within a second are not searched.
     if image.format == "JPEG" and image.width * image.height * len(data) / 20 > _SCANNED_PIXELS:
         scans = len(_SCAN.findall(data))
         if scans > MOST_SCANS:
@@ -158,7 +158,7 @@ def _takes_too_long(image: Image.Image, data: bytes) -> str | None:
 
 
 def decode(data: bytes, scale: GreyScale | None = None) -> np.ndarray:
-    """RGB pixels, uint8 [H, W, 3]. ImageError for what is no image, is cut off, or is too large. See `pixels_of`."""
+    """RGB pixels, uint8 [H, W, 3]; see `pixels_of`. Raises ImageError if `data` is not a whole image within limits."""
     with open_image(data) as image:
         return pixels_of(image, scale)
 
@@ -166,9 +166,9 @@ def decode(data: bytes, scale: GreyScale | None = None) -> np.ndarray:
 def pixels_of(image: Image.Image, scale: GreyScale | None = None) -> np.ndarray:
     """RGB pixels, uint8 [H, W, 3], of an opened image.
 
-    Turned as EXIF says; grey becomes three equal channels, an alpha channel is left out, and of an animation the first
-    frame counts: all as DALI does. Grey values of more than 8 bits go through `scale`; without one, whole numbers are
-    taken to fill 16 bits (as DALI does), and floating point is refused.
+    As in DALI, the image is rotated according to EXIF, grey becomes three equal channels, an alpha channel is dropped,
+    and an animation gives its first frame. Grey values of more than 8 bits are mapped by `scale`; without one, whole
+    numbers are taken to fill 16 bits (as in DALI), and floating point is refused.
     """
     if image.width * image.height > MOST_PIXELS:
         raise ImageError(f"{image.width} x {image.height} pixels, more than {MOST_PIXELS:,}")
@@ -183,30 +183,30 @@ def is_wide(image: Image.Image) -> bool:
 
 
 def has_deep_colour(image: Image.Image) -> bool:
-    """Whether an opened image, not yet loaded, has several channels of 16 bits, of which Pillow keeps the upper 8."""
+    """Whether an image that is opened but not loaded has several channels of 16 bits. Pillow keeps their upper 8."""
     return not is_wide(image) and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
 
 
 def wide_values(image: Image.Image) -> np.ndarray:
-    """The grey values of a wide image, numbers [H, W], turned as EXIF says."""
+    """The grey values of a wide image, numbers [H, W], rotated according to EXIF."""
     return np.asarray(_loaded(image))
 
 
 def scaled(values: np.ndarray, scale: GreyScale | None) -> np.ndarray:
-    """Grey values, numbers of any type, as uint8 of the same shape; a value that is no number becomes black."""
+    """Grey values, numbers of any type, as uint8 of the same shape; NaN becomes black."""
     if scale is None:
         if values.size and (not np.isfinite(values).all() or values.min() < 0 or (values % 1).any()):
-            raise ImageError("grey values that are not whole numbers from 0, and no range for them is known")
+            raise ImageError("grey values that are not whole numbers from 0, and their range is unknown")
         if values.size and values.max() > 65535:
-            raise ImageError("grey values of more than 16 bits, and no range for them is known")
+            raise ImageError("grey values of more than 16 bits, and their range is unknown")
         scale = WHOLE_16_BITS
     if values.size and not np.isfinite(values).any():
         raise ImageError("no finite grey value")
     low, high = robust_range(values) if scale.low is None or scale.high is None else (scale.low, scale.high)
     flat = values.ravel()
     levels = np.empty(flat.shape, np.uint8)
-    for start in range(0, flat.size, _BLOCK):  # a large image takes no multiple of its memory
-        with np.errstate(invalid="ignore"):  # NumPy warns of converting some kinds of NaN
+    for start in range(0, flat.size, _BLOCK):  # in blocks, so that a large image does not take a multiple of its memory
+        with np.errstate(invalid="ignore"):  # NumPy warns about converting some kinds of NaN
             part = flat[start : start + _BLOCK].astype(np.float64)
         part = np.nan_to_num(part, nan=low, posinf=high, neginf=low)
         levels[start : start + _BLOCK] = np.rint(np.clip((part - low) / (high - low), 0, 1) * 255)
@@ -214,7 +214,7 @@ def scaled(values: np.ndarray, scale: GreyScale | None) -> np.ndarray:
 
 
 def robust_range(values: np.ndarray) -> tuple[float, float]:
-    """Bounds of the finite values that leave a thousandth out on either side; low < high always."""
+    """Bounds of the finite values without a thousandth on either side; low < high always."""
     finite = _finite(values)
     if not finite.size:
         raise ImageError("no finite grey value")
@@ -223,7 +223,7 @@ def robust_range(values: np.ndarray) -> tuple[float, float]:
 
 
 def sample_of(values: np.ndarray) -> np.ndarray:
-    """Some finite values from all over an image, from which `measured` makes the range of a set."""
+    """Some finite values from all over an image, from which `measured` computes the range of a set."""
     flat = values[np.isfinite(values)]
     return flat[(np.arange(min(flat.size, _SAMPLED)) * _GOLDEN % 1 * flat.size).astype(np.int64)]
 
@@ -235,7 +235,7 @@ def measured(samples: Iterable[Sequence[float] | np.ndarray]) -> GreyScale:
 
 
 def share_used(values: np.ndarray, scale: GreyScale) -> float:
-    """How much of the scale's range these values use, but for a hundredth on either side; 1 for per_image."""
+    """The share of the scale's range that these values use, ignoring a hundredth on either side; 1 for per_image."""
     finite = _finite(values)
     if scale.low is None or scale.high is None or not finite.size:
         return 1.0
@@ -244,7 +244,7 @@ def share_used(values: np.ndarray, scale: GreyScale) -> float:
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    """The finite values as float64, of very many some from all over."""
+    """The finite values as float64; if there are very many, a regular sample of them."""
     finite = values[np.isfinite(values)]
     return finite[:: finite.size // _BLOCK + 1].astype(np.float64)
 
@@ -258,9 +258,9 @@ def far_apart(one: GreyScale, other: GreyScale) -> bool:
 
 
 def for_dali(data: bytes, scale: GreyScale | None, decoded: bool = False) -> bytes:
-    """The file itself where DALI decodes it as `decode` does; otherwise its pixels as a BMP, which is quick to write.
+    """The file itself if DALI decodes it as `decode` does; otherwise its pixels as a BMP, which is quick to write.
 
-    `decoded`: its pixels in any case, for a file that DALI was found to refuse. ImageError as `decode`.
+    `decoded`: always its pixels, for a file that DALI was found to refuse. Raises ImageError like `decode`.
     """
     with open_image(data) as image:
         if not decoded and image.format in _DECODED_BY_DALI and not (is_wide(image) and scale is not None):
@@ -273,17 +273,17 @@ def for_dali(data: bytes, scale: GreyScale | None, decoded: bool = False) -> byt
 
 
 class Looked(NamedTuple):
-    """What packing must know of an image file beside its bytes."""
+    """What packing must know about an image file besides its bytes."""
 
-    sample: np.ndarray | None  # of its grey values where these have more than 8 bits
-    narrowed: bool  # its colours, or its grey beside an alpha channel, have 16 bits, of which the upper 8 count
+    sample: np.ndarray | None  # of its grey values, if these have more than 8 bits
+    narrowed: bool  # its colours, or its grey with an alpha channel, have 16 bits, of which only the upper 8 are used
 
 
 def look(data: bytes) -> Looked:
-    """Check an image file as far as its header and its end tell. ImageError for what is no whole image.
+    """Check an image file by its header and its last bytes. Raises ImageError if it is not a whole image.
 
-    Decodes only grey images of more than 8 bits and what is in doubt: a JPEG or PNG that does not end as such files do
-    may still be whole (bytes appended by a camera).
+    Decodes only grey images of more than 8 bits, formats without an end marker, and doubtful files: a JPEG or PNG
+    without its end marker may still be whole (a camera may have appended bytes).
     """
     with open_image(data) as image:
         if is_wide(image):
@@ -299,7 +299,7 @@ def look(data: bytes) -> Looked:
 
 
 def decode_problem(data: bytes, scale: GreyScale | None = None) -> str | None:
-    """What keeps an image file from decoding completely, or None. `scale` as for `decode`."""
+    """Why an image file cannot be decoded completely, or None. `scale` as for `decode`."""
     try:
         with open_image(data) as image:
             if is_wide(image):
@@ -312,7 +312,7 @@ def decode_problem(data: bytes, scale: GreyScale | None = None) -> str | None:
 
 
 def _loaded(image: Image.Image) -> Image.Image:
-    _ignore_warnings()  # Pillow's of damaged EXIF data, without which the image is whole
+    _ignore_warnings()  # Pillow warns about damaged EXIF data, without which the image is still whole
     try:
         image.load()
         if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
@@ -323,10 +323,10 @@ def _loaded(image: Image.Image) -> Image.Image:
 
 
 def _ignore_warnings() -> None:
-    """Ignore Pillow's warnings from here on.
+    """Ignore Pillow's warnings from now on.
 
-    Not with `warnings.catch_warnings`, which changes the filters of all threads: where two of them decode at once, one
-    puts back what the other had set, and every warning of the process may be lost for good.
+    `warnings.catch_warnings` would change the filters of all threads: if two threads decode at once, one may restore
+    what the other has set, and every warning of the process could be lost permanently.
     """
     if warnings.filters[:1] != [_PILLOWS]:
         warnings.filterwarnings("ignore", module=_PILLOWS[3].pattern)

@@ -1,3 +1,3 @@
-"""The public name of `Embedder`, for users' code; its home is `tacaf.search.embedder`."""
+"""The public import path of `Embedder` for users' code; it is defined in `tacaf.search.embedder`."""
 
 from tacaf.search.embedder import Embedder as Embedder

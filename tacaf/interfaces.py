@@ -1,4 +1,4 @@
-"""What the wings hand each other. Shapes are written here once.
+"""The types that model, losses, data and evaluation exchange, with their shapes.
 
 B images of a rank's batch in the order [visible..., infrared...], C channels, H x W pixels or positions, L = H*W,
 N pairs, I identities of the training set, K images per identity and modality, M identities in the global batch.
@@ -13,7 +13,7 @@ from tacaf.transfer import to_device
 
 
 class Pairs(NamedTuple):
-    """Cross-modal pairs of one layer's draw: rows of the rank's batch."""
+    """Cross-modal pairs drawn for one layer, as rows of the rank's batch."""
 
     anchor_N: torch.Tensor  # int64
     positive_N: torch.Tensor  # int64, same identity, other modality
@@ -21,13 +21,13 @@ class Pairs(NamedTuple):
 
 
 class DrawnPairs(NamedTuple):
-    """The draws of a batch for layer 3 and for layer 4; None where the model wants none, or none are drawn."""
+    """The pairs drawn from a batch for layer 3 and for layer 4; None if the model needs none or none were drawn."""
 
     pairs3: Pairs | None = None
     pairs4: Pairs | None = None
 
     def changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "DrawnPairs":
-        """The same draws with every column passed through `change`."""
+        """The same draws with `change` applied to every column."""
         return DrawnPairs(*(None if pairs is None else Pairs(*map(change, pairs)) for pairs in self))
 
 
@@ -42,8 +42,8 @@ class StepKey(NamedTuple):
 class Batch(NamedTuple):
     """One rank's share of a global training batch.
 
-    Rows are branch-major: all V0, all V1 (if channel augmentation is on), all I. Nothing may rely on more than
-    "visible first": pairs come from labels, branches and positions. `position_B` is the image's row in the *global*
+    Rows are branch-major: all V0, all V1 (if channel augmentation is on), all I. No code may rely on more than
+    "visible first"; pairs are drawn by labels, branches and positions. `position_B` is the image's row in the *global*
     batch, so draws keyed by it do not depend on the world size.
     """
 
@@ -60,10 +60,10 @@ class Batch(NamedTuple):
     wait_s: float = 0.0  # how long the caller waited for the batch
 
     def to(self, device: torch.device) -> "Batch":
-        """Images, labels and pairs on `device`, in copies that the host does not wait for.
+        """The batch with images, labels and pairs on `device`, copied without making the host wait.
 
-        The other columns stay on the host: pairs are drawn from them and logs are written from them, no kernel reads
-        them. Labels and pairs travel as one tensor.
+        The other columns stay on the host, where they are needed to draw pairs and to write logs. Labels and pairs are
+        copied as one tensor.
         """
         drawn = [pairs for pairs in self.pairs if pairs is not None]
         columns = [self.label_B, *(column for pairs in drawn for column in pairs)]
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """What CMAAM gives the losses for one layer."""
+    """What CMAAM passes to the losses for one layer."""
 
     positive_distance_NL: torch.Tensor  # float32
     negative_distance_NL: torch.Tensor  # float32
@@ -96,11 +96,11 @@ class Scores(NamedTuple):
 
 
 class ModelOutput(NamedTuple):
-    """Everything a training forward gives the losses. A switched-off module leaves an empty tuple."""
+    """Everything that the training forward passes to the losses. A disabled module gives an empty tuple."""
 
     pooled_BC: torch.Tensor  # float32, GeM before the neck
     scores: Scores
-    consistency_scores: tuple[Scores, ...] = ()  # layer 3, layer 4: each of N anchors
+    consistency_scores: tuple[Scores, ...] = ()  # layer 3, layer 4: a row for each of N anchors
     alignments: tuple[Alignment, ...] = ()  # layer 3, layer 4
-    node_scores: tuple[Scores, ...] = ()  # one of B rows per classified IPCAM node: g, coarse, fine
-    pair_scores: tuple[Scores, ...] = ()  # IPCAM stage 4: visible and infrared, each of P pairs
+    node_scores: tuple[Scores, ...] = ()  # one per classified IPCAM node (g, coarse, fine), each with B rows
+    pair_scores: tuple[Scores, ...] = ()  # IPCAM stage 4: visible and infrared, a row for each of P pairs

@@ -1,7 +1,7 @@
-"""Numbers and cells out of a MATLAB file of version 5 to 7, within limits.
+"""Reading arrays of numbers and cells from MATLAB files of version 5 to 7, within limits.
 
-Data sets keep identities and draws in such files. scipy reads every kind, but a damaged file can end the process with a
-segmentation fault; this reader knows two kinds and no C. Source: MathWorks' MAT-File Format, level 5.
+Data sets keep identities and draws in such files. scipy reads every kind of array, but a damaged file can crash it with
+a segmentation fault; this reader knows two kinds and is pure Python. Source: MathWorks' MAT-File Format, level 5.
 """
 
 import struct
@@ -34,7 +34,7 @@ class _Element(NamedTuple):
 def read_mat(path: Path, name: str) -> np.ndarray:
     """The array `name` of the file: numbers, or cells as an array of arrays (dtype object), in MATLAB's shape.
 
-    InputError for a file that cannot be read, is damaged, is of another version, or has no such array.
+    Raises InputError for a file that cannot be read, is damaged, is of another version, or has no such array.
     """
     data = read_bytes(path, MOST_BYTES)
     try:
@@ -51,19 +51,19 @@ def read_mat(path: Path, name: str) -> np.ndarray:
 
 
 def _elements(data: bytes, order: str) -> Iterator[_Element]:
-    """The parts that follow one another: a tag with kind and length, the body, and zeros up to a multiple of 8."""
-    place = 0
-    while place < len(data):
-        kind, size = struct.unpack_from(order + "II", data, place)
-        if kind >> 16:  # a short one: the length is in the tag's upper half, the body where the length would be
-            kind, size, start, room = kind & 0xFFFF, kind >> 16, place + 4, 4
+    """The consecutive elements: a tag with kind and length, the body, and zeros up to a multiple of 8."""
+    position = 0
+    while position < len(data):
+        kind, size = struct.unpack_from(order + "II", data, position)
+        if kind >> 16:  # a short element: the length is in the tag's upper half, the body where the length would be
+            kind, size, start, room = kind & 0xFFFF, kind >> 16, position + 4, 4
         else:
-            start = place + 8
+            start = position + 8
             room = size if kind == _COMPRESSED else size + -size % 8
         if size > room or start + size > len(data):
-            raise ValueError("cut off")
+            raise ValueError("the file is truncated")
         yield _Element(kind, data[start : start + size])
-        place = start + room
+        position = start + room
 
 
 def _unpacked(element: _Element, order: str) -> _Element:
@@ -71,8 +71,8 @@ def _unpacked(element: _Element, order: str) -> _Element:
     data = unpacker.decompress(element.body, MOST_UNPACKED)
     if unpacker.unconsumed_tail:
         raise ValueError(f"more than {MOST_UNPACKED:,} bytes after unpacking")
-    if not unpacker.eof:  # the checksum stands at the end
-        raise ValueError("cut off")
+    if not unpacker.eof:  # the checksum is at the end
+        raise ValueError("the file is truncated")
     return next(_elements(data, order), _Element(0, b""))
 
 
@@ -98,7 +98,7 @@ def _array(matrix: bytes, order: str, depth: int) -> np.ndarray:
     if kind == _CELL:
         return _cells(parts, shape, count, order, depth)
     if kind not in _NUMBERS or word & _COMPLEX:
-        raise ValueError("an array that holds neither numbers nor cells")
+        raise ValueError("an array of neither numbers nor cells")
     stored = next(parts, _Element(0, b""))
     if stored.kind not in _STORED:
         raise ValueError(f"numbers stored as kind {stored.kind}")
@@ -111,10 +111,10 @@ def _array(matrix: bytes, order: str, depth: int) -> np.ndarray:
 def _cells(parts: Iterator[_Element], shape: tuple[int, ...], count: int, order: str, depth: int) -> np.ndarray:
     if count > MOST_ENTRIES:
         raise ValueError(f"{count} cells")
-    found = np.empty(count, dtype=object)
+    cells = np.empty(count, dtype=object)
     for number in range(count):
         cell = next(parts, None)
         if cell is None or cell.kind != _MATRIX:
             raise ValueError(f"{number} cells for shape {shape}")
-        found[number] = _array(cell.body, order, depth + 1)
-    return found.reshape(shape, order="F")
+        cells[number] = _array(cell.body, order, depth + 1)
+    return cells.reshape(shape, order="F")

@@ -1,4 +1,4 @@
-"""Optimiser and learning-rate schedule: two parameter groups, the rate a pure function of (epoch, step)."""
+"""Optimiser and learning-rate schedule: two parameter groups, and a rate that is a pure function of (epoch, step)."""
 
 import math
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ Factor = Annotated[float, Field(ge=0, le=LARGEST)]
 
 
 class OptimConfig(Settings):
-    """How parameters are updated (method §6; values of AGW and LbA unless said)."""
+    """How parameters are updated (method §6; the defaults are those of AGW and LbA unless noted)."""
 
     kind: Literal["sgd", "adamw"] = Field(
         "sgd", description="sgd: Nesterov momentum, the field's recipe; adamw: for small models from scratch."
@@ -41,7 +41,7 @@ class OptimConfig(Settings):
         ge=0,
         le=LARGEST,
         description=(
-            "Clip the whole gradient to this norm; 0: never, as in the public code of AGW and LbA (DeepSpeed's "
+            "Clip the whole gradient to this norm; 0 never clips, as in the public code of AGW and LbA (DeepSpeed's "
             "own default is 1)."
         ),
     )
@@ -53,13 +53,16 @@ class OptimConfig(Settings):
     )
     schedule: Literal["milestones", "one_cycle"] = Field(
         "milestones",
-        description="milestones: linear warm-up, then factors by epoch; one_cycle: linear up, cosine down, per step.",
+        description=(
+            "milestones: linear warm-up, then a factor for each range of epochs; one_cycle: changed at every step,"
+            " linear increase, then cosine decrease."
+        ),
     )
     warmup_epochs: float = Field(
-        10.0, ge=0, le=1e6, description="Length of the warm-up in epochs; fractions allowed with one_cycle."
+        10.0, ge=0, le=1e6, description="Length of the warm-up in epochs; one_cycle allows fractions."
     )
     milestones: dict[Epoch, Factor] = Field(
-        {20: 0.1, 50: 0.01}, description="From this epoch (counted from 0) on, the peak rate times this factor."
+        {20: 0.1, 50: 0.01}, description="Epoch (counted from 0) from which the peak rate is multiplied by this factor."
     )
 
     @model_validator(mode="after")
@@ -78,9 +81,9 @@ def build_optimizer(
     new: Iterable[torch.nn.Parameter],
     images_per_update_and_modality: int,
 ) -> torch.optim.Optimizer:
-    """A torch optimiser with the groups "backbone" and "new"; each group keeps its peak rate as `peak`.
+    """A torch optimiser with the groups "backbone" and "new"; each group has its peak rate as `peak`.
 
-    A torch optimiser is handed to DeepSpeed as it is, so nothing is compiled at start.
+    DeepSpeed uses a torch optimiser as it is, whereas it would compile its own at the start.
     """
     scale = images_per_update_and_modality / 32 if config.scale_rate else 1.0
     groups = [
@@ -99,7 +102,7 @@ def build_optimizer(
 
 
 def rate_factor(config: OptimConfig, epoch: int, step: int, steps_per_epoch: int, epochs: int) -> float:
-    """The factor on the peak rate for this step. AGW's: (e + 1) / warm-up, then 1, then the milestones."""
+    """The factor on the peak rate for this step. As in AGW: (epoch + 1) / warm-up, then 1, then the milestones."""
     if config.schedule == "milestones":
         if epoch < config.warmup_epochs:
             return (epoch + 1) / config.warmup_epochs
@@ -113,7 +116,7 @@ def rate_factor(config: OptimConfig, epoch: int, step: int, steps_per_epoch: int
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
-    """Set every group's rate to factor times its peak; returns {group name: rate} for the log."""
+    """Set every group's rate to `factor` times its peak. Returns {group name: rate} for the log."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak"]
     return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -1,7 +1,7 @@
-"""HTML from a template: every value is escaped, and names are shown as `tacaf.files.shown` shows them.
+"""HTML pages from templates: every value is escaped, and invisible characters are made visible.
 
-A template extends `base.html`, which has the colours, light and dark, and the style that all pages share; it fills the
-blocks `title`, `style` and `body`. A page is one file that loads nothing from elsewhere.
+A template extends `base.html`, which defines the light and dark colours and the style that all pages share; it fills
+the blocks `title`, `style` and `body`. A page is one file that loads nothing from elsewhere.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ _BASE_FOLDER = Path(__file__).parent
 
 
 def render(template: Path, **values: Any) -> str:
-    """The page of a template file. It is an error if the template names a value that is not given."""
+    """The page of a template file. A value that the template uses and `values` lacks is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, _BASE_FOLDER]),
         autoescape=True,
@@ -28,7 +28,7 @@ def render(template: Path, **values: Any) -> str:
 
 
 def _displayed(value: Any) -> Any:
-    """Text without characters that hide or turn round what follows; its line breaks stay."""
+    """Text with its control characters and direction marks escaped (`tacaf.files.shown`), and its line breaks kept."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return "\n".join(map(shown, value.split("\n")))

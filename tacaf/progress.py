@@ -1,23 +1,23 @@
-"""The progress of a run on the terminal: one line that moves, or plain lines where no terminal is."""
+"""The progress of a run: a progress bar on a terminal, or plain lines elsewhere."""
 
 import sys
 import time
 
 
 class Progress:
-    """One line that moves on a terminal; a plain line every `every_s` seconds elsewhere; nothing on other ranks."""
+    """A progress bar on a terminal, a plain line every `every_s` seconds elsewhere; prints nothing if not `active`."""
 
     def __init__(self, total: int, start: int, active: bool, every_s: float = 10.0) -> None:
         self.total, self.done, self.active, self.every_s = total, start, active, every_s
         self.first, self.began, self.last = start, time.monotonic(), 0.0
         self.bar = None
         if active and sys.stderr.isatty():
-            from tqdm import tqdm  # here, so that measuring scripts run where only PyTorch is installed
+            from tqdm import tqdm  # imported here, so that benchmarks run where only PyTorch is installed
 
             self.bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
 
     def step(self, text: str) -> None:
-        """Count one step; `text` is shown behind the count."""
+        """Count one step; `text` is shown after the count."""
         self.done += 1
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
@@ -27,7 +27,7 @@ class Progress:
             print(f"step {self.done}/{self.total} | {text} | {self._left()} left", flush=True)
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays above the bar."""
         if self.bar is not None:
             self.bar.write(text)
         elif self.active:

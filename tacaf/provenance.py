@@ -1,4 +1,4 @@
-"""Under which circumstances a run or a benchmark was made: versions, commit, command, devices."""
+"""The circumstances of a run or a benchmark: versions, commit, command, devices."""
 
 import importlib.metadata
 import os
@@ -18,20 +18,20 @@ PACKAGES = ("tacaf", "torch", "deepspeed", "nvidia-dali-cuda130", "webdataset", 
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str | None]:
-    """Versions of Python and of the packages a result depends on; None where one is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    """Versions of Python and of the packages a result depends on; None for a package that is not installed."""
+    version_of: dict[str, str | None] = {"python": platform.python_version()}
     for package in packages:
         try:
-            found[package] = importlib.metadata.version(package)
+            version_of[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = None
-    return found
+            version_of[package] = None
+    return version_of
 
 
 def git_commit() -> str | None:
-    """The commit of the source tree, with "+changes" when it has uncommitted ones; None outside a checkout.
+    """The commit of the source tree, followed by "+changes" if some are uncommitted; None outside a checkout.
 
-    TACAF_COMMIT in the environment comes first: for a copy of the tree that has no history with it.
+    The environment variable TACAF_COMMIT takes precedence, for a copy of the tree without its history.
     """
     if given := os.environ.get("TACAF_COMMIT"):
         return given
@@ -46,13 +46,13 @@ def git_commit() -> str | None:
 
 
 def command() -> str:
-    """What was typed, without folders of this machine."""
+    """The command line, without this machine's folders."""
     return f"{Path(sys.argv[0]).name} {shlex.join(without_folders(word) for word in sys.argv[1:])}".rstrip()
 
 
 def environment(world_size: int) -> dict[str, Any]:
     """The circumstances of a run: versions, commit, command, devices."""
-    import torch  # here, because nothing else in this file needs it
+    import torch  # imported here, because nothing else in this file needs it
 
     gpus = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
@@ -74,15 +74,15 @@ _FOLDERS = re.compile(r"(?<![\w./-])/(?!/)(?:[^/\s'\"]+/+)*(?=[^/\s'\"])")
 
 
 def without_folders(words: str) -> str:
-    """A word or a whole command with every absolute path cut to its end, `/a/b/c` to `.../c`: results are published."""
+    """A word or a command with every absolute path shortened, `/a/b/c` to `.../c`, because results are published."""
     name, equals, value = words.rpartition("=")
-    if value.startswith("/"):  # a path to the end, whatever is in it
+    if value.startswith("/"):  # the whole value is a path, spaces included
         return f"{_FOLDERS.sub('.../', name)}{equals}.../{Path(value).name}"
     return _FOLDERS.sub(".../", words)
 
 
 def published(value: Any) -> Any:
-    """The same plain value with `without_folders` on every word in it, for a file that others read."""
+    """The same JSON-like value with `without_folders` applied to every string in it, for a file that is published."""
     if isinstance(value, dict):
         return {key: published(below) for key, below in value.items()}
     if isinstance(value, list | tuple):
@@ -91,7 +91,7 @@ def published(value: Any) -> Any:
 
 
 def cpu_name() -> str:
-    """The name of the processor, as the system has it."""
+    """The name of the processor, as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
-"""What the parts of a run's folder are called, and the two files that grow: metrics.jsonl and environment.json.
+"""The names of the parts of a run folder, and its two growing files: metrics.jsonl and environment.json.
 
-Both are read by people's scripts and mended by hand, so reading is forgiving where nothing is lost by it: a line of
-metrics that is no record is passed over. What is taken out of a file when a run resumes is kept beside it.
+Users read both with scripts and edit them by hand, so reading is lenient where that loses nothing: a line of metrics
+that is not a record is skipped. Lines that are removed when a run resumes are kept in a copy of the file.
 """
 
 import json
@@ -17,20 +17,20 @@ from tacaf.files import reason_of, shown, whole_file, write_json
 from tacaf.vocabulary import InputError
 
 CONFIG_FILE = "config.yaml"  # resolved
-METRICS_FILE = "metrics.jsonl"  # grows by a line a step
-LOG_FILE = "run.log"  # what the run says, from every rank
-ENVIRONMENT_FILE = "environment.json"  # grows by an entry a start
-BEST_MODEL_FILE = "best.safetensors"  # on validation identities, so far
+METRICS_FILE = "metrics.jsonl"  # gets a line per step
+LOG_FILE = "run.log"  # log lines of every rank
+ENVIRONMENT_FILE = "environment.json"  # gets an entry per start
+BEST_MODEL_FILE = "best.safetensors"  # best so far on validation identities
 REPORT_FILE = "report.html"  # written last
 RESULTS_FOLDER = "results"
 FEATURES_FILE = "features.npz"  # in the folder of the results
 CHECKPOINTS_FOLDER = "checkpoints"
 HEARTBEATS_FOLDER = "ranks"
-WATCH_FOLDER = "watch"  # for TensorBoard and the like
+WATCH_FOLDER = "watch"  # for TensorBoard and other monitors
 
 MOST_LINE_BYTES = 2**16
 MOST_ENVIRONMENT_BYTES = 2**24  # thousands of starts
-Number = float | None  # null: it was not finite
+Number = float | None  # null if it was not finite
 
 
 class StepRecord(Document, extra="ignore"):
@@ -48,11 +48,11 @@ class StepRecord(Document, extra="ignore"):
     data_wait_share: float
     step_ms: Number = None
     peak_memory_mib: Number = None
-    matrix_rate_share: Number = None  # of the GPUs' matrix rate; written where that rate is known
+    matrix_rate_share: Number = None  # of the GPUs' peak matrix rate; written if that rate is known
 
 
 class EvaluationRecord(Document, extra="ignore"):
-    """A line about the scores of an epoch."""
+    """A line with the scores of an epoch."""
 
     kind: Literal["eval"]
     epoch: Count
@@ -79,7 +79,7 @@ class MetricsLine(RootModel[Annotated[Record, Field(discriminator="kind")]]):
 
 
 class NonFiniteStep(Document):
-    """What nonfinite-step-*.json holds: a step that was not finite on this rank, and the images of its batch."""
+    """The content of nonfinite-step-*.json: a step that was not finite on this rank, and the images of its batch."""
 
     epoch: Count
     step: Count
@@ -89,7 +89,7 @@ class NonFiniteStep(Document):
 
 
 class Start(Document, extra="allow"):
-    """What `provenance.environment` says of one start of a run. Fields may be missing; unknown ones are kept."""
+    """What `provenance.environment` returned at one start of a run. Fields may be missing; unknown ones are kept."""
 
     versions: dict[str, str | None] = Field(default_factory=dict)
     commit: str | None = None
@@ -107,44 +107,44 @@ class Starts(RootModel[list[Start]]):
 
 
 def read_starts(path: Path) -> list[Start]:
-    """The starts of a run; none where there is no file. InputError for a file of another form."""
+    """The starts of a run; empty if there is no file. Raises InputError if the file is not valid."""
     if not path.exists():
         return []
-    return read_document(path, Starts, MOST_ENVIRONMENT_BYTES, "a run writes it; move it away").root
+    return read_document(path, Starts, MOST_ENVIRONMENT_BYTES, "move the file away; the run writes a new one").root
 
 
 def add_start(path: Path, start: Start) -> str | None:
-    """Append a start. A file that cannot be read is kept under another name; what is said of it, else None."""
-    said = None
+    """Append a start. If the file cannot be read, it is renamed, and a warning about that is returned; else None."""
+    warning = None
     try:
         starts = [one.model_dump(exclude_unset=True) for one in read_starts(path)]
     except InputError as error:
         starts, kept = [], unused(path.with_name(f"{path.stem}-damaged{path.suffix}"))
         path.rename(kept)
-        said = f"{error}. It is kept as {kept.name}, and a new one is begun"
+        warning = f"{error}. The file is kept as {kept.name}, and a new one is begun"
     write_json(path, [*starts, start.model_dump(exclude_unset=True)])
-    return said
+    return warning
 
 
 def unused(path: Path) -> Path:
-    """The path, or where something has it already the first of its numbered forms that nothing has."""
-    found, number = path, 1
-    while found.exists() or found.is_symlink():
-        found, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
-    return found
+    """The path if nothing is there; otherwise the path with the first free number in its name (`name-1.json`)."""
+    candidate, number = path, 1
+    while candidate.exists() or candidate.is_symlink():
+        candidate, number = path.with_name(f"{path.stem}-{number}{path.suffix}"), number + 1
+    return candidate
 
 
 class MetricsWriter:
-    """Appends one JSON object a line to metrics.jsonl, flushed at once; silent where `path` is None (other ranks)."""
+    """Appends JSON objects to metrics.jsonl, one per line, flushed at once. With `path` None, it writes nothing."""
 
     def __init__(self, path: Path | None, resume_at: int = 0) -> None:
         self.path = path
-        self.said: str | None = None  # where lines that are no records were taken out: where they are
+        self.said: str | None = None  # a warning if lines that are not records were removed: where they are kept
         if path is not None and path.exists():
             self.said = _keep_until(path, resume_at)
 
     def write(self, record: Record) -> None:
-        """Append a line. Raises InputError if it cannot be written; the run resumes from its last checkpoint."""
+        """Append a record. Raises InputError if it cannot be written; the run can resume from its last checkpoint."""
         if self.path is None:
             return
         try:
@@ -152,12 +152,12 @@ class MetricsWriter:
                 file.write(json.dumps(record.model_dump(mode="json", exclude_unset=True)) + "\n")
         except OSError as error:
             raise InputError(
-                f"cannot write {shown(self.path)}: {reason_of(error)}; correct that and resume with --resume"
+                f"cannot write {shown(self.path)}: {reason_of(error)}; correct that and continue the run with --resume"
             ) from None
 
 
 def read_metrics(path: Path) -> Iterator[Record]:
-    """The records of a metrics.jsonl; a last line cut by a kill and any other damaged line are skipped."""
+    """The records of a metrics.jsonl. Skips damaged lines, such as a last one cut by a kill."""
     try:
         with path.open("rb") as file:
             for line in _lines(file):
@@ -169,7 +169,7 @@ def read_metrics(path: Path) -> Iterator[Record]:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines; in place of one of more than MOST_LINE_BYTES, empty ones."""
+    """The lines, with empty lines in place of each one of more than MOST_LINE_BYTES."""
     begins = True
     while line := file.readline(MOST_LINE_BYTES + 1):
         ends = line.endswith(b"\n")
@@ -185,10 +185,10 @@ def _record(line: bytes) -> Record | None:
 
 
 def _keep_until(path: Path, global_step: int) -> str | None:
-    """Drop the lines of steps after `global_step`, so that a resumed run writes every step once.
+    """Remove the lines of steps after `global_step`, so that a resumed run writes every step once.
 
-    Where there are lines that are no records, but for a last one that a kill has cut, the file as it was is kept
-    beside it; what is said of that.
+    If there are lines that are not records, apart from a last one cut by a kill, a copy of the original file is kept
+    and a warning about it is returned; otherwise None.
     """
     odd = False
     kept = unused(path.with_name(f"{path.stem}-before-step-{global_step}{path.suffix}"))
@@ -201,4 +201,4 @@ def _keep_until(path: Path, global_step: int) -> str | None:
                 new.write(line if line.endswith(b"\n") else line + b"\n")
         if odd:
             shutil.copyfile(path, kept)
-    return f"{path.name} had lines that are no records; the file as it was is kept as {kept.name}" if odd else None
+    return f"{path.name} had lines that are not records; the original file is kept as {kept.name}" if odd else None

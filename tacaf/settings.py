@@ -1,7 +1,7 @@
 """The base of every configuration class: exact types and finite numbers, from YAML, from JSON or from Python.
 
-What YAML and JSON cannot say is understood and nothing else: a list where a tuple is wanted, text where a path is
-wanted, a mapping's whole numbers as keys, and 1e-3, which YAML takes for text.
+Values are converted only where YAML and JSON have no way to write the type: a list becomes a tuple, text becomes a
+path, text keys of a mapping become whole numbers, and 1e-3, which YAML takes for text, becomes a number.
 """
 
 import re
@@ -15,13 +15,13 @@ from pydantic import AfterValidator, BaseModel, ValidationInfo, field_validator
 from tacaf.files import path_of
 from tacaf.vocabulary import InputError
 
-LARGEST = 1e30  # of a rate or a weight: beyond, float32 has no room to multiply
+LARGEST = 1e30  # the limit of a rate or a weight; products with larger ones overflow float32
 _POWER_OF_TEN = re.compile(r"[-+]?(\d{1,40}(\.\d{0,40})?|\.\d{1,40})[eE][-+]?\d{1,3}")
 _WHOLE = re.compile(r"-?\d{1,18}")
 
 
 class Settings(BaseModel, extra="forbid", frozen=True, strict=True, allow_inf_nan=False):
-    """A section of a configuration. No booleans for numbers, no text for numbers, no fractions for whole numbers."""
+    """A section of a configuration. Booleans and text are not accepted as numbers, nor fractions as whole numbers."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -41,14 +41,14 @@ UserPath = Annotated[Path, AfterValidator(_existing_user)]  # `~` is expanded wh
 
 
 def _as_typed(kind: Any, value: Any) -> Any:
-    """The value as `kind` wants it, where YAML or JSON has no other way to write it; else as it is."""
+    """The value converted to `kind` if YAML or JSON has no way to write that type; otherwise the value unchanged."""
     if get_origin(kind) is Annotated:
         return _as_typed(get_args(kind)[0], value)
     if get_origin(kind) in (Union, types.UnionType):
         for choice in get_args(kind):
-            found = _as_typed(choice, value)
-            if found is not value:
-                return found
+            converted = _as_typed(choice, value)
+            if converted is not value:
+                return converted
         return value
     origin, parts = get_origin(kind) or kind, get_args(kind)
     if isinstance(value, list) and origin is tuple:

@@ -1,6 +1,6 @@
-"""The columns of a shard set: mapping them, and the cross-checks against the index that trainer and verifier share.
+"""The columns of a shard set: memory-mapping them, and checks against the index that trainer and verifier share.
 
-Everything is done in one pass over the rows, a chunk at a time, so that ten million rows take a fraction of a second.
+The checks make one pass over the rows, a chunk at a time, so that ten million rows take a fraction of a second.
 Source: ours.
 """
 
@@ -23,7 +23,7 @@ CHUNK_ROWS = 2**17
 
 Columns = Mapping[str, np.ndarray]
 
-# The only header that a column has: version 1.0 of numpy's format, one dimension.
+# The only header that a column may have: version 1.0 of numpy's format, one dimension.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00(?P<length>..)"
     rb"\{'descr': '(?P<dtype>[<|][a-z][0-9])', 'fortran_order': False, 'shape': \((?P<rows>[0-9]{1,18}),\), \} *\n",
@@ -31,18 +31,18 @@ _HEADER = re.compile(
 )
 _MOST = {"modality": 1, "pid": 2**62 - 1}
 _LEAST = {"number": 1, "size": 1}
-_SPLIT_BIT = np.zeros(256, dtype=np.uint8)  # code of a split -> its bit, 0 for a code that is none
+_SPLIT_BIT = np.zeros(256, dtype=np.uint8)  # code of a split -> its bit, 0 for unknown codes
 _SPLIT_BIT[[split.code for split in Split]] = [1 << split.code for split in Split]
 _SPLIT_BIT[NO_SPLIT] = 128
 
 
 def member_of(name: str) -> str:
-    """The place of a column in its set."""
+    """The path of a column's file inside its set."""
     return f"{COLUMN_FOLDER}/{name}.npy"
 
 
 def read_column(folder: Path, name: str, index: IndexFile) -> np.ndarray:
-    """The memory-mapped column `name` of the set in `folder`. InputError says what is wrong with it."""
+    """The memory-mapped column `name` of the set in `folder`. Raises InputError if its file is wrong."""
     path, member = folder / member_of(name), member_of(name)
     if path.parent.is_symlink():
         raise InputError(
@@ -59,11 +59,11 @@ def read_column(folder: Path, name: str, index: IndexFile) -> np.ndarray:
 
 
 def map_column(file: BufferedReader, name: str, index: IndexFile, where: str) -> np.ndarray:
-    """The column in an open file, mapped. InputError if its header or length is not what the index says."""
+    """The column in an open file, mapped. Raises InputError if its header or length contradicts the index."""
     dtype = np.dtype(COLUMNS[name])
     found = _HEADER.match(file.read(MOST_HEADER_BYTES))
     if not found or int.from_bytes(found["length"], "little") != found.end() - 10:
-        raise InputError(f"{where}: its header is not that of a column; {CURE}")
+        raise InputError(f"{where} does not begin with the header of a column; {CURE}")
     if (found["dtype"].decode(), int(found["rows"])) != (dtype.str, index.images):
         got = f"{int(found['rows'])} of {found['dtype'].decode()}"
         raise InputError(f"{where}: expected {index.images} entries of {dtype.str}, got {got}; {CURE}")
@@ -78,7 +78,7 @@ def hash_problem(path: Path, name: str, index: IndexFile) -> str | None:
     return (
         None
         if sha256_of(path) == index.columns[name].sha256
-        else f"its sha256 is not the one in the index; a byte has changed, {CURE}"
+        else f"its sha256 is not the one in the index: a byte has changed; {CURE}"
     )
 
 
@@ -90,13 +90,13 @@ def column_bytes(values: np.ndarray) -> bytes:
 
 
 def row_key(columns: Columns, row: int) -> str:
-    """The key of the sample that a row stands for."""
+    """The key of a row's sample."""
     modality = Modality.of_code(columns["modality"][row])
     return sample_key(modality, *(int(columns[name][row]) for name in ("pid", "camid", "number")))
 
 
 def tally(pids: np.ndarray, modalities: np.ndarray, splits: dict[str, list[int]]) -> dict[str, dict[Modality, Tally]]:
-    """The `counts` of an index, from the columns pid (ascending) and modality and the named pid lists."""
+    """The `counts` of an index, computed from the columns pid (ascending) and modality and the named pid lists."""
     starts = _starts(pids)
     people = pids[starts]
     infrared = np.add.reduceat(modalities, starts, dtype=np.int64) if len(starts) else starts
@@ -110,9 +110,9 @@ def tally(pids: np.ndarray, modalities: np.ndarray, splits: dict[str, list[int]]
 
 
 def problems(index: IndexFile, columns: Columns) -> Iterator[str]:
-    """What in the columns contradicts the index or another column, found as it is asked for; one line of each kind.
+    """Yield one line for each kind of contradiction between the columns and the index or another column.
 
-    Codes, order, places inside the shards, rows of each shard, and what the index states about splits and counts. Every
+    Checks codes, order, positions inside the shards, rows of each shard, and the splits and counts in the index. Every
     column must have `index.images` entries of its type.
     """
     seen: set[str] = set()
@@ -130,7 +130,7 @@ def problems(index: IndexFile, columns: Columns) -> Iterator[str]:
 
 
 def _chunk_problems(part: Columns, sizes: np.ndarray) -> Iterator[tuple[str, int, str]]:
-    """(what is wrong, row of the chunk, why) of the first wrong row of each kind."""
+    """The first wrong row of each kind: (what is wrong, row of the chunk, why)."""
     known = True
     for name, values in part.items():
         least, most = (
@@ -159,7 +159,7 @@ def _chunk_problems(part: Columns, sizes: np.ndarray) -> Iterator[tuple[str, int
     for wrong, why in (
         (~ascending, "rows are not sorted by pid, modality, camid, number, each once"),
         ((shard[1:] < shard[:-1]) | (next_shard & same), "the shards are not in order, or one cuts an identity"),
-        (~next_shard & (offset[1:] < offset[:-1] + size[:-1]), "its place in the shard overlaps the image before"),
+        (~next_shard & (offset[1:] < offset[:-1] + size[:-1]), "its bytes in the shard overlap the image before"),
     ):
         if wrong.any():
             row = 1 + int(np.argmax(wrong))
@@ -175,7 +175,7 @@ def _shard_problems(index: IndexFile, columns: Columns) -> Iterator[str]:
 
 
 def _list_problems(index: IndexFile, columns: Columns) -> Iterator[str]:
-    """What the index states about people, splits and counts, recounted."""
+    """Contradictions in what the index states about people, splits and counts."""
     found = tally(columns["pid"], columns["modality"], index.splits)
     for split, counts in found.items():
         for modality, got in counts.items():
@@ -199,7 +199,7 @@ def _list_problems(index: IndexFile, columns: Columns) -> Iterator[str]:
 
 
 def _found(members: np.ndarray, people: np.ndarray) -> np.ndarray:
-    """The places in `people` of those of `members` that are there; both ascend."""
+    """The positions in `people` of the `members` that are there; both are ascending."""
     places = np.searchsorted(people, members)
     return places[people[np.minimum(places, len(people) - 1)] == members] if len(people) else places[:0]
 

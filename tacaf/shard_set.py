@@ -1,4 +1,4 @@
-"""A shard set's index.json: its form, for whoever writes, verifies, trains on or shows a set. Source: ours."""
+"""The format of a shard set's index.json, shared by all code that writes, verifies or reads a set. Source: ours."""
 
 import json
 import os
@@ -25,14 +25,14 @@ Text = Annotated[str, Field(max_length=4096)]
 
 
 class Tally(Document):
-    """How much of one modality a split holds."""
+    """How many images and people of one modality a split has."""
 
     images: Count
     pids: Count
 
 
 class ShardFacts(Document):
-    """One tar; `name` is a plain file name, so that an index can never point outside its folder."""
+    """One tar. `name` is a plain file name, so that an index can never point outside its folder."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,200}-[0-9]{6,12}\.tar$")
     bytes: Count
@@ -57,37 +57,37 @@ class LeftOut(Document):
 
 
 class Removed(Document):
-    """Who was taken out of the set after it was packed."""
+    """The people who were removed from the set after it was packed."""
 
     pids: list[Pid] = Field(description="ascending")
     images: Count
 
 
 class IndexFile(Document):
-    """The content of index.json. Everything else of a set is hashed by it, and it carries its own hash (`seal`)."""
+    """The content of index.json. It has the hashes of all other files of the set, and its own hash (`seal`)."""
 
     format: Literal["tacaf-shards"] = "tacaf-shards"
     format_version: Literal[2] = 2
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,200}$", description="the data set; its shards' names begin with it")
     images: Annotated[int, Field(ge=1, lt=2**40)]
-    counts: dict[SplitName, dict[Modality, Tally]] = Field(description="split -> modality -> what it holds")
+    counts: dict[SplitName, dict[Modality, Tally]] = Field(description="split -> modality -> how much it contains")
     splits: dict[SplitName, list[Pid]] = Field(description="named pid lists, each ascending")
-    pid_names: dict[Pid, Text] | None = Field(description="pid -> the data set's own name, where that is no number")
-    locations: dict[Camid, Camid] | None = Field(description="camid -> location; None where every camera stands alone")
+    pid_names: dict[Pid, Text] | None = Field(description="pid -> the data set's own name, if that is not a number")
+    locations: dict[Camid, Camid] | None = Field(description="camid -> location; None if no two cameras share one")
     shards: list[ShardFacts] = Field(min_length=1)
     columns: dict[str, ColumnFacts]
     left_out: list[LeftOut]
-    left_out_count: Count = Field(description="images left out; one entry of left_out may stand for many")
+    left_out_count: Count = Field(description="images left out; one entry of left_out may represent many")
     source: Text = Field(description="free text: what was packed")
     scales: dict[Modality, GreyScale] = Field(
-        description="modality -> how its grey images of more than 8 bits become 8; none for modalities without such"
+        description="modality -> how its grey images of more than 8 bits become 8; no entry if it has no such images"
     )
-    removed: Removed | None = Field(None, description="not in the file where nobody was")
+    removed: Removed | None = Field(None, description="omitted if nobody was removed")
     seal: Sha256 = Field(NO_SEAL, description="sha256 of this file with 64 zeros in place of the seal")
 
     @model_validator(mode="after")
     def _agrees(self) -> "IndexFile":
-        """The cross-checks that need nothing but the index."""
+        """The checks that need nothing but the index."""
         names = [shard.name for shard in self.shards]
         if len(set(names)) != len(names):
             raise ValueError("shards: expected every shard once, got one twice")
@@ -109,7 +109,7 @@ class IndexFile(Document):
         return self
 
     def to_json(self) -> str:
-        """One line a key, sealed: small, and readable with any pager."""
+        """The sealed JSON, one line per key: compact, and readable with any pager."""
         values = self.model_dump(mode="json", exclude=None if self.removed else {"removed"})
         values["seal"] = NO_SEAL
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in values.items())
@@ -117,27 +117,27 @@ class IndexFile(Document):
 
 
 def read_index(folder: Path) -> IndexFile:
-    """The index of the set in `folder`. InputError where there is none, or one that does not have the form above."""
+    """The index of the set in `folder`. Raises InputError if there is none or it is not valid."""
     path = folder / INDEX_FILE
     problem = file_problem(path)
     if problem == MISSING:
-        raise InputError(f"expected a shard set in {shown(folder)}, found no {INDEX_FILE}; pack one there first")
+        raise InputError(f"there is no shard set in {shown(folder)}: it has no {INDEX_FILE}; pack one there first")
     if problem:
         raise InputError(f"{shown(path)} {problem}")
     return parse_index(read_bytes(path, MOST_INDEX_BYTES), shown(path))
 
 
 def parse_index(data: bytes, where: str) -> IndexFile:
-    """The index in these bytes, its seal checked. `where` names it in the InputError for whatever is wrong."""
+    """The index in these bytes, with its seal checked. Raises InputError, which names it as `where`, if it is wrong."""
     index = parse(data, IndexFile, where, MOST_INDEX_BYTES, CURE)
     check_seal(data, where, CURE)
     return index
 
 
 def file_problem(path: Path, size: int | None = None) -> str | None:
-    """Why `path` is no plain file (of `size` bytes), as the end of a sentence, or None.
+    """Why `path` is not a plain file (of `size` bytes), as the end of a sentence, or None.
 
-    A link is none: it may lead out of the set, and a set that is copied without what it points to is none any more.
+    Links are refused: they may lead out of the set, and copying the set without their targets would break it.
     """
     try:
         facts = os.lstat(path)
@@ -150,5 +150,5 @@ def file_problem(path: Path, size: int | None = None) -> str | None:
     if not stat.S_ISREG(facts.st_mode):
         return "is not a file"
     if size is not None and facts.st_size != size:
-        return f"is cut or another file: expected {size} bytes, got {facts.st_size}; copy it again"
+        return f"is truncated or another file: expected {size} bytes, got {facts.st_size}; copy it again"
     return None

@@ -1,4 +1,4 @@
-"""What a command imports first: from here on a signal is one line and a status, also during the slow imports.
+"""What a command imports first, so that a signal prints one line and sets the exit status even during slow imports.
 
 from tacaf.start import start
 
@@ -17,13 +17,13 @@ def start(module: str, signals: bool = True) -> NoReturn:
     """Import the module of a command, run its `main`, and end the process.
 
     `signals`: end the command on SIGTERM and SIGHUP too. False for a command that handles SIGTERM and SIGUSR1 itself:
-    the system holds them back until the command unblocks them (`StopRequest.listen`), so none is lost.
+    they are blocked until the command unblocks them (`StopRequest.listen`), so none is lost.
     """
     for number in TO_STOP if signals else TO_STOP[:1]:
-        if signal.getsignal(number) != signal.SIG_IGN:  # as `nohup` and a job in the background ask for
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` and background jobs set SIG_IGN
             signal.signal(number, leave)
     if not signals:
         signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
-    from tacaf.command import run_to_end  # after the signals are taken
+    from tacaf.command import run_to_end  # after the signals are handled
 
     sys.exit(run_to_end(module, signals))

@@ -1,7 +1,7 @@
-"""safetensors files from outside and our own: the header checked within limits before anything is loaded, and a seal.
+"""Reading and writing safetensors files: headers are checked within limits before anything is loaded.
 
-The library checks a header too, but takes one of 100 MB, repeated keys and metadata of any form. A file that we write
-carries the hash of its own bytes in its metadata, so that no changed byte goes unnoticed, as a `Document` does.
+The library checks a header too, but accepts headers of 100 MB, repeated keys and metadata of any form. A file that we
+write has a seal in its metadata, the hash of its own bytes, so that every changed byte is noticed.
 """
 
 import hashlib
@@ -23,8 +23,8 @@ from tacaf.files import reason_of, shown, whole_path
 from tacaf.vocabulary import InputError
 
 MOST_HEADER_BYTES = 2**24  # thousands of tensors, or a card with the names of thousands of classes
-METADATA = "tacaf"  # the one key of the metadata: several would stand in any order
-_SEAL = rb"\"seal\": \""  # as it stands in a text within the header's JSON; deeper texts have more backslashes
+METADATA = "tacaf"  # the only key of the metadata, because the order of several would not be fixed
+_SEAL = rb"\"seal\": \""  # as it is escaped in a string of the header's JSON; deeper strings have more backslashes
 _BYTES = {
     **{"F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4},
     **{"F16": 2, "BF16": 2, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1},
@@ -33,7 +33,7 @@ _CHUNK = 1 << 22
 
 
 class TensorFacts(Document):
-    """What a header says of one tensor; `data_offsets` count from the end of the header, in bytes."""
+    """What a header says about one tensor. `data_offsets` are in bytes, from the end of the header."""
 
     dtype: Literal["F64", "I64", "U64", "F32", "I32", "U32", "F16", "BF16", "I16", "U16", "I8", "U8", "BOOL"]
     shape: tuple[Annotated[int, Field(ge=0, lt=2**40)], ...] = Field(max_length=8)
@@ -45,7 +45,7 @@ _METADATA = TypeAdapter(dict[str, str])
 
 @dataclass(frozen=True)
 class TensorFile:
-    """A safetensors file whose header is sound: names, types, shapes, and where the bytes lie."""
+    """A safetensors file with a valid header: names, types, shapes, and offsets."""
 
     path: Path
     metadata: Mapping[str, str]
@@ -53,13 +53,13 @@ class TensorFile:
 
     @classmethod
     def open(cls, path: Path) -> "TensorFile":
-        """Read and check the header. InputError, naming file and field, for whatever is no such file."""
+        """Read and check the header. Raises InputError, naming file and field, if it is not valid."""
         header, size = _read_header(path)
         values = load_json(header, f"{shown(path)}, header", MOST_HEADER_BYTES)
         if not isinstance(values, dict):
             raise InputError(f"{shown(path)}, header: expected the tensors by name, got {type(values).__name__}")
         metadata = _checked(path, "__metadata__", _METADATA.validate_python, values.pop("__metadata__", {}))
-        # Lists of JSON are tuples here; `strict` would refuse them.
+        # JSON's lists become tuples, because `strict` would refuse lists.
         tensors = {
             name: _checked(path, name, TensorFacts.model_validate, _with_tuples(facts))
             for name, facts in values.items()
@@ -68,7 +68,7 @@ class TensorFile:
         return cls(path, metadata, tensors)
 
     def read(self, names: Iterable[str]) -> dict[str, torch.Tensor]:
-        """These tensors, on the CPU. InputError if the file cannot be read any more."""
+        """These tensors, on the CPU. Raises InputError if the file can no longer be read."""
         try:
             with safe_open(self.path, "pt") as file:
                 return {name: file.get_tensor(name) for name in names}
@@ -76,9 +76,9 @@ class TensorFile:
             raise InputError(f"{shown(self.path)}: expected a safetensors file, got: {shown(error)}") from None
 
     def read_part(self, name: str, dim: int, start: int, stop: int) -> torch.Tensor:
-        """The places `start` to `stop - 1` of one dimension of a tensor, on the CPU, without reading all of it.
+        """A slice of a tensor, `start` to `stop - 1` of dimension `dim`, on the CPU, without reading all of it.
 
-        InputError if the file cannot be read any more.
+        Raises InputError if the file can no longer be read.
         """
         dim %= len(self.tensors[name].shape)
         try:
@@ -89,7 +89,7 @@ class TensorFile:
             raise InputError(f"{shown(self.path)}: expected a safetensors file, got: {shown(error)}") from None
 
     def document(self, model: type[Parsed], cure: str) -> Parsed:
-        """What our metadata says. InputError for somebody else's file, and for what the model does not allow."""
+        """Our metadata. Raises InputError for a file that TACAF did not write or whose metadata is not valid."""
         where = f"{shown(self.path)}, metadata"
         if METADATA not in self.metadata:
             raise InputError(
@@ -99,38 +99,38 @@ class TensorFile:
 
     @property
     def sealed(self) -> bool:
-        """Whether it carries a hash, as ours do."""
+        """Whether the file has a seal, as the files that we write do."""
         return _seal_of(self.path)[1] is not None
 
     def check_seal(self, cure: str) -> None:
-        """InputError if a byte of the file differs from when it was written, or if it carries no hash."""
-        place, own = _seal_of(self.path)
-        if own is None or own != _hash(self.path, place):
+        """Raise InputError if a byte of the file has changed since it was written, or if the file has no seal."""
+        offset, stated = _seal_of(self.path)
+        if stated is None or stated != _hash(self.path, offset):
             raise InputError(
-                f"{shown(self.path)}: its content does not match the hash it carries; a byte has changed; {cure}"
+                f"{shown(self.path)}: its content does not match the hash in it; a byte has changed; {cure}"
             )
 
 
 def save_sealed(path: Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors, and facts for the metadata with the hash of the file as `seal`, whole or not at all.
+    """Write tensors atomically, with `facts` and a seal as metadata.
 
-    The bytes depend on nothing but the content. InputError if it cannot be written.
+    The bytes depend only on the content. Raises InputError if the file cannot be written.
     """
     alone = {name: _alone(tensor.detach().cpu().contiguous()) for name, tensor in tensors.items()}
     text = json.dumps({**facts, "seal": NO_SEAL}, allow_nan=False)
     try:
         with whole_path(path) as made:
             save_file(alone, made, {METADATA: text})
-            place, _ = _seal_of(made)
+            offset, _ = _seal_of(made)
             with made.open("r+b") as file:
-                file.seek(place)
-                file.write(_hash(made, place).encode())
+                file.seek(offset)
+                file.write(_hash(made, offset).encode())
     except SafetensorError as error:
         raise InputError(f"cannot write {shown(path)}: {shown(error)}") from None
 
 
 def not_finite(tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity."""
+    """The name of the first tensor that contains NaN or infinity, or None."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             return name
@@ -168,7 +168,7 @@ def _with_tuples(facts: Any) -> Any:
 
 
 def _check_offsets(path: Path, tensors: Mapping[str, TensorFacts], size: int) -> None:
-    """InputError unless the tensors lie one after the other, each as long as its shape says, and fill the file."""
+    """Raise InputError unless the tensors are consecutive, as long as their shapes say, and fill the file."""
     end = 0
     for name, facts in sorted(tensors.items(), key=lambda pair: pair[1].data_offsets):
         start, stop = facts.data_offsets
@@ -179,28 +179,28 @@ def _check_offsets(path: Path, tensors: Mapping[str, TensorFacts], size: int) ->
             )
         end = stop
     if end != size:
-        raise InputError(f"{shown(path)}: expected {end:,} bytes of tensors, got {size:,}; the file is cut or longer")
+        raise InputError(f"{shown(path)}: expected {end:,} bytes of tensors, got {size:,}; copy the file again")
 
 
 def _seal_of(path: Path) -> tuple[int, str | None]:
-    """Where the 64 digits of the seal begin, and the digits; None where there is not exactly one."""
+    """The offset of the seal's 64 digits in the file, and the digits; None if there is not exactly one seal."""
     header, _ = _read_header(path)
     start = header.find(_SEAL) + len(_SEAL)
     return 8 + start, header[start : start + 64].decode("ascii", "replace") if header.count(_SEAL) == 1 else None
 
 
-def _hash(path: Path, place: int) -> str:
-    """The sha256 of the file with 64 zeros from `place` on."""
-    found = hashlib.sha256()
+def _hash(path: Path, seal_offset: int) -> str:
+    """The sha256 of the file with 64 zeros in place of the seal."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        found.update(file.read(place))
+        digest.update(file.read(seal_offset))
         file.seek(64, os.SEEK_CUR)
-        found.update(NO_SEAL.encode())
+        digest.update(NO_SEAL.encode())
         while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _alone(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where it has its storage for itself, as safetensors wants it; else a copy."""
+    """The tensor itself if it does not share its storage, as safetensors requires; otherwise a copy."""
     return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()

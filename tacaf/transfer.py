@@ -4,14 +4,14 @@ import torch
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`tensor` on `device`: itself where it is there already, else a copy from pinned memory while the host goes on."""
+    """`tensor` on `device`: itself if it is already there, otherwise an asynchronous copy from pinned memory."""
     if tensor.device.type == device.type:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class HostCopy:
-    """A tensor's values on their way to the host, which goes on and may ask for them later."""
+    """An asynchronous copy of a tensor to the host; `wait` returns it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -24,7 +24,7 @@ class HostCopy:
         self._event.record()
 
     def wait(self) -> torch.Tensor:
-        """The values, once they have arrived: the one place where the host waits for the device."""
+        """The values, once they have arrived. This is the only place where the host waits for the device."""
         if self._event is not None:
             self._event.synchronize()
         return self._tensor

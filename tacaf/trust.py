@@ -1,12 +1,12 @@
-"""Whether a checkpoint is the user's own. Loading one goes through Python's pickle, so a stranger's could do harm.
+"""Whether a checkpoint is the user's own. Loading one uses Python's pickle, so a checkpoint from others can run code.
 
-A checkpoint is one's own if its files belong to the user and either of these holds:
+A checkpoint is the user's own if its files belong to the user and either of these is true:
 
-- Its manifest is signed with the user's key, `~/.local/state/tacaf/key` (below XDG_STATE_HOME where that is set). It is
-  made at the first save and never leaves its folder. So a run may be moved and copied by its user, and resumed on every
-  machine that has the same home.
-- It lies where it was written: the same path and the same folder on the file system. This is for containers whose home
-  does not outlive them.
+- Its manifest is signed with the user's key, `~/.local/state/tacaf/key` (below XDG_STATE_HOME if that is set). The key
+  is made at the first save and never leaves its folder. So users may move and copy their runs, and resume them on every
+  machine that shares the home folder.
+- It is where it was written: the same path and the same folder on the file system. This is for containers whose home
+  folder is temporary.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 
 def sign(content: bytes) -> str | None:
-    """The signature of these bytes with the user's key, which is made where there is none; None without a home."""
+    """The signature of these bytes with the user's key, which is made if there is none; None if it cannot be kept."""
     try:
         key = _own_key() or _new_key()
     except (InputError, OSError, RuntimeError):
@@ -34,7 +34,7 @@ def sign(content: bytes) -> str | None:
 
 
 def signed(content: bytes, signature: str | None) -> bool:
-    """Whether the signature is of these bytes and the user's key."""
+    """Whether the signature is that of these bytes with the user's key."""
     try:
         key = _own_key()
     except (InputError, OSError, RuntimeError):
@@ -45,12 +45,12 @@ def signed(content: bytes, signature: str | None) -> bool:
 
 
 def place_of(folder: Path) -> str:
-    """A hash of where a folder is: its path, and its number on the file system, which no copy of it has."""
+    """A hash of a folder's location: its path and its inode number, which a copy does not share."""
     return hashlib.sha256(os.fsencode(folder.resolve()) + f"\0{folder.stat().st_ino}".encode()).hexdigest()
 
 
 def stranger_of(paths: Iterable[Path]) -> str | None:
-    """The user to whom one of these belongs, "user 1001", if it is not the user who runs this process."""
+    """The first owner of these, as "user 1001", who is not the user of this process. Returns None if all are ours."""
     for path in paths:
         owner = path.stat().st_uid
         if owner != os.geteuid():
@@ -64,7 +64,7 @@ def _folder() -> Path:
 
 
 def _own_key() -> bytes | None:
-    """The key, if it is there, whole, and no one else can read or have written it."""
+    """The key, or None if it is missing, damaged, or another user owns it or could read it."""
     path = _folder() / "key"
     try:
         facts = path.stat()
@@ -80,12 +80,12 @@ def _new_key() -> bytes:
     folder = _folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(folder / "key.lock"):
-        found = _own_key()  # another run may have been first
-        if found is not None:
-            return found
+        existing = _own_key()  # another run may have been first
+        if existing is not None:
+            return existing
         path = folder / "key"
         path.unlink(missing_ok=True)
-        path.touch(mode=0o600)  # which `write_whole` keeps
+        path.touch(mode=0o600)  # `write_whole` keeps this mode
         key = secrets.token_bytes(32)
         write_whole(path, key.hex() + "\n")
         return key

@@ -1,4 +1,4 @@
-"""The words every floor shares: modalities, splits, branches, the names of a shard set's parts, the user's error."""
+"""Terms that every package shares: modalities, splits, branches, the parts of a shard set, and InputError."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,8 +7,8 @@ from typing import Literal
 
 INDEX_FILE = "index.json"
 COLUMN_FOLDER = "columns"
-# One memory-mapped array per fact of an image. Rows are sorted by (pid, modality, camid, number): one identity's images
-# lie together. `offset` and `size` address the image's bytes inside its tar, in bytes.
+# One memory-mapped array per property of an image. Rows are sorted by (pid, modality, camid, number), so that one
+# identity's images are consecutive. `offset` and `size` locate the image inside its tar, in bytes.
 COLUMNS = {
     "shard": "int32",
     "offset": "int64",
@@ -20,15 +20,16 @@ COLUMNS = {
     "number": "int32",
 }
 
-# What a trained model gives for an image: the global feature and every node, all but the global node, the first alone.
+# What an embedding contains: the global feature and every node, everything but the global node, only the global
+# feature.
 Embedding = Literal["full", "global_and_parts", "global_only"]
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used. The text says what was expected, what came and what to do.
+    """Something that the user gave cannot be used. The text says what was expected, what was given and what to do.
 
-    Every command prints it as one line and exits with status 2; nothing else is caught. `shared`: every rank of the
-    run raises the same, so that one of them need say it.
+    Every command prints it as one line and exits with status 2. `shared`: every rank of the run raises the same error,
+    so only rank 0 prints it.
     """
 
     def __init__(self, text: str, shared: bool = False) -> None:
@@ -37,7 +38,7 @@ class InputError(Exception):
 
 
 def did_you_mean(word: str, words: Iterable[str]) -> str:
-    """For the end of an error: the word among these that is nearest to a misspelt one. Empty where none is near."""
+    """For the end of an error: a question with the most similar of these words. Empty if none is similar."""
     near = difflib.get_close_matches(word, list(words), n=1)
     return f"did you mean {near[0]!r}?" if near else ""
 
@@ -54,7 +55,7 @@ class Modality(StrEnum):
 
     @classmethod
     def of_code(cls, code: int) -> "Modality":
-        """The modality whose `code` this is; any integer type. ValueError if there is none."""
+        """The modality with this `code`, of any integer type. Raises ValueError if there is none."""
         for modality in cls:
             if modality.code == code:
                 return modality
@@ -66,7 +67,7 @@ class Modality(StrEnum):
 
 
 class Split(StrEnum):
-    """The part of a data set an image belongs to. `code` is the number in arrays; 255 stands for none."""
+    """The part of a data set that an image belongs to. `code` is its number in arrays; 255 means none."""
 
     TRAIN = "train"
     VAL = "val"
@@ -78,7 +79,7 @@ class Split(StrEnum):
 
 
 class Branch(IntEnum):
-    """The three data branches of one training batch (CAJ): V0, V1 (the same image, channel-exchanged), I."""
+    """The three data branches of a training batch (CAJ): V0, V1 (the same images with channels exchanged), I."""
 
     VISIBLE = 0
     AUGMENTED = 1

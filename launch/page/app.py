@@ -1,7 +1,7 @@
-"""The page's routes: an image or an example in, matches and pictures out.
+"""The page's routes: they take an image or an example, and return matches and pictures.
 
 No route takes a path, and none opens or writes a file that a request names: uploads are bodies, which stay in memory;
-pictures travel inside the responses; everything else is a number or a random name of its session.
+pictures are inside the responses; everything else is a number or a random name within its session.
 """
 
 import asyncio
@@ -37,16 +37,16 @@ from tacaf.files import shown
 from tacaf.vocabulary import InputError
 
 FILES = {"page.html": "text/html", "page.css": "text/css", "page.js": "text/javascript"}
-MOST_UPLOADS = 16  # that arrive or are checked
-MOST_CHECKED = 2  # at the same time
-MOST_WAITING = 8  # for the model
+MOST_UPLOADS = 16  # being received or checked
+MOST_CHECKED = 2  # uploads checked at the same time
+MOST_WAITING = 8  # requests waiting for the model
 SWEEP_S = 60.0
 
 Done = TypeVar("Done")
 
 
 class Page:
-    """The routes over one model and album. The model runs in one thread, for a bounded number of waiting requests."""
+    """The routes for one model and album. The model runs in one thread, for which a limited number of requests wait."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
@@ -60,7 +60,7 @@ class Page:
         self.checks = CapacityLimiter(MOST_CHECKED)
 
     def app(self) -> Starlette:
-        """The ASGI application. It belongs behind a `Guard`."""
+        """The ASGI application, which must be wrapped in a `Guard`."""
         routes = [
             *(Route(f"/{'' if name == 'page.html' else name}", self._file(name)) for name in FILES),
             Route("/gallery", self.show_gallery),
@@ -79,17 +79,17 @@ class Page:
     async def search_upload(self, request: Request) -> Response:
         session = _session(request)
         expect_type(request, "application/octet-stream")
-        wanted = from_address(request, SearchRequest)
+        search = from_address(request, SearchRequest)
         data = await self._checked_upload(request)
-        return self._keep(session, *await self._run(self.responses.of_upload, data, wanted))
+        return self._keep(session, *await self._run(self.responses.of_upload, data, search))
 
     async def search_example(self, request: Request) -> Response:
         session = _session(request)
-        wanted = await from_body(request, ExampleRequest)
-        places = self.viewer.examples(wanted.modality)
-        if wanted.example >= len(places):
-            raise InputError(f"example: expected a number below {len(places)}, got {wanted.example}")
-        return self._keep(session, *await self._run(self.responses.of_example, places[wanted.example], wanted))
+        search = await from_body(request, ExampleRequest)
+        places = self.viewer.examples(search.modality)
+        if search.example >= len(places):
+            raise InputError(f"example: expected a number below {len(places)}, got {search.example}")
+        return self._keep(session, *await self._run(self.responses.of_example, places[search.example], search))
 
     async def choose_match(self, request: Request) -> Response:
         kept, match = self._kept(request), await from_body(request, MatchRequest)
@@ -100,7 +100,10 @@ class Page:
         return JSONResponse(await self._run(self.responses.place, kept, _rank(kept, place), place.x, place.y))
 
     async def _checked_upload(self, request: Request) -> bytes:
-        """An image that decodes within bounds. Slow ones hold up other uploads at most, and no other request."""
+        """An uploaded image that decodes within the limits. Slow ones delay only other uploads.
+
+        Raises HTTPException if there are too many uploads, InputError if the image cannot be used.
+        """
         if self.uploads >= MOST_UPLOADS:
             raise HTTPException(503, "too many uploads at the same time; try again")
         self.uploads += 1
@@ -115,33 +118,33 @@ class Page:
         return data
 
     async def _run(self, work: Callable[..., Done], *args: Any) -> Done:
-        """Have the model's one thread do this. HTTPException if too many wait for it already."""
+        """Run this in the model's thread. Raises HTTPException if too many requests are waiting for it."""
         if self.waiting >= MOST_WAITING:
-            raise HTTPException(503, "too many people search at the same time; try again")
+            raise HTTPException(503, "too many people are searching at the same time; try again")
         self.waiting += 1
         try:
             return await to_thread.run_sync(work, *args, limiter=self.model, abandon_on_cancel=True)
         finally:
             self.waiting -= 1
 
-    def _keep(self, session: str, kept: KeptQuery, found: dict[str, Any]) -> Response:
-        return JSONResponse({"query": self.memory.put(session, kept), **found})
+    def _keep(self, session: str, kept: KeptQuery, response: dict[str, Any]) -> Response:
+        return JSONResponse({"query": self.memory.put(session, kept), **response})
 
     def _kept(self, request: Request) -> KeptQuery:
         kept = self.memory.find(_session(request), request.path_params["name"])
         if kept is None:
-            raise HTTPException(404, "this query is forgotten; ask again")
+            raise HTTPException(404, "this query is no longer stored; search again")
         return kept
 
     def _file(self, name: str) -> Callable[[Request], Response]:
-        def answer(request: Request) -> Response:
+        def respond(request: Request) -> Response:
             return Response(self.files[name], media_type=FILES[name])
 
-        return answer
+        return respond
 
     @asynccontextmanager
     async def _forgetting(self, app: Starlette) -> AsyncIterator[None]:
-        """Old queries go also when nobody asks for anything."""
+        """Remove old queries regularly while the application runs, even if there are no requests."""
 
         async def sweep() -> None:
             while True:

@@ -1,7 +1,7 @@
-"""Whether a stranger's image decodes within bounds, found out in a process of its own.
+"""Checking in a separate process whether an untrusted image decodes within limits.
 
-A decoder that takes hours, fills the memory or crashes takes only that process with it: a process can be ended, a
-thread cannot.
+A decoder that takes hours, fills the memory or crashes then affects only that process, which can be killed, unlike a
+thread.
 """
 
 import asyncio
@@ -28,31 +28,31 @@ async def problem_of(data: bytes) -> str | None:
         stdout=PIPE,
         stderr=DEVNULL,
         env=child_environment(OPENBLAS_NUM_THREADS="1"),
-        start_new_session=True,  # Ctrl-C is for the page alone
+        start_new_session=True,  # so that Ctrl-C reaches only the page
     )
     try:
         async with asyncio.timeout(WAIT_S):
-            said, _ = await child.communicate(data)
+            problem, _ = await child.communicate(data)
     except TimeoutError:
         return _TOO_MUCH
     finally:
         with suppress(ProcessLookupError):
             child.kill()
         await child.wait()
-    return said.decode() or None if child.returncode == 0 else _TOO_MUCH
+    return problem.decode() or None if child.returncode == 0 else _TOO_MUCH
 
 
 def limit(seconds: int) -> None:
-    """Have the system end this process after so much of the processor's time, and refuse it more than MEMORY."""
+    """Let the system end this process after `seconds` of CPU time, and refuse it more than MEMORY."""
     for kind, most in ((resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CORE, 0)):
         resource.setrlimit(kind, (most, most))
 
 
 def main() -> int:
-    """Say what is wrong with the image on the standard input; nothing if it decodes."""
+    """Print what is wrong with the image on standard input, or nothing if it decodes."""
     limit(CPU_S)
     try:
-        decode(sys.stdin.buffer.read(), PER_IMAGE)  # any range: whether the model knows one is not the question here
+        decode(sys.stdin.buffer.read(), PER_IMAGE)  # any range; whether the model has one is checked later
     except ImageError as problem:
         sys.stdout.buffer.write(shown(problem).encode())
     return 0

@@ -1,8 +1,8 @@
-"""Who may request anything from the page: checks before a route sees it, and headers on every response.
+"""Access control of the page: checks of every request before a route gets it, and headers of every response.
 
-The page answers only to its own address (Host), only to itself in a browser (Origin, Sec-Fetch-Site), and, where
-others than this machine can reach it, only to those who have the token of its address. Each browser gets a session: a
-random name in a cookie, signed so that only names given out here count.
+A request must name the page's own address (Host), come from the page itself in a browser (Origin, Sec-Fetch-Site), and,
+if other machines can reach the page, belong to a session that was begun with the token in its address. Each browser
+gets a session: a random name in a cookie, signed so that only names issued here are accepted.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tacaf.command import UNEXPECTED, say, unexpected
 
 SESSION = "tacaf.session"  # in a request's scope: the name of its session, or None
-# The page's own files and nothing else; pictures travel inside the responses.
+# Only the page's own files may be loaded; pictures are inside the responses.
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -37,21 +37,21 @@ HEADERS = {
 }
 _HOST = re.compile(r"(?P<name>[a-z0-9._-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
 _DRAIN_S = 2.0
-_REPORTED = 10  # unexpected errors that are told in full; more would fill the disk
+_REPORTED = 10  # unexpected errors that are reported with a traceback; more could fill the disk
 
 
 class Guard:
-    """An ASGI application around another one."""
+    """An ASGI application that wraps another one."""
 
     def __init__(self, app: ASGIApp, host: str, token: str | None, most_bytes: int) -> None:
-        """`host`: the numeric address that the page listens at; `token`: what its URL must carry, None for nothing;
-        `most_bytes`: of a request's body."""
+        """`host`: the numeric address that the page listens at; `token`: the token that its URL must contain, or None;
+        `most_bytes`: the limit of a request's body."""
         self.app, self.token, self.most_bytes = app, token, most_bytes
         self.address = ipaddress.ip_address(host)
         self.names = {"localhost"}
         if not self.address.is_loopback:
             self.names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
-        # Cookies do not tell ports apart, so that two pages on one machine need different names.
+        # Cookies do not distinguish ports, so two pages on one machine need different names.
         self.cookie = f"tacaf-{secrets.token_hex(4)}"
         self.key = secrets.token_bytes(32)
         self.reported = 0
@@ -77,18 +77,18 @@ class Guard:
             await app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             pass
-        except Exception as error:  # the response, status 500, is on its way
+        except Exception as error:  # the response with status 500 is already being sent
             self._report(error)
 
     def is_own(self, host: str) -> bool:
-        """Whether a Host header names this page, and not a name of elsewhere that leads here (DNS rebinding).
+        """Whether a Host header names this page, and not another name that resolves to this machine (DNS rebinding).
 
-        Any port passes, because a tunnel has its own.
+        Any port is accepted, because a tunnel has its own.
         """
-        found = _HOST.fullmatch(host.lower())
-        if found is None:
+        parts = _HOST.fullmatch(host.lower())
+        if parts is None:
             return False
-        name = found["name"].strip("[]")
+        name = parts["name"].strip("[]")
         if name in self.names:
             return True
         try:
@@ -98,21 +98,21 @@ class Guard:
         return address.is_loopback or address == self.address or self.address.is_unspecified
 
     def _problem(self, connection: HTTPConnection) -> tuple[int, str] | None:
-        """Why a request is refused whatever it asks for, with the status."""
+        """The status and the reason if a request is refused for any route, or None."""
         headers = connection.headers
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.is_own(hosts[0]):
-            return 400, "the page answers only to its own address; open it with the address that the command printed"
+            return 400, "the page can only be opened with its own address, which the command printed"
         own = {f"{scheme}://{hosts[0].lower()}" for scheme in ("http", "https")}
         if not {origin.lower() for origin in headers.getlist("origin")} <= own or not _from_itself(connection):
-            return 403, "the page answers only to itself, not to other pages"
+            return 403, "other pages may not send requests to this page"
         length = headers.get("content-length", "0")
         if not length.isdecimal() or len(length) > 18 or int(length) > self.most_bytes:
             return 413, f"expected at most {self.most_bytes / 2**20:g} MiB; send a smaller file"
         return None
 
     def _may_begin(self, connection: HTTPConnection) -> bool:
-        """Whether this request begins a session: the page itself, opened with its token if it has one."""
+        """Whether this request begins a session: it opens the page, with its token if there is one."""
         if connection.scope["method"] != "GET" or connection.scope["path"] != "/":
             return False
         given = connection.query_params.get("token", "")
@@ -133,7 +133,7 @@ class Guard:
 
 
 def _from_itself(connection: HTTPConnection) -> bool:
-    """What the browser says of the asking page; a link that opens the page is the one thing others may hold."""
+    """Whether, according to the browser, the page itself sent the request. Other pages may only link to the page."""
     headers = connection.headers
     if headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
         return True
@@ -142,13 +142,13 @@ def _from_itself(connection: HTTPConnection) -> bool:
 
 
 class _Exchange:
-    """One request and its response: adds the headers, and lets a refused upload arrive for a moment.
+    """One request and its response: adds the headers, and keeps receiving a refused upload for a moment.
 
-    Closing a connection on which a browser still sends would lose the response that says why.
+    If the connection was closed while the browser is still sending, the response with the reason would be lost.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, cookie: str | None) -> None:
-        """`cookie`: what the response sets, if anything."""
+        """`cookie`: the cookie that the response sets, or None."""
         self._receive, self._send, self._cookie = receive, send, cookie
         self.more = "expect" not in Headers(scope=scope)
 

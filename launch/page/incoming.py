@@ -1,4 +1,4 @@
-"""What requests hold: typed models with exact fields, and bodies that are read within limits of size and time."""
+"""Parsing requests: typed models with exact fields, and bodies read within limits of size and time."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ Parsed = TypeVar("Parsed", bound=Document)
 
 
 class SearchRequest(Document):
-    """What an image is, and what it is searched among."""
+    """The modality of a query, and which modality is searched."""
 
     modality: Modality
     among: Literal["other", "same"]
@@ -44,14 +44,14 @@ class MatchRequest(Document):
 
 
 class PlaceRequest(MatchRequest):
-    """A place on the query as fractions of its width and height."""
+    """A point on the query as fractions of its width and height."""
 
     x: Share
     y: Share
 
 
 def from_address(request: Request, model: type[Parsed]) -> Parsed:
-    """The fields after the question mark. InputError for another, a wrong or a repeated one."""
+    """The fields in the address's query string. Raises InputError for an unknown, wrong or repeated field."""
     fields = request.query_params.multi_items()
     if len(fields) != len(request.query_params):
         raise InputError("the address: a field is given twice")
@@ -59,19 +59,19 @@ def from_address(request: Request, model: type[Parsed]) -> Parsed:
 
 
 async def from_body(request: Request, model: type[Parsed]) -> Parsed:
-    """The JSON in a request. InputError for other fields or values than the model's."""
+    """The JSON in a request's body. Raises InputError if it does not fit the model."""
     expect_type(request, "application/json")
     return parse(await body_of(request, MOST_JSON), model, "the request", MOST_JSON)
 
 
 def expect_type(request: Request, kind: str) -> None:
-    """HTTPException for a body of another type. A form of another page cannot send the types that are expected here."""
+    """Raise HTTPException for a body of another type. A form on another page cannot send the expected types."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != kind:
         raise HTTPException(415, f"expected the content type {kind}")
 
 
 async def body_of(request: Request, most: int) -> bytes:
-    """A request's body, read as it comes. HTTPException once it is longer than `most` bytes or too slow."""
+    """A request's body, read as it arrives. Raises HTTPException if it is longer than `most` bytes or too slow."""
     data = bytearray()
     try:
         async with asyncio.timeout(BODY_S):

@@ -1,4 +1,4 @@
-"""What the page remembers, within limits: the latest queries of each session. Nothing is ever written to the disk."""
+"""The page's memory: the latest queries of each session, within limits. Nothing is written to the disk."""
 
 import secrets
 import time
@@ -14,14 +14,14 @@ AGE_S = 3600.0
 
 
 class KeptQuery:
-    """A query, and the match that it was compared with last: people click many places on one match."""
+    """A query and its latest comparison with a match, because people click many points for one match."""
 
     def __init__(self, query: Query) -> None:
         self.query = query
         self._last: tuple[int, Pair] | None = None
 
     def pair(self, rank: int, compare: Callable[[Query, int], Pair]) -> Pair:
-        """The query beside its match of this rank, which `compare` makes unless it was the last one."""
+        """The comparison with the match of this rank, computed by `compare` unless it is the latest one."""
         if self._last is None or self._last[0] != rank:
             self._last = rank, compare(self.query, rank)
         return self._last[1]
@@ -33,7 +33,7 @@ class _Entry(NamedTuple):
 
 
 class Memory:
-    """Queries by session and a random name; the oldest make room for new ones. For one thread."""
+    """Queries by session and a random name; the oldest make room for new ones. Only one thread may use it."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._kept: OrderedDict[tuple[str, str], _Entry] = OrderedDict()
@@ -43,7 +43,7 @@ class Memory:
         return len(self._kept)
 
     def put(self, session: str, kept: KeptQuery) -> str:
-        """Remember a query; the name to find it by, in this session alone."""
+        """Store a query. Returns the name with which only this session can find it."""
         self.forget_old()
         own = [key for key in self._kept if key[0] == session]
         for key in own[: max(0, len(own) - MOST_OF_SESSION + 1)]:
@@ -55,7 +55,7 @@ class Memory:
         return name
 
     def find(self, session: str, name: str) -> KeptQuery | None:
-        """The query of that name in this session; None once it is forgotten."""
+        """The query with this name in this session; None if it is no longer stored."""
         self.forget_old()
         entry = self._kept.get((session, name))
         if entry is None:
@@ -64,7 +64,7 @@ class Memory:
         return entry.kept
 
     def forget_old(self) -> None:
-        """Drop the queries of more than AGE_S ago."""
+        """Remove queries that are older than AGE_S."""
         until = self._clock() - AGE_S
         for key in [key for key, entry in self._kept.items() if entry.since < until]:
             del self._kept[key]

@@ -1,4 +1,4 @@
-// The page's behaviour: asks the server, and shows what it answers. Names and texts are only ever set as text.
+// The page's behaviour: sends requests to the server and shows the responses. Names are inserted only as text.
 "use strict";
 
 const at = (id) => document.getElementById(id);
@@ -6,29 +6,29 @@ const chosen = (name) => document.querySelector(`input[name="${name}"]:checked`)
 
 let gallery = null; // begin, most_bytes, examples
 let shown = null; // the query on the page: its name, rank, rows, columns and position
-let latest = 0; // answers to earlier requests come too late to be shown
+let latest = 0; // number of the latest request; responses to earlier ones are not shown
 
 function say(text, refused = false) {
   at("status").textContent = text;
   at("status").classList.toggle("refused", refused);
 }
 
-// Ask the server; `show` gets its answer unless something else was asked since. A refusal is said in its own words.
-async function ask(address, body, show) {
+// Send a request; `show` gets the response unless a later request was sent. A refusal is shown with the server's text.
+async function send(address, body, show) {
   const own = ++latest;
   document.body.setAttribute("aria-busy", "true");
   try {
     const isFile = body instanceof Blob;
-    const answer = await fetch(address, {
+    const response = await fetch(address, {
       method: "POST",
       headers: { "Content-Type": isFile ? "application/octet-stream" : "application/json" },
       body: isFile ? body : JSON.stringify(body),
     });
     if (own !== latest) return;
-    if (answer.ok) show(await answer.json());
-    else say(`Refused: ${await answer.text()}`, true);
+    if (response.ok) show(await response.json());
+    else say(`Refused: ${await response.text()}`, true);
   } catch (error) {
-    if (own === latest) say("Refused: the server did not answer; is it still running?", true);
+    if (own === latest) say("The server does not respond. Is it still running?", true);
   } finally {
     if (own === latest) document.body.removeAttribute("aria-busy");
   }
@@ -67,19 +67,19 @@ function searchExample(number, name, button) {
   const modality = chosen("modality");
   press(at("examples"), button);
   say("Searching…");
-  ask("search/example", { modality, among: chosen("among"), example: number },
+  send("search/example", { modality, among: chosen("among"), example: number },
     (found) => showFound(found, name));
 }
 
 function searchFile(file) {
   if (file.size > gallery.most_bytes) {
-    say(`Refused: ${file.name} has more than ${gallery.most_bytes / 2 ** 20} MiB; make it smaller`, true);
+    say(`Refused: ${file.name} is larger than ${gallery.most_bytes / 2 ** 20} MiB; make it smaller`, true);
     return;
   }
   press(at("examples"), null);
   say("Searching…");
-  const wanted = new URLSearchParams({ modality: chosen("modality"), among: chosen("among") });
-  ask(`search/upload?${wanted}`, file, (found) => showFound(found, file.name));
+  const fields = new URLSearchParams({ modality: chosen("modality"), among: chosen("among") });
+  send(`search/upload?${fields}`, file, (found) => showFound(found, file.name));
 }
 
 function showFound(found, name) {
@@ -102,7 +102,7 @@ function showFound(found, name) {
 }
 
 function chooseMatch(rank) {
-  ask(`queries/${shown.query}/match`, { rank }, (comparison) => showComparison(comparison, ""));
+  send(`queries/${shown.query}/match`, { rank }, (comparison) => showComparison(comparison, ""));
 }
 
 function showComparison(comparison, begin) {
@@ -116,8 +116,8 @@ function showComparison(comparison, begin) {
 }
 
 function showPictures(pictures) {
-  const words = { query: "", heat: "The match, bright where the place of the query lies",
-    mask: "The query, the person coloured", "other-mask": "The match, the person coloured" };
+  const words = { query: "", heat: "The match, bright where the point of the query is found",
+    mask: "The query with the person coloured", "other-mask": "The match with the person coloured" };
   for (const [id, picture] of Object.entries(pictures)) {
     const image = at(id).querySelector("img");
     image.src = picture;
@@ -127,7 +127,7 @@ function showPictures(pictures) {
 
 function choosePlace(x, y) {
   const inside = (share) => Math.min(Math.max(share, 0), 1);
-  ask(`queries/${shown.query}/place`, { rank: shown.rank, x: inside(x), y: inside(y) }, (place) => {
+  send(`queries/${shown.query}/place`, { rank: shown.rank, x: inside(x), y: inside(y) }, (place) => {
     shown.position = place.position;
     showPictures(place.pictures);
   });
@@ -148,7 +148,7 @@ function takeFiles(files) {
 }
 
 async function begin() {
-  if (location.search) history.replaceState(null, "", location.pathname); // the token has done its work
+  if (location.search) history.replaceState(null, "", location.pathname); // removes the token, which is no longer needed
   gallery = await (await fetch("gallery")).json();
   document.querySelector(`#modality input[value="${gallery.begin}"]`).checked = true;
   at("limit").textContent = `At most ${gallery.most_bytes / 2 ** 20} MiB.`;
@@ -160,17 +160,17 @@ async function begin() {
   });
   at("query").addEventListener("keydown", movePlace);
   at("query").addEventListener("click", (event) => {
-    if (event.detail === 0) return; // the Enter key, which points nowhere
+    if (event.detail === 0) return; // the Enter key, which has no position
     const box = at("query").querySelector("img").getBoundingClientRect();
     choosePlace((event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height);
   });
   for (const name of ["dragover", "dragleave", "drop"]) {
     document.addEventListener(name, (event) => {
-      event.preventDefault(); // a file that misses the frame would replace the page
+      event.preventDefault(); // otherwise a file dropped outside the frame would replace the page
       at("upload").classList.toggle("over", name === "dragover");
       if (name === "drop") takeFiles(event.dataTransfer.files);
     });
   }
 }
 
-begin().catch(() => say("Refused: the server did not answer; load the page again", true));
+begin().catch(() => say("The server does not respond. Load the page again.", true));

@@ -1,6 +1,6 @@
-"""What the page sends back, as values for JSON: ranked lists, comparisons and places, with their pictures inside.
+"""The page's responses as values for JSON: ranked lists, comparisons and points, with their pictures inside.
 
-Everything here runs in the model's one thread.
+Everything here runs in the model's thread.
 """
 
 import base64
@@ -20,13 +20,13 @@ from tacaf.vocabulary import InputError, Modality
 
 
 class Responses:
-    """The responses for one model and album. InputError for what the viewer refuses."""
+    """The responses for one model and album. Methods raise InputError for images that cannot be used."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
 
     def gallery(self) -> dict[str, Any]:
-        """What the page needs to begin: the modalities, their examples, and the limit of an upload."""
+        """What the page needs at the beginning: the modalities, their examples, and the limit of an upload."""
         album = {modality: self.viewer.album.images.get(modality, []) for modality in Modality}
         return {
             "begin": next(modality for modality in reversed(Modality) if album[modality]),
@@ -40,30 +40,30 @@ class Responses:
             },
         }
 
-    def of_upload(self, data: bytes, wanted: SearchRequest) -> tuple[KeptQuery, dict[str, Any]]:
-        """The query to keep, and its response."""
-        return self._found(self.viewer.search(data, wanted.modality, wanted.searched))
+    def of_upload(self, data: bytes, search: SearchRequest) -> tuple[KeptQuery, dict[str, Any]]:
+        """The query to store, and the response."""
+        return self._found(self.viewer.search(data, search.modality, search.searched))
 
-    def of_example(self, place: int, wanted: SearchRequest) -> tuple[KeptQuery, dict[str, Any]]:
-        """As `of_upload`, for an image of the gallery."""
-        image = self.viewer.album.images[wanted.modality][place]
-        return self._found(self.viewer.search(_source_of(image), wanted.modality, wanted.searched, place))
+    def of_example(self, place: int, search: SearchRequest) -> tuple[KeptQuery, dict[str, Any]]:
+        """Like `of_upload`, for the image at this position of the gallery."""
+        image = self.viewer.album.images[search.modality][place]
+        return self._found(self.viewer.search(_source_of(image), search.modality, search.searched, place))
 
     def comparison(self, kept: KeptQuery, rank: int) -> dict[str, Any]:
-        """The query beside its match of this rank: where its surest place lies, and both masks."""
+        """The comparison with the match of this rank: where its likeliest person position is found, and both masks."""
         pair = self._pair(kept, rank)
         query_mask, match_mask = masks(kept.query, pair)
-        found = _landed(kept.query, pair, int(pair.comask_L.argmax()))
-        found["pictures"] |= {"mask": _picture(query_mask), "other-mask": _picture(match_mask)}
-        return {"rank": rank, "rows": pair.map_height, "columns": len(pair.comask_L) // pair.map_height, **found}
+        response = _landed(kept.query, pair, int(pair.comask_L.argmax()))
+        response["pictures"] |= {"mask": _picture(query_mask), "other-mask": _picture(match_mask)}
+        return {"rank": rank, "rows": pair.map_height, "columns": len(pair.comask_L) // pair.map_height, **response}
 
     def place(self, kept: KeptQuery, rank: int, x: float, y: float) -> dict[str, Any]:
-        """Where a place of the query, as fractions of its width and height, lies on the match of this rank."""
+        """Where a point of the query, as fractions of its width and height, is found on the match of this rank."""
         pair = self._pair(kept, rank)
         return {"rank": rank, **_landed(kept.query, pair, position_at(pair, x, y))}
 
     def _found(self, query: Query) -> tuple[KeptQuery, dict[str, Any]]:
-        """The ranked list, and the query beside the nearest match, or why that cannot be shown."""
+        """The ranked list, and the comparison with the nearest match or the reason why it cannot be shown."""
         kept = KeptQuery(query)
         matches = [
             {"picture": _thumbnail(self.viewer.match(query, rank)), "caption": shown(self.viewer.caption(query, rank))}
@@ -90,12 +90,12 @@ def _landed(query: Query, pair: Pair, position: int) -> dict[str, Any]:
 
 
 def _picture(image_HWC: np.ndarray) -> str:
-    """An image as an address that holds it."""
+    """An image as a data URI."""
     return f"data:image/webp;base64,{base64.b64encode(webp(image_HWC)).decode()}"
 
 
 def _thumbnail(image: AlbumImage) -> str | None:
-    """None for an image that can no longer be read."""
+    """A small picture of an image; None if it can no longer be read."""
     try:
         return _picture(thumbnail(image.read()))
     except InputError:
@@ -111,5 +111,5 @@ def _source_of(image: AlbumImage) -> Source:
 
 
 def _gone(image: AlbumImage) -> InputError:
-    """The reader's own message would name folders of this machine."""
+    """An error that, unlike the reader's, does not name folders of this machine."""
     return InputError(f"{shown(image.name)}, an image of the gallery, can no longer be read")

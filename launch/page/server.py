@@ -1,4 +1,4 @@
-"""The HTTP server below the page: one request per connection, and limits on their number and their time."""
+"""The page's HTTP server: one request per connection, with limits on the number and duration of connections."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ REQUEST_S = 180.0  # until the response is sent and read
 
 
 class Connection(H11Protocol):
-    """A connection that is cut when it takes too long; the guard closes it after one response."""
+    """A connection that is closed if it takes too long; the guard closes it after one response."""
 
     headers_s, request_s = HEADERS_S, REQUEST_S
 
@@ -34,14 +34,14 @@ class Connection(H11Protocol):
 
 
 def build_server(app: ASGIApp) -> uvicorn.Server:
-    """A server that ends at SIGINT or SIGTERM, and then raises the signal again for whoever started it."""
+    """A server that stops at SIGINT or SIGTERM and then raises the signal again for its caller."""
     settings = uvicorn.Config(
         app,
         http=Connection,
         ws="none",
         loop="asyncio",
         lifespan="on",
-        log_level="critical",  # what a stranger sends is not worth a line each
+        log_level="critical",  # malformed requests from outside should not fill the log
         access_log=False,
         server_header=False,
         proxy_headers=False,

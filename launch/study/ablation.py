@@ -1,4 +1,4 @@
-"""An ablation: its trainings on every set, and its tables as far as they are measured."""
+"""An ablation study: its trainings on every set, and its tables, which may be incomplete."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from tacaf.provenance import command, git_commit, published, versions
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
-    """What is compared, and where its parts are: rows x seeds on every set."""
+    """What is compared, rows x seeds on every set, and where its files are."""
 
-    out: Path  # the runs, and the benchmarks that are made
+    out: Path  # the runs, and the benchmarks made for them
     results: Path  # the scores of every training
     tables: Path
     config: Path
-    settings: tuple[str, ...]  # above the configuration, for every training
+    settings: tuple[str, ...]  # override the configuration of every training
     sets: tuple[StudySet, ...]
     rows: Mapping[str, Row]
     seeds: tuple[int, ...]
@@ -37,7 +37,7 @@ class Ablation:
     resamplings: int  # of the bootstrap
 
     def cells(self) -> list[AblationCell]:
-        """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
+        """All trainings. The seed varies slowest, so that every row is trained once before any is repeated."""
         stores = {one.name: KeptScores(kept_file(self.results, one.name)) for one in self.sets}
         return [
             self._cell(stores[one.name], one, row, seed)
@@ -54,9 +54,9 @@ class Ablation:
 
 
 def write_tables(study: Ablation, cells: Sequence[AblationCell], failures: Mapping[Training, str]) -> list[Path]:
-    """Write a page (Markdown), a record (JSON) and a picture (SVG) for every set; the pages' paths.
+    """Write a page (Markdown), a record (JSON) and a picture (SVG) for every set. Returns the pages' paths.
 
-    failures: why a training has no scores, for those that failed.
+    failures: for each training that failed, the reason why it has no scores.
     """
     pages = []
     study.tables.mkdir(parents=True, exist_ok=True)
@@ -78,9 +78,9 @@ def write_tables(study: Ablation, cells: Sequence[AblationCell], failures: Mappi
 def _measured(
     row: Row, own: Sequence[AblationCell], split: Scored, failures: Mapping[Training, str]
 ) -> ablation_table.AblationRow:
-    """A row as far as it is measured, with a sentence for what is missing."""
-    found = {cell.seed: cell.scores(split) for cell in own}
-    seeds = {seed: scores for seed, scores in found.items() if scores is not None}
+    """A row with the scores measured so far, and a sentence for what is missing."""
+    scores_of_seed = {cell.seed: cell.scores(split) for cell in own}
+    seeds = {seed: scores for seed, scores in scores_of_seed.items() if scores is not None}
     lacks = [f"seed {cell.seed}: {failures[cell.training]}" for cell in own if cell.training in failures]
     waiting = len(own) - len(seeds) - len(lacks)
     lacks += [f"{waiting} of {len(own)} seeds not finished"] if waiting else []
@@ -120,14 +120,14 @@ def _recipe(own: Sequence[AblationCell]) -> str:
     return (
         f"{_protocol(config.evaluation)}, {config.evaluation.metric} distance,"
         f" {embeddings} embedding, no flip, no re-ranking; the last epoch's model after {length}"
-        f" of {config.data.plan.images_per_modality} images a modality at {config.data.augment.height} x"
+        f" of {config.data.plan.images_per_modality} images per modality at {config.data.augment.height} x"
         f" {config.data.augment.width}, {weights}. Per cent, mean ± sample standard deviation over"
         " seeds. Intervals: Student's, with the standard error of a bootstrap over identities and seeds."
     )
 
 
 def _protocol(evaluation: EvaluationConfig) -> str:
-    """What the tables score, in words."""
+    """The protocol of the tables, in words."""
     setting = evaluation.for_split("val").setting(evaluation.asked()[0], read=False)
     gallery = (
         f"{setting.shots} shot, {setting.gallery_draw} draw, {TRIALS} trials"

@@ -1,4 +1,4 @@
-"""One training of an ablation: what is kept of it, and how its scores are collected from the finished run."""
+"""One training of an ablation: its stored scores, and how they are collected from the finished run."""
 
 import subprocess
 import sys
@@ -20,11 +20,11 @@ from tacaf.run_files import ENVIRONMENT_FILE, FEATURES_FILE, RESULTS_FOLDER, rea
 from tacaf.train.config import Config
 from tacaf.vocabulary import InputError
 
-_WHERE = ("run", "data.shards")  # of a configuration: where files are, which differs between users
+_WHERE = ("run", "data.shards")  # settings that name folders, which differ between users
 
 
 class AblationCell(NamedTuple):
-    """One training of the ablation's tables, and where its scores are kept."""
+    """One training of the ablation's tables, and the store of its scores."""
 
     study_set: StudySet
     row: str
@@ -33,20 +33,20 @@ class AblationCell(NamedTuple):
     store: KeptScores
 
     def kept(self) -> KeptTraining | None:
-        """What is kept of this training; None if nothing is."""
+        """What is stored about this training, or None."""
         return self.store.find(self.row, self.seed)
 
     def check(self, split: Scored) -> None:
-        """InputError if the run or the scores that are kept were made with other values, or must not be scored."""
+        """Raise InputError if the run or its stored scores were made with other values, or it must not be scored."""
         config = self.training.config()
         if (config.evaluation.split, config.evaluation.rerank) != ("val", None):
             raise InputError(
-                "expected evaluation.split val and no rerank, since choices are made on validation identities by plain"
-                f" distances, got {config.evaluation.split} and {config.evaluation.rerank}; set them, and data.split to"
-                " train"
+                "expected evaluation.split val and no rerank, since choices are made on validation identities without"
+                f" re-ranking, got {config.evaluation.split} and {config.evaluation.rerank}; set evaluation.split: val,"
+                " evaluation.rerank: null and data.split: train"
             )
         if config.evaluation.query_list or config.evaluation.gallery_list:
-            raise InputError("a list of images belongs to one split, and an ablation scores two; leave the lists out")
+            raise InputError("an ablation scores two splits, but a list of images belongs to one; leave the lists out")
         self.study_set.check(config, split)
         self.training.refuse_other_settings()
         kept = self.kept()
@@ -55,22 +55,22 @@ class AblationCell(NamedTuple):
             refuse_other_values(self._where(), self._config_of(kept), config, aside=_WHERE, option="--results")
 
     def _refuse_other_set(self, kept: KeptTraining) -> None:
-        """InputError if these scores were made on another set of the same name."""
+        """Raise InputError if these scores were made on another set of the same name."""
         now = self.study_set.sha256
         if now is None:
             return
         trained_on = kept.scores["val"].trained_on if "val" in kept.scores else None
         before = trained_on.get("sha256") if isinstance(trained_on, dict) else None
         if not isinstance(before, str):
-            raise InputError(f"{self._where()} does not say which set it was trained on; remove the line")
+            raise InputError(f"{self._where()} does not record its training set; remove the line")
         if before != now:
             raise InputError(
-                f"{self._where()}: expected the set that was trained on, with index {before[:12]}, got {now[:12]} in"
-                f" {shown(self.study_set.folder)}; give that one with --shards, or another --results"
+                f"{self._where()}: expected the training set, whose index has the hash {before[:12]}, got {now[:12]} in"
+                f" {shown(self.study_set.folder)}; give that set with --shards, or another --results"
             )
 
     def trained_at(self) -> list[str]:
-        """The commits that a kept training was made at, one a start."""
+        """The commits at which a stored training was started or resumed."""
         kept = self.kept()
         return [start.commit for start in kept.trainings if start.commit] if kept else []
 
@@ -81,13 +81,13 @@ class AblationCell(NamedTuple):
     def scores(self, split: Scored) -> IdentityScores | None:
         """The stored scores for this split, or None if it has not been scored yet."""
         kept = self.kept()
-        found = kept.scores.get(split) if kept else None
-        return IdentityScores.of(found.people) if found else None
+        result = kept.scores.get(split) if kept else None
+        return IdentityScores.of(result.people) if result else None
 
     def collect(self, split: Scored) -> None:
-        """Keep the scores of the finished training. The test identities are embedded here if they were not before.
+        """Store the scores of the finished training. Embeds the test identities if that was not done before.
 
-        The scores of both splits that are kept of a training are those of one model.
+        The stored scores of both splits always belong to the same model.
         """
         results = self.training.folder / RESULTS_FOLDER
         scores: dict[Scored, KeptResult] = {
@@ -114,7 +114,7 @@ class AblationCell(NamedTuple):
         return self.training.folder / "test.npz", self.training.folder / "test.json"
 
     def _test_scores(self) -> KeptResult:
-        """The scores of the test identities, which launch/evaluate.py embeds unless it has done so before."""
+        """The scores of the test identities. Runs launch/evaluate.py unless that was done before."""
         features, result = self._test_files()
         if not self.can_collect("test"):
             config = self.training.config()
@@ -126,7 +126,7 @@ class AblationCell(NamedTuple):
             words += ["--gallery-draw", evaluation.gallery_draw] if evaluation.gallery_draw else []
             words += ["--exclude", evaluation.exclude] if evaluation.exclude else []
             if evaluation.locations:
-                words += ["--locations", *(f"{camid}={place}" for camid, place in evaluation.locations.items())]
+                words += ["--locations", *(f"{camid}={location}" for camid, location in evaluation.locations.items())]
             words += ["--splits", evaluation.splits] if evaluation.splits else []
             words += ["--features", features, "--json", result]
             command = [sys.executable, str(SCRIPT.with_name("evaluate.py")), *map(str, words)]
@@ -139,7 +139,7 @@ class AblationCell(NamedTuple):
         return self._scores_in("test", features, [result])
 
     def _scores_in(self, split: Scored, features: Path, paths: Sequence[Path]) -> KeptResult:
-        """The result of that split among the files, with the same scores by identity."""
+        """The result of this split among the files, with its scores by identity."""
         evaluation = self.training.config().evaluation
         setting = evaluation.setting(evaluation.asked()[0])
         people = score_identities(load_features(features), setting, evaluation.metric)
@@ -147,23 +147,25 @@ class AblationCell(NamedTuple):
             same = (result.split, result.search, result.shots) == (split, setting.search_name, setting.shots)
             if same and result.scored_as(evaluation):
                 means = people.means()
-                assert all(abs(result.mean[name] - means[name]) < 1e-6 for name in means), "scores of other features"
+                assert all(abs(result.mean[name] - means[name]) < 1e-6 for name in means), (
+                    "not scores of these features"
+                )
                 return KeptResult(**result.as_json(), people=people.record())
         raise InputError(
             f"{self.training.folder}: expected a result of {split} identities among"
-            f" {', '.join(path.name for path in paths) or 'none'}; remove the run, and it is trained again"
+            f" {', '.join(path.name for path in paths) or 'none'}; remove the run to train it again"
         )
 
     def _where(self) -> str:
         return f"{shown(self.store.file)}, row {self.row}, seed {self.seed}"
 
     def _config_of(self, kept: KeptTraining) -> Config:
-        """With today's defaults for keys that are newer than the file."""
+        """The configuration of a stored training, with today's defaults for newer settings."""
         try:
             values = {**kept.config, "run": self.training.folder}
             return Config.model_validate({**values, "data": {**values["data"], "shards": "-"}})
         except (KeyError, TypeError, ValidationError):
             raise InputError(
-                f"{self._where()}: its configuration is not one of this release; use the release that made it, or"
+                f"{self._where()}: its configuration is not valid in this release; use the release that made it, or"
                 " remove the line"
             ) from None

@@ -1,4 +1,4 @@
-"""The table of a public data set: our rows beside the published numbers, as Markdown, HTML and JSON."""
+"""The table of a public data set as Markdown, HTML and JSON: our rows next to the published numbers."""
 
 import json
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ Column = tuple[str, int | None]  # mode or direction, shots
 
 
 class ComparisonRow(NamedTuple):
-    """A row as far as it is measured."""
+    """A row with the results measured so far."""
 
     row: Row
     seeds: list[list[Result]]  # for every finished seed, the results of its model
@@ -39,7 +39,7 @@ class ComparisonRow(NamedTuple):
 
 
 class Score(NamedTuple):
-    """One figure in per cent and its spread: over seeds where there are several, else over the trials."""
+    """A figure in per cent and its spread, over seeds if there are several, otherwise over trials."""
 
     mean: float
     spread: float | None
@@ -49,13 +49,13 @@ class Score(NamedTuple):
 
 
 def scores_of(row: ComparisonRow) -> dict[Column, dict[str, Score]]:
-    """What a row has measured, by column and measure. A column that one of its seeds lacks is left out."""
-    found: dict[Column, list[Result]] = {}
+    """A row's scores by column and measure. A column that one of its seeds lacks is left out."""
+    by_column: dict[Column, list[Result]] = {}
     for results in row.seeds:
         for result in results:
-            found.setdefault(column_of(result), []).append(result)
-    whole = {column: results for column, results in found.items() if len(results) == len(row.seeds)}
-    return {column: {name: _score(results, name) for name in HEADLINE} for column, results in whole.items()}
+            by_column.setdefault(column_of(result), []).append(result)
+    complete = {column: results for column, results in by_column.items() if len(results) == len(row.seeds)}
+    return {column: {name: _score(results, name) for name in HEADLINE} for column, results in complete.items()}
 
 
 def column_of(result: Result) -> Column:
@@ -63,10 +63,10 @@ def column_of(result: Result) -> Column:
 
 
 def write_comparison(folder: Path, data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]) -> list[Path]:
-    """Write table.md, table.html and table.json into `folder`, each whole or not at all; their paths.
+    """Write table.md, table.html and table.json into `folder`, each atomically. Returns their paths.
 
-    facts: `set`, `identities` (of the training), `seeds`, and whatever else was the same for all rows; all of it stands
-    in the JSON and under the table.
+    facts: `set`, `identities` (of the training), `seeds`, and anything else that was the same for all rows. All of them
+    are written into the JSON and below the table.
     """
     content = _content(data_set, rows, facts)
     texts = {
@@ -90,12 +90,12 @@ def _score(results: Sequence[Result], name: str) -> Score:
 
 
 def _content(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]) -> dict[str, Any]:
-    """What both renderings show, as text: columns, our rows, published rows, notes."""
+    """The content of the Markdown and the HTML as text: columns, our rows, published rows, notes."""
     measured = [scores_of(row) for row in rows]
-    columns = list(dict.fromkeys(column for found in measured for column in found))
+    columns = list(dict.fromkeys(column for scores in measured for column in scores))
     notes = [
-        f"Per cent; mean ± sample standard deviation {_spread(data_set, rows)}. The last epoch's models; nothing chosen"
-        " on the test.",
+        f"Per cent; mean ± sample standard deviation {_spread(data_set, rows)}. Models of the last epoch; nothing was"
+        " chosen by test scores.",
         *_other_set(data_set, facts),
     ]
     return {
@@ -106,11 +106,11 @@ def _content(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]
             {
                 "text": row.row.text,
                 "cells": [
-                    [str(found[column][name]) for name in HEADLINE] if column in found else None for column in columns
+                    [str(scores[column][name]) for name in HEADLINE] if column in scores else None for column in columns
                 ],
                 "lacks": "; ".join(row.lacks),
             }
-            for row, found in zip(rows, measured, strict=True)
+            for row, scores in zip(rows, measured, strict=True)
         ],
         "published": _published(data_set, columns),
         "published_note": LLCM_NOTE if data_set == "llcm" else "",
@@ -122,7 +122,7 @@ def _content(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]
 
 
 def _spread(data_set: str, rows: Sequence[ComparisonRow]) -> str:
-    """What the rows' standard deviations are over: the finished seeds of a row, or the trials of its only one."""
+    """Over what the rows' standard deviations are: the finished seeds of a row, or the trials of its only seed."""
     trials = "over the splits" if PUBLIC[data_set].numbered_splits else "over the trials"
     over = {row.row.text: f"over {len(row.seeds)} seeds" if len(row.seeds) > 1 else trials for row in rows if row.seeds}
     if len(set(over.values())) > 1:
@@ -131,25 +131,25 @@ def _spread(data_set: str, rows: Sequence[ComparisonRow]) -> str:
 
 
 def _published(data_set: str, columns: Sequence[Column]) -> list[dict[str, Any]]:
-    """Published rank-1/mAP under the columns they belong to; rows that would be empty are left out."""
+    """Published rank-1/mAP in their columns. Empty rows are left out."""
     fields = [field_of(data_set, *column) for column in columns]
-    found = []
+    rows = []
     for row in PUBLISHED:
         values = [getattr(row, field) or "" if field else "" for field in fields]
         if any(values):
-            found.append({"text": f"{row.method} (published)", "cells": values})
-    return found
+            rows.append({"text": f"{row.method} (published)", "cells": values})
+    return rows
 
 
 def _other_set(data_set: str, facts: dict[str, Any]) -> list[str]:
-    """A set of the layout but not of the size is another set, and the published figures say nothing about it."""
+    """A note if the set has the data set's layout but another size, so that published figures do not apply to it."""
     expected = PUBLIC[data_set].training_identities
     if facts["identities"] in expected:
         return []
     words = " or ".join(map(str, expected))
     return [
-        f"This is not {data_set}: {facts['identities']} training identities instead of {words}. The published figures"
-        f" below are of the real data set and cannot be compared. {NOT_MEASURED}"
+        f"This is not {data_set}: it has {facts['identities']} training identities instead of {words}. The published"
+        f" figures below were measured on the real data set and cannot be compared. {NOT_MEASURED}"
     ]
 
 
@@ -185,7 +185,7 @@ def _line(parts: Sequence[str]) -> str:
 
 
 def _record(data_set: str, rows: Sequence[ComparisonRow], facts: dict[str, Any]) -> dict[str, Any]:
-    """The table for programs, in fractions, with every result that went into it."""
+    """The table for programs, in fractions, with every result that it is made of."""
     return {
         "data_set": data_set,
         **facts,

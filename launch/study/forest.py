@@ -1,4 +1,4 @@
-"""The ablation's picture: every row's rank-1 and mAP with its seeds, and its differences with their intervals."""
+"""The picture of an ablation: every row's rank-1 and mAP by seed, and its differences with their intervals."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ NAMES = (("rank1", "rank-1", "#2563a8"), ("mAP", "mAP", "#d1622b"))
 
 
 def draw_forest(table: Mapping[str, Any]) -> str:
-    """`ablation.record` as SVG: left the figures in per cent, right the differences in points."""
+    """The `ablation_table.record` as SVG: scores in per cent on the left, differences in points on the right."""
     rows = list(table["rows"])[::-1]
     compared = [(row, key) for row in rows for key in row["against"]]
     with matplotlib.rc_context(STYLE):
@@ -43,9 +43,9 @@ def _values(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 def _differences(axes: Axes, compared: Sequence[tuple[dict[str, Any], str]], texts: Mapping[str, str]) -> None:
     for offset, (name, label, colour) in zip((0.13, -0.13), NAMES, strict=True):
         for place, (row, key) in enumerate(compared):
-            found = row["against"][key][name]
-            mean, low, high = (100 * found[part] for part in ("mean", "low", "high"))
-            face = colour if found["seeds"] > 2 else "white"
+            difference = row["against"][key][name]
+            mean, low, high = (100 * difference[part] for part in ("mean", "low", "high"))
+            face = colour if difference["seeds"] > 2 else "white"
             axes.errorbar(
                 mean,
                 place + offset,

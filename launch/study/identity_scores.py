@@ -1,4 +1,4 @@
-"""What one model scored, by identity: enough for the means and for a bootstrap over identities.
+"""A model's scores by identity, from which means and a bootstrap over identities are computed.
 
 P identities, Q queries, T trials.
 """
@@ -18,7 +18,7 @@ Sum = Annotated[float, Field(ge=0)]
 
 
 class IdentityRecord(Document):
-    """`IdentityScores` as a file holds them: lists with an entry for each identity."""
+    """`IdentityScores` as they are stored: lists with an entry for each identity."""
 
     pid: list[int]
     queries: list[Count]
@@ -36,32 +36,32 @@ class IdentityRecord(Document):
 
 
 class IdentityScores(NamedTuple):
-    """What one model scored, by the queries' identities: enough for means and for a bootstrap over identities."""
+    """A model's scores, summed over the queries of each identity."""
 
     pid_P: np.ndarray
-    queries_P: np.ndarray  # how many of its queries have a match in any trial
-    # Of each HEADLINE measure, float [P]: over those queries, each the mean over the trials it matches in.
+    queries_P: np.ndarray  # number of its queries that have a match in any trial
+    # For each HEADLINE measure, float [P]: the sum over these queries of the mean over the trials with a match.
     sums: dict[str, np.ndarray]
 
     def means(self) -> dict[str, float]:
         return {name: float(values.sum() / self.queries_P.sum()) for name, values in self.sums.items()}
 
     def record(self) -> IdentityRecord:
-        """For a file; `of` reads it back. Six decimals: a mean over all queries loses less than 1e-6."""
+        """The scores for a file; `of` is the inverse. With six decimals, means over all queries lose less than 1e-6."""
         sums = {name: [round(float(value), 6) for value in values] for name, values in self.sums.items()}
         return IdentityRecord(pid=self.pid_P.tolist(), queries=self.queries_P.tolist(), **sums)
 
     @classmethod
     def of(cls, record: IdentityRecord) -> "IdentityScores":
-        """The scores that a file holds."""
+        """The scores in a record."""
         sums = {name: np.array(getattr(record, name), float) for name in HEADLINE}
         return cls(np.array(record.pid), np.array(record.queries), sums)
 
 
 def score_identities(features: FeatureSet, setting: Setting, metric: str, trials: int = TRIALS) -> IdentityScores:
-    """Score the queries of every identity apart, for what needs more than means."""
+    """Score the queries of every identity separately."""
     made = make_trials(features, setting, trials)
-    found: dict[str, list[np.ndarray]] = {name: [] for name in HEADLINE}
+    by_trial: dict[str, list[np.ndarray]] = {name: [] for name in HEADLINE}
     for trial in made:
         ranks = trial.rank(metric, setting.unique_pids)
         valid_Q = ranks.matches_Q > 0
@@ -70,16 +70,16 @@ def score_identities(features: FeatureSet, setting: Setting, metric: str, trials
             ("mAP", ranks.average_precision_Q),
             ("mINP", ranks.inverse_penalty_Q),
         ):
-            found[name].append(np.where(valid_Q, values, np.nan))
+            by_trial[name].append(np.where(valid_Q, values, np.nan))
     pid_P, person_Q = np.unique(features.pid[made[0].query_rows], return_inverse=True)
-    means = {name: _mean(np.stack(rows)) for name, rows in found.items()}
+    means = {name: _mean(np.stack(rows)) for name, rows in by_trial.items()}
     matched_Q = np.isfinite(means["rank1"])
     sums = {name: np.bincount(person_Q, np.where(matched_Q, own, 0), len(pid_P)) for name, own in means.items()}
     return IdentityScores(pid_P, np.bincount(person_Q, matched_Q, len(pid_P)).astype(int), sums)
 
 
 def _mean(values_TQ: np.ndarray) -> np.ndarray:
-    """Mean over the trials, NaN for a query without a match in any."""
+    """The mean over the trials with a match; NaN for a query without one."""
     valid_TQ = np.isfinite(values_TQ)
     count_Q = valid_TQ.sum(axis=0)
     return np.where(count_Q > 0, np.where(valid_TQ, values_TQ, 0).sum(axis=0) / np.maximum(count_Q, 1), np.nan)

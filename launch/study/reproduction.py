@@ -1,4 +1,4 @@
-"""The table of one public data set: its shards, its trainings, and what they have scored so far."""
+"""Reproducing the table of a public data set: its shards, its trainings, and their results so far."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,13 +33,13 @@ class ReproductionCell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """What is trained, and where its parts are: rows x seeds, on RegDB x splits."""
+    """What is trained, rows x seeds (on RegDB x splits), and where its files are."""
 
     data_set: str
-    raw: Path  # the data set as it is published
+    raw: Path  # the data set as published
     out: Path  # the shards, the runs and the table
     config: Path
-    settings: tuple[str, ...]  # above the configuration, for every training
+    settings: tuple[str, ...]  # override the configuration of every training
     rows: Mapping[str, Row]
     seeds: tuple[int, ...]
     regdb_splits: tuple[int, ...]
@@ -50,7 +50,7 @@ class Reproduction:
         return self.out / "shards"
 
     def cells(self) -> list[ReproductionCell]:
-        """All trainings. The seed changes slowest, so that every row is measured once before any is repeated."""
+        """All trainings. The seed varies slowest, so that every row is trained once before any is repeated."""
         splits = self.regdb_splits if PUBLIC[self.data_set].numbered_splits else (None,)
         return [self._cell(row, seed, split) for seed in self.seeds for split in splits for row in self.rows.values()]
 
@@ -62,7 +62,7 @@ class Reproduction:
         return ReproductionCell(row.name, seed, split, Training(self.out / "runs" / name, self.config, tuple(settings)))
 
     def pack(self) -> None:
-        """Pack and verify the data set, unless that was done."""
+        """Pack and verify the data set unless that was done before."""
         if (self.shards / INDEX_FILE).exists():
             return
         _, pack = PACKERS[self.data_set]
@@ -72,11 +72,11 @@ class Reproduction:
             raise InputError(f"{self.shards}: verification found {len(problems)} problems; the first: {problems[0]}")
 
     def measured(self, cells: Sequence[ReproductionCell], failures: Mapping[Training, str]) -> list[ComparisonRow]:
-        """Every row as far as it is measured, with a sentence for what is missing.
+        """Every row with the results measured so far, and a sentence for what is missing.
 
-        failures: why a training has no scores, for those that failed.
+        failures: for each training that failed, the reason why it has no scores.
         """
-        found = []
+        rows = []
         for row in self.rows.values():
             own = [cell for cell in cells if cell.row == row.name]
             done = [cell for cell in own if cell.training.finished()]
@@ -86,11 +86,11 @@ class Reproduction:
             waiting = len(own) - len(done) - len(lacks)
             lacks += [f"{waiting} of {len(own)} trainings not finished"] if waiting else []
             seeds = [self._results([cell for cell in done if cell.seed == seed]) for seed in self.seeds]
-            found.append(ComparisonRow(row, [results for results in seeds if results], lacks))
-        return found
+            rows.append(ComparisonRow(row, [results for results in seeds if results], lacks))
+        return rows
 
     def _results(self, done: Sequence[ReproductionCell]) -> list[Result]:
-        """What the trainings of one seed scored. RegDB's splits are scored together, because a trial is a split."""
+        """The results of one seed's trainings. RegDB's splits are scored together, because each split is a trial."""
         if not done:
             return []
         stored = [_results_of(cell) for cell in done]
@@ -109,7 +109,7 @@ class Reproduction:
         ]
 
     def facts(self) -> dict[str, Any]:
-        """The circumstances of all rows, which are printed under the table."""
+        """The circumstances of all rows, which are printed below the table."""
         index = ShardIndex.open(str(self.shards))
         config = self.cells()[0].training.config()
         return {
@@ -128,7 +128,7 @@ class Reproduction:
 
 
 def _results_of(cell: ReproductionCell) -> list[Result]:
-    """The results that the training itself wrote, and not somebody later with other options."""
+    """The results of the training itself, without those that were scored later with other options."""
     paths = sorted((cell.training.folder / RESULTS_FOLDER).glob("*.json"))
     evaluation = cell.training.config().evaluation
     return [result for result in map(read_result, paths) if result.scored_as(evaluation)]

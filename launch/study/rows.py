@@ -1,7 +1,7 @@
-"""The rows of an ablation: what each of them trains with. A name means the same in every command.
+"""The rows of an ablation and their settings. A row name means the same in every command.
 
-`full` is the configuration as it is written. Every other row switches something off or changes it, and names the rows
-that it is compared with.
+`full` is the configuration as it is. Every other row disables or changes something, and names the rows that it is
+compared with.
 """
 
 import sys
@@ -17,8 +17,8 @@ class Row(NamedTuple):
     """A row of the table."""
 
     name: str
-    text: str  # what the table calls it
-    settings: tuple[str, ...]  # `key=value` each, above the configuration
+    text: str  # its name in the table
+    settings: tuple[str, ...]  # `key=value` each, overriding the configuration
     against: tuple[str, ...]  # the names of the rows that it is compared with
 
 
@@ -49,18 +49,18 @@ CORE = ("baseline", "aug", "aug_ipcam", "aug_cmaam", "full")
 
 
 def choose_rows(names: Sequence[str], file: Path, settings: Sequence[str]) -> dict[str, Row]:
-    """The rows of these names, in the order of `ROWS`; `core` means CORE, and `all` means every row that differs.
+    """The rows with these names, in the order of `ROWS`. `core` means CORE, and `all` means `distinct_rows`.
 
-    file, settings: the configuration that the rows start from, by which `all` is decided.
+    file, settings: the configuration that the rows change.
     """
-    asked = {*names, *(CORE if "core" in names else ()), *(distinct_rows(file, settings) if "all" in names else ())}
-    return {name: row for name, row in ROWS.items() if name in asked}
+    chosen = {*names, *(CORE if "core" in names else ()), *(distinct_rows(file, settings) if "all" in names else ())}
+    return {name: row for name, row in ROWS.items() if name in chosen}
 
 
 def distinct_rows(file: Path, settings: Sequence[str]) -> list[str]:
-    """The names of the rows that train otherwise than `full` does with this configuration, and `full` itself.
+    """The names of the rows that differ from `full` with this configuration, and `full` itself.
 
-    A row that the configuration refuses is left out, with a note on the standard error.
+    A row that the configuration refuses is left out, with a note on standard error.
     """
 
     def effective(row: Row) -> Mapping[str, Any]:
@@ -76,20 +76,20 @@ def distinct_rows(file: Path, settings: Sequence[str]) -> list[str]:
             print(f"row {name} left out: {error}", file=sys.stderr)
             same.add(name)
     if full.get("loss.ic") == 0:
-        same.add("no_dense")  # CMAAM without any loss is the row aug_ipcam
+        same.add("no_dense")  # CMAAM without any loss equals the row aug_ipcam
     return [name for name in ROWS if name not in same]
 
 
 def varied_row(name: str, *settings: str) -> Row:
-    """The row of this name with more settings. Its name has them too, because run folders are named after rows."""
+    """The row of this name with more settings, which its name includes, because run folders are named after rows."""
     if name not in ROWS or not settings or any("=" not in setting for setting in settings):
         raise InputError(
-            f"expected --try ROW a.b=c ..., with ROW one of {', '.join(ROWS)}; got {' '.join((name, *settings))}"
+            f"expected --try ROW a.b=c ..., with ROW one of {', '.join(ROWS)}, got {' '.join((name, *settings))}"
         )
     for setting in settings:
         if setting.partition("=")[0] in ("run", "seed", "data.shards") or "/" in setting:
             raise InputError(
-                "--try: expected settings other than run, seed and data.shards, and none with a path, since they become"
+                "--try: expected settings other than run, seed and data.shards, and without a path, since they become"
                 f" part of the row's name, got {setting}; use --seeds, --benchmarks, or --set for all rows"
             )
     usual = ROWS[name]

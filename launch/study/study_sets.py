@@ -1,4 +1,4 @@
-"""What an ablation trains and scores on: a benchmark of the project, which it makes first, or any packed set."""
+"""The sets that an ablation trains and scores on: benchmarks of the project, which it makes first, or packed sets."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,19 +14,19 @@ from tacaf.train.config import Config
 from tacaf.train.leak import check_protocol
 from tacaf.vocabulary import INDEX_FILE, InputError, Modality
 
-FEWEST_SCORED = 2  # identities: with one, every ranked list is right
+FEWEST_SCORED = 2  # identities; with one, every ranked list would be right
 
 
 class StudySet(Protocol):
-    """What the study needs to know of a set."""
+    """What a study needs to know about a set."""
 
     @property
     def name(self) -> str:
-        """Part of the names of its files and run folders."""
+        """The name, which is part of the names of files and run folders."""
 
     @property
     def title(self) -> str:
-        """What the page calls it."""
+        """The name on the page."""
 
     @property
     def about(self) -> str:
@@ -34,21 +34,21 @@ class StudySet(Protocol):
 
     @property
     def folder(self) -> Path:
-        """Its shards."""
+        """The folder of its shards."""
 
     @property
     def sha256(self) -> str | None:
-        """The hash of its index; None where the name alone stands for one set of files."""
+        """The hash of its index; None if the name alone identifies the set."""
 
     @property
     def settings(self) -> tuple[str, ...]:
-        """What its trainings need above the configuration file and below the user's own settings."""
+        """Settings of its trainings, which override the configuration file and are overridden by the user's."""
 
     def check(self, config: Config, split: Scored) -> None:
-        """InputError unless it can be studied with this configuration, and this split scored."""
+        """Raise InputError unless it can be studied with this configuration and this split can be scored."""
 
     def make(self) -> None:
-        """Make it, unless that was done."""
+        """Make the set unless it exists."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,14 @@ class BenchmarkSet:
         kind = self.benchmark
         return (
             f"Benchmark: {kind.about}; {kind.identities} procedural people, seed {kind.seed}, generator version"
-            f" {kind.generator_version}. It says nothing about the public data sets."
+            f" {kind.generator_version}. It does not predict results on the public data sets."
         )
 
     def check(self, config: Config, split: Scored) -> None:
         if config.evaluation.protocol != "sysu_mm01":
             raise InputError(
-                f"expected evaluation.protocol sysu_mm01, in whose layout {self.name} is made, got"
-                f" {config.evaluation.protocol}; set it"
+                f"expected evaluation.protocol sysu_mm01, because {self.name} has that layout, got"
+                f" {config.evaluation.protocol}; set evaluation.protocol: sysu_mm01"
             )
 
     def make(self) -> None:
@@ -94,7 +94,7 @@ class BenchmarkSet:
 
 @dataclass(frozen=True, eq=False)
 class PackedSet:
-    """A set of any images, packed before. The protocol `generic` scores it unless the user sets another one."""
+    """A packed set of any images. It is scored under `generic` unless the user sets another protocol."""
 
     index: ShardIndex
     folder: Path
@@ -107,7 +107,7 @@ class PackedSet:
 
     @classmethod
     def open(cls, folder: Path) -> "PackedSet":
-        """InputError where there is no whole set."""
+        """Open the set in a folder. Raises InputError if there is none or it is incomplete."""
         return cls(ShardIndex.open(folder), folder.resolve())
 
     @property
@@ -137,23 +137,23 @@ class PackedSet:
             self._check_split(name, fewest)
 
     def _check_split(self, split: str, fewest: int) -> None:
-        """InputError unless the split has so many identities with images of both modalities."""
+        """Raise InputError if the split has fewer than `fewest` identities with images of both modalities."""
         columns, pids = self.index.columns, set(self.index.splits.get(split, ()))
         seen = [pids.intersection(columns["pid"][columns["modality"] == modality.code]) for modality in Modality]
         both = len(set.intersection(*seen))
         if both < fewest:
-            counts = ", ".join(f"{len(found)} with {name} ones" for name, found in zip(Modality, seen, strict=True))
+            counts = ", ".join(f"{len(some)} with {name} ones" for name, some in zip(Modality, seen, strict=True))
             raise InputError(
                 f"{shown(self.folder)}, split {split!r}: expected at least {fewest} identities with images of both"
                 f" modalities, got {both} ({counts}); pack the set with more of them"
             )
 
     def make(self) -> None:
-        """It is there."""
+        """Do nothing, because the set exists."""
 
 
 def choose_sets(names: list[str], packed: list[Path], out: Path) -> tuple[StudySet, ...]:
-    """The benchmarks of these names, below `out`, and the packed sets. InputError for two of one name."""
+    """The benchmarks with these names, in `out`, and the packed sets. Raises InputError if two have the same name."""
     sets: list[StudySet] = [
         BenchmarkSet(benchmarks.BENCHMARKS[name], out / "sets" / name) for name in dict.fromkeys(names)
     ]
@@ -163,7 +163,7 @@ def choose_sets(names: list[str], packed: list[Path], out: Path) -> tuple[StudyS
         other = by_name.setdefault(one.name, one)
         if other is not one:
             raise InputError(
-                f"expected sets of different names, since files are named after them, got {one.name} in"
-                f" {shown(other.folder)} and {shown(one.folder)}; give one of them, or pack one with another --name"
+                f"expected sets with different names, since files are named after them, got {one.name} in"
+                f" {shown(other.folder)} and {shown(one.folder)}; give only one, or pack one with another --name"
             )
     return tuple(sets)

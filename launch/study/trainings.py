@@ -18,7 +18,7 @@ from tacaf.train.config import Config, load_config
 from tacaf.vocabulary import InputError
 
 SCRIPT = Path(__file__).parent.parent / "train.py"
-# settings that change speed or safety, but neither weights nor scores
+# Settings that affect speed or safety, but neither weights nor scores.
 _CHANGES_NOTHING = (
     *(f"data.{name}" for name in ("threads", "prefetch", "workers")),
     *(f"train.{name}" for name in ("save_every", "save_every_steps", "keep", "log_every")),
@@ -28,30 +28,30 @@ _CHANGES_NOTHING = (
 
 
 class Training(NamedTuple):
-    """One training: its run folder, its configuration file and what is set above it (without `run`)."""
+    """One training: its run folder, its configuration file and the settings that override it (without `run`)."""
 
     folder: Path
     file: Path
     settings: tuple[str, ...]
 
     def config(self) -> Config:
-        """The resolved configuration. InputError for what a configuration refuses."""
+        """The resolved configuration. Raises InputError if it is not valid."""
         return load_config(self.file, [*self.settings, f"run={self.folder}"])
 
     def started(self) -> bool:
         return (self.folder / CONFIG_FILE).exists()
 
     def finished(self) -> bool:
-        return (self.folder / REPORT_FILE).exists()  # which a training writes last
+        return (self.folder / REPORT_FILE).exists()  # a training writes the report last
 
     def refuse_other_settings(self) -> None:
-        """InputError if the folder has a training with other values: all rows of a table share one recipe."""
+        """Raise InputError if the folder has a training with other values, because a table's rows share one recipe."""
         config = self.config()
         if self.started():
             refuse_other_values(self.folder, load_config(self.folder / CONFIG_FILE, []), config)
 
     def settings_beside(self, names: Sequence[str]) -> tuple[str, ...]:
-        """What is set above the file, without these keys."""
+        """The settings that override the file, without these keys."""
         return tuple(setting for setting in self.settings if setting.partition("=")[0] not in names)
 
     def command(self, ranks: int) -> list[str]:
@@ -72,10 +72,11 @@ def run_all(
     ranks: int = 1,
     environment: Mapping[str, str] | None = None,
 ) -> bool:
-    """Run them in order, `parallel` at a time; False when asked to stop. `ended` gets each one's exit status.
+    """Run the trainings in order, `parallel` at a time. `ended` gets the exit status of each.
 
-    One at a time writes to our output; several write to files beside their folders, <folder>.log. SIGTERM and SIGUSR1
-    are passed on as SIGTERM, which every launcher gives to its ranks, and end the rest.
+    Returns False if the command was told to stop: SIGTERM and SIGUSR1 are passed on to the running trainings as
+    SIGTERM, which every launcher passes to its ranks, and no further training is started. With `parallel` 1, trainings
+    write to our output; otherwise each writes to a file beside its folder, <folder>.log.
     """
     waiting, active, told = list(trainings), dict[Training, subprocess.Popen[bytes]](), False
     with _signals() as asked:
@@ -97,7 +98,7 @@ def run_all(
                     if status == EXIT_STOPPED:
                         asked.append(status)
                 time.sleep(0.1)
-        finally:  # after an error here, no training keeps running unseen
+        finally:  # after an error here, no training may keep running in the background
             for process in active.values():
                 process.terminate()
             for process in active.values():
@@ -108,7 +109,7 @@ def run_all(
 def _start(one: Training, to_file: bool, ranks: int, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
     one.folder.parent.mkdir(parents=True, exist_ok=True)
     variables = child_environment(**(environment or {}))
-    # In a session of its own: Ctrl-C reaches us alone, and we ask it to save and stop.
+    # In its own session, so that Ctrl-C reaches only this process, which then tells the training to save and stop.
     if not to_file:
         return subprocess.Popen(one.command(ranks), env=variables, start_new_session=True)
     with one.folder.with_name(one.folder.name + ".log").open("a") as log:
@@ -119,7 +120,7 @@ def _start(one: Training, to_file: bool, ranks: int, environment: Mapping[str, s
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """The signals that came while this was open."""
+    """A list to which signals that arrive inside the block are appended."""
     asked: list[int] = []
 
     def note(number: int, _: FrameType | None) -> None:
@@ -136,10 +137,10 @@ def _signals() -> Iterator[list[int]]:
 def refuse_other_values(
     where: object, before: Config, now: Config, aside: Sequence[str] = (), option: str = "--out"
 ) -> None:
-    """InputError unless both configurations train alike, apart from the keys in `aside`; it names one that differs.
+    """Raise InputError, naming a setting, unless both configurations train alike, apart from the keys in `aside`.
 
-    Settings of a module that is switched off in both do not count, nor do folders of files, nor settings that change
-    neither weights nor scores. `where` names the older one, and `option` says which option leads to another place.
+    Settings of a module that is disabled in both are ignored, and so are folders of files and settings that affect
+    neither weights nor scores. `where` names the older configuration, `option` the option that selects another folder.
     """
     aside = (*aside, *_CHANGES_NOTHING)
     old, new = ({name: published(value) for name, value in one.effective().items()} for one in (before, now))
@@ -147,6 +148,6 @@ def refuse_other_values(
     if other:
         name = min(other, key=lambda name: (not name.endswith(".enabled"), name))
         raise InputError(
-            f"{where}: expected {name} = {old.get(name)}, with which this training was made, got {new.get(name)}; set"
-            f" it back, or give another {option}"
+            f"{where}: expected {name} = {old.get(name)}, with which this training was made, got {new.get(name)};"
+            f" restore the value, or give another {option}"
         )

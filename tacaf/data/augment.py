@@ -1,8 +1,8 @@
-"""Augmentation by channel relationship: every image's parameters, drawn here, and the reference of each operation.
+"""Augmentation by channel relationship: draws every image's parameters, and defines each operation in plain NumPy.
 
 resize -> pad with raw 0 -> crop -> flip -> normalise -> erase -> channel matrix (paper §2, CAJ; method §2). The DALI
-graph in `dali_graph.py` and the tensors of `pixels.py` execute exactly these parameters; the functions below are their
-definition and their test.
+graph in `dali_graph.py` and the tensor operations in `pixels.py` apply exactly these parameters; the functions below
+define the operations, and tests compare the two.
 B images, H x W pixels, C = 3 channels.
 """
 
@@ -24,12 +24,12 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class AugmentConfig(Settings):
-    """Input size and the strength of each operation; the values are CAJ's."""
+    """Input size and the strength of each operation. The defaults are those of CAJ."""
 
     height: int = Field(288, ge=32, le=4096, description="Image height in pixels.")
     width: int = Field(144, ge=16, le=4096, description="Image width in pixels.")
     pad: int = Field(10, ge=0, le=4096, description="Black pixels added around the image before the random crop.")
-    flip: float = Field(0.5, ge=0, le=1, description="Probability of a mirror image.")
+    flip: float = Field(0.5, ge=0, le=1, description="Probability of a horizontal flip.")
     erase: float = Field(0.5, ge=0, le=1, description="Probability of channel erasing.")
     erase_area: tuple[Share, Share] = Field((0.02, 0.4), description="Range of the erased share of the image.")
     erase_aspect: float = Field(
@@ -39,10 +39,16 @@ class AugmentConfig(Settings):
         description="The aspect ratio h/w of the erased box is drawn from this number to its reciprocal.",
     )
     gray: float = Field(
-        0.5, ge=0, le=1, description="Infrared images' fourth case: probability of gray instead of unchanged."
+        0.5,
+        ge=0,
+        le=1,
+        description=(
+            "Three quarters of the infrared images get one channel in place of all three; probability that one of the"
+            " others becomes gray instead of staying unchanged."
+        ),
     )
     channel_augment_space: Literal["normalized", "raw"] = Field(
-        "normalized", description="Where the channel matrix acts: on normalised values (CAJ) or on raw ones (ours)."
+        "normalized", description="Values that the channel matrix is applied to: normalised (CAJ) or raw (ours)."
     )
 
     @model_validator(mode="after")
@@ -54,7 +60,7 @@ class AugmentConfig(Settings):
 
 
 class Parameters(NamedTuple):
-    """What is done to each image of a batch."""
+    """The augmentation of each image of a batch."""
 
     crop_B2: np.ndarray  # int32, top left corner (y, x) of the crop in the unpadded image, -pad..pad
     mirror_B: np.ndarray  # int32, 0 or 1
@@ -66,7 +72,7 @@ class Parameters(NamedTuple):
 def draw_parameters(
     config: AugmentConfig, seed: int, epoch: int, step: int, position_B: np.ndarray, branch_B: np.ndarray
 ) -> Parameters:
-    """The parameters of the images at these positions of the global batch; a pure function of its arguments."""
+    """The parameters of the images at these positions of the global batch. A pure function of its arguments."""
     key = (seed, epoch, step)
     draw_B2 = np.arange(2)[None, :]
     crop_B2 = integers(2 * config.pad + 1, Stream.CROP, *key, position=position_B[:, None], draw=draw_B2) - config.pad
@@ -102,7 +108,7 @@ def _draw_erasing(
         where = np.flatnonzero(open_B)[fits]
         shape_B2[where] = drawn[fits]
         open_B[where] = False
-    room_B2 = np.array([config.height, config.width]) - shape_B2 + 1  # corners from 0 to size - box, both possible
+    room_B2 = np.array([config.height, config.width]) - shape_B2 + 1  # corners from 0 to size - box, both inclusive
     draw_B2 = np.array([1, 2])[None, :]
     anchor_B2 = integers(room_B2, Stream.ERASE, *key, position=position_B[:, None], draw=draw_B2)
     anchor_B2[shape_B2[:, 0] == 0] = 0
@@ -112,7 +118,7 @@ def _draw_erasing(
 def _draw_channels(
     config: AugmentConfig, key: tuple[int, int, int], position_B: np.ndarray, branch_B: np.ndarray
 ) -> np.ndarray:
-    """V0: identity. V1: one channel in all three. I: the same for cases 0-2, else gray or unchanged."""
+    """V0: identity. V1: one channel in place of all three. I: the same in cases 0-2, otherwise gray or identity."""
     channel_BCC = np.tile(np.eye(3, dtype=np.float32), (len(position_B), 1, 1))
     copies = np.zeros((3, 3, 3), dtype=np.float32)
     copies[np.arange(3), :, np.arange(3)] = 1.0  # copies[i] @ x = x_i in every channel
@@ -127,7 +133,7 @@ def _draw_channels(
 
 
 def resize(image_HWC: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, half-pixel centres, no antialiasing, edges repeated; uint8 in, uint8 out, rounded to nearest."""
+    """Bilinear, half-pixel centres, no antialiasing, edges repeated. From uint8 to uint8, rounded to nearest."""
     rows, row_share = _sources(image_HWC.shape[0], height)
     columns, column_share = _sources(image_HWC.shape[1], width)
     pixels = image_HWC.astype(np.float64)
@@ -143,7 +149,7 @@ def _sources(size: int, target: int) -> tuple[tuple[np.ndarray, np.ndarray], np.
 
 
 def pad_crop(image_HWC: np.ndarray, pad: int, corner: tuple[int, int]) -> np.ndarray:
-    """Pad with 0 on every side, then cut the original size at `corner` (y, x), counted in the unpadded image."""
+    """Pad with 0 on every side, then crop the original size at `corner` (y, x), in unpadded coordinates."""
     height, width = image_HWC.shape[:2]
     padded = np.pad(image_HWC, ((pad, pad), (pad, pad), (0, 0)))
     top, left = corner[0] + pad, corner[1] + pad
@@ -156,14 +162,14 @@ def normalise(image_HWC: np.ndarray) -> np.ndarray:
 
 
 def erase(image_HWC: np.ndarray, anchor: np.ndarray, shape: np.ndarray) -> np.ndarray:
-    """Channel erasing: the box takes one value per channel."""
+    """Channel erasing: fill the box with one value per channel."""
     erased = image_HWC.copy()
     erased[anchor[0] : anchor[0] + shape[0], anchor[1] : anchor[1] + shape[1]] = ERASE_FILL
     return erased
 
 
 def reference(image_HWC: np.ndarray, config: AugmentConfig, parameters: Parameters, place: int) -> np.ndarray:
-    """The chain for a decoded RGB image (uint8, any size) and row `place` of the parameters: float32 C x H x W."""
+    """A decoded RGB image (uint8, any size) augmented by row `place` of the parameters: float32 [C, H, W]."""
     matrix_CC = parameters.channel_BCC[place].astype(np.float64)
     image = resize(image_HWC, config.height, config.width)
     image = pad_crop(image, config.pad, tuple(parameters.crop_B2[place]))

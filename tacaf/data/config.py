@@ -1,4 +1,4 @@
-"""The settings of the training images: which set, which batches, how they are read and augmented."""
+"""Settings for the training images: which set, which batches, how they are read and augmented."""
 
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from tacaf.vocabulary import InputError
 
 
 def _folder_or_address(text: str) -> str:
-    """The folder with `~` expanded; an address as it is."""
+    """The folder with `~` expanded; an address unchanged."""
     try:
         return text if "://" in text else str(path_of(text))
     except InputError as error:
@@ -21,7 +21,7 @@ def _folder_or_address(text: str) -> str:
 
 
 class ReadingConfig(Settings):
-    """How the images of a training are read and decoded; the batches are the same whatever it says."""
+    """How the images of a training are read and decoded. None of these settings changes a batch."""
 
     threads: int = Field(2, ge=1, le=1024, description="DALI threads per rank.")
     prefetch: int = Field(2, ge=1, le=1024, description="Batches prepared in advance.")
@@ -47,7 +47,7 @@ class ReadingConfig(Settings):
 
 
 class DataConfig(ReadingConfig):
-    """Which images, in which batches."""
+    """The training images and their batches."""
 
     shards: Annotated[str, AfterValidator(_folder_or_address)] = Field(
         ...,

@@ -1,4 +1,4 @@
-"""The images of evaluation: as they are, in order, on CPU or GPU."""
+"""The pipeline that loads images for evaluation: in order and without augmentation, on CPU or GPU."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +15,10 @@ _AHEAD = 4  # batches that a graph may be working on when it fails; DALI prepare
 
 
 class EvaluationPipeline:
-    """Images as they are, each of this rank's rows once: yields (images float32 [b, 3, H, W], rows int64 [b]).
+    """Images without augmentation, each of this rank's rows once. Yields (images float32 [b, 3, H, W], rows int64 [b]).
 
-    InputError names an image that cannot be decoded. One that only DALI refuses is decoded by the reader instead.
+    Raises InputError, naming the image, if one cannot be decoded. Images that only DALI refuses are decoded by the
+    reader instead.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class EvaluationPipeline:
         self._error: InputError | None = None
 
     def _graph(self, first: int) -> Any:
-        """A graph of the batches from number `first` on."""
+        """A graph for the batches from number `first` on."""
         return evaluation_graph(
             lambda number: self._source(first + number),
             self.height,
@@ -53,7 +54,7 @@ class EvaluationPipeline:
 
     def _source(self, number: int) -> tuple[list[np.ndarray]]:
         rows = self._batch(number)
-        if not len(rows):  # DALI asks ahead: past the end it gets the last rows again, which nobody collects
+        if not len(rows):  # DALI reads ahead: past the end it gets the last row again, and nobody uses the result
             rows = self.rows[-1:]
         try:
             return ([self.reader.read(row, row in self.decoded) for row in rows.tolist()],)
@@ -75,17 +76,20 @@ class EvaluationPipeline:
                 ahead = np.concatenate([self._batch(number + later) for later in range(_AHEAD)])
                 if not self._decode_refused(np.unique(ahead).tolist()):
                     raise error from None
-                del graph  # its memory is free before the new one takes as much
+                del graph  # so that its memory is freed before the new one allocates as much
                 graph = self._graph(number)
                 continue
             yield images.clone(), torch.from_numpy(rows)
             number += 1
 
     def _decode_refused(self, rows: list[int]) -> bool:
-        """Let the reader decode what DALI refuses of these rows; whether there is any. InputError for a bad image."""
+        """Let the reader decode those of these rows that DALI refuses. Returns whether there are any.
+
+        Raises InputError for an image that Pillow cannot decode either.
+        """
         for row in rows:
             self.reader.check(row)
         rows = [row for row in rows if row not in self.decoded]
-        found = refused([self.reader.read(row) for row in rows], self.device_id)
-        self.decoded.update(rows[place] for place in found)
-        return bool(found)
+        failed = refused([self.reader.read(row) for row in rows], self.device_id)
+        self.decoded.update(rows[place] for place in failed)
+        return bool(failed)

@@ -1,4 +1,4 @@
-"""Fetching the shards of coming steps from a server, beside the training."""
+"""Fetching the shards of coming steps from a server while the model trains."""
 
 import weakref
 from queue import SimpleQueue
@@ -11,9 +11,9 @@ from tacaf.vocabulary import InputError
 
 
 class FetchAhead:
-    """Fetches shards in a thread, so that a remote set does not keep the training waiting.
+    """Fetches shards in a thread, so that the training does not wait for a remote set.
 
-    A daemon thread, which ends with this object: nobody waits for a download when the process ends.
+    The thread is a daemon and ends with this object, so the process can end during a download.
     """
 
     def __init__(self, reader: ShardReader) -> None:
@@ -23,21 +23,21 @@ class FetchAhead:
         weakref.finalize(self, self._queue.put, None)
 
     def want(self, shards: np.ndarray) -> None:
-        """Begin with those not asked for before, in this order."""
-        wanted = shards.tolist()
-        new = [shard for shard in wanted if shard not in self._asked]
-        self._asked.intersection_update(wanted)
+        """Fetch these shards in this order, except those already requested. Requests for any others are dropped."""
+        numbers = shards.tolist()
+        new = [shard for shard in numbers if shard not in self._asked]
+        self._asked.intersection_update(numbers)
         self._asked.update(new)
         for shard in new:
             self._queue.put(shard)
 
 
 def _fetch(reader: ShardReader, queue: "SimpleQueue[int | None]", asked: set[int]) -> None:
-    """The thread's work. It holds nothing of FetchAhead itself, which could not be deleted otherwise."""
+    """The thread's work. It has no reference to FetchAhead, which could not be deleted otherwise."""
     while (shard := queue.get()) is not None:
         if shard not in asked:  # its window is over
             continue
         try:
             reader.fetch(shard)
-        except InputError:  # asked for again at the next step; if it stays, reading it tells
+        except InputError:  # the next step requests it again; if the error persists, reading the shard reports it
             asked.discard(shard)

@@ -1,4 +1,4 @@
-"""The index of a shard set: memory-mapped columns, one row an image, and what training and scoring select from them."""
+"""The index of a shard set: memory-mapped columns with one row per image, and the selection of training sets."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ from tacaf.vocabulary import COLUMNS, INDEX_FILE, InputError, Modality
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A shard set as arrays. Rows are sorted by (pid, modality, camid, number); every column has one entry a row.
+    """A shard set as arrays. Rows are sorted by (pid, modality, camid, number); every column has one entry per row.
 
-    `sha256` is the hash of index.json, which holds the hashes of everything else: the identity of the set.
+    `sha256` is the hash of index.json. It identifies the set, because index.json has the hashes of all other files.
     """
 
     store: Store
@@ -33,9 +33,9 @@ class ShardIndex:
 
     @classmethod
     def open(cls, location: str | Path, remote: RemoteConfig | None = None) -> "ShardIndex":
-        """Open and check the set in a folder or at an address: everything but the content of the shards.
+        """Open the set in a folder or at an address, and check everything except the content of the shards.
 
-        InputError says what is missing or wrong.
+        Raises InputError if something is missing or wrong.
         """
         store = open_store(location, remote)
         path = store.where(INDEX_FILE)
@@ -43,7 +43,7 @@ class ShardIndex:
             text = store.read(INDEX_FILE, MOST_INDEX_BYTES)
         except FileNotFoundError:
             raise InputError(
-                f"expected a shard set in {location}, found no {INDEX_FILE}; make one with python -m shards pack, or"
+                f"there is no shard set in {location}: it has no {INDEX_FILE}; make one with python -m shards pack, or"
                 " correct data.shards"
             ) from None
         except OSError as error:
@@ -61,16 +61,16 @@ class ShardIndex:
 
     @property
     def remote(self) -> bool:
-        """Whether its shards are fetched from a server."""
+        """Whether the shards are fetched from a server."""
         return not isinstance(self.store, LocalStore)
 
     @property
     def place(self) -> str:
-        """Folder or address, for messages."""
+        """The folder or address, for messages."""
         return self.store.where("").rstrip("/")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Columns travel as the names of their files, not as gigabytes, wherever they were mapped."""
+        """Pickle memory-mapped columns as the names of their files instead of gigabytes of data."""
         return {**self.__dict__, "columns": {name: _Mapped.of(column) for name, column in self.columns.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -85,9 +85,9 @@ class ShardIndex:
         return row_key(self.columns, row)
 
     def pids_of(self, split: str) -> np.ndarray:
-        """The pids of a named list, ascending int64; `trainval` is train and, where there is one, val.
+        """The pids of a split, ascending int64; `trainval` is train and, if there is one, val.
 
-        That is the literature's training set: SYSU-MM01's papers train on both, the other sets have no val.
+        That is the training set of the literature: papers on SYSU-MM01 train on both, and the other sets have no val.
         """
         if split == "trainval" and "trainval" not in self.splits and "train" in self.splits:
             parts = [self.pids_of(name) for name in ("train", "val") if name in self.splits]
@@ -107,16 +107,18 @@ class ShardIndex:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The identities of a split that have both modalities, as label -> rows. Modality m of label l has the rows
-    `start[m, l] <= row < stop[m, l]` of the index, because one identity's images of a modality lie together.
+    """The identities of a split that have both modalities, and the rows of their images.
+
+    Modality m of label l has the rows `start[m, l] <= row < stop[m, l]` of the index, because the images of one
+    identity and modality are consecutive.
     """
 
     pid_I: np.ndarray  # int64, ascending: label -> pid
     start_2I: np.ndarray  # int64
     stop_2I: np.ndarray  # int64
-    left_out: tuple[int, ...]  # pids lacking a modality
+    left_out: tuple[int, ...]  # pids without images of one modality
     camid_R: np.ndarray = field(repr=False)  # of every row of the index
-    shard_I: np.ndarray = field(repr=False)  # where each identity lies; an identity is never cut
+    shard_I: np.ndarray = field(repr=False)  # the shard of each identity; an identity is never split
 
     @property
     def identities(self) -> int:
@@ -124,12 +126,12 @@ class TrainingSet:
 
     @property
     def images(self) -> tuple[int, int]:
-        """Images of the visible and of the infrared modality."""
+        """How many visible and how many infrared images there are."""
         visible, infrared = (self.stop_2I - self.start_2I).sum(axis=1)
         return int(visible), int(infrared)
 
     def shard_bounds(self) -> np.ndarray:
-        """The labels of the n-th shard that holds any are `bounds[n] <= label < bounds[n + 1]`; int64 [X + 1]."""
+        """int64 [X + 1]. The n-th of the X shards with identities has the labels `bounds[n] <= l < bounds[n + 1]`."""
         return np.append(np.flatnonzero(np.diff(self.shard_I, prepend=-1)), self.identities)
 
     def range_of(self, row: int) -> tuple[int, int]:
@@ -138,11 +140,11 @@ class TrainingSet:
         return int(self.start_2I[code, label]), int(self.stop_2I[code, label])
 
     def describe(self, images_per_identity: int) -> str:
-        """How much there is, and what is special: `images_per_identity` is what a batch takes of each modality."""
+        """The size of the set and any peculiarities. `images_per_identity`: images per modality in a batch."""
         visible, infrared = self.images
         text = f"{self.identities} identities, {visible} visible and {infrared} infrared images"
         if self.left_out:
-            text += f"; {len(self.left_out)} identities left out, lacking a modality"
+            text += f"; {len(self.left_out)} identities left out, because they lack a modality"
         few = (self.stop_2I - self.start_2I < images_per_identity).any(axis=0).sum()
         if few:
             text += f"; {few} identities have fewer than {images_per_identity} images of a modality, so images repeat"
@@ -150,12 +152,12 @@ class TrainingSet:
 
 
 def select_training(index: ShardIndex, split: str) -> TrainingSet:
-    """The training set of a split. InputError if nothing is left or a modality is missing altogether."""
+    """The training set of a split. Raises InputError if no identity has both modalities."""
     pids = index.pids_of(split)
-    # Sorted by (pid, modality): one combined key finds every range at once.
+    # Rows are sorted by (pid, modality), so one combined key finds every range at once.
     key = index.columns["pid"] * 2 + index.columns["modality"]
-    wanted = pids[None, :] * 2 + np.arange(2)[:, None]
-    start, stop = np.searchsorted(key, wanted, "left"), np.searchsorted(key, wanted, "right")
+    key_2I = pids[None, :] * 2 + np.arange(2)[:, None]
+    start, stop = np.searchsorted(key, key_2I, "left"), np.searchsorted(key, key_2I, "right")
     has = stop > start
     for modality in Modality:
         if not has[modality.code].any():
@@ -175,7 +177,7 @@ def select_training(index: ShardIndex, split: str) -> TrainingSet:
 
 
 def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-    """The numbers of all half-open ranges, one after another."""
+    """The numbers of all half-open ranges, concatenated."""
     lengths = stops - starts
     if not lengths.sum():
         return np.empty(0, dtype=np.int64)
@@ -184,7 +186,7 @@ def _ranges(starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
 
 
 class _Mapped(NamedTuple):
-    """A column on its way to another process: the file it is mapped from and where in it, or the array itself."""
+    """A pickled column: the file that it is mapped from and the position in it, or the array itself."""
 
     content: np.ndarray | str
     dtype: str = ""

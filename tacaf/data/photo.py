@@ -1,7 +1,7 @@
-"""One image from anywhere, decoded safely and prepared as the evaluation pipeline prepares those of a shard set.
+"""Decoding a single image safely and preparing it as the evaluation pipeline prepares those of a shard set.
 
-For search, export and pages, where images come one by one and from strangers. DALI prepares the shard sets' images;
-what differs is the decoder's rounding (a test bounds it). Source: ours.
+For search, export and pages, where images come one at a time and may be malicious. DALI prepares the images of shard
+sets; only the decoder's rounding differs (a test bounds it). Source: ours.
 """
 
 import os
@@ -23,7 +23,7 @@ _WHOLE_8_BITS = GreyScale(kind="given", low=0, high=255)
 
 
 class Limits(NamedTuple):
-    """What is refused before it is decoded."""
+    """Larger images are refused before they are decoded."""
 
     mib: float = images.MOST_BYTES / 2**20  # of a file
     megapixels: float = images.MOST_PIXELS / 1e6
@@ -37,12 +37,13 @@ def decode(
 ) -> np.ndarray:
     """RGB pixels, uint8 [H, W, 3], of a path, a file's bytes, a PIL image or an array.
 
-    Arrays are uint8 [H, W] or [H, W, 1, 3 or 4], or grey of any other type of number, [H, W] or [H, W, 1]. Turned as
-    EXIF says; grey becomes three equal channels, an alpha channel is left out, of an animation the first picture
-    counts. All as DALI does (a test). Grey of more than 8 bits goes through `scale`. Without one, whole numbers are
-    taken to fill 16 bits, and an image that would look flat in them is refused.
-    InputError for what is no image, is cut off, or exceeds the limits; nothing above them is decoded. `name` stands in
-    the error; a path has its own.
+    Arrays are uint8 [H, W] or [H, W, 1, 3 or 4], or grey of any other type of number, [H, W] or [H, W, 1]. As in DALI
+    (a test compares them), the image is rotated according to EXIF, grey becomes three equal channels, an alpha channel
+    is dropped, and an animation gives its first frame. Grey of more than 8 bits is mapped by `scale`. Without one,
+    whole numbers are taken to fill 16 bits, and an image that would then look flat is refused.
+
+    Raises InputError if the source is not an image, is truncated, or exceeds the limits, which are checked before
+    decoding. The error names the path, or `name` for other sources.
     """
     name = str(source) if isinstance(source, str | Path) else name
     try:
@@ -62,7 +63,7 @@ def decode(
 
 
 def prepare(pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:
-    """Pixels to the model's input, float32 [3, height, width]: bilinear without antialiasing, rounded, normalised."""
+    """The model's input from pixels, float32 [3, height, width]: resized (bilinear, no antialiasing), normalised."""
     image_CHW = torch.tensor(np.ascontiguousarray(pixels_HWC)).permute(2, 0, 1).float()
     resized_CHW = F.interpolate(image_CHW[None], (height, width), mode="bilinear", align_corners=False)[0]
     mean_C11, std_C11 = (torch.tensor(255 * values, dtype=torch.float32).view(3, 1, 1) for values in (MEAN, STD))
@@ -70,22 +71,22 @@ def prepare(pixels_HWC: np.ndarray, height: int, width: int) -> torch.Tensor:
 
 
 def images_below(folder: Path) -> list[Path]:
-    """Every image file below a folder by its suffix, sorted; what a link puts outside of the folder is left out."""
+    """Every image file below a folder, by suffix, sorted. Links that lead out of the folder are left out."""
     return [path for path, problem in _found_below(folder) if problem is None]
 
 
 def left_out_below(folder: Path) -> list[str]:
-    """A sentence for everything that `images_below` leaves out: links, other kinds of files, folders it cannot read."""
+    """A line for everything that `images_below` leaves out: links, other kinds of files, unreadable folders."""
     return [f"{path}: {problem}" for path, problem in _found_below(folder) if problem is not None]
 
 
 def read_file(path: Path, limits: Limits = USUAL) -> bytes:
-    """The bytes of an image file. InputError for one that is too large, unreadable or no plain file."""
+    """The bytes of an image file. Raises InputError if it is too large, unreadable or not a plain file."""
     return read_bytes(path, int(limits.mib * 2**20))
 
 
 def _found_below(folder: Path) -> list[tuple[Path, str | None]]:
-    """Every file below the folder, sorted, and what keeps it from being one of its images."""
+    """Every file below the folder, sorted, with the reason why it is not one of its images, or None."""
     if not folder.is_dir():
         raise InputError(f"{shown(folder)} is not a folder; check the path")
     home = folder.resolve()
@@ -104,11 +105,11 @@ def _found_below(folder: Path) -> list[tuple[Path, str | None]]:
 
 def _problem(path: Path, home: Path) -> str | None:
     if path.suffix.lower() not in SUFFIXES:
-        return f"no image by its name (expected {', '.join(SUFFIXES)})"
+        return f"not an image by its name (expected {', '.join(SUFFIXES)})"
     try:
         if not path.is_file():
-            return "a link to nothing" if path.is_symlink() else "not a plain file"
-        return None if path.resolve().is_relative_to(home) else "a link to elsewhere"
+            return "a broken link" if path.is_symlink() else "not a plain file"
+        return None if path.resolve().is_relative_to(home) else "a link that leads out of the folder"
     except (OSError, RuntimeError) as error:  # a link to itself
         return f"cannot be read ({error})"
 
@@ -118,10 +119,10 @@ def _pixels(image: Image.Image, limits: Limits, scale: GreyScale | None) -> np.n
         raise ImageError(f"{image.width} x {image.height} pixels, more than {limits.megapixels:.3g} million")
     if images.is_wide(image):
         return _of_values(images.wide_values(image), scale)
-    deep = images.has_deep_colour(image)  # before its pixels are loaded: Pillow forgets it then
+    deep = images.has_deep_colour(image)  # before Pillow loads the pixels and forgets their depth
     pixels_HWC = images.pixels_of(image)
     if deep and share_used(pixels_HWC, _WHOLE_8_BITS) < LITTLE_USED:
-        raise ImageError("16 bits in colour or with an alpha channel that fill little of their range: save it as grey")
+        raise ImageError("16 bits in colour or with an alpha channel, using little of their range; save it as grey")
     return pixels_HWC
 
 
@@ -138,11 +139,11 @@ def _of_array(array: np.ndarray, scale: GreyScale | None) -> np.ndarray:
 
 
 def _of_values(values_HW: np.ndarray, scale: GreyScale | None) -> np.ndarray:
-    """Grey values of more than 8 bits; refused where the range is not known and a guess would make them flat."""
+    """RGB pixels of grey values of more than 8 bits. Refused if their range is unknown and a guess would look flat."""
     try:
         if scale is None and share_used(values_HW, WHOLE_16_BITS) < LITTLE_USED:
-            raise ImageError(f"grey values that use less than {LITTLE_USED:.0%} of 16 bits, and no range is known")
+            raise ImageError(f"grey values that use less than {LITTLE_USED:.0%} of 16 bits, and their range is unknown")
         return np.repeat(images.scaled(values_HW, scale)[..., None], 3, axis=2)
     except ImageError as problem:
-        hint = "" if scale is not None else "; say the range with thermal_range (--thermal-range LOW HIGH or per-image)"
+        hint = "" if scale is not None else "; set thermal_range (--thermal-range LOW HIGH or per-image)"
         raise ImageError(f"{problem}{hint}") from None

@@ -1,9 +1,9 @@
-"""The last operations on an image, on the device where it lies: erasing and the channel matrix.
+"""The last operations of the augmentation, on the device of the images: erasing and the channel matrix.
 
-They touch few pixels, or copy whole channels, which a tensor does at memory speed; as operators of the graph, on whole
-images of interleaved channels, they cost more than decoding. What they compute is `augment.reference`. `finish` goes
-from image to image and touches no more than it must, for a CPU; `finish_whole` does the same to a batch in few
-operations, for a GPU, where each one costs a launch.
+They change few pixels or copy whole channels, which tensors do at memory speed. As operators of the DALI graph, on
+images of interleaved channels, they would cost more than decoding. `augment.reference` defines what they compute.
+`finish` is for a CPU: it processes one image after another and changes no more than it must. `finish_whole` is for a
+GPU, where each operation costs a launch: it processes a whole batch in few operations.
 B images of C = 3 channels, H x W pixels.
 """
 
@@ -18,8 +18,8 @@ from tacaf.transfer import to_device
 def finish(images_BCHW: torch.Tensor, drawn: Parameters, space: str, out_BCHW: torch.Tensor) -> None:
     """Erase and mix the channels of normalised images into `out_BCHW`, both float32; the images may be overwritten.
 
-    space: `normalized` erases first and mixes the normalised values; `raw` mixes what they were before the
-    normalisation, and erases last.
+    space: `normalized` erases first and mixes the normalised values; `raw` mixes the values before normalisation, and
+    erases last.
     """
     fill_C11 = torch.tensor(ERASE_FILL, device=images_BCHW.device).view(3, 1, 1)
     boxes = np.concatenate([drawn.erase_anchor_B2, drawn.erase_anchor_B2 + drawn.erase_shape_B2], axis=1).tolist()
@@ -35,7 +35,7 @@ def finish(images_BCHW: torch.Tensor, drawn: Parameters, space: str, out_BCHW: t
 
 
 def mix(image_CHW: torch.Tensor, matrix_CC: np.ndarray, out_CHW: torch.Tensor) -> None:
-    """out = M image. Where M changes nothing or repeats one channel, bit by bit."""
+    """out = M image. The result is bit-exact if M is the identity or repeats one channel."""
     rows = matrix_CC.tolist()
     if rows == [[1, 0, 0], [0, 1, 0], [0, 0, 1]]:  # the usual case, and the next one: a single copy each
         out_CHW.copy_(image_CHW)
@@ -58,14 +58,14 @@ def mix_raw(image_CHW: torch.Tensor, matrix_CC: np.ndarray, out_CHW: torch.Tenso
 
 
 def of_raw(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What matrices on raw values, ... x C x C, do to normalised ones: a scale, ... x C x C, and a shift, ... x C."""
+    """Matrices on raw values, ... x C x C, as matrices on normalised values, ... x C x C, and a shift, ... x C."""
     return matrix.astype(np.float64) * STD[None, :] / STD[:, None], (matrix @ MEAN - MEAN) / STD
 
 
 def finish_whole(images_BCHW: torch.Tensor, drawn: Parameters, space: str) -> torch.Tensor:
-    """What `finish` computes, float32 in new memory: bit by bit where M chooses channels, else to rounding.
+    """The result of `finish` as a new float32 tensor: bit-exact where M selects channels, else up to rounding.
 
-    The parameters travel in two copies that the host does not wait for.
+    The parameters are transferred in two asynchronous copies.
     """
     device, (height, width) = images_BCHW.device, images_BCHW.shape[2:]
     scale_BCC, shift_BC = drawn.channel_BCC, np.zeros((len(images_BCHW), 3))
@@ -79,7 +79,7 @@ def finish_whole(images_BCHW: torch.Tensor, drawn: Parameters, space: str) -> to
     inside_B1HW = row_BH[:, None, :, None] & column_BW[:, None, None, :]
     if space == "normalized":
         images_BCHW = torch.where(inside_B1HW, fill_BC11, images_BCHW)
-    # Not a matrix product: that may round its factors to TF32.
+    # Not a matrix product, because that may round its factors to TF32.
     red_B1HW, green_B1HW, blue_B1HW = images_BCHW.split(1, dim=1)
     mixed_BCHW = torch.addcmul(shift_BC11, red_B1HW, first_BC11)
     mixed_BCHW.addcmul_(green_B1HW, second_BC11).addcmul_(blue_B1HW, third_BC11)
@@ -87,7 +87,7 @@ def finish_whole(images_BCHW: torch.Tensor, drawn: Parameters, space: str) -> to
 
 
 def _inside(drawn: Parameters, height: int, width: int) -> torch.Tensor:
-    """Which rows, then which columns the erased box of each image covers: bool B x (H + W), on the host."""
+    """The rows, then the columns that the erased box of each image covers: bool B x (H + W), on the host."""
     start_B2, stop_B2 = drawn.erase_anchor_B2, drawn.erase_anchor_B2 + drawn.erase_shape_B2
     sides = [
         (start_B2[:, side, None] <= np.arange(size)) & (np.arange(size) < stop_B2[:, side, None])

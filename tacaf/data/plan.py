@@ -1,10 +1,10 @@
-"""The plan: which images make the batch of a step. batch = f(index, seed, epoch, step), and nothing else.
+"""The plan: which images make up the batch of a step, as a pure function of (index, seed, epoch, step).
 
-Identities: a random order per cycle, M consecutive ones a step; a tail shorter than M is dropped and the next cycle
-begins. Images of an identity and modality: a permutation per pass, K consecutive ones a cycle, with the same rule for
-the tail. So any step is found without walking through the ones before it, at a cost that depends neither on the step
-nor on the number of identities (method §1). With windows or lanes, the order of the identities keeps consecutive steps
-to a few shards (`shard_order.py`).
+Identities: a random order per cycle, of which each step takes M consecutive ones; a tail shorter than M is dropped and
+the next cycle begins. Images of an identity and modality: a permutation per pass, of which each cycle takes K
+consecutive ones, with the same rule for the tail. So any step is computed without the ones before it, at a cost that
+depends neither on the step nor on the number of identities (method §1). With windows or lanes, consecutive steps take
+their identities from a few shards (`shard_order.py`).
 """
 
 import math
@@ -31,7 +31,7 @@ class PlanConfig(Settings):
         2,
         ge=2,
         le=2**14,
-        description="Identities that draw negatives from each other; a rank holds whole groups (ours).",
+        description="Identities that draw negatives from each other; a group is never split between ranks (ours).",
     )
     channel_augment: bool = Field(
         True, description="Add a third branch: the same visible images with exchanged channels (CAJ)."
@@ -39,8 +39,8 @@ class PlanConfig(Settings):
     sampler: Literal["identity", "camera"] = Field(
         "identity",
         description=(
-            "identity: an identity's images of a modality in random order. camera: its cameras take turns, so that"
-            " each is seen as often as the others, however many images it has (ours)."
+            "identity: an identity's images of a modality in random order. camera: its cameras in rotation, so that"
+            " each contributes equally many images, however many it has (ours)."
         ),
     )
     window_shards: int | None = Field(
@@ -49,8 +49,8 @@ class PlanConfig(Settings):
         le=10**9,
         description=(
             "For a set larger than the node's cache: each lane takes its identities from this many random shards at a"
-            " time, then from the next ones; the cache must hold two such windows for every lane of the node. null:"
-            " from all shards of the lane, which without lanes is the whole set (ours)."
+            " time, then from the next ones; the cache must have room for two such windows for every lane of the node."
+            " null: from all shards of the lane, which without lanes is the whole set (ours)."
         ),
     )
     lanes: int = Field(
@@ -97,7 +97,7 @@ class PlanConfig(Settings):
 
 
 class PlannedBatch(NamedTuple):
-    """Rows of a batch, branch-major, as int64 arrays. V1's rows equal V0's."""
+    """The rows of a batch, branch-major, as int64 arrays. V1 has the same rows as V0."""
 
     row_B: np.ndarray
     label_B: np.ndarray
@@ -107,7 +107,7 @@ class PlannedBatch(NamedTuple):
 
 
 class Plan:
-    """Batches of a training set. Holds no state: every method is a function of its arguments."""
+    """The batches of a training set. It has no state: every method is a pure function of its arguments."""
 
     def __init__(self, training_set: TrainingSet, config: PlanConfig, seed: int) -> None:
         if training_set.identities < config.identities_per_batch:
@@ -127,7 +127,7 @@ class Plan:
         return self.config.images_per_modality * len(self.config.branches)
 
     def check_ranks(self, ranks: int) -> None:
-        """InputError unless every rank gets equally many whole pair groups, and whole lanes where there are several."""
+        """Raise InputError unless every rank gets equally many whole pair groups and, with lanes, whole lanes."""
         config, groups = self.config, self.config.pair_groups
         if config.lanes > 1 and config.lanes % ranks:
             raise InputError(
@@ -142,11 +142,11 @@ class Plan:
             )
 
     def global_batch(self, epoch: int, step: int) -> PlannedBatch:
-        """The whole batch: in each branch M identities, K slots each."""
+        """The whole batch: in each branch, M identities with K images each."""
         return self.rank_batch(epoch, step, 0, 1)
 
     def rank_batch(self, epoch: int, step: int, rank: int, ranks: int) -> PlannedBatch:
-        """A rank's identities of the global batch, whole groups, with their positions in the global batch."""
+        """A rank's share of the global batch, in whole pair groups, with the positions in the global batch."""
         config = self.config
         slot_S = self._slots(rank, ranks)
         cycle, place = divmod(step, self.steps_per_cycle)
@@ -167,16 +167,16 @@ class Plan:
         )
 
     def shards_ahead(self, epoch: int, step: int, steps_per_epoch: int, rank: int = 0, ranks: int = 1) -> np.ndarray:
-        """The shards that a cache should hold by this step for a rank: of its lanes' windows, then of those after them.
+        """The shards that a rank's cache should have by this step, int64, each once.
 
-        int64, each shard once; empty where identities come from the whole set.
+        First those of its lanes' windows, then those of the next windows. Empty if identities come from the whole set.
         """
         if self._order is None:
             return np.empty(0, dtype=np.int64)
         return self._order.ahead(self._slots(rank, ranks), epoch, step, steps_per_epoch)
 
     def _slots(self, rank: int, ranks: int) -> np.ndarray:
-        """The places of a rank's identities among those of the global batch, int64 [S]."""
+        """The positions of a rank's identities among those of the global batch, int64 [S]."""
         share = self.config.identities_per_batch // ranks
         return np.arange(rank * share, (rank + 1) * share)
 
@@ -188,14 +188,14 @@ class Plan:
         return permuted(place_S, self.training_set.identities, Stream.IDENTITIES, self.seed, epoch, cycle)
 
     def _rows(self, label_S: np.ndarray, epoch: int, cycle: int) -> np.ndarray:
-        """K rows of each modality for each label, [2, S, K]: this cycle's part of the pass it falls into."""
+        """K rows of each modality for each label, [2, S, K]: this cycle's part of its pass over the images."""
         groups = [
             group
             for modality in Modality
             for slot, label in enumerate(label_S.tolist())
             for group in self._groups(modality, slot, label, cycle)
         ]
-        # one draw for all groups: a batch costs a few milliseconds, most of them the calls
+        # One draw for all groups, because most of the few milliseconds of a batch are the overhead of calls.
         count_G = np.array([len(group.row) for group in groups])
         part_of_G = np.maximum(1, count_G // np.array([group.take for group in groups]))
         pass_G, part_G = np.divmod(np.array([group.cycle for group in groups]), part_of_G)
@@ -214,30 +214,30 @@ class Plan:
         return row_2SK
 
     def _groups(self, modality: Modality, slot: int, label: int, cycle: int) -> list["_Group"]:
-        """The images among which the K columns of one identity and modality are filled: all, or one group a camera."""
-        wanted, code = self.config.images_per_identity, modality.code
+        """The groups of images that fill the K columns of one identity and modality: one, or one per camera."""
+        columns, code = self.config.images_per_identity, modality.code
         start, stop = (int(bound[code, label]) for bound in (self.training_set.start_2I, self.training_set.stop_2I))
         row = np.arange(start, stop)
-        draw = row - start + (code << 31)  # the two modalities of an identity draw apart
+        draw = row - start + (code << 31)  # so that the two modalities of an identity have different draws
         if self.config.sampler == "identity":
-            return [_Group(code, slot, label, row, draw, np.arange(wanted), wanted, cycle)]
+            return [_Group(code, slot, label, row, draw, np.arange(columns), columns, cycle)]
         camid = np.asarray(self.training_set.camid_R[start:stop])
         cameras = np.unique(camid)
-        # column j of cycle t belongs to the camera whose turn it is; the label lets identities begin elsewhere
-        round_K, turn_K = np.divmod(cycle * wanted + np.arange(wanted) + label, len(cameras))
-        take = -(-wanted // len(cameras))
+        # Cameras fill columns in rotation, over all cycles; adding the label lets identities start with different ones.
+        round_K, turn_K = np.divmod(cycle * columns + np.arange(columns) + label, len(cameras))
+        take = -(-columns // len(cameras))
         groups = []
         for turn, camera in enumerate(cameras):
             column, own = np.flatnonzero(turn_K == turn), camid == camera
             if len(column):
-                # with fewer columns than cameras a camera sits cycles out, and counts its own
-                count = int(round_K[column[0]]) if wanted < len(cameras) else cycle
+                # With fewer columns than cameras, a camera is absent from some cycles and counts only its own.
+                count = int(round_K[column[0]]) if columns < len(cameras) else cycle
                 groups.append(_Group(code, slot, label, row[own], draw[own], column, take, count))
         return groups
 
 
 class _Group(NamedTuple):
-    """Images among which some columns of a batch are filled; `take` of them are used up a cycle."""
+    """Images that fill some columns of a batch. Each cycle uses up `take` of them."""
 
     code: int  # the modality's
     slot: int
@@ -250,7 +250,7 @@ class _Group(NamedTuple):
 
 
 def _order_by_shards(training_set: TrainingSet, config: PlanConfig, seed: int) -> ShardOrder:
-    """InputError where there are fewer shards than lanes."""
+    """The order of identities with windows or lanes. Raises InputError if there are fewer shards than lanes."""
     shards = len(training_set.shard_bounds()) - 1
     if shards < config.lanes:
         raise InputError(

@@ -1,7 +1,7 @@
 """Reading batches ahead in threads.
 
-Threads and not processes: reading a file, decoding it and the larger NumPy operations release the interpreter's lock,
-and a thread cannot be killed alone, starts at once, sends nothing through a pipe and does not outlive the training.
+Threads suffice, because reading a file, decoding it and the larger NumPy operations release the interpreter's lock.
+Unlike a process, a thread cannot be killed alone, starts at once, needs no pipe and does not outlive the training.
 """
 
 import weakref
@@ -18,11 +18,11 @@ Tasks: TypeAlias = "SimpleQueue[tuple[int, Future[Any]] | None]"
 
 
 class ReadAhead(Generic[T]):
-    """What `make(number)` returns for `first`, `first + 1` and so on, made before it is taken.
+    """The results of `make(number)` for `first`, `first + 1` and so on, computed before they are taken.
 
-    Each of `makes` gets a thread and is called in no other, so that the readers in them need no locks. At most `ahead`
-    results exist or are being made. The threads end with this object; they are daemons, so that a process can end while
-    a read hangs.
+    Each of `makes` gets its own thread and is called in no other, so that the readers in them need no locks. At most
+    `ahead` results exist or are being computed. The threads end with this object; they are daemons, so that a process
+    can end while a read hangs.
     """
 
     def __init__(self, makes: Sequence[Make[T]], first: int, ahead: int) -> None:
@@ -34,8 +34,8 @@ class ReadAhead(Generic[T]):
         self._end = weakref.finalize(self, _end, self._tasks, self._asked, len(makes))
 
     def take(self, number: int) -> T:
-        """The result of this number, the next one; or the error that making it ended with."""
-        assert number == self._next - len(self._asked), "taken in order"
+        """The result for this number, which must be the next one. Raises the exception that `make` raised."""
+        assert number == self._next - len(self._asked), "results must be taken in order"
         while len(self._asked) < self._ahead:
             future: Future[T] = Future()
             self._asked.append(future)
@@ -44,7 +44,7 @@ class ReadAhead(Generic[T]):
         return self._asked.popleft().result()
 
     def close(self) -> None:
-        """Let the threads end, each after the result that it is making."""
+        """Let the threads end, each after its current result."""
         self._end()
 
 
@@ -56,16 +56,16 @@ def _end(tasks: Tasks, asked: "deque[Future[Any]]", threads: int) -> None:
 
 
 def _work(make: Make[Any], tasks: Tasks) -> None:
-    """A thread's work. It holds nothing of ReadAhead itself, which could not be deleted otherwise."""
+    """A thread's work. It has no reference to ReadAhead, which could not be deleted otherwise."""
     while (task := tasks.get()) is not None:
         number, future = task
         if not future.set_running_or_notify_cancel():
             continue
         try:
             result = make(number)
-        except BaseException as error:  # whatever it is, the one who takes the result gets it
+        except BaseException as error:  # `take` raises it
             future.set_exception(error)
         else:
             future.set_result(result)
-            del result  # not kept until the next task comes
+            del result  # so that it is not kept in memory until the next task
         del task, future

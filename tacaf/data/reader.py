@@ -1,7 +1,7 @@
-"""Images by offset: row of the index in, an image file out that DALI decodes as everybody else does.
+"""Reading the images of a shard set by row, as files that DALI decodes to the same pixels as every other part of TACAF.
 
-That is the file in the tar, as it is, but for grey of more than 8 bits, which goes through the set's scale, and for the
-formats that DALI does not decode alike.
+That is the original file in the tar, except for grey of more than 8 bits, which is mapped by the set's scale, and for
+formats that DALI does not decode or decodes differently.
 """
 
 import os
@@ -18,12 +18,12 @@ from tacaf.files import reason_of
 from tacaf.images import GreyScale, ImageError, decode, decode_problem, for_dali
 from tacaf.vocabulary import InputError, Modality
 
-OPEN_SHARDS = 256  # at a time: far below the files a process may open
-WAIT_FOR_ROOM_S = 60.0  # in a full cache, for other processes of the node to leave the window before
+OPEN_SHARDS = 256  # at a time, far below the limit of open files of a process
+WAIT_FOR_ROOM_S = 60.0  # in a full cache, for other processes of the node to finish the previous window
 
 
 class BadSampleError(InputError):
-    """An image that cannot be used. `row` is its place in the index."""
+    """An image that cannot be used. `row` is its row in the index."""
 
     def __init__(self, row: int, text: str) -> None:
         super().__init__(text)
@@ -33,10 +33,10 @@ class BadSampleError(InputError):
 class ShardReader:
     """Reads from tars that are opened on first use and stay open, `open_shards` of them at a time.
 
-    Not for several threads at once. Can be pickled: the open files stay behind.
+    Only one thread may use it at a time. It can be pickled, without its open files.
 
-    The tars are read and not memory-mapped: a page of a map that is not in memory keeps every thread of the process
-    waiting for it, and one that cannot be read kills the process.
+    The tars are read and not memory-mapped, because a page of a map that must be loaded makes every thread of the
+    process wait, and one that cannot be loaded kills the process.
     """
 
     def __init__(self, index: ShardIndex, open_shards: int = OPEN_SHARDS) -> None:
@@ -50,10 +50,10 @@ class ShardReader:
         return ShardReader, (self.index, self.open_shards)
 
     def read(self, row: int, decoded: bool = False) -> np.ndarray:
-        """The image of a row as a file for DALI, uint8 [bytes]. BadSampleError names shard, key and what came instead.
+        """The image of a row as a file for DALI, uint8 [bytes]. Its pixels have 8 bits: the set's scale was applied.
 
-        Its pixels have 8 bits: grey values of more went through the set's scale, if it has one. `decoded`: as a BMP,
-        for a file that DALI was found to refuse.
+        `decoded`: as a BMP, for a file that DALI was found to refuse. Raises BadSampleError, naming shard and key, if
+        the image cannot be used.
         """
         data = self.original(row)
         if decoded or not self._as_it_is[row]:
@@ -61,15 +61,15 @@ class ShardReader:
                 given = for_dali(data, self.scale_of(row), decoded)
             except ImageError as problem:
                 raise BadSampleError(row, self._undecodable(row, str(problem))) from None
-            self._as_it_is[row] = given is data  # the header was read, once: decoding is the pipeline's
+            self._as_it_is[row] = given is data  # the header needs no second check; the pipeline decodes the image
             data = given
         return np.frombuffer(data, dtype=np.uint8)
 
     def original(self, row: int) -> bytes:
-        """The file that was packed. BadSampleError if the shard ends before it or cannot be read there."""
+        """The file that was packed. Raises BadSampleError if the shard ends before it or cannot be read there."""
         shard, offset, size = self._place(row)
         file = self._file(shard)
-        size_here = max(0, min(size, self.index.shards[shard].size - offset))  # a wrong size fills no memory
+        size_here = max(0, min(size, self.index.shards[shard].size - offset))  # so that a wrong size fills no memory
         try:
             data = _bytes_at(file, offset, size_here)
         except OSError as error:
@@ -81,29 +81,29 @@ class ShardReader:
         return data
 
     def pixels(self, row: int) -> np.ndarray:
-        """The image of a row as everybody sees it, RGB uint8 [H, W, 3]. BadSampleError as `read`."""
+        """The decoded image of a row, RGB uint8 [H, W, 3]. Raises BadSampleError like `read`."""
         try:
             return decode(self.original(row), self.scale_of(row))
         except ImageError as problem:
             raise BadSampleError(row, self._undecodable(row, str(problem))) from None
 
     def scale_of(self, row: int) -> GreyScale | None:
-        """How the row's grey values become 8 bits, if they have more."""
+        """How the set maps grey of more than 8 bits in this row's modality; None if it has no such images."""
         return self.index.scales.get(Modality.of_code(self.index.columns["modality"][row]))
 
     def check(self, row: int) -> None:
-        """Decode the image with another library than the pipeline's. BadSampleError says what is wrong with it."""
+        """Decode the image with Pillow. Raises BadSampleError if that fails."""
         problem = decode_problem(self.read(row).tobytes())
         if problem:
             raise BadSampleError(row, self._undecodable(row, problem))
 
     def where(self, row: int) -> str:
-        """Shard and key of a row, for messages."""
+        """The shard and key of a row, for messages."""
         shard = self.index.shards[int(self.index.columns["shard"][row])]
         return f"{self.index.store.where(shard.name)}, sample {self.index.key(row)}"
 
     def fetch(self, shard: int) -> None:
-        """Have this shard on this node, where the set is a remote one."""
+        """Fetch this shard into the node's cache if the set is remote."""
         self.index.store.open(self.index.shards[shard]).close()
 
     def _place(self, row: int) -> tuple[int, int, int]:
@@ -123,7 +123,7 @@ class ShardReader:
         if shard in self._files:
             self._files.move_to_end(shard)
         else:
-            self._files[shard] = self._opened(shard)  # with its lock, if it has one
+            self._files[shard] = self._opened(shard)  # a cached file is locked while it is open
             _close_all_but(self.open_shards, self._files)
         return self._files[shard]
 
@@ -136,16 +136,16 @@ class ShardReader:
             except CacheFullError:
                 if time.monotonic() - began > WAIT_FOR_ROOM_S:
                     raise
-            _close_all_but(0, self._files)  # what this reader holds cannot be removed to make room
-            if self._asked_for_room:  # nor can what others hold, who let go of it when they reach the same window
+            _close_all_but(0, self._files)  # files that this reader has open cannot be removed to make room
+            if self._asked_for_room:  # nor can those of other readers, who close them when they reach the same window
                 time.sleep(0.1)
             self._asked_for_room = True
         self._asked_for_room = False
         if os.fstat(opened.fileno()).st_size != file.size:
             opened.close()
             raise InputError(
-                f"{self.index.store.where(file.name)}: expected {file.size} bytes, as when the set was opened, got"
-                " another length; the set was replaced while in use, start again"
+                f"{self.index.store.where(file.name)} has changed its length since the set was opened, when it had"
+                f" {file.size} bytes; start again"
             )
         return opened
 
@@ -162,9 +162,9 @@ def _close_all_but(count: int, files: "OrderedDict[int, BinaryIO]") -> None:
 
 
 def _bytes_at(file: BinaryIO, offset: int, size: int) -> bytes:
-    """So many bytes from there, or fewer where the file ends. OSError if they cannot be read."""
+    """`size` bytes from `offset` on, or fewer if the file ends. Raises OSError if they cannot be read."""
     parts: list[bytes] = []
-    while size and (part := os.pread(file.fileno(), size, offset)):  # at most 2 GiB at once, or less on some systems
+    while size and (part := os.pread(file.fileno(), size, offset)):  # one call may return fewer bytes, at most 2 GiB
         parts.append(part)
         offset, size = offset + len(part), size - len(part)
     return b"".join(parts)

@@ -1,9 +1,9 @@
-"""The order of a cycle's identities where consecutive steps take them from a few shards at a time: windows and lanes.
+"""The order of a cycle's identities with windows and lanes, which let consecutive steps use only a few shards.
 
-Windows: the shards come in a random order, so many at a time, and the identities of a window in a random order.
-Lanes: a batch is cut into equal parts, and each part has shards of its own for an epoch, so that a node needs only the
-shards of the lanes it holds. Every lane gets as many identities as the others, which is why a lane can end within a
-shard: the two lanes that share it take different identities of it.
+Windows: the shards are put in a random order and taken `window_shards` at a time; the identities of a window are in
+random order. Lanes: a batch is divided into equal parts, and each part has its own shards for an epoch, so that a node
+needs only the shards of its lanes. All lanes get equally many identities, so a lane can end within a shard; the two
+lanes that share it take different identities from it.
 
 Array suffixes: S slots of a batch, N shards, X pieces of shards (a whole shard, or a lane's part of one), W windows,
 L lanes.
@@ -18,9 +18,9 @@ from tacaf.draws import Stream, permutation, permuted, uniform
 
 
 class ShardOrder:
-    """Which identities a step takes, and which shards hold them. Every method is a function of its arguments.
+    """Which identities a step takes, and in which shards they are. Every method is a pure function of its arguments.
 
-    `window_shards` is what each lane takes at a time; None: all shards that the lane has.
+    `window_shards` is the number of shards that each lane takes at a time; None means all shards of the lane.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ShardOrder:
         self._lanes, self._wide, self._seed = lanes, window_shards, seed
         self._per_lane = identities_per_batch // lanes
         self._steps_per_cycle = training_set.identities // identities_per_batch
-        # Lane l has the places start[l] <= place < start[l + 1] of every cycle's order.
+        # Lane l has the positions start[l] <= position < start[l + 1] of every cycle's order.
         self._lane_start = np.arange(lanes + 1) * training_set.identities // lanes
         self._drawn: dict[tuple[int, int], _Cycle] = {}
 
@@ -67,7 +67,7 @@ class ShardOrder:
         next_L = (drawn.window_end_W[first_L] - start_L) // self._per_lane  # where in the cycle the next window begins
         in_epoch_L = cycle * self._steps_per_cycle + next_L < steps_per_epoch
         in_cycle_L = in_epoch_L & (next_L < self._steps_per_cycle)
-        found = [drawn.shards_of(first_L, last_L), drawn.shards_of(first_L, first_L + in_cycle_L)]
+        parts = [drawn.shards_of(first_L, last_L), drawn.shards_of(first_L, first_L + in_cycle_L)]
         for (later_epoch, later_cycle), lanes in (
             ((epoch, cycle + 1), lane_L[in_epoch_L & ~in_cycle_L]),
             ((epoch + 1, 0), lane_L[~in_epoch_L]),
@@ -75,21 +75,24 @@ class ShardOrder:
             if len(lanes):
                 later = self._cycle(later_epoch, later_cycle)
                 window_L = np.searchsorted(later.window_end_W, self._lane_start[lanes], "right")
-                found.append(later.shards_of(window_L, window_L))
-        shards, first_place = np.unique(np.concatenate(found), return_index=True)
+                parts.append(later.shards_of(window_L, window_L))
+        shards, first_place = np.unique(np.concatenate(parts), return_index=True)
         return shards[np.argsort(first_place)]
 
     def _cycle(self, epoch: int, cycle: int) -> "_Cycle":
-        """The order of a cycle; the last few are kept, because a cycle has many steps."""
-        found = self._drawn.get((epoch, cycle))
-        if found is None:
-            found = self._draw(epoch, cycle)
+        """The order of a cycle. The last few are cached, because a cycle has many steps."""
+        drawn = self._drawn.get((epoch, cycle))
+        if drawn is None:
+            drawn = self._draw(epoch, cycle)
             kept = self._drawn if len(self._drawn) <= 2 else {}
-            self._drawn = {**kept, (epoch, cycle): found}  # a new one: other threads may be looking at the old one
-        return found
+            self._drawn = {
+                **kept,
+                (epoch, cycle): drawn,
+            }  # a new dictionary, as other threads may be reading the old one
+        return drawn
 
     def _draw(self, epoch: int, cycle: int) -> "_Cycle":
-        """Each lane's pieces in the random order of this cycle, cut into windows."""
+        """Each lane's pieces in the random order of this cycle, divided into windows."""
         pieces = self._deal(epoch)
         pieces_number = np.arange(len(pieces.lane_X))
         key_X = uniform(Stream.WINDOWS, self._seed, epoch, cycle, draw=pieces_number)
@@ -106,7 +109,7 @@ class ShardOrder:
         )
 
     def _deal(self, epoch: int) -> "_Pieces":
-        """The shards dealt to the lanes, for a whole epoch: a cache that holds a lane's fetches each of them once."""
+        """Assign shards to lanes. This lasts an epoch, so that a large enough cache fetches each shard once."""
         shards = len(self._shard_N)
         order_N = permutation(shards, Stream.LANES, self._seed, epoch, 0) if self._lanes > 1 else np.arange(shards)
         end_N = np.cumsum(np.diff(self._bounds)[order_N])
@@ -121,7 +124,7 @@ class ShardOrder:
 
 
 class _Pieces(NamedTuple):
-    """An epoch's pieces of shards, lane by lane: identities (`size_X`) and the label after the last of them."""
+    """An epoch's pieces of shards, lane by lane: number of identities (`size_X`) and the label after the last one."""
 
     shard_X: np.ndarray
     size_X: np.ndarray
@@ -130,7 +133,7 @@ class _Pieces(NamedTuple):
 
 
 class _Cycle(NamedTuple):
-    """A cycle's pieces of shards, lane by lane and window by window, with where each piece and each window ends."""
+    """A cycle's pieces of shards, lane by lane and window by window, and the ends of the pieces and windows."""
 
     shard_X: np.ndarray
     end_X: np.ndarray
@@ -139,7 +142,7 @@ class _Cycle(NamedTuple):
     window_end_W: np.ndarray
 
     def shards_of(self, first_L: np.ndarray, last_L: np.ndarray) -> np.ndarray:
-        """The shards of each lane's windows from the first to the last, some of them maybe twice."""
+        """The shards of each lane's windows from the first to the last, possibly with repetitions."""
         edges = np.zeros(len(self.window_end_W) + 1, dtype=np.int64)
         np.add.at(edges, first_L, 1)
         np.add.at(edges, last_L + 1, -1)

@@ -1,8 +1,8 @@
-"""Where the files of a shard set lie: in a local folder, or on a server behind a cache on this node.
+"""Storage of a shard set's files: a local folder, or a server with a cache on this node.
 
-A remote file is fetched once per node, whole, its hash checked, and renamed into place last; so processes that ask at
-once, and kills in mid-download, leave either the right file or none. fsspec's own caches check no hash and know no
-limit, hence this one.
+A remote file is fetched once per node. It is downloaded completely, its hash is checked, and only then is it renamed,
+so concurrent processes and killed downloads leave either the right file or none. fsspec's own caches check no hash and
+have no size limit.
 """
 
 import fcntl
@@ -27,8 +27,8 @@ from tacaf.vocabulary import InputError
 
 GIB = 2**30
 CHUNK = 2**20
-MOST_ERROR = 500  # letters of another library's error
-FIRST_WAIT_S = 1.0  # before asking again; twice as long each time
+MOST_ERROR = 500  # characters of another library's error
+FIRST_WAIT_S = 1.0  # before the second request; doubled before each further one
 _HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -37,13 +37,13 @@ class RemoteConfig(Settings):
 
     cache: Path = Field(
         Path("~/.cache/tacaf"),
-        description="Folder on this node that keeps fetched files, shared by all processes of the node.",
+        description="Folder on this node for fetched files, shared by all processes of the node.",
     )
     limit_gib: float = Field(
         100.0,
         gt=0,
         le=2**20,
-        description="Size limit of the cache in GiB; files that were not used for the longest time are removed first.",
+        description="Size limit of the cache in GiB; the least recently used files are removed first.",
     )
     timeout_s: float = Field(
         60.0,
@@ -58,7 +58,7 @@ class RemoteConfig(Settings):
 
 
 class File(NamedTuple):
-    """A file of a set as its index names it: bytes at most; `sha256` also names it in a cache."""
+    """A file of a set: its name in the index, its largest size in bytes, and its hash, which is its name in a cache."""
 
     name: str
     size: int
@@ -66,27 +66,27 @@ class File(NamedTuple):
 
 
 class CacheFullError(InputError):
-    """What is open or being fetched leaves no room under the limit."""
+    """Files that are open or being fetched leave no room in the cache."""
 
 
 class Store(Protocol):
     """The files of one set."""
 
     def read(self, name: str, most: int) -> bytes:
-        """A file of at most `most` bytes, whole. FileNotFoundError where there is none, InputError for a larger one."""
+        """The content of a file. Raises FileNotFoundError if it is missing, InputError for more than `most` bytes."""
 
     def open(self, file: File) -> BufferedReader:
-        """The file, to be mapped; it stays on this node until it is closed."""
+        """The opened file, which can be mapped. It stays on this node until it is closed."""
 
     def keep(self, file: BufferedReader) -> None:
-        """Let an opened file stay on this node as long as this store lives, in this process."""
+        """Take over an opened file and keep it on this node as long as this store exists in this process."""
 
     def where(self, name: str) -> str:
-        """Folder or address and name, for messages."""
+        """The folder or address with the name, for messages."""
 
 
 def open_store(location: str | Path, config: RemoteConfig | None = None) -> Store:
-    """The store of a folder or an address. InputError for an address whose kind no installed package reads."""
+    """The store of a folder or an address."""
     location = str(location)
     if "://" not in location or location.startswith("file://"):
         return LocalStore(path_of(location.removeprefix("file://")))
@@ -110,7 +110,9 @@ class LocalStore:
     def open(self, file: File) -> BufferedReader:
         path = self.folder / file.name
         if path.parent != self.folder and path.parent.is_symlink():
-            raise InputError(f"{shown(path.parent)} is a link, which may lead out of the set; put the folder there")
+            raise InputError(
+                f"{shown(path.parent)} is a link, which may lead out of the set; put the folder itself in its place"
+            )
         problem = file_problem(path)
         if problem:
             raise InputError(f"{self.where(file.name)} {problem}")
@@ -124,7 +126,7 @@ class LocalStore:
 
 
 class CachedStore:
-    """An address, read through the cache. Can be pickled; connections stay behind."""
+    """A set at an address, read through the cache. It can be pickled, without its connections."""
 
     def __init__(self, address: str, config: RemoteConfig) -> None:
         self.address, self.config = address.rstrip("/"), config
@@ -143,7 +145,7 @@ class CachedStore:
 
     def keep(self, file: BufferedReader) -> None:
         with file:
-            self._kept.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # holds the file, and its lock
+            self._kept.append(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))  # keeps the file and its lock
 
     def where(self, name: str) -> str:
         return shown(f"{self.address}/{name}")
@@ -161,12 +163,12 @@ class CachedStore:
                 continue
             fcntl.flock(opened, fcntl.LOCK_SH)
             if os.fstat(opened.fileno()).st_nlink:
-                os.utime(opened.fileno())  # used last
+                os.utime(opened.fileno())  # marks it as the most recently used
                 return opened
             opened.close()
 
     def _fetched(self, file: File) -> Path:
-        """The path in the cache, after fetching where needed. One process of the node fetches, the others wait."""
+        """The path in the cache; fetches the file if needed. One process of the node fetches while the others wait."""
         if not _HASH.fullmatch(file.sha256):  # it becomes a file name
             raise InputError(f"{self.where(file.name)}: expected a sha256, got {shown(file.sha256)[:80]!r}")
         path = self.cache / f"{file.sha256}.whole"
@@ -181,14 +183,14 @@ class CachedStore:
                     part.rename(path)
                 except FileNotFoundError:
                     raise InputError(
-                        f"expected {self.where(file.name)}, which the index names, found none there; copy the set again"
+                        f"{self.where(file.name)}, which the index names, does not exist; copy the set again"
                     ) from None
                 finally:
                     part.unlink(missing_ok=True)
         return path
 
     def _reserve(self, part: Path, file: File) -> None:
-        """Make room, and take it before anybody else does: the empty file already has its size."""
+        """Make room in the cache, and reserve it by giving the empty file its full size."""
         with locked(self.cache / "room.lock"):
             part.unlink(missing_ok=True)
             self._make_room(file.size)
@@ -198,12 +200,12 @@ class CachedStore:
             except OSError as error:
                 part.unlink(missing_ok=True)
                 raise InputError(
-                    f"expected {file.size} bytes of room for {self.where(file.name)} in {shown(self.cache)}, got:"
-                    f" {reason_of(error)}; free some, or set data.remote.cache"
+                    f"cannot reserve {file.size} bytes for {self.where(file.name)} in {shown(self.cache)}:"
+                    f" {reason_of(error)}; free some space, or set data.remote.cache"
                 ) from None
 
     def _make_room(self, size: int) -> None:
-        """Remove what was used longest ago, and what killed downloads left, until `size` more bytes fit."""
+        """Remove leftovers of killed downloads, then the least recently used files until `size` more bytes fit."""
         limit = int(self.config.limit_gib * GIB)
         held = {}
         for path in [*self.cache.glob("*.whole"), *self.cache.glob("*.part")]:
@@ -218,43 +220,43 @@ class CachedStore:
             used -= held[path].st_size if gone else 0
         if used + size > limit:
             raise CacheFullError(
-                f"expected room for {size} bytes in {self.cache}, got {used} bytes in use under the limit of"
-                f" {self.config.limit_gib:g} GiB; raise data.remote.limit_gib, or lower data.plan.window_shards: the"
-                " cache must hold two windows for every lane of the node"
+                f"the cache {shown(self.cache)} has no room for {size} bytes: {used} bytes are in use, and its limit is"
+                f" {self.config.limit_gib:g} GiB; raise data.remote.limit_gib, or lower data.plan.window_shards: two"
+                " windows for every lane of the node must fit into the cache"
             )
 
     def _all_of(self, files: AbstractFileSystem, remote: str, name: str, most: int) -> bytes:
-        """The content of a remote file, read no further than `most` bytes whatever the server says of its size."""
+        """The content of a remote file. Reads at most `most` bytes, whatever size the server reports."""
         parts, size = [], 0
         with self._streamed(files, remote) as source:
             while chunk := source.read(CHUNK):
                 size += len(chunk)
                 if size > most:
-                    raise InputError(f"{self.where(name)} has more than the {most:,} bytes that are read")
+                    raise InputError(f"{self.where(name)} has more than {most:,} bytes; at most {most:,} are read")
                 parts.append(chunk)
         return b"".join(parts)
 
     def _streamed(self, files: AbstractFileSystem, remote: str) -> Any:
-        once = {"block_size": 0} if self.address.startswith("http") else {}  # not every server knows ranges
+        once = {"block_size": 0} if self.address.startswith("http") else {}  # not every server supports ranges
         return files.open(remote, "rb", **once)
 
     def _download(self, files: AbstractFileSystem, remote: str, file: File, part: Path) -> None:
-        """Into the reserved file, hashed on the way."""
-        found, size = hashlib.sha256(), 0
+        """Download into the reserved file and check the hash."""
+        digest, size = hashlib.sha256(), 0
         with self._streamed(files, remote) as source, part.open("r+b") as target:
             while chunk := source.read(CHUNK):
                 size += len(chunk)
                 if size > file.size:
                     raise OSError(f"more than the expected {file.size} bytes")
-                found.update(chunk)
+                digest.update(chunk)
                 target.write(chunk)
             target.truncate()
             os.fsync(target.fileno())
-        if found.hexdigest() != file.sha256:
-            raise OSError(f"{size} bytes with another sha256 than the index says")
+        if digest.hexdigest() != file.sha256:
+            raise OSError(f"{size} bytes whose sha256 is not the one in the index")
 
     def _asking(self, name: str, ask: Any) -> Any:
-        """The answer, asking again after a failure. Every library behind fsspec has errors of its own, so all count."""
+        """The result of `ask`, retried after any error, because every library behind fsspec has its own errors."""
         for attempt in range(self.config.attempts):
             if attempt:
                 time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
@@ -267,7 +269,7 @@ class CachedStore:
                     raise
                 problem = shown(f"{type(error).__name__} {error}".strip())[:MOST_ERROR]
         raise InputError(
-            f"expected {self.where(name)}, got {problem} ({self.config.attempts} attempts); check the server, the"
+            f"cannot read {self.where(name)} after {self.config.attempts} attempts: {problem}; check the server, the"
             " address data.shards, and data.remote"
         )
 
@@ -279,12 +281,12 @@ class CachedStore:
                 raise InputError(
                     f"data.shards: expected an address that an installed package reads, got {self.address} ({error})"
                 ) from None
-            self._files = files  # last: other threads take both as soon as they see it
+            self._files = files  # assigned last, because other threads use both as soon as they see it
         return self._files
 
 
 def _no_answer(cause: BaseException | None) -> bool:
-    """Whether "not found" only means that nobody answered: fsspec's HTTP says the same for both."""
+    """Whether "not found" means that the server did not respond; fsspec raises the same error over HTTP for both."""
     if cause is None or isinstance(cause, FileNotFoundError):
         return False
     from aiohttp import ClientConnectionError
@@ -293,10 +295,10 @@ def _no_answer(cause: BaseException | None) -> bool:
 
 
 def _options(address: str, config: RemoteConfig) -> dict[str, Any]:
-    """The timeout in each file system's own words, and the user's options on top."""
+    """The options of the address's file system: the timeout under its name there, and the user's options."""
     kind, timeout = address.split("://")[0], config.timeout_s
     if kind in ("http", "https"):
-        from aiohttp import ClientTimeout  # fsspec needs it for these addresses, and no others
+        from aiohttp import ClientTimeout  # fsspec needs it only for these addresses
 
         silent = ClientTimeout(total=None, sock_connect=timeout, sock_read=timeout)
         return {"client_kwargs": {"timeout": silent}, "skip_instance_cache": True, **config.options}
@@ -306,11 +308,11 @@ def _options(address: str, config: RemoteConfig) -> dict[str, Any]:
 
 
 def _remove(path: Path, unless_held: Path) -> bool:
-    """Remove the file unless somebody holds a lock on `unless_held`; whether it is gone."""
+    """Remove the file unless another process holds a lock on `unless_held`. Returns whether the file is gone."""
     try:
         with unless_held.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)  # under the lock, so that nobody opens it meanwhile for good
+            path.unlink(missing_ok=True)  # while locked, so that a process that opens it meanwhile notices
     except FileNotFoundError:
         path.unlink(missing_ok=True)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""The batches of a training: read, decoded, augmented, for one rank, from any step on."""
+"""The pipeline that reads, decodes and augments one rank's training batches, starting at any step."""
 
 import functools
 import time
@@ -25,15 +25,15 @@ DrawPairs: TypeAlias = Callable[[PlannedBatch, int, int], DrawnPairs]  # of the 
 
 
 class TrainingPipeline:
-    """All batches of `source` from (epoch, step) `start` on, without end.
+    """An endless iterator over the batches of `source` from (epoch, step) `start` on.
 
-    With `reading.workers`, that many threads read while the model trains, which helps with slow storage; the batches
-    are the same. An image that cannot be read or decoded raises InputError naming shard and key, or with
-    `reading.on_bad_sample` "replace" gives way to the next sound one of its identity and modality; `replaced` counts
-    those, `report` gets a sentence for each, and beyond `reading.bad_sample_share` of the training images the error
-    comes after all. `draw_pairs` draws the batch's pairs on the host; without it, none.
+    With `reading.workers`, that many threads read while the model trains, which helps with slow storage and does not
+    change the batches. `draw_pairs`, if given, draws the batch's pairs on the host.
 
-    An image that Pillow decodes but DALI refuses is decoded by the reader instead; `report` says so.
+    An image that cannot be read or decoded raises InputError with its shard and key. With `reading.on_bad_sample`
+    "replace", the next sound image of its identity and modality is used instead: `replaced` counts these images,
+    `report` gets a sentence for each, and InputError is raised only if they exceed `reading.bad_sample_share` of the
+    training images. An image that Pillow decodes but DALI refuses is decoded by the reader, which is reported too.
     """
 
     def __init__(
@@ -52,18 +52,18 @@ class TrainingPipeline:
         self.device_id, self.report, self.draw_pairs = device_id, report, draw_pairs
         self.reader = ShardReader(index)
         self.next = start[0] * source.steps + start[1]
-        self.instead: dict[int, int] = {}  # unusable row -> the row shown in its place
+        self.instead: dict[int, int] = {}  # unusable row -> the row used in its place
         self.decoded: set[int] = set()  # rows that DALI refuses, so that the graph gets their pixels
         self.fetching = FetchAhead(ShardReader(index)) if index.remote and self.plan.config.by_shards else None
         self.reading, self.feed, self.graph = self._build()
 
     @property
     def replaced(self) -> int:
-        """Images of this rank's share that were unusable so far, each counted once."""
+        """How many images of this rank's share have been unusable so far, each counted once."""
         return len(self.instead)
 
     def _build(self) -> tuple[ReadAhead[ReadBatch] | None, Feed, Any]:
-        """The graph, from the next step on, and what feeds it."""
+        """The graph for the batches from the next step on, and what feeds it."""
         reading = self._read_ahead() if self.config.workers else None
         feed = Feed(reading.take if reading else self._read(self.reader), self.next)
         graph = training_graph(
@@ -79,13 +79,13 @@ class TrainingPipeline:
         return reading, feed, graph
 
     def _read(self, reader: ShardReader) -> Callable[[int], ReadBatch]:
-        """Reads a batch by its number, with the images replaced and decoded that are known now."""
+        """A function that reads a batch by its number; it knows the images replaced and decoded until now."""
         return functools.partial(self.source.read, reader, dict(self.instead), frozenset(self.decoded))
 
     def _read_ahead(self) -> ReadAhead[ReadBatch]:
-        # A cache that holds two windows has no room for readers in three: one reads, in order, what was fetched ahead.
+        # A cache with room for two windows cannot serve readers in three of them: one thread reads in order.
         workers = 1 if self.fetching else self.config.workers
-        share = max(1, OPEN_SHARDS // workers)  # of the files that a process may open
+        share = max(1, OPEN_SHARDS // workers)  # of the open shards
         reads = [self._read(ShardReader(self.reader.index, share)) for _ in range(workers)]
         return ReadAhead(reads, self.next, self.config.prefetch + workers)
 
@@ -97,7 +97,7 @@ class TrainingPipeline:
         epoch, step = self.source.where(self.next)
         if self.fetching is not None:
             self.fetching.want(self.source.shards_ahead(self.next))
-        # Before the wait for the images, which DALI's threads prepare meanwhile. A replaced image changes no pair.
+        # Pairs are drawn while DALI's threads prepare the images. A replaced image does not change them.
         pairs = self.draw_pairs(self._foreseen(), epoch, step) if self.draw_pairs else DrawnPairs()
         branches = self._outputs()
         planned, drawn = self.feed.came_out(self.next)
@@ -112,11 +112,11 @@ class TrainingPipeline:
         return Batch(images_BCHW, label, branch, group, position, row, visible, epoch, step, pairs, wait_s)
 
     def _foreseen(self) -> PlannedBatch:
-        """The plan of the next batch, but for images that will be replaced."""
+        """The plan of the next batch, in which more images may yet be replaced."""
         return self.feed.foreseen(self.next) or self.source.planned(self.next, self.instead)
 
     def _finished(self, branches: list[torch.Tensor], drawn: Parameters) -> torch.Tensor:
-        """The batch in memory of its own: DALI will use that of its outputs again."""
+        """The finished batch in its own memory, because DALI reuses that of its outputs."""
         first = branches[0]
         if first.device.type != "cpu":
             return finish_whole(torch.cat(branches), drawn, self.augment.channel_augment_space)
@@ -131,11 +131,11 @@ class TrainingPipeline:
         return out_BCHW
 
     def _outputs(self) -> list[torch.Tensor]:
-        """The graph's outputs for the next batch; after a failure, from a graph built anew without its cause."""
+        """The graph's outputs for the next batch. After a failure, removes the cause and rebuilds the graph."""
         while True:
             try:
                 return next_outputs(self.graph, self.device_id)
-            except Exception as error:  # DALI's own, or one from a reader
+            except Exception as error:  # DALI's error, or a reader's
                 problem = self._find_problem()
                 if problem is not None:
                     if self.config.on_bad_sample == "stop":
@@ -145,11 +145,11 @@ class TrainingPipeline:
                     raise self.feed.error or error from None
                 if self.reading is not None:
                     self.reading.close()
-                del self.graph  # its memory is free before the new one takes as much
+                del self.graph  # so that its memory is freed before the new one allocates as much
                 self.reading, self.feed, self.graph = self._build()
 
     def _find_problem(self) -> BadSampleError | None:
-        """The first unusable image of the batches that the graph may have been working on."""
+        """The first unusable image in the batches that the graph may have been working on, or None."""
         for row in self._rows_ahead():
             try:
                 self.reader.check(row)
@@ -164,35 +164,35 @@ class TrainingPipeline:
         return list(dict.fromkeys(rows.tolist()))
 
     def _decode_refused(self) -> bool:
-        """Have the reader decode what DALI refuses of the batches ahead. Whether there is any."""
+        """Let the reader decode images ahead that DALI refuses. Returns whether there are any."""
         rows = [row for row in self._rows_ahead() if row not in self.decoded]
-        found = [rows[place] for place in refused([self.reader.read(row) for row in rows], self.device_id)]
-        self.decoded.update(found)
-        for row in found:
-            self.report(f"{self.reader.where(row)}: DALI does not decode this image; it is decoded without DALI")
-        return bool(found)
+        failed = [rows[place] for place in refused([self.reader.read(row) for row in rows], self.device_id)]
+        self.decoded.update(failed)
+        for row in failed:
+            self.report(f"{self.reader.where(row)}: DALI cannot decode this image; it is decoded without DALI")
+        return bool(failed)
 
     def _replace(self, problem: BadSampleError) -> None:
-        """The next sound image of the same identity and modality, in the order of the index and round to its start.
+        """Replace an image with the next sound one of the same identity and modality, in cyclic order of the index.
 
-        So the choice depends on the images alone, not on rank, step or what was replaced before.
+        So the choice depends only on the images, not on the rank or the step.
         """
         start, stop = self.plan.training_set.range_of(problem.row)
         others = [*range(problem.row + 1, stop), *range(start, problem.row)]
-        found = next((row for row in others if row not in self.instead and self._sound(row)), None)
-        if found is None:
-            raise InputError(f"{problem}; no other image of this identity and modality can take its place") from None
-        self.instead[problem.row] = found
+        substitute = next((row for row in others if row not in self.instead and self._sound(row)), None)
+        if substitute is None:
+            raise InputError(f"{problem}; no other image of this identity and modality can replace it") from None
+        self.instead[problem.row] = substitute
         share = self.replaced / sum(self.plan.training_set.images)
         self.report(
-            f"{problem}; {self.reader.index.key(found)} takes its place; replaced so far: {self.replaced} images"
+            f"{problem}; {self.reader.index.key(substitute)} is used instead; replaced so far: {self.replaced} images"
             f" ({100 * share:.2g} %)"
         )
         most = self.config.bad_sample_share
         if share > most:
             raise InputError(
                 f"expected at most {100 * most:g} % unusable images (data.bad_sample_share), got"
-                f" {self.replaced} of {sum(self.plan.training_set.images)}, the last: {problem}"
+                f" {self.replaced} of {sum(self.plan.training_set.images)}; the last one: {problem}"
             )
 
     def _sound(self, row: int) -> bool:

@@ -1,4 +1,4 @@
-"""What the training graph is given: the bytes and the drawn parameters of a rank's share of a batch."""
+"""The inputs of the training graph: image bytes and drawn parameters of a rank's share of each batch."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from tacaf.vocabulary import Branch, InputError
 
 
 class ReadBatch(NamedTuple):
-    """A batch whose images were read and not yet decoded."""
+    """A batch whose images have been read but not decoded."""
 
     planned: PlannedBatch
     drawn: Parameters
@@ -20,10 +20,10 @@ class ReadBatch(NamedTuple):
 
 
 class TrainingSource:
-    """This rank's share of every batch: pure in the batch's number and in `instead`, an unusable row's substitute.
+    """This rank's share of every batch, as a pure function of its number and of `instead` (unusable row -> substitute).
 
-    An epoch has `steps` batches, by default as many as the plan says. Holds no state, so that several threads may use
-    it at once, each with a reader of its own. InputError unless a batch's pair groups and lanes divide among the ranks.
+    An epoch has `steps` batches, by default the plan's number. It has no state, so several threads may use it at once,
+    each with its own reader. Raises InputError unless a batch's pair groups and lanes divide among the ranks.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class TrainingSource:
         return divmod(number, self.steps)
 
     def planned(self, number: int, instead: Mapping[int, int]) -> PlannedBatch:
-        """The plan of the batch with this number, unusable images replaced."""
+        """The plan of the batch with this number, with unusable images replaced."""
         planned = self.plan.rank_batch(*self.where(number), self.rank, self.ranks)
         if not instead:
             return planned
@@ -46,11 +46,11 @@ class TrainingSource:
         return planned._replace(row_B=np.array(rows, dtype=np.int64))
 
     def shards_ahead(self, number: int) -> np.ndarray:
-        """The shards that this rank's cache should hold by the batch with this number."""
+        """The shards that this rank's cache should have by the batch with this number."""
         return self.plan.shards_ahead(*self.where(number), self.steps, self.rank, self.ranks)
 
     def read(self, reader: ShardReader, instead: Mapping[int, int], decoded: Collection[int], number: int) -> ReadBatch:
-        """The batch with this number; of the rows `decoded` the graph gets the pixels. InputError from the reader."""
+        """Read the batch with this number; the rows `decoded` are passed to the graph as pixels. Raises InputError."""
         planned = self.planned(number, instead)
         drawn = draw_parameters(self.augment, self.plan.seed, *self.where(number), planned.position_B, planned.branch_B)
         if reader.index.remote and self.plan.config.by_shards:
@@ -66,10 +66,10 @@ class TrainingSource:
 
 
 class Feed:
-    """Hands the batches from number `first` on to one graph, and keeps what is wanted again when they come out."""
+    """Passes the batches from number `first` on to a graph, and keeps their plans until the graph outputs them."""
 
     def __init__(self, read: Callable[[int], ReadBatch], first: int) -> None:
-        self.error: InputError | None = None  # of a reader; what comes out of the graph may be another exception
+        self.error: InputError | None = None  # of a reader; the graph may raise another exception in its place
         self._read, self._first = read, first
         self._waiting: dict[int, ReadBatch] = {}
 
@@ -84,11 +84,11 @@ class Feed:
         return batch.inputs
 
     def foreseen(self, number: int) -> PlannedBatch | None:
-        """The plan of a batch that the graph is working on, if it was given that one already."""
+        """The plan of a batch that was already passed to the graph, or None."""
         batch = self._waiting.get(number)
         return None if batch is None else batch.planned
 
     def came_out(self, number: int) -> tuple[PlannedBatch, Parameters]:
-        """Plan and parameters of a batch that the graph is done with."""
+        """The plan and the parameters of a batch that the graph has finished."""
         batch = self._waiting.pop(number)
         return batch.planned, batch.drawn

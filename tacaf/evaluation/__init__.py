@@ -1,1 +1,1 @@
-"""Scoring: features and protocols in, rank-k, mAP and mINP out; extraction over ranks; the run's report."""
+"""Scoring of features by protocols (rank-k, mAP, mINP), and extraction of features over ranks."""

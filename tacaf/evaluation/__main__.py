@@ -1,4 +1,4 @@
-"""`python -m tacaf.evaluation score`: score plain feature files by a protocol."""
+"""`python -m tacaf.evaluation score`: score feature files under a protocol."""
 
 from tacaf.start import start
 
@@ -45,20 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def facts_of(pairs: Sequence[str]) -> dict[str, Any]:
-    """Words KEY=VALUE as a mapping; a value is read as JSON if it is JSON (true, 3), else as text."""
-    found: dict[str, Any] = {}
+    """Arguments KEY=VALUE as a mapping. A value that is JSON (true, 3) is parsed; any other is text."""
+    facts: dict[str, Any] = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise InputError(f"expected --state KEY=VALUE, got {shown(pair)!r}; put an = between them")
-        if key in found:
+        if key in facts:
             raise InputError(f"expected --state {shown(key)} once, got it twice; leave one out")
-        found[key] = _value_of(key, text)
-    return found
+        facts[key] = _value_of(key, text)
+    return facts
 
 
 def _value_of(key: str, text: str) -> Any:
-    """The JSON value if it is JSON, within the limits of all that is read; else the text. InputError for NaN."""
+    """The parsed value if the text is JSON, otherwise the text. Raises InputError for NaN or JSON beyond the limits."""
     try:
         is_json = json.loads(text) is not None or text == "null"
     except RecursionError:
@@ -69,7 +69,7 @@ def _value_of(key: str, text: str) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog=program("tacaf.evaluation"), description="Score feature files, of this or any other program.")
+    parser = Parser(prog=program("tacaf.evaluation"), description="Score feature files of this or any other model.")
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
     score = verbs.add_parser("score", help="rank-k, mAP and mINP of a feature file under a protocol")
     score.add_argument(
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         required=True,
         metavar="F.npz",
-        help="feature file; for RegDB one for each split",
+        help="feature file; for RegDB, one per split",
     )
     add_protocol_options(score, every=False)
     score.add_argument(

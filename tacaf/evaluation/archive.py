@@ -1,4 +1,4 @@
-"""Named arrays of an .npz from anywhere: what a header claims is compared with the file before memory is taken."""
+"""Reading named arrays from untrusted .npz files: headers are checked against the file before memory is allocated."""
 
 import io
 import math
@@ -17,19 +17,19 @@ from tacaf.files import reason_of, shown
 from tacaf.vocabulary import InputError
 
 CURE = "write it again with numpy.savez"
-MOST_EXPANSION = 200  # times, of a large member; columns of equal words shrink more, and are small
+MOST_EXPANSION = 200  # compression ratio of a large member; columns of equal words compress better, but are small
 FREELY_EXPANDED = 1 << 28  # bytes
 MOST_MEMBERS = 1000
 _MOST_HEADER = 1 << 16
 _CHUNK = 1 << 22
 _KINDS = "biufcSUMm"  # no objects, which would be unpickled, and no records
 _DAMAGE = (ValueError, OSError, EOFError, KeyError, struct.error, zipfile.BadZipFile, zlib.error)
-# Damage to the lists inside a zip, and what Python's reader does not know (encryption, compression methods).
+# Damage to a zip's directory, and features that Python's reader does not support (encryption, compression methods).
 _ODD = (RuntimeError, NotImplementedError, MemoryError, OverflowError, TypeError, IndexError, SyntaxError)
 
 
 class _Header(NamedTuple):
-    """What stands before an array's numbers."""
+    """The header of an array."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -38,15 +38,15 @@ class _Header(NamedTuple):
 
 
 def read_arrays(path: Path, names: Sequence[str], large_bytes: int) -> dict[str, np.ndarray]:
-    """These arrays of an .npz, in native byte order. One that is larger than `large_bytes`, stored uncompressed and the
-    first of `names` is a numpy.memmap; its bytes have been compared with the archive's checksum.
+    """These arrays of an .npz, in native byte order.
 
-    InputError, naming the file and the array, for whatever is no such file, and before memory is taken for it.
+    The first of `names` is returned as a numpy.memmap if it is larger than `large_bytes` and stored uncompressed; its
+    checksum is checked too. Raises InputError, naming file and array, before memory is allocated for a wrong file.
     """
     _refuse_other_files(path)
     try:
         with zipfile.ZipFile(path) as archive, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # numpy's, of old and odd headers
+            warnings.simplefilter("ignore")  # numpy warns about old and unusual headers
             members = _members(archive, names, path)
             headers = {name: _header(archive, members[name], path) for name in names}
             return {
@@ -60,7 +60,7 @@ def read_arrays(path: Path, names: Sequence[str], large_bytes: int) -> dict[str,
 
 def _refuse_other_files(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"expected a feature file (.npz), got {shown(path)}, which is no file; check the path")
+        raise InputError(f"the feature file {shown(path)} does not exist or is not a file; check the path")
     try:
         with path.open("rb") as file:
             begin = file.read(6)
@@ -73,20 +73,20 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _members(archive: zipfile.ZipFile, names: Sequence[str], path: Path) -> dict[str, zipfile.ZipInfo]:
-    """The member of each array. InputError for one that is missing, twice there, encrypted, or claims too much."""
-    found = archive.infolist()
-    if len(found) > MOST_MEMBERS:
-        raise InputError(f"{shown(path)}: expected at most {MOST_MEMBERS} arrays, got {len(found)}; {CURE}")
-    held = [member.filename for member in found]
-    missing = [name for name in names if f"{name}.npy" not in held]
+    """The member of each array. Raises InputError if one is missing, repeated, encrypted, or of an implausible size."""
+    members = archive.infolist()
+    if len(members) > MOST_MEMBERS:
+        raise InputError(f"{shown(path)}: expected at most {MOST_MEMBERS} arrays, got {len(members)}; {CURE}")
+    filenames = [member.filename for member in members]
+    missing = [name for name in names if f"{name}.npy" not in filenames]
     if missing:
         raise InputError(
             f"{shown(path)}: expected the arrays {', '.join(names)} (members such as {names[0]}.npy), got "
-            f"{shown(', '.join(held))[:300] or 'none'}; add {', '.join(missing)}"
+            f"{shown(', '.join(filenames))[:300] or 'none'}; add {', '.join(missing)}"
         )
-    for member in found:
+    for member in members:
         if member.filename.removesuffix(".npy") in names:
-            problem = _problem(member, held.count(member.filename), path)
+            problem = _problem(member, filenames.count(member.filename), path)
             if problem:
                 raise InputError(f"{shown(path)}, {shown(member.filename)}: {problem}; {CURE}")
     return {name: archive.getinfo(f"{name}.npy") for name in names}
@@ -95,35 +95,35 @@ def _members(archive: zipfile.ZipFile, names: Sequence[str], path: Path) -> dict
 def _problem(member: zipfile.ZipInfo, times: int, path: Path) -> str | None:
     size, packed = member.file_size, member.compress_size
     if times > 1:
-        return f"the array is there {times} times"
+        return f"the array occurs {times} times"
     if member.flag_bits & 1:
         return "the array is encrypted"
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"compression method {member.compress_type} is not one that numpy writes"
     if packed > path.stat().st_size or (member.compress_type == zipfile.ZIP_STORED and packed != size):
-        return f"the archive says {size:,} bytes, which it does not hold"
+        return f"the archive states {size:,} bytes, more than it contains"
     if size > max(FREELY_EXPANDED, MOST_EXPANSION * packed):
-        return f"{packed:,} bytes claim to become {size:,}"
+        return f"the archive states that {packed:,} bytes expand to {size:,}"
     return None
 
 
 def _header(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> _Header:
-    """InputError unless the array that the header describes is as large as the member."""
+    """The header of an array. Raises InputError unless it describes a plain array of exactly the member's size."""
     with archive.open(member) as file:
-        found = _parse_header(file)
+        header = _parse_header(file)
     where = f"{shown(path)}, {member.filename}"
-    if found.dtype.hasobject:
+    if header.dtype.hasobject:
         raise InputError(
-            f"{where}: expected an array without pickled objects, got {found.dtype}; store numbers or words"
+            f"{where}: expected an array without pickled objects, got {header.dtype}; store numbers or text"
         )
-    if found.dtype.kind not in _KINDS or found.dtype.subdtype is not None:
-        raise InputError(f"{where}: expected numbers or words, got {shown(found.dtype)[:60]}; store plain arrays")
-    if found.bytes + math.prod(found.shape) * found.dtype.itemsize != member.file_size:
+    if header.dtype.kind not in _KINDS or header.dtype.subdtype is not None:
+        raise InputError(f"{where}: expected numbers or text, got {shown(header.dtype)[:60]}; store plain arrays")
+    if header.bytes + math.prod(header.shape) * header.dtype.itemsize != member.file_size:
         raise InputError(
-            f"{where}: expected as many bytes as its header says, {list(found.shape)} of {found.dtype}, got"
-            f" {member.file_size:,} with the header; {CURE}"
+            f"{where}: expected the size of {list(header.shape)} {header.dtype}, which the header describes, got"
+            f" {member.file_size:,} bytes with the header; {CURE}"
         )
-    return found
+    return header
 
 
 def _parse_header(file: IO[bytes]) -> _Header:
@@ -149,15 +149,15 @@ def _array(
     if large and header.dtype.isnative:
         return _mapped(archive, member, header, path)
     with archive.open(member) as file:
-        found = np.lib.format.read_array(file, allow_pickle=False)
-        file.read(1)  # to the end, where the checksum is compared
-    return found if found.dtype.isnative else found.astype(found.dtype.newbyteorder("="))
+        array = np.lib.format.read_array(file, allow_pickle=False)
+        file.read(1)  # reaching the end makes zipfile compare the checksum
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _mapped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, header: _Header, path: Path) -> np.ndarray:
-    """A large array as a map of its bytes in the file."""
+    """A large array, memory-mapped from the file."""
     with archive.open(member) as file:
-        while file.read(_CHUNK):  # for its checksum
+        while file.read(_CHUNK):  # reads everything, so that zipfile compares the checksum
             pass
     with path.open("rb") as file:
         file.seek(member.header_offset + 26)  # the two lengths that end a zip entry's header of 30 bytes

@@ -1,4 +1,4 @@
-"""Whether features can be those of a protocol's data set: what is refused, and what gives a warning in the result."""
+"""Checks whether features can be those of a protocol's data set: errors, and warnings for the result."""
 
 from collections.abc import Sequence
 
@@ -13,26 +13,26 @@ _MOST_LISTED = 10  # cameras in a warning
 
 
 def warnings_about(features: FeatureSet, protocol: Protocol) -> tuple[str, ...]:
-    """A sentence for each reason to doubt the scores of these features. InputError if they cannot be scored at all.
+    """A sentence for each reason to doubt the scores of these features.
 
-    Reads all features once, which takes its time with a large set.
+    Reads all features once, which takes time for a large set. Raises InputError if they cannot be scored at all.
     """
     return (*_about_zeros(features, features.zero_rows()), *_about_cameras(features, protocol))
 
 
 def refuse_twins(sets: Sequence[FeatureSet]) -> None:
-    """InputError if two sets hold the same features, in whatever order of rows or type: that is one split, not two."""
+    """Raise InputError if two sets have the same features, in any order of rows and any type: they are one split."""
     for later, one in enumerate(sets):
         for earlier in range(later):
             if same_features(one, sets[earlier]):
                 raise InputError(
-                    f"expected one feature file a split, each of its own model, got the same features as number"
-                    f" {earlier + 1} and number {later + 1}; leave one out"
+                    "expected one feature file per split, each from its own model, got the same features in file"
+                    f" {earlier + 1} and file {later + 1}; leave one out"
                 )
 
 
 def check_cameras(features: FeatureSet, protocol: Protocol) -> None:
-    """InputError for an image whose camera cannot have taken it in the protocol's data set."""
+    """Raise InputError if an image's camera does not take images of its modality in the protocol's data set."""
     for modality, cameras in protocol.cameras.items():
         wrong = (features.modality == modality.code) & ~np.isin(features.camid, cameras)
         if wrong.any():
@@ -44,26 +44,26 @@ def check_cameras(features: FeatureSet, protocol: Protocol) -> None:
 
 
 def _about_zeros(features: FeatureSet, zero: np.ndarray) -> tuple[str, ...]:
-    """A sentence if these rows are zero throughout."""
+    """A sentence about these rows, whose features are all zero."""
     if not zero.size:
         return ()
     row = int(zero[0])
     return (
         f"{zero.size} of {len(features)} images have features that are all zero (first row {row}: pid"
-        f" {features.pid[row]}, camera {features.camid[row]}, number {features.number[row]}); where they stand in a"
-        " list means nothing",
+        f" {features.pid[row]}, camera {features.camid[row]}, number {features.number[row]}); their ranks are"
+        " meaningless",
     )
 
 
 def _about_cameras(features: FeatureSet, protocol: Protocol) -> tuple[str, ...]:
-    """A sentence for a set whose cameras cannot be those of the protocol's data set, whatever their numbers."""
+    """A sentence if the cameras cannot be those of the protocol's data set, whatever their numbers."""
     visible, infrared = (
         np.unique(features.camid[features.modality == modality.code]).tolist() for modality in Modality
     )
     if protocol.layout is Layout.ONE_A_MODALITY and max(len(visible), len(infrared)) > 1:
-        expected = "one camera a modality"
+        expected = "one camera per modality"
     elif protocol.layout is Layout.SHARED and visible and infrared and not set(visible) & set(infrared):
-        expected = "cameras of which each gives images of both modalities"
+        expected = "cameras that each give images of both modalities"
     else:
         return ()
     return (

@@ -1,4 +1,4 @@
-"""What a result says of the model and the images beside its scores; a feature file does not carry it."""
+"""Facts about the model and the images that a result records besides its scores; feature files do not contain them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from tacaf.vocabulary import InputError
 Text = Annotated[str, Field(max_length=4096)]
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Facts = dict[Text, Text | int | float | bool | None]
-# Of a table over several splits, each with a model of its own: a list with one entry for each split.
+# For a table over several splits, each with its own model: a list with one entry per split.
 SplitName = Text | Whole | Annotated[list[Text], Field(min_length=1, max_length=1000)] | None
 Embedded = Text | Whole | None
 Origin = Text | Facts | Annotated[list[Facts], Field(min_length=1, max_length=1000)] | None
@@ -20,7 +20,7 @@ Versions = dict[Text, Text | None]
 
 
 class Circumstances(Document):
-    """Facts for a result that only the caller knows; null: unknown."""
+    """Facts for a result that only the caller knows; null if unknown."""
 
     split: SplitName = None
     embedding: Embedded = None
@@ -33,7 +33,7 @@ class Circumstances(Document):
 
     @classmethod
     def of(cls, facts: "Circumstances | Mapping[str, Any] | None") -> "Circumstances":
-        """From a mapping. InputError for a name that is not a field, and for a value that a field cannot have."""
+        """The circumstances in a mapping. Raises InputError for an unknown field or a wrong value."""
         if isinstance(facts, Circumstances):
             return facts
         stray = set(facts or {}) - set(cls.model_fields)
@@ -51,7 +51,7 @@ CIRCUMSTANCES = tuple(Circumstances.model_fields)
 
 
 def join_circumstances(splits: Sequence[Circumstances]) -> Circumstances:
-    """The circumstances of a table over splits: a fact in which they differ becomes a list, one entry for each."""
+    """The circumstances of a table over splits. A fact that differs becomes a list with one entry per split."""
     columns = {name: [getattr(one, name) for one in splits] for name in CIRCUMSTANCES}
     return Circumstances.of(
         {name: values[0] if all(one == values[0] for one in values) else values for name, values in columns.items()}

@@ -1,4 +1,4 @@
-"""The settings of an evaluation: what is scored at the end of a training, and how often before."""
+"""The settings of an evaluation: what is scored at the end of a training, and how often during it."""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -17,7 +17,7 @@ MOST_EPOCHS = 10**6
 
 
 class Asked(NamedTuple):
-    """One thing to score under a protocol."""
+    """One search to score under a protocol."""
 
     mode: str | None
     direction: str | None
@@ -25,7 +25,7 @@ class Asked(NamedTuple):
 
 
 def _no_word(word: str, what: str, words: Iterable[str]) -> str:
-    """Not one of these words, and which is near."""
+    """An error text for a word that is not one of `words`, with a similar one."""
     *most, last = words
     advice = did_you_mean(word, [*most, last]) or "choose one of them"
     return f"expected {what} {', '.join(most)} or {last}, got {word!r}; {advice}"
@@ -35,7 +35,7 @@ class EvaluationConfig(Settings):
     """What is scored, and how often."""
 
     every: int = Field(
-        10, ge=0, le=MOST_EPOCHS, description="Epochs between evaluations while training; 0: only at the end."
+        10, ge=0, le=MOST_EPOCHS, description="Epochs between evaluations during training; 0: only at the end."
     )
     protocol: str = Field("sysu_mm01", description="sysu_mm01, regdb, llcm or generic.")
     split: Literal["test", "val"] = Field(
@@ -45,16 +45,18 @@ class EvaluationConfig(Settings):
         ),
     )
     modes: tuple[str, ...] = Field(
-        ("all_search", "indoor_search"), description="SYSU-MM01: modes scored at the end; the first one while training."
+        ("all_search", "indoor_search"),
+        description="SYSU-MM01: modes scored at the end; during training only the first.",
     )
     directions: tuple[str, ...] = Field(
-        (), description="Other protocols: directions scored at the end; empty: every one the protocol has."
+        (), description="Other protocols: directions scored at the end; empty: all that the protocol has."
     )
     shots: tuple[int, ...] = Field(
-        (1, 10), description="Gallery images per identity and camera scored at the end; the first one while training."
+        (1, 10),
+        description="Gallery images per identity and camera, scored at the end; during training only the first.",
     )
     gallery_draw: Literal["official", "literature"] | None = Field(
-        None, description="null: official where the authors' permutations are given, else literature."
+        None, description="null: official if the authors' permutations are given, otherwise literature."
     )
     splits: UserPath | None = Field(None, description="Folder with rand_perm_cam.mat, for the official draw.")
     metric: Metric = Field("cosine", description="Distance between embeddings.")
@@ -101,23 +103,23 @@ class EvaluationConfig(Settings):
         if table is None:
             raise ValueError(f"protocol: {_no_word(self.protocol, 'protocol', PROTOCOLS)}")
         chosen = "modes" if table.selector == "mode" else "directions"
-        for at, word in enumerate(getattr(self, chosen)):
+        for number, word in enumerate(getattr(self, chosen)):
             if word not in table.searches:
-                raise ValueError(f"{chosen}[{at}]: {_no_word(word, table.selector, table.searches)}")
+                raise ValueError(f"{chosen}[{number}]: {_no_word(word, table.selector, table.searches)}")
         if not self.asked():
             name = "shots" if self.modes else "modes"
             raise ValueError(f"{name}: expected at least one, got an empty list; name what is scored at the end")
         try:
-            # Not the files that are named: they may be on another machine, where this configuration is read too.
+            # Without reading the named files, which may be missing on the machine that reads this configuration.
             for asked in self.asked():
                 self.setting(asked, read=False)
-            self.reranking  # noqa: B018 - for its error
+            self.reranking  # noqa: B018 - raises InputError for wrong numbers
         except InputError as error:
             raise ValueError(str(error)) from None
         return self
 
     def asked(self) -> list[Asked]:
-        """What is scored at the end, in this order; the first of it while training."""
+        """What is scored at the end, in this order; during training only the first."""
         table = PROTOCOLS.get(self.protocol)
         if table is None or table.selector == "mode":
             return [Asked(mode, None, shots) for mode in self.modes for shots in self.shots]
@@ -126,9 +128,9 @@ class EvaluationConfig(Settings):
         return [Asked(None, direction, 1) for direction in self.directions or table.default_searches]
 
     def setting(self, asked: Asked, read: bool = True) -> Setting:
-        """The protocol with every choice made. InputError for what it does not define.
+        """The protocol with every choice made. Raises InputError for choices that it does not have.
 
-        `read`: with the permutations and lists read from their files.
+        `read`: read the permutations and lists from their files.
         """
         return choose_setting(
             self.protocol,
@@ -145,15 +147,17 @@ class EvaluationConfig(Settings):
         )
 
     def for_split(self, split: str) -> "EvaluationConfig":
-        """The settings for scoring these identities: the authors' permutations are made for the test identities, so the
-        validation identities have the literature draw in place of the official one. Reads the files that are named.
+        """The settings for scoring a split. Reads the files that they name.
+
+        The authors' permutations exist only for the test identities, so validation identities use the literature draw
+        in place of the official one.
         """
         if split != "val" or self.setting(self.asked()[0]).gallery_draw != "official":
             return self
         return self.model_copy(update={"gallery_draw": "literature"})
 
     def settings(self) -> list[Setting]:
-        """The setting of everything that is scored at the end, in the order of `asked`."""
+        """The settings of everything that is scored at the end, in the order of `asked`."""
         return [self.setting(asked) for asked in self.asked()]
 
     @property
@@ -163,5 +167,5 @@ class EvaluationConfig(Settings):
 
     @property
     def reranking(self) -> Rerank | None:
-        """The three numbers, checked."""
+        """The re-ranking with its three numbers checked, or None."""
         return None if self.rerank is None else Rerank.of(self.rerank)

@@ -1,6 +1,6 @@
-"""Embeddings of many images from all ranks, put together by their row in the index, each image once.
+"""Embedding images on all ranks, and gathering the embeddings in the order of their index rows, each image once.
 
-The caller passes the model as a function and the index as columns, so this file knows neither.
+The caller passes the model as a function and the index as columns, so this file depends on neither.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -23,14 +23,14 @@ def extract(
     columns: Mapping[str, np.ndarray],
     rows: np.ndarray | None = None,
 ) -> FeatureSet:
-    """Embed every batch of this rank, gather the ranks, sort by row: the same set on every rank, whatever their number.
+    """Embed every batch of this rank, gather from all ranks and sort by row. The result is the same on every rank.
 
-    embed: images [b, C, H, W] of one modality, and that modality, to embeddings [b, d]; the caller sets the mode.
-    batches: this rank's (images, rows), rows int64 [b], the images' places in `columns`; modalities may mix. A rank
-    may have none, and ranks may repeat an image to fill their last batch: the first copy is kept.
+    embed: from images [b, C, H, W] of one modality, and that modality, to embeddings [b, d]; the caller sets the mode.
+    batches: this rank's (images, rows), rows int64 [b], the images' rows in `columns`; modalities may be mixed. A rank
+    may have no batches, and ranks may repeat an image to fill their last batch: the first copy is kept.
     columns: whole index columns `pid`, `camid`, `modality` (codes) and `number`.
-    rows: the rows that must come out; InputError names one that did not.
-    Returns float32 features. Every rank must call this, since it gathers.
+    rows: the rows that are expected; raises InputError if the result has others.
+    Returns float32 features. A collective call.
     """
     modality = np.asarray(columns["modality"])
     parts = [_embed_batch(embed, images, batch_rows, modality) for images, batch_rows in batches]
@@ -42,7 +42,7 @@ def extract(
         different = np.setxor1d(kept, rows)
         raise InputError(
             f"expected features of {len(np.unique(rows))} images, got {len(kept)} (row {different[0]} differs); "
-            "make the batches cover the images once"
+            "pass batches that cover exactly these images"
         )
     pid, camid, number = (np.asarray(columns[name])[kept].astype(np.int64) for name in ("pid", "camid", "number"))
     return FeatureSet(features.numpy()[first], pid, camid, modality[kept].astype(np.uint8), number)
@@ -51,23 +51,23 @@ def extract(
 def _embed_batch(
     embed: Embed, images: torch.Tensor, rows: torch.Tensor, modality: np.ndarray
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows and embeddings of one batch on the CPU, each modality embedded by itself."""
+    """Rows and embeddings of one batch on the CPU, with each modality embedded separately."""
     rows = torch.as_tensor(rows, dtype=torch.int64).cpu()
     codes = torch.from_numpy(modality[rows.numpy()].astype(np.int64))
-    order, found = [], []
+    order, embeddings = [], []
     for kind in Modality:
         where = torch.nonzero(codes == kind.code).flatten()
         if len(where):
             order.append(where)
-            found.append(embed(images[where.to(images.device)], kind).float().cpu())
-    return rows[torch.cat(order)], torch.cat(found)
+            embeddings.append(embed(images[where.to(images.device)], kind).float().cpu())
+    return rows[torch.cat(order)], torch.cat(embeddings)
 
 
 def _gather(features_ND: torch.Tensor | None) -> torch.Tensor:
     """All ranks' features in rank order, on the CPU; a rank without images passes None."""
     shapes = [shape for shape in gather_objects(None if features_ND is None else tuple(features_ND.shape)) if shape]
     if not shapes:
-        raise InputError("expected images to extract features from, got no batch; check the split and the index")
+        raise InputError("expected images to extract features from, got none; check the split and the index")
     if world_size() == 1:
         assert features_ND is not None
         return features_ND

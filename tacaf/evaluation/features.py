@@ -1,4 +1,4 @@
-"""The plain feature file (`F.npz`): features with the facts about each image, and what makes one unusable."""
+"""The feature file (`F.npz`): features with the facts about each image, and checks of them."""
 
 import mmap
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ from tacaf.files import shown, whole_file
 from tacaf.vocabulary import InputError, Modality
 
 ARRAYS = ("features", "pid", "camid", "modality", "number")
-LARGE_BYTES = 1 << 30  # features beyond this stay in their file and are read as they are needed
+LARGE_BYTES = 1 << 30  # larger features stay in their file and are read when they are needed
 _CHECKED_ROWS = 1 << 14
 _MODALITY_WORDS = tuple(m.value for m in Modality)
 
 
 @dataclass(frozen=True, eq=False)
 class FeatureSet:
-    """Embeddings of n images, d wide, and where each came from. Row i of every array is image i.
+    """Embeddings of n images, d wide, and the facts about each image. Row i of every array is image i.
 
-    `features` [n, d] float16, float32 or float64; `pid` [n] int64, the number the data set writes; `camid` [n] int64,
-    never shifted; `modality` [n] uint8, `Modality.code`; `number` [n] int64, the 1-based number of the image in its
-    camera and pid folder, file names ascending.
+    `features` [n, d] float16, float32 or float64; `pid` [n] int64, the data set's own number; `camid` [n] int64, never
+    shifted; `modality` [n] uint8, `Modality.code`; `number` [n] int64, the image's 1-based number in its folder of
+    camera and pid, file names ascending.
     """
 
     features: np.ndarray
@@ -39,30 +39,30 @@ class FeatureSet:
         return int(self.features.shape[1])
 
     def check(self, where: str = "the features") -> "FeatureSet":
-        """This set, if it can be scored; otherwise an InputError that names the array, the row and the remedy."""
+        """Returns this set if it can be scored; otherwise raises InputError with the array, the row and the remedy."""
         self.zero_rows(where)
         return self
 
     def zero_rows(self, where: str = "the features") -> np.ndarray:
-        """As `check`; the rows whose features are all zero, which have no direction and therefore no rank."""
+        """Like `check`, but returns the rows whose features are all zero, which have no direction and so no rank."""
         _check_shapes(self, where)
         zero = _check_values(self, where)
         _check_images(self, where)
         return zero
 
     def save(self, path: Path) -> None:
-        """Write `F.npz`, whole or not at all."""
+        """Write `F.npz` atomically."""
         words = np.asarray(_MODALITY_WORDS)[self.modality.astype(np.int64)]
         with whole_file(path) as file:
             np.savez(file, features=self.features, pid=self.pid, camid=self.camid, modality=words, number=self.number)
 
 
 def load_features(path: Path) -> FeatureSet:
-    """Read and check an `F.npz`. Nothing is unpickled: a file with object arrays is refused.
+    """Read and check an `F.npz`. Nothing is unpickled: files with object arrays are refused.
 
-    Features of more than LARGE_BYTES that `numpy.savez` wrote, uncompressed, are a numpy.memmap; `read_rows` reads it.
-    Raises InputError for a file that is missing, not an npz, damaged, without one of the five arrays, empty, of
-    mismatched lengths, with NaN or infinity, or with an unknown modality word.
+    Uncompressed features of more than LARGE_BYTES, as `numpy.savez` writes them, are returned as a numpy.memmap; use
+    `read_rows` on it. Raises InputError if the file is missing, not an npz, damaged or empty, if one of the five arrays
+    is missing, if their lengths differ, or if there are NaN, infinity or unknown modalities.
     """
     arrays = read_arrays(path, ARRAYS, LARGE_BYTES)
     words = arrays["modality"]
@@ -70,8 +70,8 @@ def load_features(path: Path) -> FeatureSet:
         words = np.char.decode(words, "ascii", "replace")
     if words.dtype.kind != "U":
         raise InputError(
-            f'{shown(path)}: expected the words "visible" and "infrared" in modality, got values of type'
-            f" {words.dtype}; write the words"
+            f'{shown(path)}: expected "visible" and "infrared" as text in modality, got values of type'
+            f" {words.dtype}; store text"
         )
     unknown = sorted(set(np.unique(words).tolist()) - set(_MODALITY_WORDS))
     if unknown:
@@ -95,21 +95,21 @@ def _whole_numbers(array: np.ndarray, name: str, path: Path) -> np.ndarray:
 
 
 def read_rows(stored_ND: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """A copy of these rows. Of a memory map the pages read are let go again, or they would count as resident memory."""
+    """A copy of these rows. The pages of a memory map are released, or they would count as resident memory."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and np.all(np.diff(rows) == 1):
-        found = np.array(stored_ND[rows[0] : rows[-1] + 1], subok=False)
+        copied = np.array(stored_ND[rows[0] : rows[-1] + 1], subok=False)
     else:
-        ascending = np.argsort(rows, kind="stable")  # the disk is read forwards
-        found = np.empty((len(rows), *stored_ND.shape[1:]), stored_ND.dtype)
-        found[ascending] = stored_ND[rows[ascending]]
+        ascending = np.argsort(rows, kind="stable")  # so that the disk is read forwards
+        copied = np.empty((len(rows), *stored_ND.shape[1:]), stored_ND.dtype)
+        copied[ascending] = stored_ND[rows[ascending]]
     pages = getattr(stored_ND, "_mmap", None)
     if pages is not None:
         pages.madvise(mmap.MADV_DONTNEED)
-    return found
+    return copied
 
 
 def same_features(one: FeatureSet, other: FeatureSet) -> bool:
-    """Whether both hold the same images with the same features, whatever the order of rows and the type of numbers."""
+    """Whether both have the same images with the same features, in any order of rows and any type of number."""
     if one.features.shape != other.features.shape:
         return False
     facts, others = (np.stack([each.modality, each.pid, each.camid, each.number]) for each in (one, other))
@@ -117,9 +117,9 @@ def same_features(one: FeatureSet, other: FeatureSet) -> bool:
     if not np.array_equal(facts[:, order], others[:, other_order]):
         return False
     for a in range(0, len(one), _CHECKED_ROWS):
-        found_ND = read_rows(one.features, order[a : a + _CHECKED_ROWS]).astype(np.float32)
+        one_ND = read_rows(one.features, order[a : a + _CHECKED_ROWS]).astype(np.float32)
         other_ND = read_rows(other.features, other_order[a : a + _CHECKED_ROWS]).astype(np.float32)
-        if not np.array_equal(found_ND, other_ND):
+        if not np.array_equal(one_ND, other_ND):
             return False
     return True
 
@@ -140,7 +140,7 @@ def _check_shapes(features: FeatureSet, where: str) -> None:
 
 
 def _check_values(features: FeatureSet, where: str) -> np.ndarray:
-    """The rows that are zero throughout. InputError for what cannot be scored; a large set is read once for it."""
+    """The rows whose features are all zero. Raises InputError for features that cannot be scored. Reads all of them."""
     dtype = features.features.dtype
     if dtype.kind != "f" or dtype.itemsize > 8 or not dtype.isnative:
         raise InputError(
@@ -150,10 +150,10 @@ def _check_values(features: FeatureSet, where: str) -> np.ndarray:
     first_D = np.asarray(features.features[0])
     bad, zero, alike = [], [], 0
     for rows in parts:
-        found_ND = read_rows(features.features, rows)
-        bad.append(rows[~np.isfinite(found_ND).all(axis=1)])
-        zero.append(rows[~found_ND.any(axis=1)])
-        alike += int((found_ND == first_D).all(axis=1).sum())
+        part_ND = read_rows(features.features, rows)
+        bad.append(rows[~np.isfinite(part_ND).all(axis=1)])
+        zero.append(rows[~part_ND.any(axis=1)])
+        alike += int((part_ND == first_D).all(axis=1).sum())
     _refuse_not_finite(features, np.concatenate(bad), where)
     if alike == len(features) > 1:
         raise InputError(
@@ -174,7 +174,7 @@ def _refuse_not_finite(features: FeatureSet, bad: np.ndarray, where: str) -> Non
 
 def _check_images(features: FeatureSet, where: str) -> None:
     facts = (features.modality, features.pid, features.camid, features.number)
-    order = np.lexsort(facts)  # the first rows of equals first
+    order = np.lexsort(facts)  # of equal rows, the first comes first
     again = np.all([fact[order[1:]] == fact[order[:-1]] for fact in facts], axis=0)
     if again.any():
         row = int(order[:-1][again].min())

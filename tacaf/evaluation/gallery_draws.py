@@ -20,7 +20,7 @@ Folders = dict[tuple[int, int], np.ndarray]
 
 
 def folders(rows: np.ndarray, pid: np.ndarray, camid: np.ndarray, number: np.ndarray) -> Folders:
-    """Group `rows` as a data set's folders do. pid, camid and number are whole columns, indexed by `rows`."""
+    """Group `rows` into folders of pid and camera. pid, camid and number are whole columns, indexed by `rows`."""
     order = rows[np.lexsort((number[rows], camid[rows], pid[rows]))]
     keys = np.stack([pid[order], camid[order]], axis=1)
     starts = np.flatnonzero(np.any(keys[1:] != keys[:-1], axis=1)) + 1
@@ -28,11 +28,11 @@ def folders(rows: np.ndarray, pid: np.ndarray, camid: np.ndarray, number: np.nda
 
 
 def draw_literature(gallery: Folders, trial: int, shots: int) -> np.ndarray:
-    """Rows of trial 0, 1, ...: `random.seed(trial)`, then one choice per folder, pids then cameras ascending.
+    """The gallery rows of trial 0, 1, ...: `random.seed(trial)`, then one choice per folder, by pid, then by camera.
 
     Source: the public Python code of AGW, CAJ, DDAG, LbA and DEEN, with Python 3's `random.choice` over the sorted file
-    names; the image number stands for the place of the name in that order. More than one shot is not defined there: we
-    take `random.sample` of the same generator, min(shots, images) of each folder, and say so in the result.
+    names; the image number is the position of the name in that order. More than one shot is not defined there: we use
+    `random.sample` of the same generator, min(shots, images) from each folder, and state that in the result.
     """
     generator = random.Random(trial)
     chosen: list[int] = []
@@ -43,10 +43,10 @@ def draw_literature(gallery: Folders, trial: int, shots: int) -> np.ndarray:
 
 
 def draw_official(gallery: Folders, number: np.ndarray, permutations: np.ndarray, trial: int, shots: int) -> np.ndarray:
-    """Rows of trial 0, 1, ... after the authors' file: row `trial` of camera and pid, its first `shots` image numbers.
+    """The gallery rows of trial 0, 1, ... by the authors' file: the first `shots` image numbers in row `trial`.
 
-    permutations: what `load_permutations` gives. Raises InputError where a folder has another number of images than the
-    file says, since then the numbers would mean other images.
+    permutations: from `load_permutations`. Raises InputError if a folder has another number of images than in the file,
+    because the numbers would then denote other images.
     """
     chosen: list[int] = []
     for (pid, camid), rows in gallery.items():
@@ -68,27 +68,25 @@ def draw_official(gallery: Folders, number: np.ndarray, permutations: np.ndarray
 def find_permutations(splits: Path | None) -> Path | None:
     """The authors' permutation file: `splits` itself, or in that folder, or in its `exp`; None without `splits`.
 
-    InputError for a place that does not have it: no other draw may take its place without a word.
+    Raises InputError if the file is not there, because another draw must not replace it silently.
     """
     if splits is None:
         return None
     if splits.is_file():
         return splits
     if not splits.is_dir():
-        what = "which is neither" if splits.exists() else "which is not there"
-        raise InputError(
-            f"expected a folder or a .mat file for the splits, got {shown(splits)}, {what}; check the path"
-        )
+        what = "is neither a folder nor a .mat file" if splits.exists() else "does not exist"
+        raise InputError(f"the path for the splits, {shown(splits)}, {what}; check the path")
     candidates = (splits / PERMUTATIONS_FILE, splits / "exp" / PERMUTATIONS_FILE)
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        held = sorted(path.name for path in splits.iterdir())
+    file = next((path for path in candidates if path.is_file()), None)
+    if file is None:
+        names = sorted(path.name for path in splits.iterdir())
         raise InputError(
             f"expected {PERMUTATIONS_FILE} in {shown(splits)} or its exp, got"
-            f" {shown(', '.join(held[:5]) or 'an empty folder')}{', ...' if len(held) > 5 else ''}; take it from the"
+            f" {shown(', '.join(names[:5]) or 'an empty folder')}{', ...' if len(names) > 5 else ''}; take it from the"
             " data set authors' evaluation program, or leave the splits out for the literature draw"
         )
-    return found
+    return file
 
 
 def load_permutations(path: Path) -> np.ndarray:
@@ -106,25 +104,25 @@ def load_permutations(path: Path) -> np.ndarray:
 
 
 def _check_cells(cameras: np.ndarray) -> None:
-    """ValueError unless every cell of every cell holds rows of numbers, each a permutation of 1, 2, ..."""
+    """Raise ValueError unless every cell of every cell contains rows of numbers, each a permutation of 1, 2, ..."""
     for camera in cameras.ravel():
         if cameras.dtype != object or camera.dtype != object:
             raise ValueError("rand_perm_cam is not a cell array of cell arrays")
         for table in camera.ravel():
             if table.dtype == object or table.ndim != 2:
-                raise ValueError("a cell of rand_perm_cam does not hold rows of numbers")
+                raise ValueError("a cell of rand_perm_cam does not contain rows of numbers")
             if table.size and (np.sort(table, axis=1) != np.arange(1, table.shape[1] + 1)).any():
-                raise ValueError("a cell of rand_perm_cam does not hold permutations of 1, 2, ...")
+                raise ValueError("a cell of rand_perm_cam does not contain permutations of 1, 2, ...")
 
 
 def _folder_permutations(permutations: np.ndarray, pid: int, camid: int) -> np.ndarray:
-    """[trials, images] of one folder; the file keeps an empty cell where a pid was not seen by a camera."""
+    """The permutations of one folder, [trials, images]. The file has an empty cell if a camera did not see a pid."""
     cameras = permutations.ravel()
     if 1 <= camid <= len(cameras):
         pids = cameras[camid - 1].ravel()
         if 1 <= pid <= len(pids) and pids[pid - 1].size:
             return np.atleast_2d(pids[pid - 1])
     raise InputError(
-        f"expected a permutation for pid {pid}, camera {camid} in the official file, got none; it belongs to another "
-        "data set or the pids are not its own: use the literature draw"
+        f"expected a permutation for pid {pid}, camera {camid} in the official file, got none; the file belongs to "
+        "another data set, or the pids are not those of the data set: use the literature draw"
     )

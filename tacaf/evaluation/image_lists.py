@@ -1,4 +1,4 @@
-"""Lists of query or gallery images: text files with one key a line, as the shards name their samples."""
+"""Lists of query or gallery images: text files with one sample key per line, as in the shards."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ _KEY = re.compile(rf"({'|'.join(Modality)})_(-?[0-9]{{1,18}})_c(-?[0-9]{{1,18}})
 
 @dataclass(frozen=True, eq=False)
 class ImageList:
-    """The images of a list file, `facts` int64 [n, 4]: modality code, pid, camid, number. `sha256` is the file's."""
+    """The images of a list file. `facts` int64 [n, 4]: modality code, pid, camid, number; `sha256`: the file's hash."""
 
     path: Path
     sha256: str
@@ -26,16 +26,16 @@ class ImageList:
 
     @classmethod
     def read(cls, path: Path) -> "ImageList":
-        """Empty lines and lines that begin with # are skipped; leading zeros of a number are ignored.
+        """Read a list. Skips empty lines and lines that begin with #; ignores leading zeros of numbers.
 
-        InputError names the line that is no key, or a key a second time.
+        Raises InputError for a line that is not a key or that repeats one.
         """
         try:
             data = read_bytes(path, MOST_BYTES)
             lines = data.decode().splitlines()
         except (InputError, UnicodeDecodeError) as error:
-            raise InputError(f"expected a list of images at {shown(path)}, got: {error}; one key a line") from None
-        found: dict[tuple[int, ...], int] = {}
+            raise InputError(f"cannot read the list of images {shown(path)}: {error}") from None
+        line_of: dict[tuple[int, ...], int] = {}
         for number, line in enumerate(map(str.strip, lines), 1):
             if not line or line.startswith("#"):
                 continue
@@ -46,37 +46,38 @@ class ImageList:
                     f" {shown(line)[:60]!r}; correct the line"
                 )
             facts = (Modality(fits[1]).code, *(int(word) for word in fits.groups()[1:]))
-            first = found.setdefault(facts, number)
+            first = line_of.setdefault(facts, number)
             if first != number:
                 raise InputError(
                     f"{shown(path)}, line {number}: expected each image once, got {line} as in line {first}"
                 )
-        if not found:
-            raise InputError(f"{shown(path)}: expected at least one key, got none; write one a line")
-        return cls(path, hashlib.sha256(data).hexdigest(), np.array(list(found), np.int64))
+        if not line_of:
+            raise InputError(f"{shown(path)}: expected at least one key, got none; write one per line")
+        return cls(path, hashlib.sha256(data).hexdigest(), np.array(list(line_of), np.int64))
 
     @property
     def facts_for_results(self) -> Facts:
-        """What a result says of the list."""
+        """What a result records about the list."""
         return {"file": self.path.name, "sha256": self.sha256, "images": len(self.facts)}
 
     def rows(self, features: FeatureSet, modality: Modality | None) -> np.ndarray:
-        """The rows of these images, ascending, whatever the order of the list. InputError for one that is not there,
-        or of another modality than that asked for.
+        """The rows of these images, in ascending order.
+
+        Raises InputError for an image without features, or of another modality than `modality` if that is given.
         """
         columns = (features.modality, features.pid, features.camid, features.number)
         row_of = {facts: row for row, facts in enumerate(zip(*(c.tolist() for c in columns), strict=True))}
-        found = [row_of.get(tuple(facts), -1) for facts in self.facts.tolist()]
-        for row, (code, *numbers) in zip(found, self.facts.tolist(), strict=True):
+        rows = [row_of.get(tuple(facts), -1) for facts in self.facts.tolist()]
+        for row, (code, *numbers) in zip(rows, self.facts.tolist(), strict=True):
             own = Modality.of_code(code)
             if row < 0:
                 raise InputError(
-                    f"{shown(self.path)}: expected images that have features, got {sample_key(own, *numbers)} without; "
-                    "take it out, or extract it"
+                    f"{shown(self.path)}: expected images that have features, got {sample_key(own, *numbers)}, which "
+                    "has none; remove it from the list, or extract its features"
                 )
             if modality not in (None, own):
                 raise InputError(
                     f"{shown(self.path)}: expected {modality} images for this direction, got"
-                    f" {sample_key(own, *numbers)}; take it out, or leave the direction out and give both lists"
+                    f" {sample_key(own, *numbers)}; remove it, or leave the direction out and give both lists"
                 )
-        return np.sort(np.array(found, np.int64))
+        return np.sort(np.array(rows, np.int64))

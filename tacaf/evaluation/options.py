@@ -1,4 +1,4 @@
-"""The command-line options that say how features are scored, shared by every command that scores."""
+"""The command-line options of scoring, shared by every command that scores."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ _LARGEST_NUMBER = 2**62
 
 def add_protocol_options(parser: argparse.ArgumentParser, every: bool) -> None:
     """Add the options that `settings_of` and `scoring_of` read. `every`: as for `settings_of`."""
-    default = "default: each of them" if every else "default: the first"
+    default = "default: all of them" if every else "default: the first"
     add = parser.add_argument
     add("--protocol", required=True, choices=tuple(PROTOCOLS))
     add("--mode", help=f"sysu_mm01: all_search or indoor_search; {default}")
@@ -29,9 +29,9 @@ def add_protocol_options(parser: argparse.ArgumentParser, every: bool) -> None:
     add(
         "--gallery-draw",
         choices=("official", "literature"),
-        help="default: official if --splits is given, else literature",
+        help="how the gallery is drawn (default: official if --splits is given, otherwise literature)",
     )
-    add("--splits", type=to_path, help="the authors' rand_perm_cam.mat, its folder, or the folder above exp")
+    add("--splits", type=to_path, help="the authors' rand_perm_cam.mat, its folder, or the folder that contains exp")
     add("--trials", type=int, default=TRIALS, help="number of gallery draws (default: %(default)s)")
     add("--metric", default="cosine", choices=METRICS, help="distance between embeddings (default: %(default)s)")
     add(
@@ -75,10 +75,10 @@ def add_protocol_options(parser: argparse.ArgumentParser, every: bool) -> None:
 def settings_of(
     args: argparse.Namespace, *, every: bool, own_locations: Mapping[int, int] | None = None
 ) -> list[Setting]:
-    """The settings that the options name. InputError for what the protocol does not define.
+    """The settings that the options name. Raises InputError for choices that the protocol does not have.
 
-    every: if no search or no number of shots is named, take all that the protocol has, and not only the first.
-    own_locations: of the shard set, for --exclude location without --locations.
+    every: without a named search or number of shots, use all that the protocol has instead of only the first.
+    own_locations: the shard set's, used for --exclude location without --locations.
     """
     table = PROTOCOLS[args.protocol]
     named = args.mode if table.selector == "mode" else args.direction
@@ -88,7 +88,7 @@ def settings_of(
     locations = locations_of(args.locations)
     if args.exclude == Exclusion.LOCATION.word and not locations:
         locations = dict(own_locations or {})
-    found = []
+    settings = []
     for search in searches:
         for number in shots:
             choices = Choices(
@@ -103,32 +103,32 @@ def settings_of(
                 query_list=args.query_list,
                 gallery_list=args.gallery_list,
             )
-            found.append(choose_setting(args.protocol, **choices))
-    return found
+            settings.append(choose_setting(args.protocol, **choices))
+    return settings
 
 
 def scoring_of(args: argparse.Namespace) -> Scoring:
-    """How the options want features to be compared."""
+    """How features are compared, according to the options."""
     rerank = None if args.rerank is None else Rerank.of(args.rerank)
     return Scoring(metric=args.metric, trials=args.trials, rerank=rerank, device=args.device)
 
 
 def locations_of(pairs: Sequence[str]) -> dict[int, int]:
-    """Words CAMID=LOCATION as a mapping. InputError for anything else, and for two locations of one camera."""
-    found: dict[int, int] = {}
+    """Arguments CAMID=LOCATION as a mapping. Raises InputError for anything else, or two locations of one camera."""
+    location_of: dict[int, int] = {}
     for pair in pairs:
-        camera, _, place = pair.partition("=")
+        left, _, right = pair.partition("=")
         try:
-            camid, location = int(camera), int(place)
+            camid, location = int(left), int(right)
         except ValueError:
             raise InputError(
                 f"expected CAMID=LOCATION in --locations, got {shown(pair)[:60]!r}; write 1=1 2=2 3=2"
             ) from None
         if max(abs(camid), abs(location)) >= _LARGEST_NUMBER:
             raise InputError(f"expected numbers below 2**62 in --locations, got {shown(pair)[:60]}; renumber them")
-        if found.setdefault(camid, location) != location:
+        if location_of.setdefault(camid, location) != location:
             raise InputError(
-                f"expected one location for camera {camid} in --locations, got {found[camid]} and {location};"
+                f"expected one location for camera {camid} in --locations, got {location_of[camid]} and {location};"
                 " leave one out"
             )
-    return found
+    return location_of

@@ -1,6 +1,6 @@
 """The protocols as tables (method §7): queries, gallery, what is left out, how the gallery is drawn.
 
-Scoring reads these rows and never asks for a protocol's name.
+Scoring uses the fields of these tables and never depends on a protocol's name.
 """
 
 from collections.abc import Mapping
@@ -15,21 +15,21 @@ VISIBLE, INFRARED = Modality.VISIBLE, Modality.INFRARED
 
 
 class Exclusion(Enum):
-    """Which gallery images are out of a query's list."""
+    """Which gallery images are left out of a query's list."""
 
-    NONE = "none"  # but the query image itself, where it is in the gallery
-    CAMERA = "same camera"  # whatever the pid
-    LOCATION = "same location"  # whatever the pid
+    NONE = "none"  # except the query image itself, if it is in the gallery
+    CAMERA = "same camera"  # of any pid
+    LOCATION = "same location"  # of any pid
     PID_AND_CAMERA = "same pid and camera"
 
     @property
     def word(self) -> str:
-        """What the user types."""
+        """The word that users type."""
         return self.name.lower()
 
 
 class Layout(Enum):
-    """How a data set's cameras and modalities go together, as far as a mix-up of sets can be told by it."""
+    """How a data set's cameras and modalities are related, which reveals features of another data set."""
 
     ANY = "any"
     ONE_A_MODALITY = "one camera a modality"
@@ -38,7 +38,7 @@ class Layout(Enum):
 
 @dataclass(frozen=True)
 class Search:
-    """Queries and gallery. Cameras None: every camera. Modalities None: lists of images decide."""
+    """Queries and gallery. Cameras None: every camera. Modalities None: lists of images determine them."""
 
     query: Modality | None
     gallery: Modality | None
@@ -50,7 +50,7 @@ class Search:
 
     @property
     def crosses(self) -> bool:
-        """From one modality to the other."""
+        """Whether queries and gallery have different modalities."""
         return self.query is not self.gallery
 
 
@@ -64,17 +64,17 @@ class Protocol:
     exclusion: Exclusion
     unique_pids: bool  # each pid counts once in the CMC
     unique_pids_optional: bool = False
-    draws: tuple[str, ...] = ()  # none: the gallery is every image
+    draws: tuple[str, ...] = ()  # empty: every image is in the gallery
     shots: tuple[int, ...] = ()
     one_file_per_split: bool = False  # a trial is a split with its own model and feature file
-    cameras: Mapping[Modality, tuple[int, ...]] = field(default_factory=dict)  # the data set's own, to catch a mix-up
+    cameras: Mapping[Modality, tuple[int, ...]] = field(default_factory=dict)  # the data set's, to detect another one
     layout: Layout = Layout.ANY
     location_of_camera: Mapping[int, int] = field(default_factory=dict)  # cameras not named are their own location
-    open: bool = False  # exclusion and lists of images are the user's choice
+    open: bool = False  # whether users choose the exclusion and lists of images
 
     @property
     def default_searches(self) -> tuple[str, ...]:
-        """What is scored unless something else is chosen: every search from one modality to the other."""
+        """The searches that are scored by default: all from one modality to the other."""
         return tuple(name for name, search in self.searches.items() if search.crosses)
 
 
@@ -97,7 +97,9 @@ PROTOCOLS = {
             draws=("official", "literature"),
             shots=(1, 10),
             cameras=SYSU_MM01.cameras,
-            location_of_camera={camid: at for camid, at in SYSU_MM01.locations.items() if camid != at},
+            location_of_camera={
+                camid: location for camid, location in SYSU_MM01.locations.items() if camid != location
+            },
         ),
         Protocol(
             name=REGDB.name,

@@ -1,12 +1,12 @@
-"""Ranks for a gallery too large for memory: its features are read tile by tile, and places are counted, not sorted.
+"""Ranks for a gallery too large for memory: features are read tile by tile, and ranks are counted instead of sorted.
 
 Q queries, G gallery images, K matches of one query, D feature width; q and g are tiles of them.
 
-The place of a match is one more than the number of eligible images before it: nearer, or as near and earlier in the
-gallery. To count them, the distances of the matches must be known first, and to be compared they must come from the
-same product as all others. Both sides are therefore put in the order of their pids: the matches then lie in few of the
-tiles, which are multiplied twice, the first time for the matches alone. Nearly all of a tile lies farther than the last
-match of its query and is dropped by one comparison, so that counting costs little beside the product.
+The rank of a match is one more than the number of eligible images before it: nearer, or equally near and earlier in the
+gallery. To count these, the distances of the matches must be known first, and to be comparable they must come from the
+same product as all others. Both sides are therefore sorted by pid: the matches are then in few of the tiles, which are
+multiplied twice, the first time only for the matches. Nearly all images of a tile are farther than the last match of
+their query and are dropped by one comparison, so that counting costs little compared with the product.
 """
 
 import itertools
@@ -23,19 +23,19 @@ from tacaf.evaluation.ranking import Ranks, RankTask, distances, normalise, rank
 from tacaf.vocabulary import InputError
 
 TILE = (512, 16_384)  # queries and gallery images of a product: 32 MiB of float32
-STRIP = 32  # queries of a tile whose distances are looked through at a time: what a core's cache holds
+STRIP = 32  # queries of a tile whose distances are examined at a time; they fit into a core's cache
 
 
 class _Matches(NamedTuple):
-    """The eligible matches of each query, nearest first, and equals in gallery order; infinity fills up."""
+    """The eligible matches of each query, nearest first, equal ones in gallery order, padded with infinity."""
 
     distance_QK: np.ndarray
-    position_QK: np.ndarray  # int64, place in the gallery
+    position_QK: np.ndarray  # int64, position in the gallery
     count_Q: np.ndarray  # int64
 
     @property
     def limit_Q(self) -> np.ndarray:
-        """The distance of the last match; minus infinity where there is none."""
+        """The distance of the last match; minus infinity if there is none."""
         last_Q = np.take_along_axis(self.distance_QK, np.maximum(self.count_Q, 1)[:, None] - 1, axis=1)[:, 0]
         return np.where(self.count_Q > 0, last_Q, -np.inf).astype(self.distance_QK.dtype)
 
@@ -43,17 +43,17 @@ class _Matches(NamedTuple):
 class _Hits(NamedTuple):
     """Pairs of a tile that are not farther than the query's last match, by query, then by column."""
 
-    query: np.ndarray  # int64, place among the sorted queries
-    column: np.ndarray  # int64, place among the sorted gallery images
+    query: np.ndarray  # int64, position among the sorted queries
+    column: np.ndarray  # int64, position among the sorted gallery images
     distance: np.ndarray
 
 
 class _Side(NamedTuple):
-    """Queries or gallery in the order of their pids."""
+    """Queries or gallery, sorted by pid."""
 
-    order: np.ndarray  # int64, places before sorting
+    order: np.ndarray  # int64, positions before sorting
     pid: np.ndarray
-    key: np.ndarray | None  # what excludes
+    key: np.ndarray | None  # of the exclusion
 
     @classmethod
     def by_pid(cls, pid: np.ndarray, key: np.ndarray | None) -> "_Side":
@@ -68,12 +68,12 @@ def rank_streamed(
     task: RankTask,
     device: str = "cpu",
 ) -> Ranks:
-    """What `rank_features` gives for the gallery `stored_ND[gallery_rows]`, with one tile of it in memory at a time.
+    """The result of `rank_features` for the gallery `stored_ND[gallery_rows]`, with one tile of it in memory at a time.
 
-    stored_ND: usually a numpy.memmap; rows that lie by pid are read in one go. gallery_rows int64 [G], the gallery's
-    order, which decides between equals. device: cpu, or cuda for the products. Distances are what a tile's product
-    gives, so two images whose distances differ by no more than rounding may be ordered otherwise than after another
-    product.
+    stored_ND: usually a numpy.memmap; rows in the order of pids are read in one operation. gallery_rows int64 [G]: the
+    gallery's order, which decides between equal distances. device: cpu, or cuda for the products. Distances come from
+    the product of a tile, so the order of two images whose distances differ only by rounding may differ from that of
+    another product.
     """
     queries, gallery = (
         _Side.by_pid(pid, None if task.exclusion is None else task.exclusion[side])
@@ -84,16 +84,16 @@ def rank_streamed(
     before_QK, pids_before_Q = _count(tiles, queries, gallery, matches, task.unique_pids)
     place_QK = before_QK + np.arange(1, matches.distance_QK.shape[1] + 1)
     first_Q = pids_before_Q + 1 if task.unique_pids else place_QK[:, 0]
-    found = ranks_of_places(place_QK, first_Q, matches.count_Q, _eligible_counts(queries, gallery))
+    ranks = ranks_of_places(place_QK, first_Q, matches.count_Q, _eligible_counts(queries, gallery))
     back = np.argsort(queries.order)
-    return Ranks(*(column[back] for column in found))
+    return Ranks(*(column[back] for column in ranks))
 
 
 def _count(
     tiles: "_Tiles", queries: _Side, gallery: _Side, matches: _Matches, unique_pids: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The second pass: how many other images stand before each match, int64 [Q, K], and where it is asked for how many
-    other pids before the first, int64 [Q].
+    """The second pass: how many other images rank before each match, int64 [Q, K], and with `unique_pids` how many
+    other pids rank before the first match, int64 [Q].
     """
     before_QK = np.zeros_like(matches.position_QK)
     pids_before_Q, last_pid_Q = np.zeros_like(matches.count_Q), np.full_like(matches.count_Q, -1)
@@ -110,21 +110,21 @@ def _count(
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for rows, columns in tiles.all():
             distance_qg = tiles.distances(rows, columns)
-            starts = range(0, len(distance_qg), STRIP)  # no two threads count for the same query
+            starts = range(0, len(distance_qg), STRIP)  # two threads never count for the same query
             parts = [(rows.start + a, distance_qg[a : a + STRIP], columns.start) for a in starts]
             list(pool.map(count, *zip(*parts, strict=True)))
     return before_QK, pids_before_Q
 
 
 def _near(begin: int, distance_qg: np.ndarray, column: int, limit_Q: np.ndarray) -> _Hits:
-    """The pairs that are not farther than their query's limit, of a strip that begins at this query and column."""
+    """The pairs within their query's limit, of a strip that begins at this query and column."""
     flat = np.flatnonzero(distance_qg <= limit_Q[begin : begin + len(distance_qg), None])
     query, within = np.divmod(flat, distance_qg.shape[1])
     return _Hits(query + begin, within + column, distance_qg.ravel()[flat])
 
 
 class _Tiles:
-    """The distances of sorted queries to sorted gallery images, tile by tile; a tile has the same bits every time."""
+    """The distances of sorted queries to sorted gallery images, tile by tile. A tile has the same bits every time."""
 
     def __init__(
         self, query_QD: np.ndarray, stored_ND: np.ndarray, rows_G: np.ndarray, metric: str, device: str
@@ -137,7 +137,7 @@ class _Tiles:
         self._product_qg = np.empty((0, 0), self.query_QD.dtype)
 
     def all(self) -> Iterator[tuple[slice, slice]]:
-        """Every tile, gallery tiles outside, so that each is read once."""
+        """Every tile, with gallery tiles in the outer loop, so that each is read once."""
         for column in range(0, len(self.rows_G), TILE[1]):
             for row in range(0, len(self.query_QD), TILE[0]):
                 yield (
@@ -146,13 +146,13 @@ class _Tiles:
                 )
 
     def distances(self, rows: slice, columns: slice) -> np.ndarray:
-        """distance_qg of one tile, which lasts until the next is asked for."""
+        """distance_qg of one tile; the next call may overwrite it."""
         if self._held is None or self._held[0] != columns:
             self._held = (columns, normalise(read_rows(self.stored_ND, self.rows_G[columns]), self.metric))
         return distances(self.query_QD[rows], self._held[1], self.metric, self._multiply)
 
     def _multiply(self, query_qD: np.ndarray, gallery_gD: np.ndarray) -> np.ndarray:
-        """On the CPU into the same memory every time, because getting new memory costs a tenth of a product."""
+        """The product. On the CPU it reuses memory, because allocating it costs a tenth of a product."""
         if self.device == "cpu":
             shape = (len(query_qD), len(gallery_gD))
             if self._product_qg.shape != shape:
@@ -163,7 +163,7 @@ class _Tiles:
 
 
 def _find_matches(tiles: _Tiles, queries: _Side, gallery: _Side) -> _Matches:
-    """The first pass: only the tiles with matches in them."""
+    """The first pass, over only the tiles that contain matches."""
     start_Q, stop_Q = (np.searchsorted(gallery.pid, queries.pid, side=side) for side in ("left", "right"))
     widest = max(1, int((stop_Q - start_Q).max(initial=0)))
     column_QK = start_Q[:, None] + np.arange(widest)
@@ -174,8 +174,8 @@ def _find_matches(tiles: _Tiles, queries: _Side, gallery: _Side) -> _Matches:
         own_qK = (column_QK[rows] >= columns.start) & (column_QK[rows] < np.minimum(stop_Q[rows, None], columns.stop))
         if own_qK.any():
             query, k = np.nonzero(own_qK)
-            found_qg = tiles.distances(rows, columns)
-            distance_QK[query + rows.start, k] = found_qg[query, column_QK[query + rows.start, k] - columns.start]
+            tile_qg = tiles.distances(rows, columns)
+            distance_QK[query + rows.start, k] = tile_qg[query, column_QK[query + rows.start, k] - columns.start]
     column_QK = np.minimum(column_QK, len(gallery.pid) - 1)
     if queries.key is not None and gallery.key is not None:
         distance_QK[queries.key[:, None] == gallery.key[column_QK]] = np.inf
@@ -194,7 +194,7 @@ def _eligible(hits: _Hits, queries: _Side, gallery: _Side) -> _Hits:
 
 
 def _count_before(hits: _Hits, position: np.ndarray, matches: _Matches, before_QK: np.ndarray) -> None:
-    """Add to before_QK how many hits stand before each match."""
+    """Add to before_QK the number of hits that rank before each match."""
     bounds = np.flatnonzero(np.diff(hits.query, prepend=-1, append=-1))
     for a, b in itertools.pairwise(bounds.tolist()):
         q = hits.query[a]
@@ -215,8 +215,9 @@ def _count_pids(
     pids_before_Q: np.ndarray,
     last_pid_Q: np.ndarray,
 ) -> None:
-    """Add to pids_before_Q the pids with a hit before the first match. Tiles come in the order of their pids, so the
-    only pid that may have been counted in an earlier tile is the one counted last, last_pid_Q.
+    """Add to pids_before_Q the number of pids with a hit before the first match.
+
+    Tiles are in the order of pids, so only the pid that was counted last, last_pid_Q, may have been counted already.
     """
     first, first_position = matches.distance_QK[hits.query, 0], matches.position_QK[hits.query, 0]
     before = (hits.distance < first) | ((hits.distance == first) & (position < first_position))
@@ -224,11 +225,11 @@ def _count_pids(
     begins = np.diff(query, prepend=-1) != 0
     previous = np.where(begins, last_pid_Q[query], np.concatenate(([-1], pid[:-1])))
     np.add.at(pids_before_Q, query[pid != previous], 1)
-    last_pid_Q[query] = pid  # by place, so the last of a query stays
+    last_pid_Q[query] = pid  # assigned in order, so each query keeps its last pid
 
 
 def _eligible_counts(queries: _Side, gallery: _Side) -> np.ndarray:
-    """eligible_Q: gallery images with another key than the query's."""
+    """eligible_Q: the number of gallery images whose key differs from the query's."""
     whole = np.full(len(queries.pid), len(gallery.pid))
     if queries.key is None or gallery.key is None:
         return whole

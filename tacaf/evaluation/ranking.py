@@ -1,12 +1,12 @@
-"""The scoring core: distances, and the place of every match in every query's ranked list, without a list of lists.
+"""The scoring core: distances, and the rank of every match in every query's list, without building the lists.
 
 Q queries, G gallery images, P different gallery pids, K matches of one query, D feature width.
 
-Two observations make it fast. The place of a match is one more than the number of eligible gallery images that are
-nearer, so sorting the *values* of a row and looking the few matches up in it replaces sorting indices and walking them.
-And the place of a pid in a list where each pid counts once is one more than the number of pids whose nearest image is
-nearer than the query's nearest match. Equal distances would make both wrong, so the rows in which a match has an equal
-are found and done again by a stable sort in gallery order.
+Two observations make it fast. The rank of a match is one more than the number of eligible gallery images that are
+nearer, so it suffices to sort the *values* of a row and to search the few matches in it, instead of sorting indices.
+And the rank of a pid in a list where each pid counts once is one more than the number of pids whose nearest image is
+nearer than the query's nearest match. Equal distances would make both wrong, so rows in which a match has an equal are
+detected and ranked again by a stable sort in gallery order.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ Metric = Literal["cosine", "euclidean"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
 RANKS = (1, 5, 10, 20)
 MEASURES = (*(f"rank{k}" for k in RANKS), "mAP", "mINP")
-HEADLINE = ("rank1", "mAP", "mINP")  # the measures that are shown where there is no room for all
-_CHUNK_ELEMENTS = 1 << 19  # distances in memory at a time: 4 MiB of float64, which a core's cache nearly holds
+HEADLINE = ("rank1", "mAP", "mINP")  # the measures that are shown if there is no room for all
+_CHUNK_ELEMENTS = 1 << 19  # distances in memory at a time: 4 MiB of float64, which nearly fit into a core's cache
 
 Multiply = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Ranks(NamedTuple):
-    """What the ranked lists say. A query without an eligible match has 0 everywhere but in eligible_Q."""
+    """The results of the ranked lists. A query without an eligible match has 0 everywhere except in eligible_Q."""
 
-    first_Q: np.ndarray  # int64, place of the first match, from 1; of its pid where each pid counts once
+    first_Q: np.ndarray  # int64, rank of the first match, from 1; of its pid if each pid counts once
     average_precision_Q: np.ndarray  # float64, mean_j(j / rank_j)
     inverse_penalty_Q: np.ndarray  # float64, matches / rank of the last match (AGW); its mean is mINP
     matches_Q: np.ndarray  # int64, eligible gallery images of the query's pid
@@ -41,7 +41,7 @@ def normalise(features_ND: np.ndarray, metric: str) -> np.ndarray:
     """Features ready for `distances`: unit rows for cosine (a zero row stays zero, so its distances are 1).
 
     float64 stays float64. Smaller types become float32 for cosine, and float64 for euclidean, because
-    |x|^2 + |y|^2 - 2<x,y> loses what float32 has where x is near y.
+    |x|^2 + |y|^2 - 2<x,y> cancels nearly all digits of float32 if x is near y.
     """
     if metric not in METRICS:
         raise InputError(f"expected metric {' or '.join(METRICS)}, got {metric!r}; choose one of them")
@@ -58,10 +58,10 @@ def normalise(features_ND: np.ndarray, metric: str) -> np.ndarray:
 def distances(
     query_QD: np.ndarray, gallery_GD: np.ndarray, metric: str, multiply: Multiply | None = None
 ) -> np.ndarray:
-    """distance_QG between features that went through `normalise`; smaller is closer.
+    """distance_QG between features from `normalise`; smaller is closer.
 
-    cosine: 1 - cosine similarity, 0..2. euclidean: the length of the difference. multiply: query_QD times gallery_GD
-    transposed by other means than numpy's.
+    cosine: 1 - cosine similarity, 0..2. euclidean: the length of the difference. multiply: computes query_QD times the
+    transpose of gallery_GD in place of numpy.
     """
     product_QG = query_QD @ gallery_GD.T if multiply is None else multiply(query_QD, gallery_GD)
     if metric == "cosine":
@@ -75,7 +75,7 @@ def distances(
 
 @dataclass(frozen=True, kw_only=True)
 class RankTask:
-    """What is ranked and how, apart from the features: the fields as in `rank_distances`, metric as in `normalise`."""
+    """What is ranked and how, apart from the features. For the fields see `rank_distances`, for metric `normalise`."""
 
     query_pid: np.ndarray
     gallery_pid: np.ndarray
@@ -84,13 +84,13 @@ class RankTask:
     exclusion: tuple[np.ndarray, np.ndarray] | None = None
 
     def rank(self, distance_qG: np.ndarray, rows: slice) -> Ranks:
-        """The ranks of these queries, by their distances to the whole gallery."""
+        """The ranks of these queries, from their distances to the whole gallery."""
         keys = None if self.exclusion is None else (self.exclusion[0][rows], self.exclusion[1])
         return rank_distances(distance_qG, self.query_pid[rows], self.gallery_pid, self.unique_pids, keys)
 
 
 def rank_features(query_QD: np.ndarray, gallery_GD: np.ndarray, task: RankTask) -> Ranks:
-    """`rank_distances` of the features' distances, some queries at a time."""
+    """`rank_distances` of the features' distances, a chunk of queries at a time."""
     query_QD, gallery_GD = normalise(query_QD, task.metric), normalise(gallery_GD, task.metric)
     return join_ranks(
         [
@@ -110,10 +110,10 @@ def rank_distances(
     """The ranks of the matches in each query's list of eligible gallery images, nearest first.
 
     distance_QG: finite floats, smaller is closer, equal ones rank in gallery order. query_pid [Q], gallery_pid [G].
-    exclusion: a key per query and per gallery image; equal keys take the gallery image out of that query's list.
+    exclusion: a key per query and per gallery image; a gallery image with the query's key is left out of its list.
     unique_pids: count each pid once for first_Q (SYSU-MM01's CMC); average precision is always per image.
     """
-    order_G = np.argsort(gallery_pid, kind="stable")  # the images of a pid side by side
+    order_G = np.argsort(gallery_pid, kind="stable")  # makes the images of a pid consecutive
     pid_G = gallery_pid[order_G]
     starts_P = np.flatnonzero(np.concatenate(([True], pid_G[1:] != pid_G[:-1])))
     parts = []
@@ -131,20 +131,23 @@ def join_ranks(parts: Sequence[Ranks]) -> Ranks:
 
 
 def measures(ranks: Ranks) -> dict[str, float]:
-    """The means over the queries that have a match, as fractions: rank1 ... rank20, mAP, mINP."""
+    """The means over the queries that have a match, as fractions: rank1 ... rank20, mAP, mINP.
+
+    Raises InputError if no query has a match.
+    """
     valid = ranks.matches_Q > 0
     if not valid.any():
         raise InputError(
             "expected queries whose pid is in the gallery, got none; check the pids, the cameras and the direction"
         )
-    found = {f"rank{k}": float(np.mean(ranks.first_Q[valid] <= k)) for k in RANKS}
-    found["mAP"] = float(np.mean(ranks.average_precision_Q[valid]))
-    found["mINP"] = float(np.mean(ranks.inverse_penalty_Q[valid]))
-    return found
+    means = {f"rank{k}": float(np.mean(ranks.first_Q[valid] <= k)) for k in RANKS}
+    means["mAP"] = float(np.mean(ranks.average_precision_Q[valid]))
+    means["mINP"] = float(np.mean(ranks.inverse_penalty_Q[valid]))
+    return means
 
 
 def chance_rank1(ranks: Ranks) -> float:
-    """The rank-1 to expect of a random order: mean over queries with a match of matches / eligible gallery images."""
+    """The expected rank-1 of a random order: the mean over queries with a match of matches / eligible images."""
     valid = ranks.matches_Q > 0
     return float(np.mean(ranks.matches_Q[valid] / ranks.eligible_Q[valid]))
 
@@ -162,7 +165,7 @@ def _rank_chunk(
     order_G: np.ndarray,
     unique_pids: bool,
 ) -> Ranks:
-    """Ranks for gallery columns grouped by pid, excluded distances infinite; order_G holds the gallery positions."""
+    """Ranks for gallery columns grouped by pid, with excluded distances infinite; order_G: the gallery positions."""
     start_Q, stop_Q = np.searchsorted(pid_G, query_pid), np.searchsorted(pid_G, query_pid, side="right")
     near_QK = _match_distances(distance_QG, start_Q, stop_Q)
     matches_Q = np.count_nonzero(near_QK < np.inf, axis=1)
@@ -180,10 +183,10 @@ def _rank_chunk(
 
 
 def ranks_of_places(rank_QK: np.ndarray, first_Q: np.ndarray, matches_Q: np.ndarray, eligible_Q: np.ndarray) -> Ranks:
-    """What follows from the places of the matches: rank_QK int64, ascending, of which matches_Q count."""
+    """The `Ranks` from the ranks of the matches: rank_QK int64, ascending, of which the first matches_Q count."""
     ordinal_K = np.arange(1, rank_QK.shape[1] + 1)
     precision_QK = np.where(ordinal_K <= matches_Q[:, None], ordinal_K / rank_QK, 0)
-    # added one by one: numpy's sum would group them by K, which is another one in another chunk of queries
+    # Added one by one: numpy's sum would group them by K, which differs between chunks of queries.
     total_Q = np.cumsum(precision_QK, axis=1)[:, -1]
     at_least_one_Q = np.maximum(matches_Q, 1)
     last_Q = np.take_along_axis(rank_QK, at_least_one_Q[:, None] - 1, axis=1)[:, 0]
@@ -191,7 +194,7 @@ def ranks_of_places(rank_QK: np.ndarray, first_Q: np.ndarray, matches_Q: np.ndar
 
 
 def _match_distances(distance_QG: np.ndarray, start_Q: np.ndarray, stop_Q: np.ndarray) -> np.ndarray:
-    """Q x K: the distances of columns start..stop of each row, ascending; infinity fills up and stands for excluded."""
+    """Q x K: the distances of columns start..stop of each row, ascending; infinity is padding or an excluded image."""
     widest = max(1, int((stop_Q - start_Q).max(initial=0)))
     column_QK = start_Q[:, None] + np.arange(widest)
     inside_QK = column_QK < stop_Q[:, None]
@@ -202,7 +205,7 @@ def _match_distances(distance_QG: np.ndarray, start_Q: np.ndarray, stop_Q: np.nd
 def _match_ranks(
     sorted_QG: np.ndarray, near_QK: np.ndarray, matches_Q: np.ndarray, eligible_Q: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Q x K: 1 + how many distances of the row are smaller than the match's; and in which rows a match has an equal."""
+    """Q x K: 1 + the number of smaller distances in the row; and which rows have a match with an equal distance."""
     rank_QK = np.ones(near_QK.shape, np.int64)
     for q, count in enumerate(matches_Q.tolist()):
         rank_QK[q, :count] += sorted_QG[q].searchsorted(near_QK[q, :count])
@@ -212,9 +215,9 @@ def _match_ranks(
 
 
 def _pid_places(distance_QG: np.ndarray, starts_P: np.ndarray, start_Q: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The place of each query's pid where each pid counts once, and whether another pid's nearest is just as near.
+    """The rank of each query's pid if each pid counts once, and whether another pid's nearest image is just as near.
 
-    A query whose pid is not in the gallery gets a place without meaning; its caller passes it over.
+    A query whose pid is not in the gallery gets a meaningless rank, which the caller ignores.
     """
     nearest_QP = np.minimum.reduceat(distance_QG, starts_P, axis=1)
     own = np.minimum(np.searchsorted(starts_P, start_Q), len(starts_P) - 1)
@@ -223,7 +226,7 @@ def _pid_places(distance_QG: np.ndarray, starts_P: np.ndarray, start_Q: np.ndarr
 
 
 def _stable_ranks(distance_G: np.ndarray, pid: int, pid_G: np.ndarray, order_G: np.ndarray) -> tuple[np.ndarray, int]:
-    """The definition, for one query: sort by distance, equals in gallery order. Ranks of matches, place of the pid."""
+    """The definition, for one query: sort by distance, then gallery order. Returns ranks of matches and of the pid."""
     ranked = np.lexsort((order_G, distance_G))
     ranked = ranked[np.isfinite(distance_G[ranked])]
     rank_K = np.flatnonzero(pid_G[ranked] == pid) + 1

@@ -1,4 +1,4 @@
-"""The result of a scoring: one typed model that `score` makes and that every writer and reader of a result uses."""
+"""The result of scoring: the typed model that `score` returns, and reading and writing its JSON."""
 
 import json
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ from tacaf.files import read_bytes, shown, write_whole
 from tacaf.vocabulary import Embedding, InputError
 
 MOST_RESULT_BYTES = 2**26
-CURE = "score the run again with launch/evaluate.py, or take the file out of the folder"
+CURE = "score the run again with launch/evaluate.py, or move the file out of the folder"
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Counts = Count | list[Count]  # a list where the trials differ
+Counts = Count | list[Count]  # a list if the trials differ
 
 
 class _Fields(Document):
-    """A part of a result, whose fields can also be read as those of its JSON: `result["mean"]["rank1"]`."""
+    """A part of a result, whose fields can also be accessed as in its JSON: `result["mean"]["rank1"]`."""
 
     def __getitem__(self, name: str) -> Any:
         try:
@@ -61,8 +61,8 @@ assert tuple(Measures.model_fields) == tuple(Spreads.model_fields) == MEASURES
 class Result(_Fields):
     """The scores of one model under one setting of a protocol; the fields are those of the JSON, in its order.
 
-    Scores are fractions. Null: it does not apply, or a feature file does not say it. Fields with a default may be
-    missing; unknown fields are kept.
+    Scores are fractions. Null means that a field does not apply or that a feature file does not record it. Fields with
+    a default may be missing; unknown fields are kept.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -70,7 +70,7 @@ class Result(_Fields):
     protocol: Text
     mode: Text | None = Field(description="sysu_mm01: all_search or indoor_search")
     direction: Text | None = Field(description="query to gallery, such as infrared_to_visible, or listed")
-    split: SplitName = Field(description="the list of identities that was scored")
+    split: SplitName = Field(description="the split that was scored")
     shots: Count | None = Field(description="gallery images of each identity and camera; null: every image")
     gallery_draw: Text | None = Field(description="official or literature; null: the gallery is not drawn")
     gallery_draw_note: Text | None
@@ -79,10 +79,10 @@ class Result(_Fields):
     exclusion: Text = Field(description="the gallery images that are left out of a query's list")
     locations: dict[Text, int] | None = Field(None, description="camera to location, for exclusion by location")
     query_list: Facts | None = Field(None, description="file, sha256 and images of a list of query images")
-    gallery_list: Facts | None = Field(None, description="the same of gallery images")
+    gallery_list: Facts | None = Field(None, description="the same for a list of gallery images")
     embedding: Embedded
     embedding_width: Count
-    flip: bool | None = Field(description="whether the embedding is averaged with the mirror image's")
+    flip: bool | None = Field(description="whether embeddings are averaged with those of the mirror images")
     rerank: Literal[False] | Reranking
     trained_on: Origin = Field(description="set, sha256 of its index, split, and which epoch's model")
     scored_on: Origin = Field(None, description="set and sha256 of its index")
@@ -93,37 +93,37 @@ class Result(_Fields):
     queries: Counts
     valid_queries: Counts = Field(description="queries with at least one match in their list")
     gallery: Counts
-    chance_rank1: Share = Field(description="the rank-1 to expect of a random order")
+    chance_rank1: Share = Field(description="the expected rank-1 of a random order")
     warnings: list[Text] = Field(default_factory=list, description="what makes the scores doubtful")
     versions: Versions = Field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
-        """The result as plain values, as it is written: fields that a file did not have are not added."""
+        """The result as plain values, as it is written. Fields that were missing in its file are not added."""
         return self.model_dump(mode="json", exclude_unset=True)
 
     @property
     def search(self) -> str:
-        """The mode or direction, whichever the protocol's searches are named by."""
+        """The mode or the direction, depending on which names the protocol's searches."""
         return self.mode or self.direction or ""
 
     @property
     def circumstances(self) -> Circumstances:
-        """What was said of the model and the images, without width and versions, which scoring adds itself."""
+        """The facts about the model and the images, without width and versions, which scoring adds itself."""
         names = ("split", "embedding", "flip", "trained_on", "scored_on", "seed")
         return Circumstances.model_validate({name: getattr(self, name) for name in names})
 
     @property
     def on_own_set(self) -> bool:
-        """Whether the scored images are of the set that the model was trained on, as far as the result says."""
+        """Whether the scored images are from the model's training set. True if the result does not record that."""
         models = self.trained_on if isinstance(self.trained_on, list) else [self.trained_on]
         return not isinstance(self.scored_on, dict) or all(
             not isinstance(one, dict) or one.get("sha256") == self.scored_on.get("sha256") for one in models
         )
 
     def scored_as(self, settings: EvaluationConfig) -> bool:
-        """Whether it was scored as a training with these settings scores its own model, and not otherwise afterwards.
+        """Whether this was scored as a training with these settings scores its own model.
 
-        That is: on the model's own set, with the settings' embedding, metric and re-ranking, without flip.
+        That is, on the model's own set, with the settings' embedding, metric and re-ranking, without flip.
         """
         reranking = settings.reranking.facts if settings.reranking else False
         return (
@@ -133,17 +133,17 @@ class Result(_Fields):
         )
 
     def same_kind(self, other: "Result") -> bool:
-        """Whether this is the other one scored again: two files of one name may differ in nothing else but scores."""
+        """Whether this is the other one scored again, so that it may replace it: they differ only in scores."""
         names = ("scored_on", "split", "metric", "exclusion", "locations", "query_list", "gallery_list", "unique_ids")
         return len(self.trials) == len(other.trials) and all(
             getattr(self, name) == getattr(other, name) for name in names
         )
 
     def file_stem(self, usual: Embedding | None = None) -> str:
-        """The name of its file: protocol, search, shots, draw, then whatever is not as a run's scoring usually is.
+        """The name of its file: protocol, search, shots, draw, then everything that differs from a run's usual scoring.
 
-        The embedding is named if it is not the `usual` one, the split if it does not belong to the model, and the
-        set if it is not the one that the model was trained on.
+        The embedding is included if it is not the `usual` one, the split if it does not belong to the model, and the
+        set if it is not the model's training set.
         """
         parts = [
             self.protocol,
@@ -160,7 +160,7 @@ class Result(_Fields):
         return "-".join(str(part) for part in parts if part)
 
     def _own_split(self) -> str:
-        """The list that belongs to the model."""
+        """The split that belongs to the model."""
         trained_on = self.trained_on.get("split") if isinstance(self.trained_on, dict) else None
         return own_test_split(trained_on) if isinstance(trained_on, str) else "test"
 
@@ -171,29 +171,30 @@ class Result(_Fields):
 
 
 def read_result(path: Path) -> Result:
-    """The result in a file. InputError, naming file and field, for anything else."""
+    """The result in a file. Raises InputError, naming file and field, if it is not valid."""
     return parse(read_bytes(path, MOST_RESULT_BYTES), Result, shown(path), MOST_RESULT_BYTES, CURE)
 
 
 def read_results(folder: Path, usual: EvaluationConfig | None = None) -> list[Result]:
     """The results in a folder: those on the model's own set first, then by protocol, search and shots.
 
-    Of results that are alike in these, those scored as `usual` come first.
+    Of results that agree in these, those scored as `usual` come first.
     """
-    found = [(read_result(path), path.stem) for path in folder.glob("*.json")]
+    named = [(read_result(path), path.stem) for path in folder.glob("*.json")]
 
     def order(one: tuple[Result, str]) -> tuple[Any, ...]:
         result, name = one
         other = usual is not None and not result.scored_as(usual)
         return not result.on_own_set, result.protocol, result.search, result.shots or 0, other, len(name), name
 
-    return [result for result, _ in sorted(found, key=order)]
+    return [result for result, _ in sorted(named, key=order)]
 
 
 def write_results(results: Sequence[Result], folder: Path, usual: Embedding | None = None) -> list[Path]:
-    """Write each result into `folder` under its name; the paths. `usual`: the embedding of the run's other results.
+    """Write each result into `folder` under its name. Returns the paths.
 
-    A file that holds a result of another kind under that name is never replaced; the new one gets a number.
+    `usual`: the embedding of the run's other results. A file with a result of another kind is never replaced; the new
+    file then gets a number.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
@@ -204,7 +205,7 @@ def write_results(results: Sequence[Result], folder: Path, usual: Embedding | No
 
 
 def _free_path(folder: Path, stem: str, result: Result) -> Path:
-    """The first of stem.json, stem-2.json, ... that does not exist or holds an earlier result of the same kind."""
+    """The first of stem.json, stem-2.json, ... that does not exist or has an earlier result of the same kind."""
     number = 1
     while True:
         path = folder / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")

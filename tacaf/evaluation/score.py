@@ -1,4 +1,4 @@
-"""`score`: features in, the result of one setting of a protocol out. The protocols themselves are in `protocols`."""
+"""`score`: the result of scoring features under one setting of a protocol. The protocols are in `protocols.py`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Unpack
@@ -33,9 +33,9 @@ def score(
 ) -> Result:
     """Score features under a protocol: `score(features, "sysu_mm01", mode="indoor_search", shots=10)`.
 
-    features: one set; for RegDB one for each split, from the model that was trained on it. choices: see `Choices`;
-    metric, trials, rerank, device: see `Scoring`; circumstances: facts that the features do not carry, by the names
-    of `Circumstances`. Raises InputError for what the protocol does not define and for features that do not fit it.
+    features: one set; for RegDB one per split, from the model that was trained on it. choices: see `Choices`; metric,
+    trials, rerank, device: see `Scoring`; circumstances: facts that the features do not contain, by the names of
+    `Circumstances`. Raises InputError for choices that the protocol does not have and features that do not fit it.
     """
     scoring = Scoring(metric=metric, trials=trials, rerank=rerank, device=device)
     known = Circumstances.of(circumstances)
@@ -52,7 +52,7 @@ def score_all(
 def score_setting(
     features: Features, setting: Setting, scoring: Scoring, circumstances: Circumstances | None = None
 ) -> Result:
-    """As `score`, with every choice made."""
+    """Like `score`, with every choice made."""
     known = circumstances or Circumstances()
     made = make_trials(features, setting, scoring.trials)
     ranks = [trial.rank(scoring.metric, setting.unique_pids, scoring.rerank, scoring.device) for trial in made]
@@ -91,7 +91,7 @@ def score_setting(
 
 
 def _exclusion(setting: Setting, trial: Trial) -> str:
-    """In words; without a rule a query in the gallery still does not find itself."""
+    """The exclusion in words. Without a rule, a query image in the gallery is still left out of its own list."""
     itself = setting.exclusion is Exclusion.NONE and trial.exclusion is not None
     return "the query image itself" if itself else setting.exclusion.value
 

@@ -1,4 +1,4 @@
-"""A protocol with every choice made, by the user or by default; what does not go together is refused."""
+"""Choosing the setting of a protocol: the user's choices and defaults, with contradictory choices refused."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -18,17 +18,17 @@ TRIALS = 10  # gallery draws, as the authors of SYSU-MM01 make
 
 
 class Choices(TypedDict, total=False):
-    """What a protocol leaves to the user; the default of what is None or left out is the protocol's own.
+    """What a protocol leaves to the user. A choice that is None or missing has the protocol's default.
 
     mode: `all_search` or `indoor_search` under sysu_mm01. direction: `visible_to_infrared` or `infrared_to_visible`
-    elsewhere; under generic also `visible_to_visible`, `infrared_to_infrared`, or `listed`, which a query list and a
-    gallery list together stand for. shots: gallery images of each identity and camera. gallery_draw: `official` if
-    the authors' permutations are found in `splits` (the .mat, its folder, or the folder above `exp`), else
-    `literature`; with more than one shot the latter has no definition, and a note says so. unique_ids: count each
+    elsewhere; under generic also `visible_to_visible`, `infrared_to_infrared`, or `listed`, the default with both a
+    query list and a gallery list. shots: gallery images of each identity and camera. gallery_draw: `official` if the
+    authors' permutations are found in `splits` (the .mat, its folder, or the folder that contains `exp`), otherwise
+    `literature`, which is not defined for more than one shot; a note in the result says so. unique_ids: count each
     identity once in rank-k, if the protocol leaves that open.
 
     Under generic only: exclude, `none`, `camera`, `location` (with locations, camid to location) or `pid_and_camera`;
-    query_list and gallery_list, files of image keys (`image_lists`), which narrow the direction's images.
+    query_list and gallery_list, files of image keys (`image_lists`), which restrict the direction's images.
     """
 
     mode: str | None
@@ -65,18 +65,18 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Scoring:
-    """How features are compared, whatever the protocol. device: `cuda` multiplies on the GPU (`rank_streamed`)."""
+    """How features are compared under any protocol. device: `cuda` multiplies on the GPU (`rank_streamed`)."""
 
     metric: str = "cosine"
-    trials: int = TRIALS  # gallery draws; without a draw there is one trial for each feature set
+    trials: int = TRIALS  # gallery draws; without a draw there is one trial per feature set
     rerank: Rerank | None = None
     device: str = "cpu"
 
 
 def choose_setting(protocol: str, *, read: bool = True, **choices: Unpack[Choices]) -> Setting:
-    """Fill in the defaults and read the files that are named. InputError for what the protocol does not define.
+    """Fill in the defaults and read the named files. Raises InputError for choices that the protocol does not have.
 
-    `read`: read the permutations and lists. Without it, only the choices are checked, and the files may be absent.
+    `read`: read the permutations and lists. Without it, only the choices are checked, and the files may be missing.
     """
     table = PROTOCOLS.get(protocol)
     if table is None:
@@ -140,7 +140,7 @@ def _choose_draw(
     if path is None:
         raise InputError(
             f"expected {PERMUTATIONS_FILE} for the official draw, got no splits; give --splits with the folder that"
-            " holds it (from the data set authors' evaluation program), or use the literature draw"
+            " contains it (from the data set authors' evaluation program), or use the literature draw"
         )
     return draw, path
 
@@ -148,7 +148,7 @@ def _choose_draw(
 def _choose_exclusion(
     table: Protocol, chosen: str | None, locations: Mapping[int, int] | None
 ) -> tuple[Exclusion, Mapping[int, int]]:
-    """What is left out of a query's list, and the cameras' locations."""
+    """The rule for what is left out of a query's list, and the cameras' locations."""
     if not table.open:
         if chosen is not None or locations:
             raise InputError(

@@ -1,4 +1,4 @@
-"""A result as a person reads it: what decides the scores on one line, then the scores in per cent."""
+"""Results as text: everything that determines the scores on one line, then the scores in per cent."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from tacaf.evaluation.results import Result
 
 
 def result_tables(results: Sequence[Result]) -> str:
-    """Several results, with an empty line between two."""
+    """Several results, separated by empty lines."""
     return "\n\n".join(map(result_table, results))
 
 
@@ -37,7 +37,7 @@ def cell(result: Result, measure: str) -> str:
 
 
 def protocol_text(result: Result) -> str:
-    """Everything that decides what the scores mean, on one line. What is not known is left out."""
+    """Everything that determines what the scores mean, on one line. Unknown facts are left out."""
     trials = len(result.trials)
     facts: list[Any] = [result.protocol, result.mode, result.direction]
     facts += [f"split {_first_and_last(result.split)}" if result.split is not None else None]
@@ -58,7 +58,7 @@ def protocol_text(result: Result) -> str:
 
 
 def search_label(search: str, shots: int | None) -> str:
-    """A mode or direction in words, and with how many shots: `all search, 10 shots`."""
+    """A mode or direction in words, with the number of shots: `all search, 10 shots`."""
     return search.replace("_", " ") + (f", {_count(shots, 'shot')}" if shots else "")
 
 
@@ -76,10 +76,10 @@ def _first_and_last(value: Any) -> str:
 
 
 def _training(trained_on: Origin) -> str:
-    """`trained_on` in words: the values of a mapping, of a hash only its beginning."""
+    """`trained_on` in words: the values of a mapping, with hashes shortened."""
     if isinstance(trained_on, list):
         splits = _first_and_last([one.get("split") for one in trained_on])
-        return f"{len(trained_on)} splits, a model each: {splits}"
+        return f"{len(trained_on)} splits, one model each: {splits}"
     if not isinstance(trained_on, dict):
         return str(trained_on)
     return " ".join(_fact_of_training(key, value) for key, value in trained_on.items())

@@ -1,4 +1,4 @@
-"""The trials of a setting: which rows are queries, which are the gallery, and what is left out of a query's list."""
+"""The trials of a setting: the rows of queries and gallery, and what is left out of a query's list."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Trial:
     """Rows of one trial in its feature set, int64 [Q] and [G], each ascending or as drawn.
 
     exclusion: a key for each query and each gallery image; a gallery image with the query's key is left out of its
-    list. None: nothing is left out. warnings: what makes the scores doubtful, a sentence each.
+    list. None: nothing is left out. warnings: sentences about what makes the scores doubtful.
     """
 
     features: FeatureSet
@@ -34,7 +34,7 @@ class Trial:
     warnings: tuple[str, ...] = ()
 
     def rank(self, metric: str, unique_pids: bool, rerank: Rerank | None = None, device: str = "cpu") -> Ranks:
-        """Ranks of the trial's queries. A gallery of more than LARGE_BYTES is streamed, and so is any for a GPU."""
+        """The ranks of the trial's queries. A gallery of more than LARGE_BYTES is streamed, and so is any on a GPU."""
         f, q, g = self.features, self.query_rows, self.gallery_rows
         query_QD = read_rows(f.features, q)
         task = RankTask(
@@ -95,8 +95,8 @@ def _side(features: FeatureSet, setting: Setting, modality: Modality | None, lis
     rows = np.flatnonzero(features.modality == modality.code)
     if not rows.size:
         raise InputError(
-            f"expected {modality} images for {setting.search.direction}, got no {modality} one among "
-            f"{len(features)}; add them to the set, or choose another direction"
+            f"expected {modality} images for {setting.search.direction}, got none among {len(features)} images; add "
+            "them to the set, or choose another direction"
         )
     return rows
 
@@ -113,8 +113,9 @@ def _draw(features: FeatureSet, rows: np.ndarray, setting: Setting, draw: int) -
 def _exclusion(
     features: FeatureSet, query_rows: np.ndarray, gallery_rows: np.ndarray, setting: Setting
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """A key per image; a gallery image with the query's key is out of its list. An image always has its own key, so
-    whatever is left out, no query finds itself.
+    """A key per query and gallery image; a gallery image with the query's key is left out of its list.
+
+    The same image always has the same key, so under every rule a query image is left out of its own list.
     """
     if setting.exclusion is Exclusion.NONE:
         return (query_rows, gallery_rows) if np.isin(query_rows, gallery_rows).any() else None
@@ -130,10 +131,10 @@ def _exclusion(
 
 
 def _check_located(features: FeatureSet, rows: np.ndarray, locations: Mapping[int, int]) -> None:
-    """InputError for a camera without a location."""
-    lost = np.setdiff1d(features.camid[rows], list(locations))
-    if lost.size:
+    """Raise InputError if a camera has no location."""
+    missing = np.setdiff1d(features.camid[rows], list(locations))
+    if missing.size:
         raise InputError(
-            f"expected a location for every camera, got none for camera {lost[0]}; add it to --locations as "
-            f"{lost[0]}=LOCATION"
+            f"expected a location for every camera, got none for camera {missing[0]}; add it to --locations as "
+            f"{missing[0]}=LOCATION"
         )

@@ -6,9 +6,9 @@ from tacaf.interfaces import Scores
 
 
 def identity_loss(scores: Scores, label_smoothing: float = 0.0) -> torch.Tensor:
-    """Mean cross-entropy of the rows, a float32 scalar.
+    """The mean cross-entropy of the rows, a float32 scalar.
 
-    Label smoothing is 0 in AGW, LbA and CAJ; the option mixes in the uniform distribution over all identities.
+    Label smoothing, which is 0 in AGW, LbA and CAJ, mixes the target with the uniform distribution over all identities.
     """
     own = -scores.own_B.mean()
     if label_smoothing == 0:

@@ -1,4 +1,4 @@
-"""The whole training loss (method §6): every term the model's output allows, weighted and summed.
+"""The total training loss (method §6): the weighted sum of every term that the model's output allows.
 
 L = identity + triplet + ic * consistency + dt * dense triplet + part * nodes + pair * pair stage.
 """
@@ -14,7 +14,7 @@ from tacaf.settings import Settings
 
 
 class LossConfig(Settings):
-    """Weights and margins of the loss. Terms of modules that are switched off do not exist, whatever their weight."""
+    """Weights and margins of the loss. Weights of disabled modules have no effect."""
 
     ic: float = Field(
         1.0, ge=0, le=1e6, description="Weight of CMAAM's identity consistency, on each layer (1 in LbA)."
@@ -24,9 +24,9 @@ class LossConfig(Settings):
     dense_unit: DenseUnit = Field(
         "absolute",
         description=(
-            "What the dense triplet's margin is measured in: absolute (LbA); margin: in units of the batch's mean"
-            " distance; distance: the distances themselves in that unit, so that the term's weight follows as well"
-            " (ours)."
+            "Unit of the dense triplet. absolute: none (LbA); margin: the margin is in units of the batch's mean"
+            " distance; distance: the distances are in that unit too, so that the term does not depend on the scale of"
+            " the features (ours)."
         ),
     )
     triplet: TripletKind = Field(
@@ -36,8 +36,9 @@ class LossConfig(Settings):
     triplet_unit: TripletUnit = Field(
         "absolute",
         description=(
-            "What the triplet measures distances in: absolute (the ancestors); distance: the batch's mean distance, so"
-            " that neither the term nor its margin depends on how large the features are, as after pretraining (ours)."
+            "Unit of the triplet's distances. absolute: none (as in AGW, LbA and CAJ); distance: the batch's mean"
+            " distance, so that neither the term nor its margin depends on the scale of the features, which pretraining"
+            " changes (ours)."
         ),
     )
     part: float = Field(1.0, gt=0, le=1e6, description="Weight of the mean cross-entropy over IPCAM's nodes.")
@@ -51,25 +52,25 @@ class LossConfig(Settings):
 
     @property
     def weights(self) -> dict[str, float]:
-        """Term of the loss to its weight; a term that is not here has 1."""
+        """Term of the loss -> its weight. Terms that are not listed have weight 1."""
         return {"consistency": self.ic, "dense_triplet": self.dt, "part": self.part, "pair": self.pair}
 
 
 class TacafLoss:
-    """Callable: a training forward's output and the batch's labels to the loss and its terms."""
+    """Computes the loss and its terms from the model's training output and the batch's labels."""
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
 
     def __call__(self, output: ModelOutput, label_B: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The scalar to differentiate, and every term before its weight, detached (all float32)."""
+        """The loss, and every term without its weight, detached; all are float32 scalars."""
         terms = self.terms(output, label_B)
         weights = self.config.weights
         total = torch.stack([weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
         return total, {name: term.detach() for name, term in terms.items()}
 
     def terms(self, output: ModelOutput, label_B: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Every term the output allows, before its weight, with its gradient; float32 scalars."""
+        """Every term that the output allows, without its weight and with its gradient; float32 scalars."""
         config = self.config
 
         def classify(parts: tuple[Scores, ...]) -> torch.Tensor:

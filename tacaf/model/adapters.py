@@ -1,8 +1,8 @@
-"""Backbones by kind, all with one interface: two stems, a layer-3 map, a layer-4 map, and the layers between the two.
+"""Backbones of all kinds behind one interface: two stems, a layer-3 map, a layer-4 map, and the layers between the two.
 
-The ResNet and EfficientNet-Lite have this interface themselves; adapters give it to the networks of transformers. Maps
-are B x C x H x W. The maps of these networks have positive and negative values, unlike a ResNet's after its ReLU; GeM
-pools the positive part.
+The ResNet and EfficientNet-Lite have this interface themselves; adapters provide it for the networks of transformers.
+Maps are B x C x H x W. The maps of these networks have positive and negative values, unlike a ResNet's after its ReLU;
+GeM pools the positive part.
 """
 
 import copy
@@ -20,8 +20,8 @@ from tacaf.model.pooling import map_BCHW
 
 
 def _kind(value: Any) -> str:
-    found = value.get("kind", "resnet") if isinstance(value, dict) else getattr(value, "kind", None)
-    return str(found)
+    kind = value.get("kind", "resnet") if isinstance(value, dict) else getattr(value, "kind", None)
+    return str(kind)
 
 
 AnyBackboneConfig = Annotated[
@@ -35,29 +35,29 @@ AnyBackboneConfig = Annotated[
 
 
 class _Stems(nn.Module):
-    """A network's embedding of pixels, once per modality; the infrared one begins as a copy of the visible one."""
+    """A network's embedding of pixels, one per modality. The infrared one begins as a copy of the visible one."""
 
     def __init__(self, stem: nn.Module) -> None:
         super().__init__()
         self.visible, self.infrared = stem, copy.deepcopy(stem)
-        # How many of the next images are visible. The adapters set it before each pass, because transformers' own
-        # forward calls its embeddings with the images alone and has no argument that would carry the number here.
+        # How many of the next images are visible. The adapters set it before each pass, because transformers' forward
+        # calls its embeddings with only the images and has no argument through which to pass the number.
         self.rows = 0
 
     def forward(self, images_BCHW: torch.Tensor, **more: Any) -> Any:
         """The stem's output for all images, visible ones first: a tensor, or a tuple that begins with one."""
-        found = []
+        outputs = []
         if self.rows > 0:
-            found.append(self.visible(images_BCHW[: self.rows], **more))
+            outputs.append(self.visible(images_BCHW[: self.rows], **more))
         if self.rows < images_BCHW.shape[0]:
-            found.append(self.infrared(images_BCHW[self.rows :], **more))
-        if isinstance(found[0], torch.Tensor):
-            return torch.cat(found)
-        return (torch.cat([parts[0] for parts in found]), *found[0][1:])
+            outputs.append(self.infrared(images_BCHW[self.rows :], **more))
+        if isinstance(outputs[0], torch.Tensor):
+            return torch.cat(outputs)
+        return (torch.cat([parts[0] for parts in outputs]), *outputs[0][1:])
 
 
 class LibraryBackbone(nn.Module):
-    """The base of the adapters. `width`: channels of the layer-4 map."""
+    """The base class of the adapters. `width`: channels of the layer-4 map."""
 
     def __init__(self, config: LibraryConfig, network: Any) -> None:
         super().__init__()
@@ -65,17 +65,17 @@ class LibraryBackbone(nn.Module):
         self.width = network.channels[-1]
 
     def load_weights(self) -> str:
-        """Load the weights of `config.weights`, into both stems; returns a line that says what was taken."""
-        network, said = trained_network(self.config)
+        """Load the weights of `config.weights`, into both stems. Returns a line about what was loaded."""
+        network, report = trained_network(self.config)
         self.load_state_dict(type(self)(self.config, network).state_dict())
-        return said
+        return report
 
     def layer4(self, layer3_BCHW: torch.Tensor) -> torch.Tensor:
         raise AssertionError("this backbone cannot continue from a layer-3 map; the configuration refuses it")
 
 
 class Staged(LibraryBackbone):
-    """Stages of convolutions (ConvNeXt): layer 3 is the map before the last stage, layer 4 the normed one after it."""
+    """Stages of convolutions (ConvNeXt): layer 3 is the map before the last stage, layer 4 the normalised one after."""
 
     def __init__(self, config: LibraryConfig, network: Any) -> None:
         super().__init__(config, network)
@@ -96,15 +96,15 @@ class Staged(LibraryBackbone):
 
 
 class Tokens(LibraryBackbone):
-    """Blocks over a grid of patches (DINOv2): two depths of the same grid; layer 4 is after the last norm.
+    """Blocks over a grid of patches (DINOv2): the maps are one grid at two depths, layer 4 after the last norm.
 
-    Class and register tokens go along in the images' own pass. A reconstruction has none: it goes through the remaining
-    blocks as a grid alone.
+    Class and register tokens take part in the images' own pass. A reconstruction has none: only its grid passes through
+    the remaining blocks.
     """
 
     def __init__(self, config: LibraryConfig, network: Any) -> None:
         super().__init__(config, network)
-        if network.embeddings.mask_token is not None:  # for pre-training; no step of ours reads it
+        if network.embeddings.mask_token is not None:  # used only in pre-training
             network.embeddings.mask_token.requires_grad_(False)
         self.stems = _Stems(network.embeddings)
         self.blocks = network.encoder.layer
@@ -134,7 +134,7 @@ class Tokens(LibraryBackbone):
 
 
 class Maps(LibraryBackbone):
-    """Any network that returns its last two maps (Swin): the package's own forward, which cannot start at layer 3."""
+    """Any network that returns its last two maps (Swin). Uses the package's forward, which cannot start at layer 3."""
 
     def __init__(self, config: LibraryConfig, network: Any) -> None:
         super().__init__(config, network)
@@ -142,7 +142,7 @@ class Maps(LibraryBackbone):
         owner = next(part for part in network.modules() if hasattr(part, "embeddings"))
         owner.embeddings = _Stems(owner.embeddings)
         self.place = next(name for name, part in network.named_modules() if part is owner.embeddings)
-        if hasattr(owner, "layernorm"):  # its result is in no map
+        if hasattr(owner, "layernorm"):  # no map contains its result
             owner.layernorm = nn.Identity()
         if hasattr(network, "hidden_states_norms"):  # layer 3 is the raw map, as in the other adapters
             network.hidden_states_norms[network.out_features[0]] = nn.Identity()
@@ -159,9 +159,9 @@ AnyConfig = BackboneConfig | EfficientNetLiteConfig | LibraryConfig
 def build_backbone(
     config: AnyConfig, norm: NormMode, fused: bool = False
 ) -> Backbone | EfficientNetLite | LibraryBackbone:
-    """A backbone with random weights: `backbone(images, visible)` to both maps, `.layer4(map)`, `.width`.
+    """A backbone with random weights: `backbone(images, visible)` returns both maps; `.layer4(map)`, `.width`.
 
-    `fused`: a ResNet's batch norms run the fused kernels (`norm.py`).
+    `fused`: a ResNet's batch norms use the fused kernels (`norm.py`).
     """
     if isinstance(config, BackboneConfig):
         return Backbone(config, norm, fused)

@@ -1,6 +1,7 @@
 """The two-stem ResNet: one stem per modality, layers 1-4 shared, last stride 1 (AGW, LbA).
 
-B images, C channels, H x W. Parameter names are the usual ResNet ones, so ImageNet files load (`weights.py`).
+B images, C channels, H x W. Parameters have the usual ResNet names, so that ImageNet files can be loaded
+(`weights.py`).
 """
 
 from collections.abc import Callable
@@ -19,16 +20,18 @@ NewNorm = Callable[[int], BatchNorm2d]  # from the number of channels
 
 
 class BackboneConfig(Settings):
-    """The shape of the backbone; the defaults are ResNet-50 with last stride 1."""
+    """The shape of the backbone. The defaults are those of ResNet-50 with last stride 1."""
 
-    kind: Literal["resnet"] = Field("resnet", description="resnet: this one. Others: efficientnet_lite, transformers.")
+    kind: Literal["resnet"] = Field(
+        "resnet", description="resnet; the alternatives are efficientnet_lite and transformers."
+    )
     width: int = Field(
         64, ge=4, le=4096, description="Channels of the stem; stage i has 2**i times as many inside its blocks."
     )
     blocks: tuple[Blocks, Blocks, Blocks, Blocks] = Field(
         (3, 4, 6, 3), description="Residual blocks in each of the four stages."
     )
-    last_stride: Literal[1, 2] = Field(1, description="Stride of stage 4; 1 keeps the finer map (AGW, LbA).")
+    last_stride: Literal[1, 2] = Field(1, description="Stride of stage 4; 1 gives a finer map (AGW, LbA).")
     block: Literal["bottleneck", "basic"] = Field(
         "bottleneck", description="bottleneck: 1x1, 3x3, 1x1 with expansion 4 (ResNet-50); basic: 3x3, 3x3 (ResNet-18)."
     )
@@ -67,7 +70,7 @@ class Stem(nn.Module):
 
 
 class _Block(nn.Module):
-    """What both residual blocks share: the shortcut, projected where the shape changes."""
+    """The base class of both residual blocks: the shortcut, with a projection if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: NewNorm) -> None:
         super().__init__()
@@ -80,7 +83,7 @@ class _Block(nn.Module):
 
 
 class Bottleneck(_Block):
-    """1x1, 3x3 (carries the stride, as torchvision's), 1x1 with expansion 4."""
+    """1x1, 3x3 (with the stride, as in torchvision), 1x1 with expansion 4."""
 
     def __init__(self, inputs: int, width: int, stride: int, norm: NewNorm) -> None:
         super().__init__(inputs, 4 * width, stride, norm)
@@ -100,7 +103,7 @@ class Bottleneck(_Block):
 
 
 class BasicBlock(_Block):
-    """3x3 (carries the stride), 3x3."""
+    """3x3 (with the stride), 3x3."""
 
     def __init__(self, inputs: int, width: int, stride: int, norm: NewNorm) -> None:
         super().__init__(inputs, width, stride, norm)
@@ -117,7 +120,7 @@ class BasicBlock(_Block):
 
 
 class TwoStems(nn.Module):
-    """One pass through a stem per modality and four shared layers, which the networks below this class build."""
+    """The forward pass through a stem per modality and four shared layers, which subclasses build."""
 
     visible_stem: nn.Module
     infrared_stem: nn.Module
@@ -127,9 +130,9 @@ class TwoStems(nn.Module):
     layer4: nn.Module
 
     def forward(self, images_BCHW: torch.Tensor, visible: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The maps after layer 3 and layer 4. The first `visible` images take the visible stem, others the infrared.
+        """The maps after layer 3 and layer 4. The first `visible` images use the visible stem, the others the infrared.
 
-        A batch of one modality (visible = 0 or B) runs one stem only.
+        A batch of one modality (visible = 0 or B) runs only one stem.
         """
         stems = []
         if visible > 0:
@@ -141,7 +144,7 @@ class TwoStems(nn.Module):
 
 
 class Backbone(TwoStems):
-    """Two stems and four shared stages; random Kaiming weights until a file is loaded."""
+    """Two stems and four shared stages, with random Kaiming weights until a file is loaded."""
 
     def __init__(self, config: BackboneConfig, mode: NormMode, fused: bool = False) -> None:
         super().__init__()

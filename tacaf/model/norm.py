@@ -1,4 +1,4 @@
-"""Batch normalisation that ranks share, and that can normalise an extra pass without moving its running statistics."""
+"""Batch normalisation over all ranks, which can also normalise an extra pass without updating running statistics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +16,7 @@ NormMode = Literal["sync", "local"]
 
 
 class _ExactNorm(torch.autograd.Function):
-    """B x C x H x W to the same, normalised by its own mean and variance, which come with it as float32 C each."""
+    """B x C x H x W, normalised by its own mean and variance, which are returned too, as float32 C each."""
 
     @staticmethod
     def forward(
@@ -40,10 +40,10 @@ class _ExactNorm(torch.autograd.Function):
 
 
 class _SharedNorm(torch.autograd.Function):
-    """A batch norm over all ranks' images by PyTorch's own GPU kernels: two collective calls, no copy in float32.
+    """A batch norm over all ranks' images with PyTorch's own GPU kernels: two collective calls, no copy in float32.
 
-    nn.SyncBatchNorm runs the same kernels, but first drops the ranks that have no images; to find them the host waits
-    for the GPU three times a norm. Here every rank has images.
+    nn.SyncBatchNorm runs the same kernels, but first drops ranks without images; to find them, the host waits for the
+    GPU three times per norm. Here every rank has images.
     """
 
     @staticmethod
@@ -72,7 +72,7 @@ class _SharedNorm(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         features, weight_C, mean_C, scale_C, count_R = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=_layout(features))
-        # The weights' own gradients stay this rank's: the engine averages them over ranks, as all others.
+        # The gradients of the weights are this rank's; the engine averages them over ranks, like all others.
         sum_C, along_C, d_weight_C, d_bias_C = torch.batch_norm_backward_reduce(
             gradient, features, mean_C, scale_C, weight_C, *ctx.needs_input_grad[:3]
         )
@@ -80,22 +80,25 @@ class _SharedNorm(torch.autograd.Function):
         d_features = torch.batch_norm_backward_elemt(
             gradient, features, mean_C, scale_C, weight_C, sum_C, along_C, count_R
         )
-        wanted = zip((d_weight_C, d_bias_C), ctx.needs_input_grad[1:3], strict=True)
-        return d_features, *(found if needed else None for found, needed in wanted), None, None, None
+        gradients = zip((d_weight_C, d_bias_C), ctx.needs_input_grad[1:3], strict=True)
+        return d_features, *(one if needed else None for one, needed in gradients), None, None, None
 
 
 def _layout(features: torch.Tensor) -> torch.memory_format:
-    """Channels-last maps stay so; everything else is contiguous."""
+    """Channels-last for maps that have this layout; contiguous for everything else."""
     last = features.dim() == 4 and features.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if last else torch.contiguous_format
 
 
 class _RankNorm(_BatchNorm):
-    """A batch norm with a mode. `sync`: training statistics over the images of all ranks, as one process with the whole
-    batch would have them; `local`: each rank its own. Evaluation uses the running statistics, as always.
+    """A batch norm with a mode, which decides over which images training statistics are computed.
 
-    With one rank the native op runs; over ranks PyTorch's kernels on a GPU, and on a CPU, which has none, plain sums.
-    `fused`: training passes over maps run kernels.batch_norm instead, which also adds the residual and takes the ReLU.
+    `sync`: the images of all ranks, with the same result as one process with the whole batch; `local`: each rank's own.
+    Evaluation uses the running statistics, as always.
+
+    With one rank, the native op runs; with several, PyTorch's kernels on a GPU, and plain sums on a CPU, which has no
+    such kernels. `fused`: training passes over maps run kernels.batch_norm instead, which also adds the residual and
+    applies the ReLU.
     """
 
     def __init__(self, width: int, mode: NormMode, eps: float = 1e-5, fused: bool = False) -> None:
@@ -103,11 +106,11 @@ class _RankNorm(_BatchNorm):
         self.mode = mode
         self.fused = fused
         # Set by `own_statistics`. A pass reaches a norm through containers such as the backbone's layer 4, whose
-        # forward takes the features alone, so no argument could say which pass this is.
+        # forward takes only the features, so no argument can tell which pass this is.
         self.running_frozen = False
 
     def forward(self, features: torch.Tensor, residual: torch.Tensor | None = None, relu: bool = False) -> torch.Tensor:
-        """The features normalised, then `residual` added, then, with `relu`, negative values set to 0."""
+        """The normalised features plus `residual`; with `relu`, negative values become 0."""
         if self.fused and self.training and features.dim() == 4 and not torch.compiler.is_compiling():
             return self._fused(features, residual, relu)
         normalised = self._normalise(features)
@@ -145,7 +148,7 @@ class _RankNorm(_BatchNorm):
         return super().forward(features)
 
     def _synchronised(self, features: torch.Tensor) -> torch.Tensor:
-        """Two sums over ranks, mean then variance of the centred values: no cancellation, equal to the full batch."""
+        """Two sums over ranks, for the mean, then for the variance of the centred values, so that nothing cancels."""
         dims = [0, *range(2, features.dim())]
         shape = [1, -1, *[1] * (features.dim() - 2)]
         values = features.float()
@@ -175,8 +178,10 @@ class _RankNorm(_BatchNorm):
         return self.momentum if self.momentum is not None else 0.1
 
     def _exact(self, features_BCHW: torch.Tensor) -> torch.Tensor:
-        """The native op with statistics of our own: on a CPU it sums channels-last maps in one running fp32 number a
-        channel, which is off by 5e-6 in 36,000 positions, a hundred times as much as contiguous maps or `sync`.
+        """The native op with separately computed statistics.
+
+        On a CPU, the native op sums channels-last maps in a single fp32 number per channel. Over 36,000 positions its
+        error is 5e-6, a hundred times that of contiguous maps or `sync`.
         """
         normalised_BCHW: torch.Tensor
         normalised_BCHW, mean_C, variance_C = _ExactNorm.apply(features_BCHW, self.weight, self.bias, self.eps)
@@ -204,10 +209,10 @@ class BatchNorm2d(_RankNorm, nn.BatchNorm2d):
 
 @contextmanager
 def own_statistics(*modules: nn.Module) -> Iterator[None]:
-    """Inside, training passes through `modules` normalise by their own batch and leave running statistics alone.
+    """Inside the block, training passes through `modules` use their own batch's statistics and update no running ones.
 
-    For CMAAM's identity-consistency passes: LbA lets reconstructed features leak into the statistics used at test
-    time; here they do not (method §4, ours).
+    This is for CMAAM's identity-consistency passes: in LbA, reconstructed features influence the statistics used at
+    test time; here they do not (method §4, ours).
     """
     norms = [part for module in modules for part in module.modules() if isinstance(part, _RankNorm)]
     for norm in norms:

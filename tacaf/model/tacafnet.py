@@ -1,4 +1,4 @@
-"""TacafNet: backbone, head, CMAAM and IPCAM as one model with switches; with all of them off, the AGW/LbA baseline.
+"""TacafNet: backbone, head, CMAAM and IPCAM as one model. Without the last two, it is the AGW/LbA baseline.
 
 B images of a rank, visible first, C channels, H x W, N stripes or nodes, I identities.
 """
@@ -30,28 +30,28 @@ from tacaf.vocabulary import Embedding, InputError, Modality
 
 
 class ModelConfig(Settings):
-    """The whole model. Only what is switched on is built."""
+    """The whole model. Only enabled modules are built."""
 
     backbone: AnyBackboneConfig = Field(
-        BackboneConfig(), description="The two-stem ResNet, EfficientNet-Lite0, or one of transformers."
+        BackboneConfig(), description="The two-stem ResNet, EfficientNet-Lite0, or a backbone of transformers."
     )
-    cmaam: CmaamConfig = Field(CmaamConfig(), description="Cross-modal alignment, training only.")
+    cmaam: CmaamConfig = Field(CmaamConfig(), description="Cross-modal alignment, only in training.")
     ipcam: IpcamConfig = Field(IpcamConfig(), description="Part graph and pair stage.")
     bn: NormMode = Field(
-        "sync", description="sync: batch statistics over all ranks, equal to one process; local: each rank its own."
+        "sync", description="Batch statistics. sync: over all ranks, equal to one process; local: each rank's own."
     )
     kernels: Literal["auto", "reference"] = Field(
         "auto",
         description=(
-            "What training runs. auto: the fast kernels, Triton on a GPU and plain PyTorch on a CPU; reference: every"
-            " operation by its definition, to compare with. Model files do not depend on it, and a trained model is"
-            " always scored and used with auto."
+            "Kernels of the training. auto: the fast kernels, Triton on a GPU and plain PyTorch on a CPU; reference:"
+            " every operation by its definition, for comparisons. Model files do not depend on it, and a trained model"
+            " is always scored and used with auto."
         ),
     )
     fused_norm: bool = Field(
         False,
         description=(
-            "Run each batch norm of a ResNet together with its residual sum and ReLU (kernels/batch_norm), in training."
+            "In training, run each batch norm of a ResNet together with its residual sum and ReLU (kernels/batch_norm)."
             " Meant for a GPU without torch.compile, which fuses them itself; on a CPU it is slower."
         ),
     )
@@ -60,12 +60,12 @@ class ModelConfig(Settings):
         ge=1,
         le=2**40,
         description=(
-            "Identities that a classifier computes at once. More identities are computed in several chunks, with "
-            "the same result: less memory, more work."
+            "Identities that a classifier computes at once. More identities are computed in several chunks, with the"
+            " same result, less memory and more work."
         ),
     )
 
-    classifier: ClassifierConfig = Field(ClassifierConfig(), description="How the classifiers are kept.")
+    classifier: ClassifierConfig = Field(ClassifierConfig(), description="How the classifiers are stored.")
 
     @property
     def split(self) -> bool:
@@ -73,16 +73,16 @@ class ModelConfig(Settings):
         return self.classifier.sharding == "identities"
 
     def unsplit(self) -> "ModelConfig":
-        """The same model with whole classifiers: to use it, to count its parameters."""
+        """The same model with whole classifiers, for using it and for counting its parameters."""
         return self.model_copy(update={"classifier": ClassifierConfig()})
 
     @property
     def pair_layers(self) -> tuple[Literal[3, 4], ...]:
-        """The layers whose pairs the model needs in training; direction as `cmaam.direction` (method §5.4)."""
-        wanted: set[Literal[3, 4]] = set(self.cmaam.layers) if self.cmaam.enabled else set()
+        """The layers whose pairs the model needs in training; `cmaam.direction` is their direction (method §5.4)."""
+        layers: set[Literal[3, 4]] = set(self.cmaam.layers) if self.cmaam.enabled else set()
         if self.ipcam.enabled and self.ipcam.pair_stage:
-            wanted.add(4)
-        return tuple(sorted(wanted))
+            layers.add(4)
+        return tuple(sorted(layers))
 
     @model_validator(mode="after")
     def _fuses(self) -> "ModelConfig":
@@ -109,7 +109,7 @@ class ModelConfig(Settings):
         return self
 
     def portable(self) -> "ModelConfig":
-        """The same model for the card of a model file: it needs no file, and runs with the default kernels."""
+        """The same model for the card of a model file: it depends on no other file and uses the default kernels."""
         backbone = self.backbone
         if isinstance(backbone, LibraryConfig):
             backbone = portable(backbone)
@@ -118,7 +118,7 @@ class ModelConfig(Settings):
         return self.model_copy(update={"backbone": backbone, "kernels": "auto", "fused_norm": False})
 
     def check_input(self, height: int, width: int) -> None:
-        """InputError unless the layer-4 map of such an image divides into the part levels."""
+        """Raise InputError unless the layer-4 map of such an image divides into the part levels."""
         rows, _ = map_size(self.backbone, height, width)
         if not self.ipcam.enabled or (rows > 0 and rows % self.ipcam.levels[-1] == 0):
             return
@@ -126,12 +126,12 @@ class ModelConfig(Settings):
         nearest = step * max(1, round(height / step))
         raise InputError(
             f"expected an image height whose layer-4 map divides into the part levels {list(self.ipcam.levels)}, got "
-            f"height {height} with a map of {rows} rows; take height {nearest}, or other model.ipcam.levels"
+            f"height {height} with a map of {rows} rows; use height {nearest}, or other model.ipcam.levels"
         )
 
 
 class TacafNet(nn.Module):
-    """`forward` is a training pass and returns all that the losses need; `embed` gives one descriptor per image."""
+    """The model. `forward` is a training pass and returns what the losses need; `embed` returns descriptors."""
 
     def __init__(self, config: ModelConfig, identities: int) -> None:
         super().__init__()
@@ -160,23 +160,23 @@ class TacafNet(nn.Module):
     ) -> ModelOutput:
         """A training pass over a batch whose first `visible` rows are visible images.
 
-        The labels go in because a classifier of many identities gives scores, never all logits (`classifier.py`).
-        `pairs3` and `pairs4` are the draws of `ModelConfig.pair_layers` (`pairs.draw_pairs`). The negatives of the
+        Classifiers need the labels because with many identities they return scores, never all logits (`classifier.py`).
+        `pairs3` and `pairs4` are the draws for `ModelConfig.pair_layers` (`pairs.draw_pairs`). The negatives of the
         classifiers are drawn by `key`, if the configuration wants a sample of them.
         """
         layer3_BCHW, layer4_BCHW = self.backbone(images_BCHW, visible)
         pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if self.ipcam else (1,), self.config.kernels)
         pooled_BC = pooled_BNC[:, 0]
-        # Collected first and built once: torch.compile of PyTorch 2.11 fails on a NamedTuple's _replace.
+        # Collected first and built once, because torch.compile of PyTorch 2.11 fails on a NamedTuple's _replace.
         used = self._used(label_B, key)
-        found: dict[str, Any] = {"scores": self.head(pooled_BC, label_B, used)}
+        outputs: dict[str, Any] = {"scores": self.head(pooled_BC, label_B, used)}
         if self.config.cmaam.enabled:
             maps = {3: (layer3_BCHW, pairs3), 4: (layer4_BCHW, pairs4)}
             chosen = [(layer, *maps[layer]) for layer in self.config.cmaam.layers]
-            found |= self._align(chosen, label_B, visible, used)
+            outputs |= self._align(chosen, label_B, visible, used)
         if self.ipcam is not None:
-            found |= self._correlate(pooled_BNC, label_B, visible, pairs4, used)
-        return ModelOutput(pooled_BC=pooled_BC, **found)
+            outputs |= self._correlate(pooled_BNC, label_B, visible, pairs4, used)
+        return ModelOutput(pooled_BC=pooled_BC, **outputs)
 
     def _used(self, label_B: torch.Tensor, key: StepKey | None) -> StepIdentities | None:
         """The identities that this step's classifiers use; None: all."""
@@ -193,7 +193,7 @@ class TacafNet(nn.Module):
         visible: int,
         used: StepIdentities | None,
     ) -> dict[str, Any]:
-        """CMAAM on each chosen layer: alignments, and the reconstructions classified by the same head."""
+        """CMAAM on each chosen layer: alignments, and the scores of reconstructions, classified by the same head."""
         alignments, scores = [], []
         for layer, features_BCHW, pairs in maps:
             assert pairs is not None, f"CMAAM on layer {layer} needs the pairs of that layer"
@@ -208,7 +208,7 @@ class TacafNet(nn.Module):
     def _classify_reconstruction(
         self, reconstruction_NCHW: torch.Tensor, label_N: torch.Tensor, layer: int, used: StepIdentities | None
     ) -> Scores:
-        """Layer 3 re-enters layer 4, layer 4 is pooled as it is; running statistics keep to the real images."""
+        """A layer-3 reconstruction first passes through layer 4. Running statistics are only of the real images."""
         if layer == 3 and self.config.cmaam.recompute:
             reconstruction_NCHW = checkpoint(
                 self._reenter, reconstruction_NCHW, use_reentrant=False, preserve_rng_state=False, early_stop=False
@@ -221,7 +221,7 @@ class TacafNet(nn.Module):
             return scores
 
     def _reenter(self, reconstruction_NCHW: torch.Tensor) -> torch.Tensor:
-        with own_statistics(self.backbone):  # inside, so that it holds in a recomputation as well
+        with own_statistics(self.backbone):  # inside, so that it applies to a recomputation too
             return self.backbone.layer4(reconstruction_NCHW)
 
     def _correlate(
@@ -236,25 +236,25 @@ class TacafNet(nn.Module):
         assert self.ipcam is not None
         assert self.node_head is not None
         nodes_BND = self.ipcam(pooled_BNC)
-        found: dict[str, Any] = {"node_scores": self.node_head(nodes_BND, label_B, used)}
+        outputs: dict[str, Any] = {"node_scores": self.node_head(nodes_BND, label_B, used)}
         if self.pair_stage is not None:
             assert pairs4 is not None, "IPCAM's pair stage needs the pairs of layer 4"
-            # Anchors ascend by row and every visible row is one: the first `visible` pairs are V0's and V1's.
+            # Anchors ascend by row, and every visible row is one, so the first `visible` pairs are those of V0 and V1.
             anchor_P, positive_P = pairs4.anchor_N[:visible], pairs4.positive_N[:visible]
             fine_BRD = nodes_BND[:, -self.config.ipcam.levels[-1] :]
-            found["pair_scores"] = self.pair_stage(fine_BRD, anchor_P, positive_P, label_B[anchor_P], used)
-        return found
+            outputs["pair_scores"] = self.pair_stage(fine_BRD, anchor_P, positive_P, label_B[anchor_P], used)
+        return outputs
 
     def embed(self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding = "full") -> torch.Tensor:
         """Descriptors of images of one modality: B x `embedding_width(embedding)` float32 of length 1 (method §5.6).
 
         full: concat[L2(BN(GeM)), L2(n'_g), L2(the other nodes)], L2 again; global_and_parts leaves out n'_g (ours,
-        because it is the weaker of two global features and takes a third of the weight); global_only, or without
-        IPCAM, the first. Compare by cosine. The model must be in evaluation mode.
+        because it is the weaker of two global features and takes a third of the weight); global_only, or any without
+        IPCAM, is the first part. Compare them by cosine. The model must be in evaluation mode.
         """
-        assert not self.training, "embed runs on running statistics: call eval() first"
+        assert not self.training, "embed uses running statistics: call eval() first"
         whole = embedding != "global_only" and self.ipcam is not None
-        # shape, not len: an exported graph keeps it open
+        # `shape` and not `len`, so that an exported graph accepts any batch size
         visible = images_BCHW.shape[0] if modality is Modality.VISIBLE else 0
         _, layer4_BCHW = self.backbone(images_BCHW, visible)
         pooled_BNC = gem(layer4_BCHW, self.config.ipcam.levels if whole else (1,), self.config.kernels)
@@ -268,17 +268,17 @@ class TacafNet(nn.Module):
         return F.normalize(torch.cat([global_BC, *parts], dim=1))
 
     def embedding_width(self, embedding: Embedding = "full") -> int:
-        """Numbers per descriptor of the default model: full 7168, without n'_g 6656, the global feature alone 2048."""
+        """The width of descriptors. The default model's: full 7168, without n'_g 6656, only the global feature 2048."""
         if embedding == "global_only" or self.ipcam is None:
             return self.width
         nodes = self.config.ipcam.nodes - (embedding == "global_and_parts")
         return self.width + nodes * self.config.ipcam.node_width
 
     def backbone_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters that may come from ImageNet and learn at the lower rate."""
+        """The parameters that may be loaded from ImageNet weights and have the lower learning rate."""
         return (parameter for parameter in self.backbone.parameters() if parameter.requires_grad)
 
     def new_parameters(self) -> Iterator[nn.Parameter]:
-        """All other parameters that learn: neck, classifiers, IPCAM."""
+        """All other trainable parameters: neck, classifiers, IPCAM."""
         named = self.named_parameters()
         return (value for name, value in named if value.requires_grad and not name.startswith("backbone."))

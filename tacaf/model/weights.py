@@ -1,7 +1,7 @@
-"""Weights from files: ImageNet ResNets into the backbone, or a trained TACAFNet but for its classifiers.
+"""Loading weights from files: an ImageNet ResNet into the backbone, or a trained TACAFNet without its classifiers.
 
-Loading is strict: a tensor that is missing, unknown or of another shape raises before the model has changed, and a
-report says what was taken. Nothing but tensors and plain values is unpickled.
+Loading is strict: a missing or unknown tensor or another shape raises an error before the model has changed, and a
+report lists what was loaded. Only tensors and plain values are unpickled.
 """
 
 import pickle
@@ -24,47 +24,46 @@ IMAGENET_HEAD = ("fc.", "classifier.")
 CLASSIFIER = "classifier"  # in the name of every tensor whose shape depends on the training identities
 _WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "network", "weights", "params")
 _NOT_WEIGHTS = {
-    b"<": "a web page (HTML or XML): open its address in a browser and fetch the file itself",
+    b"<": "a web page (HTML or XML): open its address in a browser and download the file itself",
     b"{": "JSON: the weights are in another file",
     b"version https://git-lfs": "a pointer of Git LFS: fetch the file itself with `git lfs pull`",
     b"\x1f\x8b": "a gzip archive: unpack it first",
     b"\x93numpy": "a NumPy array: save the weights as .safetensors",
     b"\x89hdf": "an HDF5 file: save the weights as .safetensors",
 }
-COUNTER = "num_batches_tracked"  # files older than torch 0.4.1 lack it, and nothing depends on it
+COUNTER = "num_batches_tracked"  # missing in files older than torch 0.4.1; nothing depends on it
 
 State = dict[str, torch.Tensor]
 
 
 class LoadReport(NamedTuple):
-    """What a load took from its file and what it did not."""
+    """What was loaded from a file and what was not."""
 
     path: Path
     sha256: str
     taken: tuple[str, ...]  # names in the file
     ignored: tuple[str, ...]  # names in the file
-    initialised: tuple[str, ...]  # names in the model that keep their fresh values
-    numbers: int  # values taken, each of the file's once
+    initialised: tuple[str, ...]  # names in the model that keep their initial values
+    numbers: int  # values loaded, each counted once even if it is used twice
 
     def __str__(self) -> str:
         parts = [f"weights: {self.path.name} (sha256 {self.sha256[:8]}...)"]
-        parts.append(f"took {len(self.taken)} tensors, {self.numbers:,} numbers")
-        parts.append(f"ignored {', '.join(self.ignored) or 'none'}")
+        parts.append(f"loaded {len(self.taken)} tensors, {self.numbers:,} numbers")
+        parts.append(f"ignored: {', '.join(self.ignored) or 'none'}")
         fresh = sorted({".".join(name.split(".")[:2]) for name in self.initialised})
-        parts.append(f"initialised afresh: {', '.join(fresh) or 'none'}")
+        parts.append(f"newly initialised: {', '.join(fresh) or 'none'}")
         return "; ".join(parts)
 
 
 def load_imagenet_resnet(model: TacafNet, path: Path) -> LoadReport:
-    """Put a classification ResNet of the usual parameter names (torchvision, timm) into the backbone.
+    """Load a classification ResNet with the usual parameter names (torchvision, timm) into the backbone.
 
-    `conv1` and `bn1` go into both stems, `layer1` to `layer4` where they are, the classifier nowhere. The images must
-    be normalised as the file's were (ImageNet's mean and deviation, as `data.augment` does). Raises InputError.
+    `conv1` and `bn1` go into both stems, `layer1` to `layer4` keep their names, and the classifier is ignored. Images
+    must be normalised as for the file (with ImageNet's mean and deviation, as `data.augment` does). Raises InputError
+    if the file does not fit.
     """
     if not isinstance(model.backbone, Backbone):
-        raise InputError(
-            "train.weights: expected the ResNet, got another backbone; give its own model.backbone.weights"
-        )
+        raise InputError("train.weights: expected a ResNet, got another backbone; use model.backbone.weights instead")
     state = read_state(path)
     ignored = tuple(name for name in state if name.startswith(IMAGENET_HEAD))
     renamed: dict[str, str] = {}  # name in the model -> name in the file
@@ -84,9 +83,9 @@ def load_imagenet_resnet(model: TacafNet, path: Path) -> LoadReport:
 
 
 def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
-    """Start from a trained TACAFNet (model.safetensors): everything but the classifiers, which stay new.
+    """Load everything except the classifiers from a trained TACAFNet (model.safetensors).
 
-    The two models must agree in everything but their identities. Raises InputError.
+    Raises InputError unless the two models agree in everything except their identities.
     """
     state = read_state(path)
     ignored = tuple(name for name in state if CLASSIFIER in name)
@@ -106,23 +105,23 @@ def load_tacafnet(model: TacafNet, path: Path) -> LoadReport:
 def inference_model(config: ModelConfig, state: State, where: str = "the model") -> TacafNet:
     """A model for `embed` with these weights, in evaluation mode on the CPU.
 
-    `state` may hold the classifiers or not. Only training needs them, and they can be many times larger than everything
-    else, so the model is built with classifiers of one identity. Raises InputError if anything else is missing,
-    unknown, of another shape or not finite: a part left at its random values would still give scores.
+    `state` may contain the classifiers or not. Only training needs them, and they can be many times larger than
+    everything else, so the model is built with classifiers of one identity. Raises InputError if anything else is
+    missing, unknown, of another shape or not finite, because a part with random values would still give scores.
     """
     kept = {name: tensor for name, tensor in state.items() if CLASSIFIER not in name}
     fits(config, {name: tuple(tensor.shape) for name, tensor in kept.items()})
     if bad := not_finite(kept):
-        raise InputError(f"{where}: expected finite weights, got NaN or infinity in {bad}; the training went wrong")
+        raise InputError(f"{where}: expected finite weights, got NaN or infinity in {bad}; the training has failed")
     model = TacafNet(config.unsplit(), 1)
     model.load_state_dict({**model.state_dict(), **kept})
     return model.eval()
 
 
 def fits(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise InputError unless a model of this configuration has exactly these tensors, its classifiers aside.
+    """Raise InputError unless a model of this configuration has exactly these tensors, except its classifiers.
 
-    The model is built without memory for its tensors, so no file can make us build a larger model than it holds.
+    The model is built without memory for its tensors, so a file cannot make us allocate more than it contains.
     """
     try:
         with torch.device("meta"):
@@ -134,8 +133,8 @@ def fits(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     wrong += [name for name in wanted.keys() & shapes.keys() if wanted[name] != shapes[name]]
     if wrong:
         raise InputError(
-            f"expected the weights of the model the file describes, got {len(wrong)} missing, unknown or of another "
-            f"shape (first {shown(wrong[0])}); take the file as the training wrote it"
+            f"expected the weights of the model that the file describes, got {len(wrong)} that are missing, unknown or"
+            f" of another shape (first {shown(wrong[0])}); use the file as the training wrote it"
         )
 
 
@@ -149,19 +148,22 @@ def copy_into(
     ignored: tuple[str, ...],
     kind: str,
 ) -> LoadReport:
-    """Check every name and shape, then copy."""
+    """Check every name and shape, then copy. Raises InputError, with the model unchanged, if something does not fit.
+
+    renamed: name in the model -> name in the file. wanted: the model's tensors that must be loaded.
+    """
     missing = [name for name in wanted if name not in renamed and not name.endswith(COUNTER)]
     unknown = [name for name in renamed if name not in wanted]
     other = [name for name in wanted if name in renamed and state[renamed[name]].shape != wanted[name].shape]
     if missing or unknown or other:
-        found = [f"{len(missing)} missing (first {missing[0]})"] if missing else []
-        found += [f"{len(unknown)} unknown (first {renamed[unknown[0]]})"] if unknown else []
+        problems = [f"{len(missing)} missing (first {missing[0]})"] if missing else []
+        problems += [f"{len(unknown)} unknown (first {renamed[unknown[0]]})"] if unknown else []
         if other:
             first = other[0]
             shapes = f"{list(state[renamed[first]].shape)}, not {list(wanted[first].shape)}"
-            found.append(f"{len(other)} of another shape (first {renamed[first]}: {shapes})")
+            problems.append(f"{len(other)} of another shape (first {renamed[first]}: {shapes})")
         raise InputError(
-            f"{path}: expected {kind}, got tensors that do not fit: {'; '.join(found)}; take the fitting file"
+            f"{path}: expected {kind}, got tensors that do not fit: {'; '.join(problems)}; use a matching file"
         )
     with torch.no_grad():
         for name, source in renamed.items():
@@ -180,7 +182,7 @@ def copy_into(
 def read_state(path: Path) -> State:
     """The tensors of a file by name, without the usual wrappings: a `state_dict` entry, a `module.` prefix.
 
-    Raises InputError for a file that holds anything but finite tensors by name, or that needs code to be unpickled.
+    Raises InputError if the file contains anything but named, finite tensors, or needs code to be unpickled.
     """
     path = Path(path)
     _refuse_unlikely(path)
@@ -207,59 +209,60 @@ def _refuse_unlikely(path: Path) -> None:
     if path.suffix not in SUFFIXES:
         raise InputError(
             f"{name}: expected a name that ends in one of {kinds}, got {path.suffix or 'none'}; rename the file if it"
-            " is one of these, else save the state_dict() of its model"
+            " is one of these, otherwise save the state_dict() of its model"
         )
     try:
         with path.open("rb") as file:
             begin = file.read(512).lstrip()
     except OSError as error:
         raise InputError(f"cannot read {name}: {reason_of(error)}") from None
-    found = next((text for start, text in _NOT_WEIGHTS.items() if begin.lower().startswith(start)), None)
-    if found or not begin:
-        raise InputError(f"{name}: expected a weights file, got {found or 'an empty file'}")
+    what = next((text for start, text in _NOT_WEIGHTS.items() if begin.lower().startswith(start)), None)
+    if what or not begin:
+        raise InputError(f"{name}: expected a weights file, got {what or 'an empty file'}")
 
 
 def _unpickled(path: Path) -> Any:
-    """What `torch.save` wrote; nothing but tensors and plain values are unpickled."""
+    """The content of a file of `torch.save`; only tensors and plain values are unpickled."""
     try:
         with path.open("rb") as file:
             if file.read(4)[:1] != b"\x80" and not zipfile.is_zipfile(file):
-                raise InputError(f"{shown(path)}: expected a file of torch.save, got something else or a part of one")
+                raise InputError(f"{shown(path)}: this is not a file of torch.save, or only a part of one")
         return torch.load(path, "cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InputError(
-            f"{shown(path)}: expected tensors only, got a file that needs code to be unpickled; save its state_dict()"
-            " alone, best as .safetensors"
+            f"{shown(path)}: expected only tensors, got a file that needs code to be unpickled; save only its"
+            " state_dict(), preferably as .safetensors"
         ) from None
     except InputError:
         raise
     except Exception as error:  # PyTorch and pickle raise many kinds on damaged files
         raise InputError(
-            f"{shown(path)}: expected a readable weights file, got: {_line(error)}; fetch it again"
+            f"{shown(path)}: expected a readable weights file, got: {_line(error)}; download it again"
         ) from None
 
 
-def _unwrapped(found: Any, path: Path) -> State:
-    """The mapping of names to tensors, taken out of the entries in which it is usually saved."""
+def _unwrapped(saved: Any, path: Path) -> State:
+    """The mapping of names to tensors, extracted from the entries in which it is usually saved."""
     for _ in range(3):  # such as {"model": {"state_dict": ...}}
         inner = (
-            [found[key] for key in _WRAPPINGS if isinstance(found.get(key), dict)] if isinstance(found, dict) else []
+            [saved[key] for key in _WRAPPINGS if isinstance(saved.get(key), dict)] if isinstance(saved, dict) else []
         )
-        found = inner[0] if inner else found
-    if not isinstance(found, dict):
+        saved = inner[0] if inner else saved
+    if not isinstance(saved, dict):
         raise InputError(
-            f"{shown(path)}: expected a state dict (names to tensors), got {type(found).__name__}; save that"
+            f"{shown(path)}: expected a state dict (names to tensors), got {type(saved).__name__}; save"
+            " model.state_dict()"
         )
     odd = next(
-        (key for key, value in found.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))), None
+        (key for key, value in saved.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))), None
     )
-    if odd is not None or not found:
-        what = f"{shown(odd)[:60]!r}, which is {type(found[odd]).__name__}" if found else "an empty one"
+    if odd is not None or not saved:
+        what = f"{shown(odd)[:60]!r}, which is {type(saved[odd]).__name__}" if saved else "an empty one"
         raise InputError(
-            f"{shown(path)}: expected a state dict with nothing but names and tensors, got {what}; save"
+            f"{shown(path)}: expected a state dict with only names and tensors, got {what}; save"
             f" model.state_dict() itself, or under one of {', '.join(_WRAPPINGS)}"
         )
-    return found
+    return saved
 
 
 def _line(error: BaseException) -> str:

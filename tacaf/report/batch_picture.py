@@ -1,6 +1,6 @@
-"""A picture of a training batch: each image as it is stored, and below it as the model would see it.
+"""Drawing a training batch: each image as it is stored, and below it as the model would see it.
 
-Source: ours. The images come out of the training's own pipeline, on a CPU, so the picture shows what a training reads.
+Source: ours. The images come from the training pipeline, on a CPU, so the picture shows exactly what a training reads.
 C = 3 channels, H x W pixels.
 """
 
@@ -21,7 +21,7 @@ from tacaf.vocabulary import Branch
 
 IDENTITIES = 4  # shown; a batch may have thousands
 IMAGES = 4  # of an identity and branch
-LARGEST, SMALLEST = 288, 160  # height in pixels of a shown image: larger ones are reduced, smaller ones enlarged
+LARGEST, SMALLEST = 288, 160  # limits of a shown image's height in pixels; others are reduced or enlarged
 
 HEADING = "Above: the stored image, resized. Below: what the model sees, after crop, mirroring, channels and erasing."
 TITLES = {
@@ -29,9 +29,9 @@ TITLES = {
     Branch.AUGMENTED: "visible, channels exchanged (V1)",
     Branch.INFRARED: "infrared (I)",
 }
-_CELL = 124  # pixels at least, so that the words below an image have room
+_CELL = 124  # smallest width in pixels, so that the text below an image fits
 _MARGIN, _GAP, _LINE = 16, 28, 14
-_WORD, _TITLE = 11, 15  # sizes of letters
+_WORD, _TITLE = 11, 15  # font sizes
 _PAPER, _INK = (255, 255, 255), (40, 40, 40)
 
 
@@ -39,8 +39,8 @@ class Shown(NamedTuple):
     """One image of the batch, before and after augmentation."""
 
     source: str  # camera and number
-    changes: tuple[str, str]  # place, then values
-    before_HWC: np.ndarray  # uint8, resized and nothing more
+    changes: tuple[str, str]  # crop and mirroring, then changes of values
+    before_HWC: np.ndarray  # uint8, only resized
     after_HWC: np.ndarray  # uint8, what the model sees
 
 
@@ -48,20 +48,20 @@ Band = dict[Branch, list[Shown]]  # of one identity
 
 
 def batch_picture(index: ShardIndex, plan: Plan, config: DataConfig, report: Callable[[str], None]) -> Image.Image:
-    """The first batch of the training: its first identities, up to four images of each in every branch.
+    """A picture of the first batch: its first identities, with up to four images of each in every branch.
 
-    The same for every number of ranks. `report` gets the pipeline's warnings, such as that an image was replaced.
-    InputError for an image that cannot be used, as in the training.
+    It does not depend on the number of ranks. `report` gets the pipeline's warnings, such as that an image was
+    replaced. Raises InputError for an image that cannot be used, as in the training.
     """
     return _drawn(_bands(index, plan, config, report))
 
 
 def _bands(index: ShardIndex, plan: Plan, config: DataConfig, report: Callable[[str], None]) -> dict[int, Band]:
-    """By pid, in the batch's order."""
+    """The shown images by pid, in the batch's order."""
     batches = TrainingPipeline(
         index,
         TrainingSource(plan, config.augment),
-        config.model_copy(update={"workers": 0, "prefetch": 1}),  # one batch is wanted, and no other
+        config.model_copy(update={"workers": 0, "prefetch": 1}),  # only one batch is needed
         report=report,
     )
     batch = next(batches)
@@ -91,7 +91,7 @@ def describe_place(drawn: Parameters, place: int) -> str:
 
 
 def describe_values(drawn: Parameters, place: int) -> str:
-    """What was done to the values: a channel operation, an erased box."""
+    """How the values were changed: the channel operation, and whether a box was erased."""
     matrix_CC = drawn.channel_BCC[place]
     if not (matrix_CC == matrix_CC[0]).all():  # the identity
         channels = "channels kept"
@@ -103,11 +103,11 @@ def describe_values(drawn: Parameters, place: int) -> str:
 
 
 def _drawn(bands: dict[int, Band]) -> Image.Image:
-    """The bands below each other, the branches beside each other."""
+    """The picture: a band per identity, with the branches side by side."""
     first = next(iter(bands.values()))
     height, width = _size(*next(iter(first.values()))[0].before_HWC.shape[:2])
     cell, columns = max(width, _CELL) + 4, {branch: len(images) for branch, images in first.items()}
-    tall = 2 * _LINE + 2 * (height + _LINE) + 2 * _LINE  # of a band: pid, image, words, image, two lines of words
+    tall = 2 * _LINE + 2 * (height + _LINE) + 2 * _LINE  # of a band: pid, image, text, image, two lines of text
     word, title = ImageFont.load_default(_WORD), ImageFont.load_default(_TITLE)
     wide = cell * sum(columns.values()) + _GAP * (len(columns) - 1)
     size = (2 * _MARGIN + max(wide, round(title.getlength(HEADING))), 4 * _LINE + len(bands) * tall)
@@ -132,7 +132,7 @@ def _drawn(bands: dict[int, Band]) -> Image.Image:
 
 
 def _size(height: int, width: int) -> tuple[int, int]:
-    """Height and width of a shown image: reduced to LARGEST, or enlarged by a whole number to SMALLEST at least."""
+    """Height and width of a shown image: reduced to LARGEST, or enlarged by a whole factor to at least SMALLEST."""
     if max(height, width) > LARGEST:
         share = LARGEST / max(height, width)
         return max(1, round(height * share)), max(1, round(width * share))

@@ -1,4 +1,4 @@
-"""What a run logged, as figures: loss and its terms, scores, learning rate, speed. Read from metrics.jsonl."""
+"""Figures of a run's metrics.jsonl: loss and its terms, scores, learning rate, speed."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,18 +9,18 @@ from matplotlib.axes import Axes
 from tacaf.report.plots import figure
 from tacaf.run_files import EvaluationRecord, Record, StepRecord
 
-POINTS = 400  # at most, on one line: more cannot be seen and only make the file large
+POINTS = 400  # at most, on one line: more could not be seen and would only make the file large
 
 
 class _Steps:
-    """The numbers of the steps that curves are drawn from, without the records they came in."""
+    """The values of the logged steps from which curves are drawn, without the rest of the records."""
 
     def __init__(self) -> None:
         self.at: list[float] = []
         self.series: dict[str, list[float]] = {}
 
     def add(self, record: StepRecord) -> None:
-        """A name that comes later, or stays away for a step, has no number where it is missing."""
+        """Add a step. A series that begins later or misses a step has NaN there."""
         values = {"loss": record.loss, "speed": record.images_per_s, "wait": record.data_wait_share}
         values |= {f"term {name}": value for name, value in record.terms.items()}
         values |= {f"rate {name}": value for name, value in record.lr.items()}
@@ -30,15 +30,15 @@ class _Steps:
         self.at.append(record.global_step)
 
     def line(self, name: str) -> np.ndarray:
-        found = self.series[name]
-        return np.array(found + [np.nan] * (len(self.at) - len(found)), dtype=float)
+        values = self.series[name]
+        return np.array(values + [np.nan] * (len(self.at) - len(values)), dtype=float)
 
     def lines(self, kind: str) -> dict[str, np.ndarray]:
         return {name.removeprefix(kind): self.line(name) for name in self.series if name.startswith(kind)}
 
 
 def draw_curves(records: Iterable[Record]) -> dict[str, str]:
-    """Title to SVG, one figure a subject, from the records of metrics.jsonl; subjects without records are left out."""
+    """Title -> SVG of one figure per subject, from the records of metrics.jsonl. Subjects without any are left out."""
     steps, scores = _Steps(), list[EvaluationRecord]()
     for record in records:
         if isinstance(record, StepRecord):
@@ -89,7 +89,7 @@ def _speed(axes: Axes, steps: _Steps) -> None:
 
 
 def _line(axes: Axes, at: Sequence[float], values: np.ndarray, label: str, **style: Any) -> None:
-    """A curve of at most POINTS points, each the mean of its neighbours that are numbers."""
+    """A curve of at most POINTS points, each the mean of several steps' finite values."""
     places = np.asarray(at, dtype=float)
     points = [
         (places[part].mean(), values[part][known].mean() if (known := np.isfinite(values[part])).any() else np.nan)

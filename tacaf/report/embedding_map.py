@@ -1,4 +1,4 @@
-"""A map of embeddings on paper: a few identities drawn by the seed, their images as points of a plane (t-SNE)."""
+"""A map of embeddings: the images of a few identities, drawn by the seed, as points of a plane (t-SNE)."""
 
 from typing import NamedTuple
 
@@ -10,30 +10,30 @@ from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.ranking import normalise
 from tacaf.vocabulary import Modality
 
-IDENTITIES = 20  # colours that can still be told apart
+IDENTITIES = 20  # more colours could not be distinguished
 IMAGES = 8  # of an identity and modality
 _DRAW_IDENTITIES, _DRAW_IMAGES = 100, 101  # steps of the report's stream
-_COMPONENTS = 50  # kept before t-SNE, as its authors advise (van der Maaten and Hinton 2008)
-_FEWEST = 12  # points for which t-SNE says anything
+_COMPONENTS = 50  # kept before t-SNE, as its authors recommend (van der Maaten and Hinton 2008)
+_FEWEST = 12  # points for which t-SNE is meaningful
 
 
 class EmbeddingMap(NamedTuple):
-    """Points on a plane; neither direction nor scale means anything, only who lies near whom."""
+    """Points on a plane. Only which points are near each other is meaningful, not directions or scale."""
 
     xy_N2: np.ndarray  # float64
     pid_N: np.ndarray
     modality_N: np.ndarray  # Modality.code
-    method: str  # "t-SNE", or "principal components" where the points are few
+    method: str  # "t-SNE", or "principal components" if there are few points
 
 
 def map_embeddings(features: FeatureSet, metric: str, seed: int) -> EmbeddingMap:
-    """At most IDENTITIES identities with both modalities, at most IMAGES images of each modality, drawn by the seed."""
-    # Imported here, because that takes a second and a training needs it only at its end; and before the limit, which
-    # holds for the libraries that are loaded by then.
+    """Map up to IDENTITIES identities with both modalities and up to IMAGES images of each, drawn by the seed."""
+    # Imported here, because it takes a second and a training needs it only at its end; and before the limit of threads,
+    # which applies only to libraries that are already loaded.
     import sklearn.manifold  # noqa: F401
 
     rows = _draw_rows(features, seed)
-    with threadpool_limits(limits=1):  # so few points only wait for threads; and one gives the same map anywhere
+    with threadpool_limits(limits=1):  # for so few points, more threads are slower; and one gives the same map anywhere
         xy_N2, method = _lay_out(normalise(features.features[rows], metric).astype(np.float64), seed)
     return EmbeddingMap(xy_N2, features.pid[rows], features.modality[rows], method)
 
@@ -68,10 +68,10 @@ def _draw_rows(features: FeatureSet, seed: int) -> np.ndarray:
 
 
 def _principal_components(points_ND: np.ndarray, most: int) -> np.ndarray:
-    """N x at most `most`; each component's sign is fixed by its largest entry, so the map does not flip."""
+    """N x at most `most`. Each component's sign is fixed by its largest entry, so that the map does not flip."""
     centred_ND = points_ND - points_ND.mean(axis=0)
     left_NC, size_C, _ = np.linalg.svd(centred_ND, full_matrices=False)
-    found_NC = (left_NC * size_C)[:, :most]
-    largest_C = np.abs(found_NC).argmax(axis=0)
-    sign_C = np.sign(found_NC[largest_C, np.arange(found_NC.shape[1])])
-    return found_NC * np.where(sign_C == 0, 1, sign_C)
+    components_NC = (left_NC * size_C)[:, :most]
+    largest_C = np.abs(components_NC).argmax(axis=0)
+    sign_C = np.sign(components_NC[largest_C, np.arange(components_NC.shape[1])])
+    return components_NC * np.where(sign_C == 0, 1, sign_C)

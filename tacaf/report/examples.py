@@ -1,4 +1,4 @@
-"""Which queries a report shows and what stands nearest to them: rows of a trial, before any image is read."""
+"""Choosing the queries that a report shows and their nearest images, as rows of a trial, before images are read."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -25,7 +25,7 @@ class Choice(NamedTuple):
 
 
 class PairChoice(NamedTuple):
-    """A query, its nearest true match and the nearest image of somebody else (None where there is nobody else)."""
+    """A query, its nearest true match, and the nearest image of another identity (None if there is no other)."""
 
     query: int
     right: int
@@ -33,10 +33,10 @@ class PairChoice(NamedTuple):
 
 
 class Neighbours:
-    """The ranked lists of some queries of a trial. The gallery is read once, in pieces, for all of them together."""
+    """The ranked lists of some queries of a trial. The gallery is read once, in pieces, for all of them."""
 
     def __init__(self, trial: Trial, metric: str, places: Iterable[int]) -> None:
-        """places: the queries, as places in the trial's query_rows."""
+        """places: the queries, as positions in the trial's query_rows."""
         self.trial = trial
         self._row_of = {place: row for row, place in enumerate(dict.fromkeys(places))}
         features, gallery = trial.features.features, trial.gallery_rows
@@ -48,8 +48,7 @@ class Neighbours:
         self._distance_QG = np.concatenate(pieces, axis=1)
 
     def ordered(self, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and distances of the gallery images that this query may find, nearest first, equal ones in gallery
-        order."""
+        """Rows and distances of a query's eligible gallery images, nearest first, equal ones in gallery order."""
         trial, distance_G = self.trial, self._distance_QG[self._row_of[place]]
         order = np.argsort(distance_G, kind="stable")
         if trial.exclusion is not None:
@@ -58,10 +57,11 @@ class Neighbours:
 
 
 def choose_queries(trial: Trial, ranks: Ranks, n: int, seed: int) -> dict[str, list[int]]:
-    """Kind of choice to places in the trial's queries: `n` drawn by the seed whatever their result, and half as many
-    with the highest and the lowest average precision, each of another identity.
+    """Kind of choice -> positions in the trial's queries.
 
-    Only queries that have a match count; fewer of them give fewer. Equal precisions stand in the seed's order.
+    `n` queries are drawn by the seed whatever their result, and half as many have the highest and the lowest average
+    precision, each of another identity. Only queries with a match are chosen; if there are fewer, so are the choices.
+    Equal precisions are in the seed's order.
     """
     shuffled = permutation(len(trial.query_rows), Stream.RANKED_LISTS, seed, 0, 0)
     shuffled = shuffled[ranks.matches_Q[shuffled] > 0]
@@ -77,9 +77,9 @@ def choose_queries(trial: Trial, ranks: Ranks, n: int, seed: int) -> dict[str, l
 def choose_ranked_lists(
     trial: Trial, ranks: Ranks, metric: str, n: int, shown: int, seed: int
 ) -> dict[str, list[Choice]]:
-    """Kind of choice to ranked lists of `choose_queries`, each with its `shown` nearest eligible gallery images.
+    """Kind of choice -> ranked lists of `choose_queries`, each with its `shown` nearest eligible gallery images.
 
-    `ranks` are those of the trial and metric.
+    `ranks` must be those of the trial and metric.
     """
     chosen = choose_queries(trial, ranks, n, seed)
     neighbours = Neighbours(trial, metric, chain.from_iterable(chosen.values()))
@@ -96,17 +96,17 @@ def choose_pairs(trial: Trial, ranks: Ranks, metric: str, n: int, seed: int) -> 
     """The first `n` queries drawn by the seed, each with its nearest true match and the nearest wrong one."""
     places, pid = choose_queries(trial, ranks, n, seed)[DRAWN], trial.features.pid
     neighbours = Neighbours(trial, metric, places)
-    found = []
+    pairs = []
     for place in places:
         query, (rows, _) = int(trial.query_rows[place]), neighbours.ordered(place)
         same = pid[rows] == pid[query]
         wrong = rows[~same]
-        found.append(PairChoice(query, int(rows[same][0]), int(wrong[0]) if len(wrong) else None))
-    return found
+        pairs.append(PairChoice(query, int(rows[same][0]), int(wrong[0]) if len(wrong) else None))
+    return pairs
 
 
 def _one_each(places: np.ndarray, pids: np.ndarray, n: int) -> list[int]:
-    """The first `n` places of different identities."""
+    """The first `n` positions with different identities."""
     _, first = np.unique(pids[places], return_index=True)
     chosen: Sequence[int] = places[np.sort(first)].tolist()
     return list(chosen[:n])

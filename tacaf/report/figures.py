@@ -1,4 +1,4 @@
-"""What features show, as figures: CMC curves, distances of pairs of images, a map of embeddings."""
+"""Figures of features: CMC curves, distances of pairs of images, a map of embeddings."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from tacaf.vocabulary import Modality
 
 CMC_RANKS = 20
 BINS = 60
-# light enough for a dark page and dark enough for a light one; as many as a map has identities
+# Light enough for a dark page and dark enough for a light one; one for each identity of a map.
 _PALETTE = (
     "#3b82d0",
     "#d9692e",
@@ -39,13 +39,13 @@ _PALETTE = (
 
 
 def cmc(ranks: Ranks, ranks_shown: int = CMC_RANKS) -> np.ndarray:
-    """The share of the queries with a match whose first match is at rank k or before; float64 [ranks_shown]."""
+    """The share of the queries with a match whose first match is at rank k or better; float64 [ranks_shown]."""
     first_Q = ranks.first_Q[ranks.matches_Q > 0]
     return (first_Q[:, None] <= np.arange(1, ranks_shown + 1)).mean(axis=0)
 
 
 def draw_cmc(curves: Mapping[str, np.ndarray]) -> str:
-    """Label to `cmc`, one line each."""
+    """The figure of CMC curves, from label -> `cmc`."""
 
     def draw(axes: Axes) -> None:
         for label, shares in curves.items():
@@ -57,7 +57,7 @@ def draw_cmc(curves: Mapping[str, np.ndarray]) -> str:
 
 
 def draw_distances(samples: Mapping[PairKind, np.ndarray], metric: str) -> str:
-    """The distances of each kind of pair as a density. Same identity in full lines, others dashed."""
+    """The densities of the distances of each kind of pair: solid lines for the same identity, dashed for others."""
     known = {kind: values for kind, values in samples.items() if len(values)}
     low, high = min(values.min() for values in known.values()), max(values.max() for values in known.values())
     edges = np.linspace(low, max(high, low + 1e-6), BINS + 1)
@@ -72,7 +72,7 @@ def draw_distances(samples: Mapping[PairKind, np.ndarray], metric: str) -> str:
 
 
 def draw_map(points: EmbeddingMap) -> str:
-    """Identities by colour, modality by mark; no scale, since a map's has no meaning."""
+    """The figure of a map: identities by colour, modalities by marker, and no scale, which would be meaningless."""
 
     def draw(axes: Axes) -> None:
         for modality, mark in ((Modality.VISIBLE, "o"), (Modality.INFRARED, "^")):

@@ -1,4 +1,4 @@
-"""Values on a map laid over the image they belong to: heat maps, person masks, and lines from place to place.
+"""Drawing a map's values over its image: heat maps, person masks, and lines between corresponding points.
 
 H x W pixels of an image, h x w positions of a map, row by row; L = h*w.
 """
@@ -10,26 +10,26 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-HEAT = (255, 96, 0)  # where a place lands
+HEAT = (255, 96, 0)  # where a point is matched to
 MASK = (0, 200, 130)  # where the person is
-_STRENGTH = 0.75  # of the colour where the value is 1: the image still shows
+_STRENGTH = 0.75  # of the colour where the value is 1, so that the image is still visible
 
 
 class Line(NamedTuple):
-    """From a place on one image to a place on another, as fractions of width and height; where on the person it is."""
+    """A line from a point on one image to a point on another, as fractions of width and height."""
 
     x: float
     y: float
     to_x: float
     to_y: float
-    share: float  # of the matching that lies at its end, 0..1
-    colour: str  # by height on the query, so that a twisted match shows
+    share: float  # of the matching at its end, 0..1
+    colour: str  # by height on the query, so that a distorted match is visible
 
 
 def overlay(image_HWC: np.ndarray, values_L: np.ndarray, height: int, colour: tuple[int, int, int]) -> np.ndarray:
-    """The image with colour where values are high: uint8 H x W x 3 and values in [0, 1] on a map of `height` rows.
+    """The image, uint8 H x W x 3, coloured where values, in [0, 1] on a map of `height` rows, are high.
 
-    The map is stretched smoothly; it says no more than one value a position.
+    The map is enlarged smoothly, although it has only one value per position.
     """
     map_hw = np.clip(values_L, 0, 1).reshape(height, -1).astype(np.float32)
     size = (image_HWC.shape[1], image_HWC.shape[0])
@@ -39,10 +39,10 @@ def overlay(image_HWC: np.ndarray, values_L: np.ndarray, height: int, colour: tu
 
 
 def match_lines(matching_LL: np.ndarray, comask_L: np.ndarray, height: int, count: int = 6) -> list[Line]:
-    """Where `count` places of the query land: in as many rows of its map, the most certain person position of the row.
+    """Lines from `count` points of the query: in as many rows of its map, the position likeliest to be on the person.
 
-    matching_LL: rows sum to 1 over the positions of the other image; comask_L: `Correspondence.comask_NL`. The end is
-    the position with the largest share.
+    matching_LL: rows sum to 1 over the positions of the other image; comask_L: `Correspondence.comask_NL`. Each line
+    ends at the position with the largest share.
     """
     width = len(comask_L) // height
     rows = np.unique(np.linspace(0, height - 1, min(count, height)).round().astype(int)).tolist()

@@ -1,7 +1,7 @@
-"""How far the features hold people apart: distances of same and different identities, within and across modalities.
+"""How well features separate identities: distances of the same and of different ones, within and across modalities.
 
-Every pair of images has a number, so that a large set is sampled without ever listing its pairs. A anchors, M images
-of the modality they are compared with, P pairs, D feature width.
+Every pair of images has a number, so that a large set is sampled without listing its pairs. A anchors, M images of the
+modality that they are compared with, P pairs, D feature width.
 """
 
 from typing import NamedTuple
@@ -13,14 +13,13 @@ from tacaf.evaluation.features import FeatureSet
 from tacaf.evaluation.ranking import normalise
 from tacaf.vocabulary import Modality
 
-PAIRS = (
-    10_000  # of each kind at most: a histogram of them has an error of about 1 % a bin, and 7168 numbers a row count
-)
+# At most, of each kind: a histogram of them has an error of about 1 % per bin, and a row has 7168 values.
+PAIRS = 10_000
 _CHUNK_PAIRS = 512
 
 
 class PairKind(NamedTuple):
-    """Which pairs of images: of the same identity or not, of one modality or of both."""
+    """A kind of pairs of images: of the same identity or not, within a modality or across both."""
 
     same: bool
     across: bool
@@ -34,12 +33,12 @@ KINDS = tuple(PairKind(same, across) for same in (True, False) for across in (Fa
 
 
 class _Group(NamedTuple):
-    """Anchors and the images that they are paired with: rows of the features."""
+    """Anchors and the images that they are paired with, as rows of the features."""
 
     anchors: np.ndarray  # int64 [A]
     others: np.ndarray  # int64 [M]
-    counts_A: np.ndarray  # int64, how many partners each anchor has
-    start_A: np.ndarray  # int64, where its own pid starts among the others sorted by pid
+    counts_A: np.ndarray  # int64, the number of partners of each anchor
+    start_A: np.ndarray  # int64, where its pid starts among the others sorted by pid
 
     @classmethod
     def of(cls, pid: np.ndarray, anchors: np.ndarray, others: np.ndarray, kind: PairKind) -> "_Group":
@@ -52,9 +51,9 @@ class _Group(NamedTuple):
 
 
 def sample_distances(features: FeatureSet, metric: str, seed: int, most: int = PAIRS) -> dict[PairKind, np.ndarray]:
-    """Distances float64 [P] of the pairs of each kind: all of them, or `most` drawn by the seed with replacement.
+    """The distances of each kind of pairs, float64 [P]: of all pairs, or of `most` drawn by the seed with replacement.
 
-    An image is never paired with itself. A kind without pairs has no distances.
+    An image is never paired with itself. The distances of a kind without pairs are empty.
     """
     return {
         kind: pair_distances(features.features, *_pairs(features, kind, seed, most, step), metric)
@@ -63,7 +62,7 @@ def sample_distances(features: FeatureSet, metric: str, seed: int, most: int = P
 
 
 def pair_distances(features_ND: np.ndarray, first_P: np.ndarray, second_P: np.ndarray, metric: str) -> np.ndarray:
-    """The distance of each pair of rows, float64 [P], some pairs at a time; `metric` as in `ranking.normalise`."""
+    """The distance of each pair of rows, float64 [P], computed in chunks; for `metric` see `ranking.normalise`."""
     parts = [np.empty(0)]
     for start in range(0, len(first_P), _CHUNK_PAIRS):
         rows = slice(start, start + _CHUNK_PAIRS)
@@ -76,7 +75,7 @@ def pair_distances(features_ND: np.ndarray, first_P: np.ndarray, second_P: np.nd
 
 
 def _pairs(features: FeatureSet, kind: PairKind, seed: int, most: int, step: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of both images of each pair: for every anchor modality its pairs, both modalities counted together."""
+    """Rows of both images of each pair: those of each anchor modality, drawn from both modalities together."""
     visible, infrared = (np.flatnonzero(features.modality == modality.code) for modality in Modality)
     sides = [(visible, infrared)] if kind.across else [(visible, visible), (infrared, infrared)]
     groups = [_Group.of(features.pid, anchors, others, kind) for anchors, others in sides]
@@ -87,15 +86,15 @@ def _pairs(features: FeatureSet, kind: PairKind, seed: int, most: int, step: int
     else:
         drawn = uniform(Stream.REPORT, seed, 0, step, np.arange(most))
         number_P = np.minimum((drawn * total).astype(np.int64), total - 1)
-    found = []
-    for place, group in enumerate(groups):
-        own = number_P[(number_P >= totals[place]) & (number_P < totals[place + 1])] - totals[place]
-        found.append(_look_up(features.pid, own, group, kind))
-    return np.concatenate([one for one, _ in found]), np.concatenate([other for _, other in found])
+    rows = []
+    for number, group in enumerate(groups):
+        own = number_P[(number_P >= totals[number]) & (number_P < totals[number + 1])] - totals[number]
+        rows.append(_look_up(features.pid, own, group, kind))
+    return np.concatenate([one for one, _ in rows]), np.concatenate([other for _, other in rows])
 
 
 def _look_up(pid: np.ndarray, number_P: np.ndarray, group: _Group, kind: PairKind) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of the pairs with these numbers: an anchor's pairs follow each other, partners sorted by pid."""
+    """The rows of the pairs with these numbers: an anchor's pairs are consecutive, its partners sorted by pid."""
     anchors, others, counts_A, start_A = group
     stop_A = np.cumsum(counts_A)
     anchor_P = np.searchsorted(stop_A, number_P, "right")
@@ -103,11 +102,11 @@ def _look_up(pid: np.ndarray, number_P: np.ndarray, group: _Group, kind: PairKin
     order_M = np.argsort(pid[others], kind="stable")
     if kind.same:
         partner_P = partner_P + start_A[anchor_P]
-        if not kind.across:  # pass over the anchor itself
+        if not kind.across:  # skip the anchor itself
             place_of = np.empty(len(others), np.int64)
             place_of[order_M] = np.arange(len(others))
             partner_P += partner_P >= place_of[anchor_P]
-    else:  # pass over the anchor's identity
+    else:  # skip the anchor's identity
         own_A = len(others) - counts_A
         partner_P = partner_P + np.where(partner_P >= start_A[anchor_P], own_A[anchor_P], 0)
     return anchors[anchor_P], others[order_M[partner_P]]

@@ -1,4 +1,4 @@
-"""Pictures for the report of a run: ranked lists, correspondences, figures of its features; images from the shards."""
+"""Making the pictures of a run's report: ranked lists, correspondences, and figures of its features."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ from tacaf.vocabulary import Modality
 
 SHOWN = 10  # gallery images in a ranked list
 PAIRED = 3  # queries whose correspondences are shown
-THUMBNAIL = 224  # pixels high at most
+THUMBNAIL = 224  # largest height in pixels
 
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """The features that were scored, and where their images are."""
+    """The scored features, and the rows of their images in the index."""
 
     features: FeatureSet
     index: ShardIndex
@@ -43,30 +43,30 @@ class ScoredImages:
         return Modality.of_code(self.features.modality[row])
 
     def some(self, size: tuple[int, int]) -> dict[Modality, torch.Tensor]:
-        """A few images of each modality, as the model sees them, N x 3 x H x W."""
-        found = {}
+        """A few images of each modality as the model sees them, N x 3 x H x W."""
+        images = {}
         for modality in Modality:
             rows = np.flatnonzero(self.features.modality == modality.code)
             chosen = rows[:: max(1, len(rows) // COMPARED)][:COMPARED].tolist()
             if chosen:
-                found[modality] = torch.stack(list(self.as_seen(chosen, size).values()))
-        return found
+                images[modality] = torch.stack(list(self.as_seen(chosen, size).values()))
+        return images
 
-    def as_seen(self, wanted: list[int], size: tuple[int, int]) -> dict[int, torch.Tensor]:
-        """Row of the features to the image that the model saw, float32 [3, H, W]."""
-        if not wanted:
+    def as_seen(self, chosen: list[int], size: tuple[int, int]) -> dict[int, torch.Tensor]:
+        """Row of the features -> the image as the model sees it, float32 [3, H, W]."""
+        if not chosen:
             return {}
-        batches = EvaluationPipeline(self.index, self.rows[wanted], *size, batch_size=len(wanted), threads=1)
+        batches = EvaluationPipeline(self.index, self.rows[chosen], *size, batch_size=len(chosen), threads=1)
         images = torch.cat([images for images, _ in batches])
-        return dict(zip(wanted, images, strict=True))
+        return dict(zip(chosen, images, strict=True))
 
 
 def make_pictures(
     scored: ScoredImages, settings: EvaluationConfig, seed: int, *, model: TacafNet, size: tuple[int, int]
 ) -> Pictures:
-    """Pictures of the first trial of what is asked first.
+    """The pictures, from the first trial of the first setting.
 
-    The model is in evaluation mode, on the device its images shall go to; `size` is height and width of its images.
+    The model must be in evaluation mode and on the device to use; `size` is the height and width of its images.
     """
     features = scored.features
     curves, trial, ranks = _first_trials(features, settings)
@@ -87,7 +87,7 @@ def make_pictures(
 
 
 def _first_trials(features: FeatureSet, settings: EvaluationConfig) -> tuple[dict[str, np.ndarray], Trial, Ranks]:
-    """CMC of the first trial of everything asked, in its order; then trial and ranks of what is asked first."""
+    """The CMC of every setting's first trial, in order, and the trial and ranks of the first setting."""
     curves, first = {}, None
     for asked in settings.asked():
         setting = settings.setting(asked)
@@ -95,7 +95,7 @@ def _first_trials(features: FeatureSet, settings: EvaluationConfig) -> tuple[dic
         ranks = trial.rank(settings.metric, setting.unique_pids)
         curves[search_label(setting.search_name, asked.shots if asked.mode else None)] = cmc(ranks)
         first = first or (trial, ranks)
-    assert first is not None, "settings ask for something"
+    assert first is not None, "there is at least one setting"
     return curves, *first
 
 
@@ -121,14 +121,14 @@ def _ranked_lists(scored: ScoredImages, chosen: dict[str, list[Choice]]) -> dict
 
 
 def shrink(pixels_HWC: np.ndarray) -> bytes:
-    """An image as a small WebP, its shape kept."""
+    """An image as a small WebP of the same aspect ratio."""
     image = Image.fromarray(pixels_HWC)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return webp(np.asarray(image))
 
 
 def pixels(image_CHW: torch.Tensor) -> np.ndarray:
-    """A normalised image as the uint8 H x W x 3 it was made of."""
+    """The uint8 H x W x 3 pixels of a normalised image."""
     return np.round(255 * (image_CHW.permute(1, 2, 0).cpu().numpy() * STD + MEAN)).clip(0, 255).astype(np.uint8)
 
 
@@ -150,7 +150,7 @@ def _pair_pictures(
     means = mean_maps(model, {kind: some.to(device) for kind, some in scored.some(size).items()}) if pairs else {}
     pictures = []
     for query, other in pairs:
-        found = shown_correspondence(
+        correspondence = shown_correspondence(
             model,
             *(images[query][None].to(device), scored.modality(query)),
             *(images[other][None].to(device), scored.modality(other)),
@@ -158,20 +158,29 @@ def _pair_pictures(
         )
         distance = float(pair_distances(features.features, np.array([query]), np.array([other]), metric)[0])
         match = _match(features, query, other, distance, lambda row: webp(pixels(images[row])))
-        pictures.append(_pair_picture(pixels(images[query]), int(features.pid[query]), match, images[other], found))
+        pid = int(features.pid[query])
+        pictures.append(_pair_picture(pixels(images[query]), pid, match, images[other], correspondence))
     return pictures
 
 
 def _pair_picture(
-    query_HWC: np.ndarray, pid: int, match: ShownImage, other_CHW: torch.Tensor, found: Correspondence
+    query_HWC: np.ndarray, pid: int, match: ShownImage, other_CHW: torch.Tensor, correspondence: Correspondence
 ) -> PairPicture:
-    masks = [mask_NL[0].cpu().numpy() for mask_NL in (found.query_mask_NL, found.other_mask_NL)]
-    matching_LL, comask_L = found.matching_NLL[0].cpu().numpy(), found.comask_NL[0].cpu().numpy()
+    query_mask_L, other_mask_L, matching_LL, comask_L = (
+        tensor[0].cpu().numpy()
+        for tensor in (
+            correspondence.query_mask_NL,
+            correspondence.other_mask_NL,
+            correspondence.matching_NLL,
+            correspondence.comask_NL,
+        )
+    )
+    height = correspondence.height
     return PairPicture(
         webp(query_HWC),
-        webp(overlay(query_HWC, masks[0], found.height, MASK)),
+        webp(overlay(query_HWC, query_mask_L, height, MASK)),
         pid,
         match,
-        webp(overlay(pixels(other_CHW), masks[1], found.height, MASK)),
-        match_lines(matching_LL, comask_L, found.height),
+        webp(overlay(pixels(other_CHW), other_mask_L, height, MASK)),
+        match_lines(matching_LL, comask_L, height),
     )

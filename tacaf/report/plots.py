@@ -1,6 +1,6 @@
-"""How every figure of a page is drawn: one style, and inline SVG that takes the colours of the page, light or dark.
+"""The style of all figures, and inline SVG in the colours of its page, light or dark.
 
-The SVG has no colour of its own for text and lines: it uses `currentColor` and the page's `--line`.
+The SVG has no colours of its own for text and lines: it uses `currentColor` and the page's `--line`.
 """
 
 import io
@@ -12,7 +12,7 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-_INK, _LINE = "#0a0b0c", "#0d0e0f"  # stand for the page's own colours until the SVG is written
+_INK, _LINE = "#0a0b0c", "#0d0e0f"  # placeholders for the page's colours until the SVG is written
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
     "svg.hashsalt": "tacaf",  # the same run gives the same bytes
@@ -22,7 +22,7 @@ STYLE: dict[Any, Any] = {
     "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": "#e4e4e4",
-    # of middling lightness: they stand out from white and from black
+    # Of medium lightness, visible on white and on black.
     "axes.prop_cycle": cycler(color=["#3b82d0", "#d9692e", "#2fa36b", "#a565c0", "#b58a00", "#d6557a", "#7d8a94"]),
 }
 _PAGE = STYLE | {
@@ -39,9 +39,9 @@ def figure(
     height: float = 3.2,
     beside: int = 4,
 ) -> str:
-    """One figure as SVG for a page; `draw` gets its axes, `across` and `up` name them.
+    """A figure as SVG for a page. `draw` gets its axes; `across` and `up` are their labels.
 
-    `height` in inches; `beside`: how many labels fit in a line of the legend.
+    `height` is in inches; `beside` is the number of labels in a row of the legend.
     """
     with matplotlib.rc_context(_PAGE):
         made = Figure(figsize=(5.6, height), layout="constrained")

@@ -1,4 +1,4 @@
-"""Numbers that papers printed (method §8), for a reader to hold beside a result. None of them was measured here."""
+"""Numbers from published papers (method §8), to be shown next to a result. None of them was measured here."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from tacaf.datasets import LLCM, REGDB, SYSU_MM01
 NOT_MEASURED = (
     "No run on SYSU-MM01, RegDB or LLCM exists in this project: the data sets are licensed and were not at hand."
 )
-# Its check marks name IPCAM in rows two to four; the third is presumably CMAAM, the fourth both.
+# The table's check marks name IPCAM in rows two to four; the third row is presumably CMAAM, the fourth both.
 PAPER_TABLE_1 = (
     ("baseline", "50.00/52.65"),
     ("+ IPCAM", "54.84/56.77"),
@@ -16,7 +16,7 @@ PAPER_TABLE_1 = (
 )
 LLCM_NOTE = (
     "LLCM's public program, for visible queries, searches all visible images with the drawn infrared ones; published"
-    " visible-to-infrared figures may come from it and then mean something else than ours."
+    " visible-to-infrared figures may come from it, and are then not comparable with ours."
 )
 TABLE_1_NOTE = (
     "Table 1 of the TACAFNet paper (50.00/52.65, then 54.84/56.77, 69.69/71.61 and 77.08/80.61) contradicts its "
@@ -25,7 +25,7 @@ TABLE_1_NOTE = (
 
 
 class Published(NamedTuple):
-    """Rank-1/mAP in per cent, single shot, as printed; None where this table has none. Its fields are COLUMNS."""
+    """Rank-1/mAP in per cent, single shot, as printed; None if not listed here. Its fields are COLUMNS."""
 
     method: str
     sysu_all: str | None = None
@@ -58,7 +58,7 @@ assert ("method", *COLUMNS) == Published._fields
 
 
 def field_of(data_set: str, search: str, shots: int | None) -> str | None:
-    """The field of `Published` that a result belongs beside; None if no published figure was scored this way."""
+    """The field of `Published` that corresponds to a result; None if no published figure was scored this way."""
     if shots not in (1, None):
         return None
     return next((name for name, column in COLUMNS.items() if column[:2] == (data_set, search)), None)

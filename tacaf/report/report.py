@@ -1,4 +1,4 @@
-"""report.html of a run: results beside the published numbers, curves, pictures, circumstances; one file."""
+"""Writing report.html of a run: results next to published numbers, curves, pictures and circumstances in one file."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class ShownImage(NamedTuple):
     image: bytes
     pid: int
     distance: float
-    right: bool  # the query's identity
+    right: bool  # whether it shows the query's identity
 
 
 class ShownList(NamedTuple):
@@ -49,10 +49,10 @@ class ShownList(NamedTuple):
 
 
 class PairPicture(NamedTuple):
-    """A query beside a gallery image: where places of the one lie on the other, and the person on both."""
+    """A query and a gallery image: how points of one map to the other, and the person mask of both."""
 
     query_image: bytes
-    query_mask: bytes  # the image with its person mask on it
+    query_mask: bytes  # the image with its person mask drawn over it
     query_pid: int
     match: ShownImage
     match_mask: bytes
@@ -60,24 +60,24 @@ class PairPicture(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """What a report shows beside its figures; what is empty is left out."""
+    """The pictures of a report. Empty parts are left out."""
 
     ranked_lists: Mapping[str, Sequence[ShownList]] = {}  # by how the queries were chosen
-    figures: Mapping[str, str] = {}  # title to SVG: CMC, distances, map
+    figures: Mapping[str, str] = {}  # title -> SVG: CMC, distances, map
     pairs: Sequence[PairPicture] = ()
-    aspect: float = 0.5  # width by height of the model's images
-    given: str | None = None  # the name of the feature file, where it is not the run's own
+    aspect: float = 0.5  # width divided by height of the model's images
+    given: str | None = None  # the name of the feature file, if it is not the run's own
 
 
 def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | None = None) -> Path:
-    """Write report.html into the run folder from its config, environment, metrics and results; the path of the file.
+    """Write report.html into the run folder from its config, environment, metrics and results. Returns its path.
 
-    settings: how the run is usually scored; the headline is of such a result. The file is written whole or not at
-    all. InputError if the folder has no results.
+    settings: how the run is usually scored; the headline shows such a result. The file is written atomically. Raises
+    InputError if the folder has no results.
     """
     results = read_results(run / RESULTS_FOLDER, settings)
     if not results:
-        raise InputError(f"expected results in {run / 'results'}, found none; score the run first (launch/evaluate.py)")
+        raise InputError(f"there are no results in {run / 'results'}; score the run first (launch/evaluate.py)")
     metrics, pictures = run / METRICS_FILE, pictures or Pictures()
     text = render(
         TEMPLATE,
@@ -103,35 +103,35 @@ def write_report(run: Path, settings: EvaluationConfig, pictures: Pictures | Non
 
 def _ours(results: Sequence[Result]) -> dict[str, str]:
     """This run's single-shot rank-1/mAP under the columns of the published table: the first result of each."""
-    found: dict[str, str] = {}
+    cells: dict[str, str] = {}
     for result in results:
         field = field_of(result.protocol, result.search, result.shots)
         if field and result.on_own_set:
-            found.setdefault(field, f"{100 * result.mean.rank1:.1f}/{100 * result.mean.mAP:.1f}")
-    return found
+            cells.setdefault(field, f"{100 * result.mean.rank1:.1f}/{100 * result.mean.mAP:.1f}")
+    return cells
 
 
 def _not_comparable(results: Sequence[Result]) -> list[str]:
-    """Why the results must not be compared with published ones, a sentence for each protocol; none if they may be.
+    """A sentence for each protocol whose results cannot be compared with published ones; empty if all can.
 
-    A synthetic or cut set in the layout of a public one has another number of queries.
+    A synthetic or reduced set in the layout of a public one has another number of queries.
     """
-    found = []
+    sentences = []
     for protocol in dict.fromkeys(result.protocol for result in results):
         own = [result for result in results if result.protocol == protocol and result.on_own_set]
         public = PUBLIC.get(protocol)
         if public is None:
-            found.append(f"No published figure is scored by the protocol {protocol}.")
+            sentences.append(f"There are no published figures under the protocol {protocol}.")
         elif public.test_queries is None:
-            found.append(
-                f"Only results on the published images of {protocol} can be compared; nothing here checks that."
+            sentences.append(
+                f"Only results on the published images of {protocol} can be compared; this report does not check that."
             )
         elif not any(result.queries == public.test_queries for result in own):
-            found.append(
-                f"This run was not scored on {protocol}, whose test has {public.test_queries:,} queries: its row is"
+            sentences.append(
+                f"This run was not scored on {protocol}, whose test set has {public.test_queries:,} queries: its row is"
                 " shown only for orientation and cannot be compared with the published ones."
             )
-    return found
+    return sentences
 
 
 def _data_uri(image: bytes) -> str:

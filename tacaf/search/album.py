@@ -1,6 +1,6 @@
-"""Images of a shard set or of a folder, embedded once, to search among and to look at.
+"""An album: the images of a shard set or of a folder, embedded once, for searching and viewing.
 
-Unlike a catalogue, an album is not kept, and it can read its images again.
+Unlike a catalogue, an album is not saved, and it can read its images again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,15 +22,15 @@ from tacaf.vocabulary import INDEX_FILE, InputError, Modality
 
 
 class AlbumImage(NamedTuple):
-    """An image of an album. `read` gives its pixels, uint8 [H, W, 3], so that no image stays in memory."""
+    """An image of an album. `read` returns its pixels, uint8 [H, W, 3], so that no image is kept in memory."""
 
     name: str
-    pid: int | None  # None where it is not known
+    pid: int | None  # None if unknown
     read: Callable[[], np.ndarray]
 
 
 class Neighbour(NamedTuple):
-    """An image near a query: its place in its modality's list, and its cosine distance."""
+    """An image near a query: its position in its modality's list, and its cosine distance."""
 
     place: int
     distance: float
@@ -38,31 +38,31 @@ class Neighbour(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Album:
-    """Images of both modalities, or of one, with their descriptors."""
+    """Images of one or both modalities, with their descriptors."""
 
     images: Mapping[Modality, Sequence[AlbumImage]]
     descriptors: Mapping[Modality, np.ndarray]  # float32 [n, d], a row for each of `images`
     left_out: Sequence[str]  # a sentence for each image that cannot be shown
-    drawn: Sequence[str]  # a sentence for each modality of which only some images were taken
+    drawn: Sequence[str]  # a sentence for each modality of which only some images were drawn
 
     @classmethod
     def open(cls, embedder: Embedder, location: str, split: str, most: int, seed: int) -> "Album":
-        """Of the shard set or the folder there.
+        """The album of the shard set or the folder at `location`.
 
-        most: images of each modality; where there are more, `seed` draws as many. split: of a shard set, the named
-        list of identities. InputError if no image can be read.
+        most: the limit of images of each modality; if there are more, so many are drawn by `seed`. split: the split of
+        a shard set. Raises InputError if no image can be read.
         """
         is_set = "://" in location or (Path(location) / INDEX_FILE).is_file()
         left_out: list[str] = []
         if is_set:
-            found = images_of_shards(ShardIndex.open(location), split)
+            available = images_of_shards(ShardIndex.open(location), split)
         else:
-            found = images_of_folder(Path(location), embedder)
-            left_out += [text for modality in found for text in left_out_below(Path(location) / modality)]
-        images = {modality: _draw(several, most, seed, modality) for modality, several in found.items()}
+            available = images_of_folder(Path(location), embedder)
+            left_out += [text for modality in available for text in left_out_below(Path(location) / modality)]
+        images = {modality: _draw(several, most, seed, modality) for modality, several in available.items()}
         drawn = [
-            f"{most} of {len(several)} {modality} images, drawn by seed {seed}; --most sets how many"
-            for modality, several in found.items()
+            f"{most} of {len(several)} {modality} images, drawn by seed {seed}; --most sets the number"
+            for modality, several in available.items()
             if len(several) > most
         ]
         return cls.of(embedder, images, left_out, drawn)
@@ -75,7 +75,7 @@ class Album:
         left_out: Sequence[str] = (),
         drawn: Sequence[str] = (),
     ) -> "Album":
-        """Embed all. An image that cannot be read is left out and named. InputError if none is left."""
+        """Embed all images. Unreadable images are left out and reported. Raises InputError if none is left."""
         kept: dict[Modality, list[AlbumImage]] = {modality: [] for modality in images}
         unreadable = []
 
@@ -93,21 +93,21 @@ class Album:
         left_out = [*left_out, *unreadable]
         if not any(kept.values()):
             first = f"; the first: {shown(left_out[0])}" if left_out else ""
-            raise InputError(f"expected images that can be read in the gallery, got none{first}; check the images")
+            raise InputError(f"expected readable images in the gallery, got none{first}; check the images")
         return cls(images=kept, descriptors=descriptors, left_out=left_out, drawn=drawn)
 
     def search(
         self, descriptor_D: np.ndarray, modality: Modality, top: int, without: int | None = None
     ) -> list[Neighbour]:
-        """The `top` nearest images of a modality, nearest first, equal ones in the album's order; never `without`."""
+        """The `top` nearest images of a modality, nearest first, equal ones in the album's order, except `without`."""
         more = top + (without is not None)
         row_1K, distance_1K = nearest(descriptor_D[None], self.descriptors[modality], more, "exact")
-        found = zip(row_1K[0].tolist(), distance_1K[0].tolist(), strict=True)
-        return [Neighbour(place, distance) for place, distance in found if place != without][:top]
+        neighbours = zip(row_1K[0].tolist(), distance_1K[0].tolist(), strict=True)
+        return [Neighbour(place, distance) for place, distance in neighbours if place != without][:top]
 
 
 def images_of_shards(index: ShardIndex, split: str) -> dict[Modality, list[AlbumImage]]:
-    """The images of a named list of identities of a shard set."""
+    """The images of a split of a shard set."""
     reader = ShardReader(index)
     rows = index.rows_of(index.pids_of(split))
 
@@ -119,7 +119,7 @@ def images_of_shards(index: ShardIndex, split: str) -> dict[Modality, list[Album
 
 
 def images_of_folder(folder: Path, embedder: Embedder) -> dict[Modality, list[AlbumImage]]:
-    """The images below FOLDER/visible and FOLDER/infrared, one of which may be missing. Who they show is not known."""
+    """The images below FOLDER/visible and FOLDER/infrared, one of which may be missing. Their pids are unknown."""
     parts = {modality: folder / modality for modality in Modality if (folder / modality).is_dir()}
     if not parts:
         raise InputError(
@@ -134,7 +134,7 @@ def images_of_folder(folder: Path, embedder: Embedder) -> dict[Modality, list[Al
 
 
 def _draw(images: Sequence[AlbumImage], most: int, seed: int, modality: Modality) -> Sequence[AlbumImage]:
-    """At most so many of them, in their order."""
+    """The images, or `most` of them drawn by the seed, in their order."""
     if len(images) <= most:
         return images
     return [images[place] for place in np.sort(permutation(len(images), Stream.REPORT, seed, 1, modality.code)[:most])]

@@ -1,4 +1,4 @@
-"""card.json of an exported folder: what the model is, how to prepare its images, what it scored, its files' hashes."""
+"""card.json of an export: the facts about the model, how to prepare images, its scores, and the hashes of its files."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ Text = Annotated[str, Field(max_length=4096)]
 
 
 class EmbeddingFacts(Document):
-    """The parts of the full descriptor by name, each as [first, end), one after another."""
+    """The parts of the full descriptor by name, each as [start, stop), consecutive from 0."""
 
     width: Width
     global_width: Width
@@ -37,33 +37,31 @@ class EmbeddingFacts(Document):
         end = 0
         for start, stop in self.slices.values():
             if start != end or stop <= start:
-                raise ValueError(
-                    f"slices: expected them to follow one another from 0, got [{start}, {stop}] after {end}"
-                )
+                raise ValueError(f"slices: expected consecutive slices from 0 on, got [{start}, {stop}] after {end}")
             end = stop
         if end != self.width or self.slices.get("global feature") != (0, self.global_width):
-            raise ValueError(f"slices: expected them to fill the width {self.width} from the global feature on")
+            raise ValueError(f"slices: expected them to begin with the global feature and fill the width {self.width}")
         return self
 
 
 class DescribedModel(ModelFacts):
-    """What is known of every trained model: the facts of its file, and which numbers of a descriptor are what."""
+    """What is known about every trained model: the facts in its file, and the parts of its descriptors."""
 
     embedding: EmbeddingFacts
 
 
 class ExportedResult(Result):
-    """A result as a card holds it: without its trials."""
+    """A result as a card contains it: without its trials."""
 
     trials: list[Measures] = Field(default_factory=list, max_length=0)
 
 
 class ExportCard(DescribedModel):
-    """The card of an export. What only people read (preprocessing, licence) is free JSON."""
+    """The card of an export. Fields that only people read, such as preprocessing, are free JSON."""
 
     format: Literal["tacaf-card"]
     format_version: Literal[2]
-    model_sha256: Sha256 = Field(description="of everything that decides a descriptor")
+    model_sha256: Sha256 = Field(description="of everything that determines a descriptor")
     preprocessing: dict[str, Any]
     results: list[ExportedResult]
     exported_with: dict[str, str | None]
@@ -72,15 +70,15 @@ class ExportCard(DescribedModel):
     not_for: Text
     onnx: dict[str, Any] | None = None
     files: dict[SafeName, Sha256] = Field(min_length=1, description="name -> sha256")
-    check: dict[str, Any] | None = Field(None, description="how far the export's descriptors are from the run's")
+    check: dict[str, Any] | None = Field(None, description="how much the export's descriptors differ from the run's")
     seal: Sha256 = Field(description="sha256 of this file with 64 zeros in place of the seal")
 
 
 def read_card(folder: Path) -> ExportCard:
-    """The card of the export in `folder`. Raises InputError if it is missing, wrong, or has changed."""
+    """The card of the export in `folder`. Raises InputError if it is missing, not valid, or has changed."""
     path = folder / CARD
     if not path.is_file():
-        raise InputError(f"expected the card of an export at {shown(path)}, got no such file; {CURE}")
+        raise InputError(f"the card of the export, {shown(path)}, does not exist; {CURE}")
     data = read_bytes(path, MOST_CARD_BYTES)
     card = parse(data, ExportCard, shown(path), MOST_CARD_BYTES, CURE)
     check_seal(data, shown(path), CURE)
@@ -98,5 +96,5 @@ def checked_file(folder: Path, name: str, card: ExportCard) -> Path:
     """The path of one of the export's files. Raises InputError if it is missing or does not have the card's hash."""
     path = folder / name
     if name not in card.files or not path.is_file() or sha256_of(path) != card.files[name]:
-        raise InputError(f"{shown(path)}: expected the file whose hash {CARD} holds, got none or another; {CURE}")
+        raise InputError(f"{shown(path)} is missing or is not the file whose hash is in {CARD}; {CURE}")
     return path

@@ -1,7 +1,7 @@
-"""The file of a catalogue: written whole or not at all, sealed, read with every part checked, locked while it changes.
+"""The file of a catalogue: written atomically with a seal, checked completely when read, and locked while it changes.
 
-One safetensors file: `descriptors` float32 [n, d], `sha256` uint8 [n, 32] of the images' files, `names` uint8 (JSON),
-and in its metadata the hashes of the model and of the file itself. Nothing is pickled. Source: ours.
+It is a safetensors file: `descriptors` float32 [n, d], `sha256` uint8 [n, 32] of the images' files, `names` uint8
+(JSON), and as metadata the hashes of the model and of the file itself. Nothing is pickled. Source: ours.
 """
 
 import json
@@ -22,7 +22,7 @@ from tacaf.tensors import TensorFile, save_sealed
 from tacaf.vocabulary import Embedding, InputError, Modality
 
 FORMAT, VERSION = "tacaf-catalogue", 2
-MOST_NAME = 2**14  # letters; more than any file system gives a path
+MOST_NAME = 2**14  # characters, more than any file system allows in a path
 MOST_NAMES_BYTES = 2**32
 
 
@@ -40,15 +40,15 @@ class CatalogueFacts(Document):
 
 
 def open_catalogue(path: Path) -> Catalogue:
-    """Read and check a file that `save_catalogue` wrote. InputError for any other."""
+    """Read and check a file that `save_catalogue` wrote. Raises InputError for any other file."""
     try:
         return _read(path)
     except InputError as error:
-        raise InputError(f"expected a gallery index at {shown(path)}, got: {error}; {CURE}") from None
+        raise InputError(f"cannot read the gallery index {shown(path)}: {error}; {CURE}") from None
 
 
 def save_catalogue(path: Path, catalogue: Catalogue) -> None:
-    """Write the file whole or not at all. InputError where it cannot be written."""
+    """Write the file atomically. Raises InputError if it cannot be written."""
     facts = {
         "format": FORMAT,
         "version": VERSION,
@@ -66,7 +66,7 @@ def save_catalogue(path: Path, catalogue: Catalogue) -> None:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep the file for this process alone. InputError while another one writes it, or where nothing can be written."""
+    """Lock the file for this process. Raises InputError if another process writes it or the lock cannot be created."""
     busy = f"{shown(path)} is being written by another process; wait for it"
     with files.locked(path.with_name(f".{path.name}.lock"), wait=False, busy=busy):
         yield
@@ -95,11 +95,11 @@ def _read(path: Path) -> Catalogue:
 
 
 def _check_form(file: TensorFile) -> None:
-    """InputError unless the three tensors are there, of the right types, and agree in the number of images."""
+    """Raise InputError unless the three tensors exist, have the right types, and agree in the number of images."""
     dtypes = {"descriptors": "F32", "sha256": "U8", "names": "U8"}
-    found = {name: facts.dtype for name, facts in file.tensors.items()}
-    if found != dtypes:
-        raise InputError(f"expected the tensors {dtypes}, got {shown(found)[:200]}")
+    stored = {name: facts.dtype for name, facts in file.tensors.items()}
+    if stored != dtypes:
+        raise InputError(f"expected the tensors {dtypes}, got {shown(stored)[:200]}")
     descriptors, hashes, names = (file.tensors[name].shape for name in dtypes)
     if len(descriptors) != 2 or descriptors[1] == 0 or hashes != (descriptors[0], 32) or len(names) != 1:
         raise InputError(
@@ -108,13 +108,13 @@ def _check_form(file: TensorFile) -> None:
 
 
 def _check_names(names: Any, count: int) -> None:
-    """InputError unless these are as many different paths that stay below their folder."""
+    """Raise InputError unless these are `count` different relative paths that stay below their folder."""
     if not isinstance(names, list) or len(names) != count:
         got = f"{len(names)} of them" if isinstance(names, list) else type(names).__name__
         raise InputError(f"names: expected a list of {count} names, got {got}")
     for name in names:
         if not isinstance(name, str) or not 0 < len(name) <= MOST_NAME:
-            raise InputError(f"names: expected texts of 1 to {MOST_NAME} letters, got {shown(name)[:60]!r}")
+            raise InputError(f"names: expected text of 1 to {MOST_NAME} characters, got {shown(name)[:60]!r}")
         if name.startswith("/") or "\0" in name or ".." in name.split("/"):
             raise InputError(f"names: expected paths below a folder, got {shown(name)[:60]!r}")
     if len(set(names)) != count:

@@ -1,9 +1,9 @@
-"""A trained model as one object: images of one modality in, unit descriptors out.
+"""`Embedder`: a trained model that turns images of one modality into descriptors of length 1.
 
     embedder = Embedder.load("runs/sysu")
     features = embedder.embed(["a.jpg", "b.jpg"], "infrared")    # float32 [2, 7168], compare by dot product
 
-Loads a run, a model.safetensors, or an exported folder (safetensors or ONNX).
+It loads a run, a model.safetensors, or an exported folder (safetensors or ONNX).
 """
 
 import itertools
@@ -28,28 +28,28 @@ BATCH = 32  # images at a time
 
 
 class Embedder:
-    """What every user of a trained model needs; made by `load`."""
+    """A trained model for embedding images. Create it with `load`."""
 
     def __init__(self, loaded: LoadedModel, thermal_range: ThermalRange = None) -> None:
         given = given_scale(thermal_range)
         self._run = loaded.run
         self.height, self.width = loaded.height, loaded.width  # of the model's input, pixels
-        self.card = loaded.card  # training set, seed, embedding; of an ONNX export also preprocessing and results
-        # the kind of descriptor that the model was scored with
+        self.card = loaded.card  # training set, seed, embedding; for an ONNX export also preprocessing and results
+        # The embedding that the model was scored with.
         self.usual_embedding: Embedding = loaded.card.usual_embedding
-        # how grey of more than 8 bits becomes 8
+        # How grey of more than 8 bits becomes 8.
         self.scales = loaded.scales if given is None else {**loaded.scales, Modality.INFRARED: given}
-        self.model_sha256 = loaded.sha256  # of the weights: descriptors of two models never compare
+        self.model_sha256 = loaded.sha256  # of the weights, because descriptors of two models cannot be compared
         self.model = loaded.network  # None for ONNX
         self.device = loaded.device
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu", thermal_range: ThermalRange = None) -> "Embedder":
-        """From a run folder, an exported folder, a model.safetensors or one of an export's .onnx files.
+        """Load a run folder, an exported folder, a model.safetensors or one of an export's .onnx files.
 
-        thermal_range: which grey values become black and white in infrared images of more than 8 bits, (low, high) or
-        "per-image"; None for the range of the set that the model was trained on. ONNX needs the package onnxruntime and
-        runs on the CPU. InputError for anything else.
+        thermal_range: the grey values that become black and white in infrared images of more than 8 bits, (low, high)
+        or "per-image"; None for the range of the model's training set. ONNX needs the package onnxruntime and runs on
+        the CPU. Raises InputError if there is no such model.
         """
         path = Path(path)
         folder = path if path.is_dir() else path.parent
@@ -68,9 +68,9 @@ class Embedder:
     ) -> np.ndarray:
         """Descriptors of images of one modality, float32 [n, d], each of length 1: compare them by dot product.
 
-        images: a list of paths, files' bytes, PIL images or arrays: uint8 [H, W, 3], or grey [H, W] of numbers; never
-        one image alone. embedding: None for `usual_embedding`, the one that the model's own scores are of. flip: the
-        normalised mean with the mirror image's. thermal_range: as for `load`, for these images.
+        images: a list of paths, files' bytes, PIL images or arrays: uint8 [H, W, 3], or grey [H, W] of numbers; not a
+        single image. embedding: None for `usual_embedding`, with which the model was scored. flip: average with the
+        descriptor of the mirror image, and normalise. thermal_range: as for `load`, for these images.
         Raises InputError for an unreadable image (naming it) or an unknown modality.
         """
         modality = modality_of(modality)
@@ -88,7 +88,7 @@ class Embedder:
         flip: bool = False,
         batch_size: int = BATCH,
     ) -> np.ndarray:
-        """`embed` of what `read` gave, one image after another, so that no more than a batch is in memory."""
+        """`embed` for results of `read`, taken one at a time, so that only one batch is in memory."""
         parts = [np.empty((0, self.embedding_width(embedding)), np.float32)]
         remaining = iter(images_CHW)
         while batch := list(itertools.islice(remaining, batch_size)):
@@ -98,13 +98,13 @@ class Embedder:
     def embed_prepared(
         self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding | None = None, flip: bool = False
     ) -> np.ndarray:
-        """`embed` of one batch of what `read` gave, float32 [b, 3, H, W]."""
+        """`embed` for a batch of results of `read`, float32 [b, 3, H, W]."""
         embedding = self._kind(embedding)
-        found_BD = self._run(images_BCHW, modality, embedding)
+        descriptors_BD = self._run(images_BCHW, modality, embedding)
         if flip:
-            found_BD = found_BD + self._run(images_BCHW.flip(3), modality, embedding)
-            found_BD /= np.maximum(np.linalg.norm(found_BD, axis=1, keepdims=True), 1e-12)
-        return found_BD.astype(np.float32, copy=False)
+            descriptors_BD = descriptors_BD + self._run(images_BCHW.flip(3), modality, embedding)
+            descriptors_BD /= np.maximum(np.linalg.norm(descriptors_BD, axis=1, keepdims=True), 1e-12)
+        return descriptors_BD.astype(np.float32, copy=False)
 
     def read(
         self,
@@ -114,7 +114,7 @@ class Embedder:
         thermal_range: ThermalRange = None,
         name: str = "the image",
     ) -> torch.Tensor:
-        """An image as the model's input, float32 [3, H, W] on the CPU; InputError as `pixels`."""
+        """An image as the model's input, float32 [3, H, W] on the CPU. Raises InputError like `pixels`."""
         return prepare(self.pixels(image, modality, limits, thermal_range, name), self.height, self.width)
 
     def pixels(
@@ -125,28 +125,29 @@ class Embedder:
         thermal_range: ThermalRange = None,
         name: str = "the image",
     ) -> np.ndarray:
-        """An image as the model sees it before resizing, RGB uint8 [H, W, 3]. InputError for what is none or too large.
+        """An image as the model sees it before resizing, RGB uint8 [H, W, 3].
 
-        Grey of more than 8 bits goes through `thermal_range`, by default that of the training set. A model without one
-        takes whole numbers to fill 16 bits, and refuses what would be flat or has no such range.
+        Grey of more than 8 bits is mapped by `thermal_range`, by default that of the training set. Without a range,
+        whole numbers are taken to fill 16 bits, and other images, and those that would look flat, are refused. Raises
+        InputError if the source is not an image or is too large.
         """
         scale = given_scale(thermal_range) or self.scales.get(modality_of(modality))
         return decode(image, limits, name, scale)
 
     def embedding_width(self, embedding: Embedding | None = None) -> int:
-        """Numbers per descriptor."""
+        """The number of values in a descriptor."""
         return sum(stop - start for start, stop in slices_of(self.card.embedding, self._kind(embedding)))
 
     def _kind(self, embedding: Embedding | None) -> Embedding:
-        """Raises InputError for an unknown embedding."""
+        """The embedding, by default the usual one. Raises InputError if it is unknown."""
         if embedding not in (None, *get_args(Embedding)):
             kinds = " or ".join(get_args(Embedding))
-            raise InputError(f"expected the embedding {kinds}, got {embedding!r}; take one of them")
+            raise InputError(f"expected the embedding {kinds}, got {embedding!r}; choose one of them")
         return embedding or self.usual_embedding
 
 
 def list_of(images: Iterable[Source]) -> list[Source]:
-    """The images as a list. InputError for one image alone, which would be taken apart into rows, letters or bytes."""
+    """The images as a list. Raises InputError for a single image, which would be iterated by rows, letters or bytes."""
     one = isinstance(images, str | bytes | os.PathLike | Image.Image)
     if isinstance(images, np.ndarray):
         one = images.ndim < 3 or (images.ndim == 3 and images.shape[2] in (1, 3, 4))
@@ -159,9 +160,9 @@ def list_of(images: Iterable[Source]) -> list[Source]:
 
 
 def modality_of(word: Modality | str) -> Modality:
-    """The modality of this name."""
+    """The modality of this name. Raises InputError if there is none."""
     try:
         return Modality(word)
     except ValueError:
         names = " or ".join(Modality)
-        raise InputError(f"expected the modality {names}, got {word!r}; say what the camera saw") from None
+        raise InputError(f"expected the modality {names}, got {word!r}; name the kind of camera") from None

@@ -1,7 +1,7 @@
 """Exports of a trained model: its weights or graphs, the card that describes them, and the comparison with the run.
 
-`safetensors` is the model without its classifiers, which name the training identities. `onnx` is a graph for each
-modality, because the modalities have stems of their own.
+`safetensors` is the model without its classifiers, which depend on the training identities. `onnx` is one graph per
+modality, because each modality has its own stem.
 """
 
 import logging
@@ -26,36 +26,39 @@ from tacaf.search.embedder import Embedder
 from tacaf.search.onnx_model import ONNX_FILES
 from tacaf.vocabulary import InputError, Modality
 
-TOLERANCE = 1e-4  # largest difference of a descriptor's number from the run's
+TOLERANCE = 1e-4  # largest difference of any value of a descriptor from the run's
 COMPARED = 7  # images of each modality: batches of 1, 2 and 4
 OPSET = 20
 LICENCE = (
-    "TACAF's code is Apache-2.0. The weights carry what their training data and, if any, their initial weights allow:"
-    " SYSU-MM01, RegDB and LLCM are licensed for research; ImageNet weights have terms of their own."
+    "TACAF's code is under Apache-2.0. The weights may be used only as their training data and any initial weights"
+    " allow: SYSU-MM01, RegDB and LLCM are licensed for research; ImageNet weights have their own terms."
 )
 USE = (
     "Matching images of people between visible and infrared cameras, where those people and the law allow it. A match"
     " is a ranking, never an identification."
 )
 NO_USE = (
-    "Covert or blanket surveillance; decisions about a person that no person reviews; finding out a person's origin,"
-    " health, beliefs or other traits; any use on people who did not agree to it, where the law does not allow it."
+    "Covert or blanket surveillance; decisions about a person that no human reviews; inferring a person's origin,"
+    " health, beliefs or other traits; any use that the law does not allow on people who have not agreed to it."
 )
 Images = Mapping[Modality, torch.Tensor]  # float32 [COMPARED, 3, H, W] each
 
 
 def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
-    """Everything a user of the weights must know."""
+    """The fields of the card, except format, version, files and seal."""
     results = [read_result(path).as_json() for path in sorted((run / RESULTS_FOLDER).glob("*.json"))]
     return {
         **embedder.card.model_dump(mode="json"),
         "model_sha256": embedder.model_sha256,
         "preprocessing": {
-            "colour": "RGB, turned as EXIF says; an infrared image's one channel three times",
+            "colour": "RGB, rotated according to EXIF; the single channel of an infrared image three times",
             "grey_of_more_than_8_bits": "255 (value - low) / (high - low) of `scales`, clipped to 0 to 255 and rounded;"
             " per_image: low and high are the image's own 0.1 and 99.9 percentiles",
             "size": {"height": embedder.height, "width": embedder.width},
-            "resize": "bilinear, half-pixel centres, no antialiasing, rounded to whole grey levels; aspect not kept",
+            "resize": (
+                "bilinear, half-pixel centres, no antialiasing, rounded to whole grey levels; the aspect ratio is not"
+                " preserved"
+            ),
             "mean": MEAN.tolist(),
             "std": STD.tolist(),
             "layout": "float32 [batch, 3, height, width], (value / 255 - mean) / std",
@@ -69,7 +72,7 @@ def card_of(embedder: Embedder, run: Path) -> dict[str, Any]:
 
 
 def write_safetensors(source: Path, target: Path) -> None:
-    """Write the run's file without its classifiers, with the same metadata."""
+    """Write the run's model file without its classifiers, with the same metadata."""
     file, card = open_model(source)
     kept = file.read(name for name in file.tensors if CLASSIFIER not in name)
     write_model(target, kept, card.model_dump(mode="json", exclude={"format", "format_version", "seal"}))
@@ -78,13 +81,13 @@ def write_safetensors(source: Path, target: Path) -> None:
 def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
     """Write a graph for each modality, without the exporter's notes, so that the same run gives the same bytes.
 
-    One file with a switch inside would carry both stems through every call, and most runtimes take no words as input.
+    A single graph with a switch would run both stems at every call, and most runtimes do not accept text as input.
     """
     assert embedder.model is not None
     for modality, name in ONNX_FILES.items():
         graph = _Descriptor(embedder.model, modality).eval()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own
+            warnings.simplefilter("ignore")  # the exporter warns about its own code
             logging.getLogger("torch.onnx").setLevel(logging.ERROR)
             program = torch.onnx.export(
                 graph,
@@ -104,7 +107,7 @@ def write_onnx(embedder: Embedder, images: Images, folder: Path) -> None:
 
 
 def _remove_notes(proto: Any) -> None:
-    """The exporter's notes name paths and source lines of this machine."""
+    """Remove the exporter's notes, which contain paths and source lines of this machine."""
     graph = proto.graph
     parts = (proto, graph, *graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer)
     for part in parts:
@@ -113,22 +116,25 @@ def _remove_notes(proto: Any) -> None:
 
 
 def compare(embedder: Embedder, exported: Embedder, images: Images) -> dict[str, Any]:
-    """The difference of descriptors in batches of 1, 2 and 4, for the card. InputError beyond the tolerance."""
+    """The largest difference of descriptors in batches of 1, 2 and 4, for the card.
+
+    Raises InputError if it exceeds the tolerance.
+    """
     worst = 0.0
     for modality, images_BCHW in images.items():
         for batch in images_BCHW.split([1, 2, COMPARED - 3]):
-            found_BD, expected_BD = (one.embed_prepared(batch, modality, "full") for one in (exported, embedder))
-            worst = max(worst, float(np.abs(found_BD - expected_BD).max()))
+            exported_BD, expected_BD = (one.embed_prepared(batch, modality, "full") for one in (exported, embedder))
+            worst = max(worst, float(np.abs(exported_BD - expected_BD).max()))
     if not worst <= TOLERANCE:
         raise InputError(
-            f"expected the export and the run to agree to {TOLERANCE:g}, got a difference of {worst:.2g}; nothing is"
-            " written: report it with the versions of torch, onnx and onnxruntime"
+            f"expected the export and the run to agree to {TOLERANCE:g}, got a difference of {worst:.2g}; nothing was"
+            " written; please report this with the versions of torch, onnx and onnxruntime"
         )
     return {"compared": COMPARED * len(images), "largest_difference": worst, "tolerance": TOLERANCE}
 
 
 class _Descriptor(nn.Module):
-    """The graph that is exported: one modality's images to full descriptors."""
+    """The module that is exported: from one modality's images to full descriptors."""
 
     def __init__(self, model: TacafNet, modality: Modality) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""A trained model as an `Embedder` uses it: one function from images to descriptors, and what is known of the model."""
+"""A trained model as `Embedder` uses it: a function from images to descriptors, and the facts about the model."""
 
 import hashlib
 import json
@@ -21,13 +21,13 @@ Run = Callable[[torch.Tensor, Modality, Embedding], np.ndarray]
 
 
 class LoadedModel(NamedTuple):
-    """What every user of a trained model needs, whatever file it came from."""
+    """A trained model from any kind of file."""
 
     run: Run
     height: int  # of its input, pixels
     width: int
-    card: DescribedModel  # of an ONNX export an `ExportCard`
-    sha256: str  # of the weights: descriptors of two models never compare
+    card: DescribedModel  # for an ONNX export an `ExportCard`
+    sha256: str  # of the weights, because descriptors of two models cannot be compared
     scales: dict[Modality, GreyScale]  # of the training set: how grey of more than 8 bits becomes 8
     device: torch.device
     network: TacafNet | None  # None for ONNX
@@ -42,7 +42,7 @@ def load_safetensors(path: Path, device: str) -> LoadedModel:
         network.to(device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"expected a device that is here, got {device!r}: {reason}; take cpu") from None
+        raise InputError(f"expected a device of this machine, got {device!r}: {reason}; use cpu") from None
 
     @torch.no_grad()
     def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
@@ -62,17 +62,16 @@ def load_safetensors(path: Path, device: str) -> LoadedModel:
 
 
 def slices_of(facts: EmbeddingFacts, embedding: Embedding) -> list[tuple[int, int]]:
-    """Where a kind of descriptor lies in the full one; its parts are normalised again together."""
-    found = {
-        name: place
-        for name, place in facts.slices.items()
+    """The slices of the full descriptor that make up an embedding; together they are normalised again."""
+    return [
+        bounds
+        for name, bounds in facts.slices.items()
         if embedding == "full" or name == "global feature" or (embedding, name[:4]) == ("global_and_parts", "part")
-    }
-    return list(found.values())
+    ]
 
 
 def describe_embedding(model: TacafNet) -> EmbeddingFacts:
-    """Which numbers of the full descriptor are what (method §5.6)."""
+    """The parts of the full descriptor (method §5.6)."""
     whole, head = model.embedding_width(), model.embedding_width("global_only")
     slices: dict[Slice, tuple[int, int]] = {"global feature": (0, head)}
     if model.ipcam is not None:
@@ -82,12 +81,12 @@ def describe_embedding(model: TacafNet) -> EmbeddingFacts:
 
 
 def weights_sha256(model: TacafNet) -> str:
-    """Of everything that decides a descriptor: the same for a run and its exports, whatever the file."""
-    # neither CMAAM's mask in training nor the choice of kernels is part of a descriptor
+    """The hash of everything that determines a descriptor, which is the same for a run and its exports."""
+    # Neither CMAAM's mask in training nor the choice of kernels affects descriptors.
     config = model.config.portable().model_dump(mode="json", exclude={"cmaam": {"mask"}, "kernels": True})
-    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if CLASSIFIER not in name:
-            found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            found.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return found.hexdigest()
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""An ONNX export as an `Embedder` uses it: a graph for each modality, run by onnxruntime on the CPU."""
+"""An ONNX export as `Embedder` uses it: a graph for each modality, run by onnxruntime on the CPU."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,10 @@ ONNX_FILES = {modality: f"{modality}.onnx" for modality in Modality}
 
 
 def load_onnx(folder: Path) -> LoadedModel:
-    """The model of an export's folder. InputError without onnxruntime, and for a graph that does not fit the card."""
+    """The model in an export's folder.
+
+    Raises InputError if onnxruntime is not installed or a graph does not match the card.
+    """
     try:
         import onnxruntime
     except ImportError:
@@ -27,18 +30,18 @@ def load_onnx(folder: Path) -> LoadedModel:
         path = checked_file(folder, name, card)
         try:
             sessions[modality] = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises kinds of its own, all of them bare Exceptions
+        except Exception as error:  # onnxruntime's own errors derive only from Exception
             raise InputError(
                 f"{shown(path)}: expected an ONNX graph, got: {_line(error)}; export the run again"
             ) from None
         _check_graph(sessions[modality], path, card)
 
     def run(images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding) -> np.ndarray:
-        (found_BD,) = sessions[modality].run(["embedding"], {"images": images_BCHW.numpy()})
+        (full_BD,) = sessions[modality].run(["embedding"], {"images": images_BCHW.numpy()})
         if embedding == "full":
-            return found_BD
-        places = slices_of(card.embedding, embedding)
-        kept_BD = np.concatenate([found_BD[:, start:stop] for start, stop in places], axis=1)
+            return full_BD
+        slices = slices_of(card.embedding, embedding)
+        kept_BD = np.concatenate([full_BD[:, start:stop] for start, stop in slices], axis=1)
         return kept_BD / np.linalg.norm(kept_BD, axis=1, keepdims=True)
 
     return LoadedModel(
@@ -54,14 +57,14 @@ def load_onnx(folder: Path) -> LoadedModel:
 
 
 def _check_graph(session: Any, path: Path, card: ExportCard) -> None:
-    """InputError unless the graph takes and gives what the card says."""
-    given, found = (
+    """Raise InputError unless the graph has the inputs and outputs that the card describes."""
+    inputs, outputs = (
         [(one.name, one.shape[1:]) for one in some] for some in (session.get_inputs(), session.get_outputs())
     )
-    wanted = [("images", [3, card.height, card.width])], [("embedding", [card.embedding.width])]
-    if (given, found) != wanted:
+    expected = [("images", [3, card.height, card.width])], [("embedding", [card.embedding.width])]
+    if (inputs, outputs) != expected:
         raise InputError(
-            f"{shown(path)}: expected {wanted[0]} to {wanted[1]}, got {given} to {found}; export the run again"
+            f"{shown(path)}: expected {expected[0]} to {expected[1]}, got {inputs} to {outputs}; export the run again"
         )
 
 

@@ -1,4 +1,4 @@
-"""The result of a search: for each query the nearest images of a catalogue. Q queries, K matches."""
+"""Searching a catalogue, and its result: the nearest images for each query. Q queries, K matches."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -28,14 +28,14 @@ class Match:
 class RankedList:
     """A query and its matches, nearest first."""
 
-    query: str  # its name below the query folder
+    query: str  # its name relative to the query folder
     sha256: str  # of its file
     matches: list[Match]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """The lists of all queries and their circumstances; `as_json` is what search.py writes with --json."""
+    """The lists of all queries and their circumstances; launch/search.py --json writes `as_json`."""
 
     format: Literal["tacaf-search"] = "tacaf-search"
     version: Literal[1] = 1
@@ -49,7 +49,7 @@ class SearchResult:
     engine: Literal["exact", "faiss"]
     top: int
     queries: list[RankedList]
-    left_out: list[str]  # a sentence for each file of gallery and queries
+    left_out: list[str]  # a sentence for each file of gallery and queries that was left out
 
     def as_json(self) -> dict[str, Any]:
         """The fields as values for JSON."""
@@ -66,15 +66,15 @@ def search(
     engine: Engine,
     left_out: Sequence[str] = (),
 ) -> SearchResult:
-    """The `top` nearest images of each readable query; a query never finds a file of its own content.
+    """The `top` nearest images of each readable query, without files whose content is that of the query.
 
-    query: a folder of images, or one image. left_out: sentences about the gallery, for the result. InputError if the
-    catalogue is empty or no query can be read.
+    query: a folder of images, or one image. left_out: sentences about the gallery, for the result. Raises InputError if
+    the catalogue is empty or no query can be read.
     """
     if not catalogue.names:
         raise InputError("expected images in the gallery, got an empty index; add some with --gallery")
     names, queries, query_left_out = _embed_queries(embedder, catalogue, query, query_modality)
-    copies = Counter(catalogue.sha256)  # how many places of a list the query itself may take
+    copies = Counter(catalogue.sha256)  # a query's copies in the catalogue are dropped from its list below
     most = top + max((copies[content] for content in queries.sha256_N), default=0)
     row_QK, distance_QK = nearest(queries.descriptors_ND, catalogue.descriptors_GD, most, engine)
     lists = []
@@ -103,12 +103,12 @@ def search(
 def _embed_queries(
     embedder: Embedder, catalogue: Catalogue, query: Path, modality: Modality
 ) -> tuple[list[str], EmbeddedFiles, list[str]]:
-    """Names and descriptors of the query images, and a sentence for each file that is none."""
+    """Names and descriptors of the query images, and a sentence for each file that was left out."""
     folder, paths, left_out = query.parent, [query], []
     if query.is_dir():
         folder, paths, left_out = query, images_below(query), left_out_below(query)
-    found = embed_files(embedder, paths, modality, catalogue.embedding, catalogue.flip)
-    if not found.places_N:
-        first = f"; the first: {found.unreadable[0]}" if found.unreadable else ""
-        raise InputError(f"expected readable images to search for in {query}, got none{first}; check the path")
-    return [paths[place].relative_to(folder).as_posix() for place in found.places_N], found, left_out
+    files = embed_files(embedder, paths, modality, catalogue.embedding, catalogue.flip)
+    if not files.places_N:
+        first = f"; the first: {files.unreadable[0]}" if files.unreadable else ""
+        raise InputError(f"expected readable query images in {query}, got none{first}; check the path")
+    return [paths[place].relative_to(folder).as_posix() for place in files.places_N], files, left_out

@@ -1,4 +1,4 @@
-"""Ranked lists as one self-contained HTML file: small pictures inside, light and dark, readable on a phone."""
+"""Ranked lists as a self-contained HTML file with small pictures, for light and dark mode and for phones."""
 
 import base64
 import io
@@ -23,12 +23,12 @@ SHOWN = 200  # queries on the page; the JSON has all
 def page(
     found: SearchResult, query: Path, gallery: Path | None, scales: Mapping[Modality, GreyScale] | None = None
 ) -> str:
-    """The lists of a search; gallery pictures where the folder is given and has them, else names alone.
+    """The page of a search's lists. Gallery images without a picture in the folder `gallery` are shown by name only.
 
-    query: the folder or the one image. scales: the model's, by modality. Names are relative and never lead out of their
-    folder.
+    query: the folder or the single image. scales: the model's, by modality. Names are relative and never lead out of
+    their folder.
     """
-    thumbnail = lru_cache(maxsize=4096)(_thumbnail)  # a gallery image stands in many lists
+    thumbnail = lru_cache(maxsize=4096)(_thumbnail)  # a gallery image is in many lists
     own, theirs = ((scales or {}).get(modality) for modality in (found.query_modality, found.gallery_modality))
     lists = [
         {
@@ -50,14 +50,14 @@ def page(
 
 
 def _inside(folder: Path | None, name: str) -> Path | None:
-    """The file of that name in the folder; None for one that an index from elsewhere puts outside of it."""
+    """The file of this name in the folder; None if the name, from an untrusted index, leads out of the folder."""
     if folder is None or not (folder / name).resolve().is_relative_to(folder.resolve()):
         return None
     return folder / name
 
 
 def _thumbnail(path: Path | None, scale: GreyScale | None) -> str | None:
-    """A small JPEG as a data URI; None for an image that is not there."""
+    """A small JPEG as a data URI; None if the image cannot be read."""
     if path is None:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The configuration of a run: its sections, what must hold between them, and its text.
+"""The configuration of a run: its sections, the rules between them, and its text.
 
 A configuration can be read on any machine: the files and packages that it names are checked by the command that needs
 them, when it starts.
@@ -24,7 +24,7 @@ from tacaf.vocabulary import InputError
 
 
 class Config(Settings):
-    """One run: the folder it writes, its seed, and a section for each part of it."""
+    """A run: the folder that it writes, its seed, and a section for each of its parts."""
 
     run: UserPath = Field(..., description="The folder that the run writes.")
     seed: int = Field(0, ge=0, lt=2**32, description="The seed of every random draw and of the initial weights.")
@@ -36,18 +36,18 @@ class Config(Settings):
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     deepspeed: dict[str, Any] = Field(
         default_factory=lambda: {"zero_optimization": {"stage": 1}},
-        description="DeepSpeed's own settings, passed on to it.",
+        description="DeepSpeed's own settings, which are passed to it.",
     )
 
     @field_validator("deepspeed")
     @classmethod
     def _passes_through(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """What this program reads or sets of DeepSpeed's settings; DeepSpeed checks the others (`check_settings`)."""
+        """Check DeepSpeed's settings that TACAF reads or sets; DeepSpeed checks the others (`check_settings`)."""
         for key in _OURS:
             if key in values:
                 raise ValueError(
-                    f"{key}: expected to be left out, because TACAF sets it from data.plan, optim and train; got"
-                    f" {values[key]!r}; take it out and set it there (bf16.enabled would also break BatchNorm)"
+                    f"{key}: expected no value, because TACAF sets it from data.plan, optim and train, got"
+                    f" {values[key]!r}; remove it and use those sections (bf16.enabled would also break BatchNorm)"
                 )
         for key in _SECTIONS:
             if key in values and not isinstance(values[key], dict):
@@ -63,9 +63,9 @@ class Config(Settings):
         return values
 
     def effective(self) -> dict[str, Any]:
-        """Dotted name to plain value of every setting that says something, so that two runs can be compared by name.
+        """Dotted name -> plain value of every setting that has an effect, so that two runs can be compared by name.
 
-        What belongs to a module that is switched off is left out, but for the switch.
+        Settings of a disabled module are left out, except `enabled`.
         """
         whole = dict(dotted(self.model_dump(mode="json")))
         idle = tuple(start for switch, starts in _IDLE.items() if not whole[switch] for start in starts)
@@ -83,8 +83,8 @@ class Config(Settings):
             raise ValueError(str(error)) from None
         if self.train.choose == "validation" and self.data.split != "train":
             raise ValueError(
-                "train.choose: expected data.split 'train' with choose 'validation', since other splits hold no"
-                f" identities out, got {self.data.split!r}; set data.split: train or train.choose: last"
+                "train.choose: expected data.split 'train' with choose 'validation', since other splits leave no"
+                f" identities for validation, got {self.data.split!r}; set data.split: train or train.choose: last"
             )
         if self.evaluation.split == "val" and self.data.split != "train":
             raise ValueError(
@@ -100,7 +100,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _can_be_split(self) -> "Config":
-        """Only with a step whose clipping can count the classifiers' ranges (`train.update`), and as it was tried."""
+        """Check that the step can clip by a norm with the classifiers' ranges (`train.update`), and was tested so."""
         if not self.model.split:
             return self
         zero = self.deepspeed.get("zero_optimization", {})
@@ -110,17 +110,17 @@ class Config(Settings):
                 self.zero_stage == 3 and 3,
                 "deepspeed.zero_optimization.stage",
                 1,
-                "stage 3 clips by a norm of its own, without the classifiers, and there is little left for it to cut",
+                "stage 3 clips by its own norm, without the classifiers, and would have little left to divide",
             ),
             (
                 offload != "none" and offload,
                 "deepspeed.zero_optimization.offload_optimizer.device",
                 "none",
-                "DeepSpeed then clips by a norm of its own, without the classifiers",
+                "DeepSpeed then clips by its own norm, without the classifiers",
             ),
-            (not self.optim.fused, "optim.fused", True, "other optimisers cannot leave a step out on the device"),
-            (self.train.compile, "train.compile", False, "the classifiers' sums over ranks were never compiled"),
-            (self.train.cuda_graph, "train.cuda_graph", False, "sums over ranks were never tried in a graph"),
+            (not self.optim.fused, "optim.fused", True, "other optimisers cannot skip a step on the device"),
+            (self.train.compile, "train.compile", False, "compiling the classifiers' sums over ranks is not tested"),
+            (self.train.cuda_graph, "train.cuda_graph", False, "sums over ranks in a graph are not tested"),
         )
         for got, name, expected, why in refused:
             if got:
@@ -133,7 +133,7 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _can_be_captured(self) -> "Config":
-        """No setting that is known not to work in a CUDA graph; `graphed.obstacle` has what only the run knows."""
+        """Refuse settings that do not work in a CUDA graph; `graphed.obstacle` checks what only the run knows."""
         if not self.train.cuda_graph:
             return self
         stage, recompute = self.zero_stage, self.model.cmaam.enabled and self.model.cmaam.recompute
@@ -143,10 +143,10 @@ class Config(Settings):
                 self.train.accumulate > 1 and self.train.accumulate,
                 "train.accumulate",
                 1,
-                "a replay writes gradients and adds none",
+                "a replay overwrites gradients instead of adding to them",
             ),
-            (self.train.compile, "train.compile", False, "compiled code was never tried in a graph of the whole step"),
-            (recompute, "model.cmaam.recompute", False, "a second pass in backward was never tried in a graph"),
+            (self.train.compile, "train.compile", False, "compiled code in a graph of the whole step is not tested"),
+            (recompute, "model.cmaam.recompute", False, "recomputing during backward in a graph is not tested"),
         )
         for got, name, expected, why in refused:
             if got:
@@ -157,12 +157,12 @@ class Config(Settings):
         return self
 
 
-# Keys that say nothing where a module is off, by the key that switches it on. IPCAM's pairs go by cmaam.direction.
+# Keys without effect if a module is disabled, by the key that enables it. IPCAM's pairs depend on cmaam.direction too.
 _IDLE = {
     "model.cmaam.enabled": ("model.cmaam.", "loss.ic", "loss.dt", "loss.dense_margin", "loss.dense_unit"),
     "model.ipcam.enabled": ("model.ipcam.", "loss.part", "loss.pair"),
 }
-# Of DeepSpeed's settings: those that are not to be given, and those that are mappings to us.
+# DeepSpeed's settings that users may not set, and those that must be mappings.
 _OURS = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
     *("optimizer", "scheduler", "bf16", "fp16", "torch_autocast"),
@@ -172,7 +172,10 @@ _NEVER_IDLE = (*_IDLE, "model.cmaam.direction")
 
 
 def load_config(path: Path, overrides: list[str]) -> Config:
-    """The checked configuration of a YAML file with its bases and the --set overrides applied, in that order."""
+    """The checked configuration of a YAML file, with its bases and the --set overrides.
+
+    Raises InputError if a file cannot be read or a value is wrong.
+    """
     values = read_values(path, overrides)
     try:
         return Config.model_validate(values)
@@ -181,5 +184,5 @@ def load_config(path: Path, overrides: list[str]) -> Config:
 
 
 def dump_config(config: Config) -> str:
-    """The resolved configuration as YAML: `load_config` of it gives the same run."""
+    """The resolved configuration as YAML, which `load_config` reads back unchanged."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -1,4 +1,4 @@
-"""What a configuration class refuses, as one sentence: the key, what was expected, what came, and what is near."""
+"""Errors of a configuration as one sentence: the key, what was expected, what was given, and a similar word."""
 
 import re
 from collections.abc import Mapping
@@ -10,14 +10,14 @@ from tacaf.documents import COMPLETE, plainly
 from tacaf.files import shown
 from tacaf.vocabulary import did_you_mean
 
-MOST = 5  # mistakes that are told of; whoever has more makes the same one again and again
+MOST = 5  # mistakes that are listed; more are usually repetitions of the same one
 
 
 def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> str:
-    """Every mistake, one after the other, in `values` that `model` refused."""
-    found = error.errors(include_url=False)
-    told = [_explain(item, model, values) for item in found[:MOST]]
-    return "; ".join(told + ([f"and {len(found) - MOST} more"] if len(found) > MOST else []))
+    """The mistakes in `values`, which `model` refused, joined by semicolons."""
+    mistakes = error.errors(include_url=False)
+    texts = [_explain(item, model, values) for item in mistakes[:MOST]]
+    return "; ".join(texts + ([f"and {len(mistakes) - MOST} more"] if len(mistakes) > MOST else []))
 
 
 def _explain(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> str:
@@ -35,20 +35,20 @@ def _explain(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> s
 
 
 def _joined(where: str, message: str) -> str:
-    """A section's message that begins with one of its keys, `stage: expected ...`, gets the key's whole name."""
+    """`where` and the message. If a section's message begins with one of its keys, the key gets its full name."""
     key = re.match(r"[A-Za-z_][A-Za-z0-9_.\[\]]*: ", message)
     return f"{where}{'.' if key and not message.startswith(f'{where}.') else ': '}{message}"
 
 
 def _place(location: tuple[Any, ...], values: Any, kind: str) -> str:
-    """The dotted name of a place, `train.watch[0]`: what of the location leads somewhere in the values."""
+    """The dotted name of a value, such as `train.watch[0]`: the parts of the location that exist in the values."""
     name = ""
-    for at, part in enumerate(location):
+    for depth, part in enumerate(location):
         if isinstance(values, list | tuple) and isinstance(part, int) and part < len(values):
             name, values = f"{name}[{part}]", values[part]
         elif isinstance(values, Mapping) and (part in values or str(part) in values):
             name, values = _below(name, part), values[part] if part in values else values[str(part)]
-        elif kind == "missing" and at == len(location) - 1:
+        elif kind == "missing" and depth == len(location) - 1:
             name = _below(name, part)
     return name
 
@@ -64,14 +64,14 @@ def _keys(location: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
     for part in location[:-1]:
         if isinstance(section, type) and issubclass(section, BaseModel):
             section = section.model_fields[part].annotation if part in section.model_fields else None
-        else:  # one of several sections, and which by its kind
-            chosen = [get_args(choice) for choice in get_args(section)]
-            section = next((found[0] for found in chosen if getattr(found[-1], "tag", None) == part), None)
+        else:  # one of several sections, selected by its kind
+            choices = [get_args(choice) for choice in get_args(section)]
+            section = next((choice[0] for choice in choices if getattr(choice[-1], "tag", None) == part), None)
     return list(section.model_fields) if isinstance(section, type) and issubclass(section, BaseModel) else []
 
 
 def _near(error: Any) -> str:
-    """What may have been meant, where the choice is between words."""
+    """A suggestion, if the value had to be one of several words."""
     words = (
         re.findall(r"'([^']*)'", error.get("ctx", {}).get("expected", "")) if error["type"] == "literal_error" else []
     )

@@ -1,4 +1,4 @@
-"""Configuration files: YAML, `base:` files below it, `--set a.b=c` above it."""
+"""Reading configuration files: YAML, merged over its `base:` files and overridden by `--set a.b=c`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,12 +8,15 @@ from tacaf.files import path_of, read_bytes, reason_of, shown
 from tacaf.train.plain_yaml import parse_yaml, short_name
 from tacaf.vocabulary import InputError
 
-MOST_BYTES = 2**18  # of a file; the shipped ones have one thousand
+MOST_BYTES = 2**18  # of a file; the included ones have about one thousand
 MOST_BASES = 16
 
 
 def read_values(path: Path, overrides: list[str]) -> dict[str, Any]:
-    """The values of a file on those of its bases, with the overrides applied in order. InputError for anything else."""
+    """The values of a file, merged over those of its bases, with the overrides applied in order.
+
+    Raises InputError if a file or an override cannot be read.
+    """
     values = _with_bases(path, ())
     for override in overrides:
         _apply(values, override)
@@ -27,12 +30,13 @@ def _with_bases(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"cannot read {where}: {reason_of(error)}") from None
     if place in seen:
-        raise InputError(f"{where}: `base` goes round in a circle: {' -> '.join(map(shown, seen))}; take one out")
+        raise InputError(f"{where}: `base` forms a circle: {' -> '.join(map(shown, seen))}; remove one of them")
     if len(seen) > MOST_BASES:
         raise InputError(f"{where}: base: expected at most {MOST_BASES} files, each the base of the next, got more")
     if not exists:
-        of = f", the base of {shown(seen[-1])}" if seen else "; give its path with --config"
-        raise InputError(f"expected a configuration file, found none at {where}{of}")
+        of = f", the base of {shown(seen[-1])}," if seen else ""
+        advice = "" if seen else "; give its path with --config"
+        raise InputError(f"the configuration file {where}{of} does not exist{advice}")
     values = _mapping_in(path)
     base = values.pop("base", None)
     if base is None:
@@ -81,12 +85,12 @@ def _apply(values: dict[str, Any], override: str) -> None:
                 f"--set {shown(name)}: {parent!r} is a value, not a section; see the resolved config with --dry-run"
             )
     if len(text) > MOST_BYTES:
-        raise InputError(f"--set {shown(name)}: expected at most {MOST_BYTES:,} letters, got {len(text):,}")
+        raise InputError(f"--set {shown(name)}: expected at most {MOST_BYTES:,} characters, got {len(text):,}")
     values[last] = parse_yaml(text, "--set", name)
 
 
 def dotted(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted name and value of everything in nested mappings."""
+    """The dotted name and the value of every entry of nested mappings."""
     if isinstance(value, dict):
         for key, below in value.items():
             yield from dotted(below, f"{name}.{key}" if name else str(key))

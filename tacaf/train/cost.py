@@ -1,4 +1,4 @@
-"""What a run would do, without doing it: resolved config, steps, parameters, memory and disk."""
+"""The estimate of --dry-run: steps, parameters, operations, memory and disk space of a run, without training."""
 
 import os
 from typing import NamedTuple
@@ -19,24 +19,24 @@ from tacaf.train.ranges import check_ranges
 from tacaf.train.train_config import TrainConfig
 from tacaf.vocabulary import InputError
 
-OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # fp32 numbers an optimiser keeps per parameter
+OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # fp32 numbers that an optimiser keeps per parameter
 MIB = 2**20
 
 
 class Estimate(NamedTuple):
-    """By counting tensors, not by measuring."""
+    """What a run needs, from counting tensors; nothing is measured."""
 
     parameters: int
     states: "States"  # of one rank
-    saved_mib: float  # what autograd keeps for one rank's backward, and the logits of one piece of identities
+    saved_mib: float  # what autograd saves for one rank's backward, and the logits of one chunk of identities
     checkpoint_mib: float
     model_mib: float  # without classifiers that are split
 
 
 class States(NamedTuple):
-    """Bytes of one rank for what training keeps per parameter, all fp32."""
+    """Bytes that one rank keeps per kind of state, all in fp32."""
 
-    weights: float  # with ZeRO's own copy of what the rank updates
+    weights: float  # including ZeRO's copy of those that the rank updates
     gradients: float
     optimizer: float
 
@@ -62,11 +62,11 @@ def describe(config: Config, ranks: int = 1) -> str:
         "classifiers": describe_classifiers(config, training_set.identities, ranks),
         "operations": describe_operations(step_flops(config, plan), steps * config.train.epochs),
         "memory a rank": (
-            "weights {:,.0f} MiB, gradients {:,.0f} MiB, optimiser {:,.0f} MiB, kept for backward {:,.0f} MiB; by"
-            " counting, what the allocator adds comes on top"
+            "weights {:,.0f} MiB, gradients {:,.0f} MiB, optimiser {:,.0f} MiB, saved for backward {:,.0f} MiB; counted"
+            " from tensors, without the allocator's overhead"
         ).format(*(part / MIB for part in cost.states), cost.saved_mib),
         "disk": (
-            f"a checkpoint {cost.checkpoint_mib:,.0f} MiB, checkpoints at most {at_most:,.0f} MiB, model file"
+            f"each checkpoint {cost.checkpoint_mib:,.0f} MiB, all checkpoints at most {at_most:,.0f} MiB, model file"
             f" {cost.model_mib:,.0f} MiB"
         ),
     }
@@ -74,12 +74,12 @@ def describe(config: Config, ranks: int = 1) -> str:
 
 
 def describe_operations(flops: float, steps: int) -> str:
-    """Of a step and of the run, and how long the run would take at the full rate of a GPU: no run is quicker."""
+    """The operations of a step and of the run, and the run's shortest possible time, at a GPU's full rate."""
     hours = {name: flops * steps / rate / 3600 for name, rate in BF16_RATES.items()}
     bounds = ", ".join(f"{hours[name]:.2g} h on one {name}" for name in ("H200", "A100"))
     return (
-        f"{flops / 1e12:.3g} TFLOP a step, {flops * steps / 1e15:,.3g} PFLOP in all: at the full bf16 matrix rate"
-        f" {bounds}, a bound that no run reaches"
+        f"{flops / 1e12:.3g} TFLOP a step, {flops * steps / 1e15:,.3g} PFLOP in all; at the full bf16 matrix rate"
+        f" {bounds}, a theoretical lower bound"
     )
 
 
@@ -97,7 +97,7 @@ def describe_classifiers(config: Config, identities: int, ranks: int) -> str:
 
 
 def describe_steps(config: TrainConfig, plan: Plan) -> str:
-    """How many steps an epoch has; with accumulation, how many make an update and which batches are left out."""
+    """The number of steps of an epoch; with accumulation, also the steps per update and the batches left out."""
     steps, planned = config.steps_of_epoch(plan.steps_per_epoch), plan.steps_per_epoch
     text = f"{steps} steps an epoch"
     if config.accumulate > 1:
@@ -110,7 +110,7 @@ def describe_steps(config: TrainConfig, plan: Plan) -> str:
 def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
     """Memory and disk of one rank. Saved tensors are counted in a forward of one pair group and scaled.
 
-    InputError for a run that this machine has not the memory for.
+    Raises InputError if the run needs more memory than this machine has.
     """
     identities = plan.training_set.identities
     numbers = parameters_of(config.model, identities)
@@ -120,7 +120,7 @@ def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
     refuse_beyond_memory(sum(states), "weights, gradients and optimiser", ranks)
     groups = config.data.plan.identities_per_batch // config.data.plan.pair_group // ranks
     saved = groups * saved_by_one_group(config, identities)
-    refuse_beyond_memory(sum(states) + saved, "weights, gradients, optimiser and what is kept for backward", ranks)
+    refuse_beyond_memory(sum(states) + saved, "weights, gradients, optimiser and tensors saved for backward", ranks)
     master = 1 if config.zero_stage >= 1 else 0  # ZeRO saves its own copy of the weights too
     return Estimate(
         parameters=numbers,
@@ -132,21 +132,22 @@ def estimate(config: Config, plan: Plan, ranks: int) -> Estimate:
 
 
 def parameters_of(config: ModelConfig, identities: int) -> int:
-    """How many numbers such a model learns; nothing is allocated."""
+    """How many parameters such a model has; nothing is allocated."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in TacafNet(config.unsplit(), identities).parameters())
 
 
 def classifier_parameters_of(config: ModelConfig, identities: int) -> int:
-    """How many of these belong to an identity: the classifiers of the head, of the nodes and of the pair stage."""
+    """How many of these belong to classifiers: those of the head, of the nodes and of the pair stage."""
     return identities * (parameters_of(config, 2) - parameters_of(config, 1))
 
 
 def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int, in_ranges: int = 0) -> States:
-    """One rank's share under a ZeRO stage. From stage 1 on DeepSpeed updates a copy of the rank's part of the weights;
-    stage 1 cuts the optimiser, 2 the gradients, 3 the weights. What ZeRO-3 gathers for use comes on top.
+    """One rank's share under a ZeRO stage.
 
-    Of the parameters, `in_ranges` belong to classifiers that are split: DeepSpeed has no part in these.
+    Stage 1 partitions the optimiser's states, 2 the gradients, 3 the weights. From stage 1 on, DeepSpeed updates a copy
+    of the rank's part of the weights. The parameters that ZeRO-3 gathers for use are not counted. Of the parameters,
+    `in_ranges` belong to split classifiers, which DeepSpeed does not manage.
     """
     whole = 4.0 * (parameters - in_ranges)
     part = whole / ranks if stage >= 1 else 0.0
@@ -159,12 +160,11 @@ def states_of(parameters: int, ranks: int, stage: int, optimizer_states: int, in
 
 
 def saved_by_one_group(config: Config, identities: int) -> float:
-    """Bytes one pair group's images keep for backward, parameters not counted: each storage once. Shapes alone are
-    followed; nothing is computed or allocated.
+    """Bytes that autograd saves for one pair group's backward, without parameters, counting each storage once.
 
-    Logits in pieces are not kept: there are those of one piece at a time, for as many rows and nodes as there are, with
-    their exponentials and their gradient. Split classifiers always do this, with every rank's rows and as many fewer
-    identities.
+    Only shapes are propagated; nothing is computed or allocated. Logits in chunks are not saved: those of one chunk
+    exist at a time, for all rows and nodes, with their exponentials and their gradient. Split classifiers always work
+    this way, with the rows of every rank and correspondingly fewer identities.
     """
     used = config.model.classifier.expected_identities(identities, config.data.plan.identities_per_batch)
     chunk = min(config.model.chunk, round(used))
@@ -177,7 +177,7 @@ def saved_by_one_group(config: Config, identities: int) -> float:
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage  # which holds it, so that no other one gets its number
+        kept[storage._cdata] = storage  # keeps it alive, so that no other storage gets its number
         return tensor
 
     with shapes, torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"):
@@ -193,7 +193,7 @@ def saved_by_one_group(config: Config, identities: int) -> float:
 
 
 def refuse_beyond_memory(need: float, what: str, ranks: int) -> None:
-    """InputError if `need` bytes a rank are more than this machine has for one: of its GPU, or of its memory."""
+    """Raise InputError if a rank's `need` in bytes exceeds the memory of the GPU or its share of this machine's."""
     if torch.cuda.is_available():
         has, where = float(torch.cuda.get_device_properties(0).total_memory), torch.cuda.get_device_name(0)
     else:
@@ -203,5 +203,5 @@ def refuse_beyond_memory(need: float, what: str, ranks: int) -> None:
     if need > has:
         raise InputError(
             f"expected {what} of at most {has / 2**30:,.1f} GiB a rank, which {where} has, got {need / 2**30:,.1f} GiB;"
-            " make the model, the images or the batch smaller, or ask again on the machine that is to train it"
+            " make the model, the images or the batch smaller, or run this on the machine that will train"
         )

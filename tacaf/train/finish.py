@@ -1,4 +1,4 @@
-"""What happens beside the steps: evaluation after an epoch; the model, the scores and the report at the end."""
+"""Evaluation after an epoch, and the end of a run: its model, scores and report."""
 
 import shutil
 
@@ -27,7 +27,7 @@ from tacaf.train.state import TrainState
 
 
 def scored_split(config: Config, index: ShardIndex) -> str:
-    """The identities scored at the end: `evaluation.split`, or for a numbered split such as train_3 its own test_3."""
+    """The split scored at the end: `evaluation.split`, or test_3 for a model of the numbered split train_3."""
     own = own_test_split(config.data.split)
     name = config.evaluation.split if own == "test" else own
     index.pids_of(name)
@@ -35,7 +35,7 @@ def scored_split(config: Config, index: ShardIndex) -> str:
 
 
 def check_scoring(config: Config, index: ShardIndex) -> None:
-    """InputError before the training for what could not be scored after it: split, cameras, gallery, validation."""
+    """Raise InputError before the training if its model could not be scored: split, cameras, gallery, validation."""
     check_protocol(index, config.evaluation.protocol)
     splits = [scored_split(config, index)] + (
         ["val"] if validates(config, index) or config.train.choose == "validation" else []
@@ -50,21 +50,21 @@ def check_scoring(config: Config, index: ShardIndex) -> None:
 
 
 def validates(config: Config, index: ShardIndex) -> bool:
-    """Whether identities are held out to choose the model by."""
+    """Whether there are validation identities to choose the model by."""
     return config.data.split == "train" and "val" in index.splits
 
 
 def evaluate_epoch(run: Run, state: TrainState) -> TrainState:
-    """Score the model after an epoch: on validation identities that are held out, else on the test identities to watch.
+    """Score the model after an epoch, on validation identities if there are any, otherwise on the test identities.
 
-    Keeps the best model on validation identities. Returns the state with the evaluation counted.
+    Keeps the best model on validation identities. Returns the state with this evaluation recorded.
     """
     config, index = run.config, run.data.index
     due = config.evaluation.every and state.epoch % config.evaluation.every == 0
     last = state.epoch == config.train.epochs
     held_out = validates(config, index)
     state = state._replace(evaluated=state.epoch)
-    # without held-out identities `finish` scores the last epoch's model on the same ones
+    # Without validation identities, `finish` scores the last epoch's model on the same identities.
     if not (held_out if last else due):
         return state
     split = "val" if held_out else scored_split(config, index)
@@ -83,7 +83,7 @@ def evaluate_epoch(run: Run, state: TrainState) -> TrainState:
 
 
 def save_model(run: Run, name: str, chosen: str) -> None:
-    """Write the model into the run's folder. Every rank must call it; rank 0 writes."""
+    """Write the model into the run folder. Every rank must call this; rank 0 writes."""
     tensors = whole_state(run.engine)
     if run.place.rank == 0:
         facts = model_facts(run.config, run.data.identities, run.data.index, chosen)
@@ -91,7 +91,7 @@ def save_model(run: Run, name: str, chosen: str) -> None:
 
 
 def finish(run: Run, state: TrainState) -> None:
-    """Write model.safetensors, score it by every setting of the config, write the report, print the table."""
+    """Write model.safetensors, score it under every setting of the config, write the report and print the table."""
     config, index, folder = run.config, run.data.index, run.folder
     distributed.average_batchnorm_statistics(run.engine.module)
     if config.train.choose == "last":

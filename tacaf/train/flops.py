@@ -1,4 +1,4 @@
-"""How many operations a training step takes, counted without doing them, and how many a GPU could do."""
+"""Counting the operations of a training step without executing them, and comparing them with a GPU's peak rate."""
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -11,15 +11,15 @@ from tacaf.train.config import Config
 from tacaf.train.forward import noise_batch, pairs_of
 from tacaf.train.processes import Place
 
-# Dense matrix products in bf16 a second, by the makers' data sheets.
+# Operations per second of dense bf16 matrix products, from the makers' data sheets.
 BF16_RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
 
 
 def step_flops(config: Config, plan: Plan) -> float:
-    """Operations of one global batch, forward and backward: two for every multiplication with an addition.
+    """Operations of one global batch, forward and backward. A multiplication with an addition counts as two.
 
-    Convolutions and matrix products, which are nearly all; the attention kernels of `kernels/` are not counted. Shapes
-    alone are followed, one pair group's, and scaled.
+    Counts convolutions and matrix products, which are nearly all; the kernels of `kernels/` are not counted. Only the
+    shapes of one pair group are propagated, and the count is scaled.
     """
     shapes = FakeTensorMode()
     identities = config.model.classifier.expected_identities(
@@ -38,7 +38,7 @@ def step_flops(config: Config, plan: Plan) -> float:
 
 
 def share_at_one_second(config: Config, plan: Plan, place: Place) -> float | None:
-    """The share of all ranks' matrix rate that a step of one second would reach; None where the rate is not known."""
+    """The share of all ranks' peak matrix rate that a step of one second would reach; None if that rate is unknown."""
     if place.device.type != "cuda" or config.train.precision != "bf16":
         return None
     name = torch.cuda.get_device_name(place.device)

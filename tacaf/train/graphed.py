@@ -1,9 +1,9 @@
 """The computation of a training step (`step.py`), captured once in a CUDA graph and then replayed.
 
-A step launches more than a thousand kernels, and the host may need longer to launch them one by one than the GPU to run
-them; a graph launches them all at once. It works on fixed memory: every batch is copied into the buffers of the
-captured one, and the gradients are always in the same tensors. The optimiser's step is not part of the graph, because
-the learning rates change.
+A step launches more than a thousand kernels, and the host may take longer to launch them one by one than the GPU to run
+them; a graph launches them all at once. It uses fixed memory: every batch is copied into the buffers of the captured
+one, and the gradients are always in the same tensors. The optimiser's step is not part of the graph, because the
+learning rates change.
 
 A capture executes nothing, and the steps before it are ordinary steps of the run, so the graph does not change results.
 """
@@ -19,18 +19,18 @@ from tacaf.model.classifier import Classifier
 from tacaf.train.capture import captured, reason_of
 from tacaf.train.step import Compute, Computed
 
-WARM_UP = 3  # steps before the capture: they compile kernels, and cuDNN and the allocator find their choices
+WARM_UP = 3  # steps before the capture, in which kernels are compiled, and cuDNN and the allocator settle
 
 
 def with_graph(compute: Compute, engine: Any, warn: Callable[[str], None]) -> Compute:
-    """`compute`, captured and replayed where that is possible; where it is not, itself, and `warn` is told why."""
+    """`compute`, captured and replayed if that is possible; otherwise `compute` itself, and `warn` gets the reason."""
     if reason := obstacle(engine.module):
         warn(f"train.cuda_graph: {reason}; training continues without a CUDA graph")
         return compute
     learning = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
 
     def compute_alone(batch: Batch) -> Computed:
-        with engine.no_sync():  # there is no other rank whose gradients the engine would have to add
+        with engine.no_sync():  # with one rank, there are no gradients to add
             computed = compute(batch, True)
         for parameter in learning:
             if parameter.grad is None:  # the engine's reduction would do the same
@@ -47,20 +47,20 @@ def with_graph(compute: Compute, engine: Any, warn: Callable[[str], None]) -> Co
 
 
 def obstacle(model: torch.nn.Module) -> str | None:
-    """Why the steps of this run cannot be captured, beyond what its configuration says; None if nothing is known."""
+    """Why the steps of this run cannot be captured, apart from its configuration; None if there is no known reason."""
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     if distributed.world_size() > 1:
-        return f"gradients of {distributed.world_size()} ranks are added up by the host's calls during backward"
+        return f"the host starts the summation of {distributed.world_size()} ranks' gradients during backward"
     if any(isinstance(module, Classifier) and len(module) > 1 for module in model.modules()):
-        return "classifiers in pieces are computed again in backward, which was never tried in a graph"
+        return "classifiers in chunks are computed again in backward, which is not tested in a graph"
     return None
 
 
 class GraphedStep:
-    """A step that is launched as usual a few times, then captured, and from then on replayed.
+    """A step that runs normally a few times, is then captured, and replayed from then on.
 
-    A batch of another shape is launched as usual, and so are all batches if the capture fails.
+    Batches of another shape run normally, and so do all batches if the capture fails.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class GraphedStep:
         parameters: Iterable[torch.nn.Parameter],
         warn: Callable[[str], None],
     ) -> None:
-        """`compute` leaves gradients in `parameters`, which have none before; `warn` is told why a capture failed."""
+        """`compute` leaves gradients in `parameters`, which have none before. `warn` gets the reason of a failure."""
         self._compute, self._parameters, self._warn = compute, list(parameters), warn
         self._warm_up = WARM_UP
         self._stream = torch.cuda.Stream()
@@ -88,11 +88,11 @@ class GraphedStep:
             buffer.copy_(tensor, non_blocking=True)
         self._captured.graph.replay()
         for parameter, gradient in zip(self._parameters, self._captured.gradients, strict=True):
-            parameter.grad = gradient  # the engine has taken it away after the last step
+            parameter.grad = gradient  # the engine has removed it after the last step
         return self._captured.computed
 
     def _beside(self, batch: Batch) -> Computed:
-        """Launch the step on the stream of the capture, because autograd remembers where it first used a parameter."""
+        """Run the step on the capture's stream, since autograd remembers on which stream it first used a parameter."""
         self._stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self._stream):
             computed = self._compute(batch)
@@ -130,13 +130,13 @@ class _Captured(NamedTuple):
 
 
 def _tensors(batch: Batch) -> list[torch.Tensor]:
-    """What a step reads on the device."""
+    """The tensors that a step reads on the device."""
     pairs = [columns for columns in batch.pairs if columns is not None]
     return [batch.images_BCHW, batch.label_B, *(column for columns in pairs for column in columns)]
 
 
 def _layout(batch: Batch) -> tuple[Any, ...]:
-    """What a graph fixes of a batch: everything but the values."""
+    """The properties of a batch that a graph fixes: everything except the values."""
     shapes = [(tensor.shape, tensor.dtype) for tensor in _tensors(batch)]
     return batch.visible, [pairs is None for pairs in batch.pairs], shapes
 

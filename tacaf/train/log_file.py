@@ -1,6 +1,6 @@
-"""run.log: what a run says, from every rank, one line each, with time, rank and level.
+"""run.log, the log file of a run: the lines of every rank, with time, rank and level.
 
-The lines go through the logger `tacaf.train`, so that a program that trains can filter them or send them elsewhere.
+The lines pass through the logger `tacaf.train`, so that programs can filter them or send them elsewhere.
 """
 
 import logging
@@ -15,10 +15,10 @@ TIME = "%Y-%m-%dT%H:%M:%S%z"
 
 
 class LogFile(logging.FileHandler):
-    """Appends to the file. A line that cannot be written is lost: a log ends no training."""
+    """Appends to the file. A line that cannot be written is dropped, because a log must not end a training."""
 
     def __init__(self, path: Path, rank: int) -> None:
-        super().__init__(path, encoding="utf-8", delay=True)  # ranks with nothing to say do not open it
+        super().__init__(path, encoding="utf-8", delay=True)  # ranks that log nothing do not open it
         self.setFormatter(logging.Formatter(FORMAT.format(rank=rank), TIME))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -28,14 +28,14 @@ class LogFile(logging.FileHandler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: the terminal has the line."""
+        """Do nothing; the line was printed on the terminal."""
 
 
 @contextmanager
 def log_into(path: Path, rank: int) -> Iterator[None]:
-    """Inside, what this rank's logger gets is appended to the file as well.
+    """Append this rank's log lines to the file inside the block.
 
-    Lines of level INFO and above, unless the program has set another level.
+    Lines of level INFO and above are written, unless the program has set another level.
     """
     file, before = LogFile(path, rank), LOGGER.level
     LOGGER.addHandler(file)

@@ -1,4 +1,4 @@
-"""A new model from the configuration, and what its file will say of it."""
+"""Building a new model from the configuration, and the facts that are written into its file."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from tacaf.train.config import Config
 
 
 def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
-    """A new model on CPU from the run's seed, with the weights the config names, and a line on what was loaded."""
+    """A new model on the CPU, from the run's seed and the config's weights, and a line on what was loaded."""
     torch.manual_seed(config.seed)
     model = TacafNet(config.model, identities)
     if config.train.weights:
@@ -30,7 +30,7 @@ def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
 
 
 def model_facts(config: Config, identities: int, index: ShardIndex, chosen: str) -> dict[str, Any]:
-    """What `write_model` puts into the file of a model of this training, beside its tensors.
+    """The facts that `write_model` stores with the tensors of a model of this training.
 
     `chosen`: which epoch's model it is, "last epoch (e)" or "validation, epoch e".
     """

@@ -1,7 +1,7 @@
-"""YAML documents as plain values, with limits.
+"""Parsing YAML documents into plain values, within limits.
 
-A value is text, a number, true or false, null, a list, or a mapping with text as keys. YAML could say more: tags that
-build objects, dates, sets, keys given twice, aliases that grow without bound. All of that is refused, or is text.
+A value is text, a number, true or false, null, a list, or a mapping with text as keys. YAML allows more: tags that
+build objects, dates, sets, repeated keys, aliases that grow without bound. All of these are refused or read as text.
 """
 
 import math
@@ -13,7 +13,7 @@ import yaml
 from tacaf.files import shown
 from tacaf.vocabulary import InputError
 
-MOST_NODES = 20_000  # of a file, aliases counted as often as they are used
+MOST_NODES = 20_000  # of a file; aliases are counted as often as they are used
 MOST_DEPTH = 32
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = ("str", "null", "bool", "int", "float", "timestamp", "merge", "value")
@@ -23,9 +23,9 @@ _CLOSE = (yaml.SequenceEndEvent, yaml.MappingEndEvent)
 
 
 def parse_yaml(text: str, where: str, name: str = "") -> Any:
-    """The plain value of a YAML document, which is that of the key `name`.
+    """The plain value of a YAML document, which is the value of the key `name`.
 
-    InputError names `where`, line and key, and what was expected there.
+    Raises InputError with `where`, the line, the key and what was expected there.
     """
     key = f"{short_name(name)}: " if name else ""
     try:
@@ -40,7 +40,7 @@ def parse_yaml(text: str, where: str, name: str = "") -> Any:
 
 
 class _Reader:
-    """Turns YAML's nodes into plain values, counting them. `name` is always the dotted name of the place."""
+    """Turns YAML's nodes into plain values and counts them. `name` is always the dotted name of the node."""
 
     def __init__(self, where: str) -> None:
         self.where, self.nodes = where, 0
@@ -54,13 +54,13 @@ class _Reader:
             self.refuse(node, name, f"at most {MOST_NODES:,} values, aliases counted, got more")
         kind = node.tag.removeprefix(_TAG)
         if isinstance(node, yaml.SequenceNode) and kind == "seq":
-            return [self.plain(below, f"{name}[{at}]", depth + 1) for at, below in enumerate(node.value)]
+            return [self.plain(below, f"{name}[{number}]", depth + 1) for number, below in enumerate(node.value)]
         if isinstance(node, yaml.MappingNode) and kind == "map":
             return self.mapping(node, name, depth)
         if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
             return self.scalar(node, kind, name)
         tag = shown(node.tag.replace(_TAG, "!!"))
-        return self.refuse(node, name, f"a plain value, got the tag {tag[:80]}; take it out")
+        return self.refuse(node, name, f"a plain value, got the tag {tag[:80]}; remove it")
 
     def mapping(self, node: yaml.MappingNode, name: str, depth: int) -> dict[str, Any]:
         merged: dict[str, Any] = {}
@@ -73,7 +73,7 @@ class _Reader:
             key, line = self.key(key_node, name), key_node.start_mark.line + 1
             below = f"{name}.{key}" if name else key
             if key in own:
-                self.refuse(key_node, below, f"the key once, got it in lines {lines[key]} and {line}; take one out")
+                self.refuse(key_node, below, f"the key once, got it in lines {lines[key]} and {line}; remove one")
             own[key], lines[key] = self.plain(value_node, below, depth + 1), line
         return {**merged, **own}
 
@@ -84,11 +84,11 @@ class _Reader:
         return str(self.scalar(node, kind, name)) if kind == "int" else str(node.value)
 
     def merged(self, node: yaml.Node, name: str, depth: int) -> dict[str, Any]:
-        """What `<<:` brings: a mapping, or several of which the first wins."""
-        found = self.plain(node, name, depth)
-        parts = found if isinstance(found, list) else [found]
+        """The entries that `<<:` merges: those of a mapping, or of several, of which the first has precedence."""
+        value = self.plain(node, name, depth)
+        parts = value if isinstance(value, list) else [value]
         if not all(isinstance(part, dict) for part in parts):
-            self.refuse(node, name, "a mapping, or a list of them, behind <<, got something else")
+            self.refuse(node, name, "a mapping, or a list of them, after <<, got something else")
         return {key: value for part in reversed(parts) for key, value in part.items()}
 
     def scalar(self, node: yaml.ScalarNode, kind: str, name: str) -> Any:
@@ -97,15 +97,15 @@ class _Reader:
             return None
         if kind == "bool":
             return self.constructor.construct_yaml_bool(node)
-        # A date is a name such as any other, and so is 12:30, which YAML takes for a number.
+        # Dates are read as text, and so is 12:30, which YAML takes for a number.
         if kind not in ("int", "float") or ":" in text:
             return text
         build = self.constructor.construct_yaml_int if kind == "int" else self.constructor.construct_yaml_float
         try:
             number = build(node)
-        except (ValueError, OverflowError):  # an integer of thousands of digits is one, too
+        except (ValueError, OverflowError):  # such as an integer of thousands of digits
             number = math.inf
-        if abs(number) < (_MOST_WHOLE if kind == "int" else math.inf):  # false for what is no number, too
+        if abs(number) < (_MOST_WHOLE if kind == "int" else math.inf):  # false for NaN too
             return number
         got = shown(text if len(text) <= 40 else f"{text[:20]}... of {len(text)} digits")
         return self.refuse(node, name, f"a number that is finite and not huge, got {got}")
@@ -116,7 +116,7 @@ class _Reader:
 
 
 def _refuse_large(text: str, where: str) -> None:
-    """InputError for what would take long to build, from the events alone."""
+    """Raise InputError, judging by the events alone, if the document would take long to build."""
     depth = 0
     for count, event in enumerate(yaml.parse(text, yaml.SafeLoader)):
         depth += isinstance(event, _OPEN) - isinstance(event, _CLOSE)
@@ -136,6 +136,6 @@ def _problem_of(error: yaml.YAMLError) -> str:
 
 
 def short_name(name: str | Path) -> str:
-    """A name for a message, cut to 80 letters."""
+    """A name for a message, cut to 80 characters."""
     text = str(name)
     return shown(text if len(text) <= 80 else text[:77] + "...")

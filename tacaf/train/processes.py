@@ -1,4 +1,4 @@
-"""The processes of a run: which one this is, how they find each other, and what each sets for itself."""
+"""The processes of a run: rank and device, how they connect, and settings of each process."""
 
 import os
 import socket
@@ -27,10 +27,10 @@ class Place(NamedTuple):
 
 
 def start_distributed(start_limit_s: float = 600, stall_limit_s: float = 1800) -> Place:
-    """Join the process group the launcher describes (deepspeed, torchrun, srun), or be a group of one.
+    """Join the process group that the launcher describes (deepspeed, torchrun, srun), or form a group of one.
 
-    InputError if the ranks have not met after `start_limit_s` seconds. Collective calls wait longer than
-    `stall_limit_s`, so that the watchdog reports first.
+    Raises InputError if the ranks have not connected after `start_limit_s` seconds. Collective calls time out later
+    than `stall_limit_s`, so that the watchdog reports first.
     """
     _read_launcher()
     cuda = torch.cuda.is_available()
@@ -46,9 +46,9 @@ def stop_distributed() -> None:
 
 
 def choose_convolutions(deterministic: bool) -> None:
-    """How cuDNN picks its algorithms in this process: reproducible ones, or the fastest by trying them out.
+    """Let cuDNN use reproducible algorithms in this process, or the fastest ones, which it finds by trying them.
 
-    A training's batches all have the same size, so every convolution is tried once. So do the batches of an evaluation,
+    Trying is done once per size. A training's batches all have the same size, and so have those of an evaluation,
     except the last one.
     """
     torch.backends.cudnn.deterministic = deterministic
@@ -56,7 +56,7 @@ def choose_convolutions(deterministic: bool) -> None:
 
 
 def _read_launcher() -> None:
-    """RANK and its companions: as deepspeed and torchrun set them, from SLURM inside a step of several tasks, or alone.
+    """Set RANK and its companions unless deepspeed or torchrun did: from SLURM's variables, or for a single process.
 
     A program that srun did not start also inherits SLURM's variables, but not SLURM_STEP_ID.
     """
@@ -67,8 +67,8 @@ def _read_launcher() -> None:
         missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
         if missing:
             raise InputError(
-                f"srun started {tasks} tasks: expected {' and '.join(missing)} in the environment, for the ranks to"
-                " meet; set them as launch/cluster/slurm.sbatch does"
+                f"srun started {tasks} tasks, but {' and '.join(missing)} is missing in the environment, through which"
+                " the ranks find each other; set it as launch/cluster/slurm.sbatch does"
             )
         own = {"RANK": "SLURM_PROCID", "LOCAL_RANK": "SLURM_LOCALID"}
         os.environ.update({name: os.environ[source] for name, source in own.items()}, WORLD_SIZE=tasks)
@@ -77,7 +77,7 @@ def _read_launcher() -> None:
 
 
 def _meet(backend: str, start_limit: timedelta, call_limit: timedelta) -> None:
-    """Every rank finds the first one at MASTER_ADDR:MASTER_PORT."""
+    """Connect to the first rank at MASTER_ADDR:MASTER_PORT and form the process group."""
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     if rank > 0:
@@ -91,11 +91,11 @@ def _meet(backend: str, start_limit: timedelta, call_limit: timedelta) -> None:
         advice = (
             "another program uses that port; give another one (--master_port, MASTER_PORT)"
             if "EADDRINUSE" in str(error)
-            else "see that every rank is started, has this address and port, and can reach it"
+            else "check that every rank is started, has this address and port, and can reach it"
         )
         raise InputError(
-            f"expected {ranks} ranks to meet at {where} within {start_limit.total_seconds():g} s, rank {rank} got:"
-            f" {first_line(error)[:200]}; {advice}"
+            f"{ranks} ranks did not connect at {where} within {start_limit.total_seconds():g} s; rank {rank} failed"
+            f" with: {first_line(error)[:200]}; {advice}"
         ) from None
 
 
@@ -109,8 +109,8 @@ def _reach(host: str, port: int, limit_s: float) -> None:
         except OSError as error:
             if isinstance(error, socket.gaierror) or time.monotonic() > until:
                 raise InputError(
-                    f"expected the first rank at {host}:{port}, got for {limit_s:g} s: {error}; see that it is started,"
-                    " that every rank has its address and port, and that no firewall is between"
+                    f"cannot reach the first rank at {host}:{port} within {limit_s:g} s: {error}; check that it is"
+                    " started, that every rank has its address and port, and that no firewall is in between"
                 ) from None
             time.sleep(0.2)
 

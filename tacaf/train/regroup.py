@@ -1,8 +1,7 @@
-"""A checkpoint made on another number of ranks: whole tensors instead of every rank's part, as DeepSpeed's converter
-writes them ("universal").
+"""Loading a checkpoint on another number of ranks, by way of DeepSpeed's "universal" format with whole tensors.
 
-The converter and ZeRO-3's loader know Adam's two states by name and nothing else, so SGD's momentum travels under
-Adam's name, beside zeros. Only files that the checkpoint's manifest lists are read, and all of them as `data_only`.
+DeepSpeed's converter and ZeRO-3's loader support only Adam's two states, by name, so SGD's momentum is stored under
+Adam's name, beside zeros. Only files that the checkpoint's manifest lists are read, and all of them under `data_only`.
 """
 
 import argparse
@@ -18,19 +17,18 @@ import torch
 from tacaf.checkpoint import manifest_of
 
 _ONLY, _NOT_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
-TEMPORARY = ".tmp-universal"  # below checkpoints/; the next save clears it away
+TEMPORARY = ".tmp-universal"  # below checkpoints/; the next save removes it
 MOMENTUM = "momentum_buffer"
 ADAM = ("exp_avg", "exp_avg_sq")
-# where the rank's file keeps (states, fp32 parameters) below "optimizer_state_dict", up to stage 2 and in stage 3
+# The keys of (states, fp32 parameters) below "optimizer_state_dict" in a rank's file, up to stage 2 and in stage 3.
 PLACES = ((("base_optimizer_state", "single_partition_of_fp32_groups")), (("optimizer_state_dict", "fp32_flat_groups")))
 
 
 @contextlib.contextmanager
 def data_only() -> Iterator[None]:
-    """Whatever calls torch.load in this block gets tensors, plain values and three classes that DeepSpeed saves.
+    """Restrict torch.load in this block to tensors, plain values and three classes that DeepSpeed saves.
 
-    DeepSpeed itself asks for everything that a pickle can hold, which could be any code; PyTorch's environment variable
-    overrules it.
+    DeepSpeed itself would load arbitrary pickles, which can run any code; PyTorch's environment variable overrides it.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
@@ -48,7 +46,7 @@ def data_only() -> Iterator[None]:
 
 @data_only()
 def regrouped(path: Path, stage: int) -> Path:
-    """The checkpoint at `path`, of ZeRO stage 1 to 3, as a universal one beside it. For one rank to do."""
+    """Convert the checkpoint at `path`, of ZeRO stage 1 to 3, to a universal one beside it. Only one rank may do so."""
     from deepspeed.checkpoint import ds_to_universal
 
     root = path.parent / TEMPORARY
@@ -67,7 +65,7 @@ def regrouped(path: Path, stage: int) -> Path:
     )
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
         ds_to_universal.main(options)
-    if momentum and stage < 3:  # these loaders take the names of the files
+    if momentum and stage < 3:  # these loaders take the states' names from the files
         for first in (whole / "zero").rglob(f"{ADAM[0]}.pt"):
             first.rename(first.with_name(f"{MOMENTUM}.pt"))
             first.with_name(f"{ADAM[1]}.pt").unlink()
@@ -77,10 +75,10 @@ def regrouped(path: Path, stage: int) -> Path:
 
 @data_only()
 def load_regrouped(engine: Any, whole: Path) -> dict[str, Any]:
-    """Load what `regrouped` made into an engine of the same stage; the checkpoint's client state.
+    """Load the result of `regrouped` into an engine of the same stage. Returns the checkpoint's client state.
 
-    Hyperparameters stay as they were built: ZeRO-3's loader would give every group those of the first. Buffers (the
-    running statistics) come from the first model file: DeepSpeed's loader leaves them out.
+    Hyperparameters are kept as they were built, because ZeRO-3's loader would give every group those of the first.
+    Buffers (the running statistics) are loaded from the first model file, because DeepSpeed's loader ignores them.
     """
     optimizer = engine.optimizer.optimizer
     built = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
@@ -90,7 +88,7 @@ def load_regrouped(engine: Any, whole: Path) -> dict[str, Any]:
     file = min(whole.glob("*model_states.pt"))
     saved = torch.load(file, map_location="cpu", weights_only=True)["module"]
     for name, buffer in engine.module.named_buffers():
-        if name in saved:  # others are built, not learned
+        if name in saved:  # the others are constants
             buffer.copy_(saved[name])
     for state in optimizer.state.values():
         if isinstance(optimizer, torch.optim.SGD):
@@ -99,12 +97,12 @@ def load_regrouped(engine: Any, whole: Path) -> dict[str, Any]:
             for name in (*ADAM, "step"):
                 state.pop(name, None)
         elif torch.is_tensor(state.get("step")):
-            state["step"] = state["step"].clone()  # ZeRO-3 gave all of them the same tensor, to be counted up in place
+            state["step"] = state["step"].clone()  # ZeRO-3 gave all of them one tensor, which is incremented in place
     return client
 
 
 def _named_as_adam(path: Path, parts: Path, places: tuple[str, str]) -> bool:
-    """Put the checkpoint's files into `parts`, SGD's states renamed; whether there were any to rename."""
+    """Put the checkpoint's files into `parts`, with SGD's states renamed. Returns whether there were any."""
     states_at, parameters_at = places
     momentum = False
     for file in (path / name for name in manifest_of(path).files if name.endswith(".pt") and "/" not in name):

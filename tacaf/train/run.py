@@ -1,4 +1,4 @@
-"""A run: what its loop, its evaluations and its end share; and its folder, made once and locked while in use."""
+"""A run: the objects that its loop, its evaluations and its end share, and its folder, which is locked while in use."""
 
 import os
 import shutil
@@ -45,14 +45,14 @@ from tacaf.vocabulary import InputError
 
 T = TypeVar("T")
 
-# What a run writes, by what it must be if it already exists.
+# The names that a run writes, by whether they must be files or folders if they already exist.
 _FILES = (CONFIG_FILE, METRICS_FILE, LOG_FILE, ENVIRONMENT_FILE, ".lock", MODEL, BEST_MODEL_FILE, REPORT_FILE)
 _FOLDERS = (CHECKPOINTS_FOLDER, HEARTBEATS_FOLDER, RESULTS_FOLDER, WATCH_FOLDER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a run trains on."""
+    """The data that a run trains on."""
 
     index: ShardIndex
     plan: Plan
@@ -65,9 +65,9 @@ class TrainingData:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run on this rank: what its loop, its evaluations and its end share. Built once, by launch/train.py.
+    """One run on this rank: the objects that its loop, evaluations and end share. Built once, by launch/train.py.
 
-    How far the run has come is not part of it: that is a `TrainState`, a new one after every step.
+    The run's progress is not part of it: that is a `TrainState`, which every step replaces.
     """
 
     config: Config
@@ -75,7 +75,7 @@ class Run:
     data: TrainingData
     engine: Any  # DeepSpeed's, around the model
     optimizer: torch.optim.Optimizer
-    ranges: Ranges | None  # of the classifiers, where each rank keeps a range of the identities
+    ranges: Ranges | None  # of the classifiers, if each rank keeps a range of the identities
     compute: Compute
     batches: TrainingPipeline
     first: TrainState  # where this start begins
@@ -90,18 +90,18 @@ class Run:
         return self.config.run
 
     def watched(self, batches: Iterable[T], shared: int) -> Iterator[T]:
-        """The batches of an evaluation, each of which is progress; StoppedError between two of them.
+        """The batches of an evaluation. Reports progress after each; raises StoppedError if the run was told to stop.
 
-        The ranks agree on it after each of the first `shared`, which every rank must have.
+        The ranks agree on that after each of the first `shared` batches, which every rank must have.
         """
         return self.stop.between(batches, shared, self.dog.moving)
 
 
 @contextmanager
 def open_folder(config: Config, resume: bool) -> Iterator[Path]:
-    """The run's folder, on every rank; rank 0 makes, checks and locks it.
+    """The run folder, on every rank. Rank 0 creates, checks and locks it.
 
-    A folder that already holds a run is only opened with `resume`. InputError for a folder that cannot be written.
+    A folder with a run in it is only opened with `resume`. Raises InputError if the folder cannot be written.
     """
     folder = config.run
     with ExitStack() as held:
@@ -122,7 +122,7 @@ def _refuse_wrong(folder: Path, resume: bool) -> None:
         held = (folder / CONFIG_FILE).exists()
         wrong = [name for name in _FILES if os.path.lexists(folder / name) and not (folder / name).is_file()]
         wrong += [name for name in _FOLDERS if os.path.lexists(folder / name) and not (folder / name).is_dir()]
-    except UnicodeEncodeError:  # safetensors would read no model there, after the whole training
+    except UnicodeEncodeError:  # safetensors could not read the model there after the training
         raise InputError(f"run: expected a folder whose name is UTF-8, got {shown(folder)}; give another") from None
     except (OSError, ValueError) as error:
         raise InputError(f"run: cannot use {shown(folder)}: {reason_of(error)}") from None
@@ -133,25 +133,26 @@ def _refuse_wrong(folder: Path, resume: bool) -> None:
         )
     if held and not resume:
         raise InputError(
-            f"run: {folder} already holds a run; add --resume to continue it, or give another folder with --set run=..."
+            f"run: {folder} already has a run in it; add --resume to continue it, or give another folder with"
+            " --set run=..."
         )
     if resume and not held:
-        raise InputError(f"--resume: expected a run in {folder}, found none; leave --resume out to start it")
+        raise InputError(f"--resume: there is no run in {folder}; leave --resume out to start one")
 
 
 def _make(folder: Path) -> None:
-    """InputError if the folder cannot be made."""
+    """Create the folder. Raises InputError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        raise InputError(f"run: cannot make the folder {shown(folder)}: {reason_of(error)}") from None
+        raise InputError(f"run: cannot create the folder {shown(folder)}: {reason_of(error)}") from None
 
 
 def record_start(config: Config) -> str | None:
-    """Write the resolved config and append the circumstances, on rank 0; only once a checkpoint has been accepted.
+    """Write the resolved config and append the circumstances, on rank 0. Call it after a checkpoint was accepted.
 
-    A config.yaml with other content is kept beside the new one as config-<n>.yaml. Returns a warning if
-    environment.json could not be read, else None.
+    A config.yaml with other content is kept as config-<n>.yaml. Returns a warning if environment.json could not be
+    read, otherwise None.
     """
     warning = None
     with distributed.together():

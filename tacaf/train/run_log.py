@@ -1,4 +1,4 @@
-"""The log of a run: metrics.jsonl, run.log, DeepSpeed's monitors, the progress line, and what non-finite losses do."""
+"""Run logging: metrics.jsonl, run.log, DeepSpeed's monitors, the progress line, and reports of non-finite losses."""
 
 import math
 import resource
@@ -32,20 +32,20 @@ MIB = 2**20
 
 
 class Extent(NamedTuple):
-    """How much there is to do in a run, by which progress and speed are measured."""
+    """The size of a run, from which progress and speed are computed."""
 
     steps: int  # of the whole run
     images: int  # of a global batch
-    share_at_one_second: float | None  # of the GPUs' matrix rate, by a step of one second; see flops.py
+    share_at_one_second: float | None  # of the GPUs' peak matrix rate, at one second per step; see flops.py
 
 
 class RunLog:
-    """Logs a run's steps, scores and warnings. On every rank but the first it writes nothing and only warns."""
+    """Logs a run's steps, scores and warnings. Ranks other than the first only log warnings."""
 
     def __init__(
         self, config: TrainConfig, folder: Path, place: Place, extent: Extent, *, done: int, monitor: Any
     ) -> None:
-        """`done`: the run's steps before this start. `monitor`: DeepSpeed's, which may be switched off."""
+        """`done`: the number of steps before this start. `monitor`: DeepSpeed's monitor, which may be disabled."""
         first = place.rank == 0
         self.config, self.folder, self.place, self.extent, self.monitor = config, folder, place, extent, monitor
         self.metrics = MetricsWriter(folder / METRICS_FILE if first else None, done)
@@ -55,13 +55,13 @@ class RunLog:
             self.warn(self.metrics.said)
 
     def gather(self, own: dict[str, float], wait_s: float) -> StepFigures:
-        """Every rank's losses of a step, "loss" and every term. A collective call."""
+        """Gather every rank's losses of a step: "loss" and every term. A collective call."""
         rows = distributed.numbers_of_ranks([*own.values(), wait_s, peak_memory_mib(self.place.device)])
         ranks = [dict(zip(own, row, strict=False)) for row in rows]
         return StepFigures(ranks, max(row[-2] for row in rows), max(row[-1] for row in rows))
 
     def step(self, step: LaunchedStep, figures: StepFigures, norm: float | None) -> None:
-        """Log one finished step. Its time excludes evaluations and saves. `norm`: the gradient's, after an update."""
+        """Log a finished step; its time excludes evaluations and saves. `norm`: the gradient's norm, if it updated."""
         now = time.perf_counter()
         step_s, self.began = now - self.began, now
         number = step.number + 1
@@ -115,10 +115,10 @@ class RunLog:
     def nonfinite(
         self, figures: StepFigures, norm: float | None, step: LaunchedStep, keys: list[str], skipped: int
     ) -> None:
-        """Report a step with a non-finite loss or gradient, which updated nothing: InputError, or a warning to skip it.
+        """Report a step with a non-finite loss or gradient, which updated nothing: raise InputError or warn.
 
-        Every rank concerned writes the names of its samples, `keys`, into a file, so that the step can be repeated.
-        `skipped`: the run's skipped steps before this one.
+        Every affected rank writes the names of its samples, `keys`, to a file, so that the step can be reproduced.
+        `skipped`: the number of skipped steps before this one.
         """
         bad = [rank for rank, losses in enumerate(figures.ranks) if not all(map(math.isfinite, losses.values()))]
         ranks = bad or list(range(len(figures.ranks)))
@@ -133,7 +133,7 @@ class RunLog:
         if skips and skipped < self.config.nonfinite_limit:
             self.warn_once(f"step {step.number} skipped: {got} at {where}; the samples are in {files}")
             return
-        more = f"; {skipped} steps were skipped before, the limit" if skips else ""
+        more = f"; the limit of {skipped} skipped steps is reached" if skips else ""
         raise InputError(
             f"expected a finite loss and gradient, got {got} at {where}{more}; the samples are in {files}; lower the"
             " learning rate or the loss weights and resume from the last checkpoint",
@@ -149,18 +149,18 @@ class RunLog:
         return self.folder / f"nonfinite-step-{step.number}-rank-{rank}.json"
 
     def say(self, text: str) -> None:
-        """Print and log a line; only on the first rank."""
+        """Print and log a line, only on the first rank."""
         if self.place.rank == 0:
             log_file.LOGGER.info("%s", text)
         self.progress.say(text)
 
     def warn(self, text: str) -> None:
-        """Print a warning on this rank and log it; the first rank writes it into the metrics too."""
+        """Print and log a warning on this rank; the first rank also writes it into the metrics."""
         log_file.warn(text)
         self.metrics.write(WarningRecord(kind="warning", global_step=self.progress.done, text=text))
 
     def warn_once(self, text: str) -> None:
-        """A warning that every rank has and only the first prints."""
+        """Warn about something that concerns all ranks, only on the first rank."""
         if self.place.rank == 0:
             self.warn(text)
 
@@ -168,19 +168,19 @@ class RunLog:
         self.progress.close()
 
     def _write_events(self, number: int, figures: dict[str, float | None]) -> None:
-        """Send figures to the monitors, as those of the run after so many steps."""
+        """Send the run's figures after `number` steps to the monitors."""
         if self.monitor.enabled:
             events = [(f"tacaf/{name}", value, number) for name, value in figures.items() if value is not None]
             self.monitor.write_events(events)
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory this process has held: resident on a CPU, allocated by PyTorch on a GPU."""
+    """The peak memory of this process in MiB: resident on a CPU, allocated by PyTorch on a GPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / MIB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
 
 
 def _plain(value: float | None) -> float | None:
-    """For JSON, which has no NaN: rounded to six decimals, or null."""
+    """A value for JSON, which has no NaN: rounded to six decimals, or None if it is not finite."""
     return None if value is None or not math.isfinite(value) else round(value, 6)

@@ -1,4 +1,4 @@
-"""Embeddings of a shard set's images by a model, and what a result says of both."""
+"""Embedding a shard set's images with a model, and the circumstances that a result records."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ from tacaf.vocabulary import Embedding, Modality
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """How images become embeddings. flip: take the normalised mean of an image's and its mirror image's embedding."""
+    """How images become embeddings. `flip`: average the embeddings of an image and its mirror image, and normalise."""
 
     height: int  # pixels, of the model's input
     width: int
@@ -32,7 +32,7 @@ class Extraction:
 
     @classmethod
     def of(cls, height: int, width: int, settings: EvaluationConfig) -> "Extraction":
-        """As a training scores its model."""
+        """The settings with which a training scores its model."""
         return cls(height=height, width=width, embedding=settings.embedding, batch_size=settings.batch_size)
 
 
@@ -44,10 +44,10 @@ def embed_identities(
     place: Place,
     watched: Callable[[Iterable[Any], int], Iterable[Any]] | None = None,
 ) -> tuple[FeatureSet, np.ndarray]:
-    """Features of every image of these identities and their rows in the index; the same on every rank.
+    """The features of every image of these identities, and their rows in the index; the same on every rank.
 
-    `watched` passes the batches on (`Run.watched`), given how many of them every rank has at least; the model stays as
-    it was if that raises.
+    `watched` wraps the batches (`Run.watched`); it is also given the number of batches that every rank has at least. If
+    it raises, the model is unchanged.
     """
     rows = index.rows_of(pids)
 
@@ -73,7 +73,8 @@ def embed_identities(
     if watched is not None:
         batches = watched(batches, math.ceil(len(rows) // place.world_size / extraction.batch_size))
     try:
-        features = extract(embed, ((images.to(place.device), found) for images, found in batches), index.columns, rows)
+        on_device = ((images.to(place.device), batch_rows) for images, batch_rows in batches)
+        features = extract(embed, on_device, index.columns, rows)
     finally:
         model.train(training)
     return features, np.sort(rows)
@@ -82,7 +83,7 @@ def embed_identities(
 def circumstances_of(
     card: ModelCard, split: str, extraction: Extraction, index: ShardIndex | None = None
 ) -> Circumstances:
-    """What a result says beside its scores: split, embedding, flip, training set, model and seed."""
+    """What a result records besides its scores: split, embedding, flip, training set, model and seed."""
     trained_on: Facts = {"set": card.trained_on["set"], "sha256": card.trained_on["sha256"]}
     trained_on |= {"split": card.trained_on["split"], "model": card.chosen}
     if card.model.classifier.sampled:

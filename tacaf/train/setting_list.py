@@ -1,7 +1,7 @@
-"""Every setting of a configuration: its name, type, default and sentence, read from the configuration classes.
+"""The list of all settings: name, type, default and description, read from the configuration classes.
 
-`launch/train.py --explain` prints them, and docs/generate.py writes them into docs/configuration.md. No configuration
-file is read, and none of the files that one could name.
+`launch/train.py --explain` prints it, and docs/generate.py writes it into docs/configuration.md. No configuration file
+is needed.
 """
 
 import textwrap
@@ -18,7 +18,7 @@ from tacaf.files import shown
 from tacaf.train.config import Config
 from tacaf.vocabulary import InputError, did_you_mean
 
-# Larger upper bounds only catch slips of the keyboard, so they are not part of a type's description.
+# Larger upper bounds only catch typing errors, so they are not part of a type's description.
 LARGEST_BOUND = 10**6
 REQUIRED = "required"
 
@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 class Section(NamedTuple):
     """The settings of one configuration class. `name` is empty for the top of the configuration.
 
-    `choice` is the `kind: ...` that selects this section where there are several of the same name, else empty.
+    `choice` is the `kind: ...` that selects this section among several of the same name, otherwise empty.
     """
 
     name: str
@@ -56,19 +56,19 @@ def sections() -> list[Section]:
 def explain(name: str) -> str:
     """The description of the section or the setting `name`; of every setting if it is empty.
 
-    InputError if there is no such name.
+    Raises InputError if there is no such name.
     """
-    found = [part for section in sections() if (part := _inside(section, name)).settings]
-    if not found:
+    parts = [part for section in sections() if (part := _inside(section, name)).settings]
+    if not parts:
         names = sorted({known for section in sections() for known in _names(section)})
         last = [known for known in names if known.rpartition(".")[2] == name]  # "epochs" for "train.epochs"
         advice = did_you_mean(last[0] if last else name, names) or f"possible: {', '.join(Config.model_fields)}"
         raise InputError(f"--explain: expected a section or a setting, got {shown(name[:60])!r}; {advice}")
-    return "\n\n".join(map(_as_text, found))
+    return "\n\n".join(map(_as_text, parts))
 
 
 def _inside(section: Section, name: str) -> Section:
-    """The section with the settings alone that are inside the section `name`, or are the setting `name`."""
+    """The section with only those settings that are inside the section `name` or are the setting `name`."""
     inside = tuple(it for it in section.settings if not name or it.name == name or it.name.startswith(f"{name}."))
     return section._replace(settings=inside)
 
@@ -91,7 +91,7 @@ def _default(setting: Setting) -> str:
 
 
 def _walk(model: type[BaseModel], name: str, choice: str, text: str, default: BaseModel | None) -> Iterator[Section]:
-    """The section of a configuration class, then the sections inside it. `default`: its values where all have one."""
+    """The section of a configuration class, then the sections inside it. `default`: its values if all have defaults."""
     own, inside = [], []
     for key, field in model.model_fields.items():
         below = f"{name}.{key}" if name else key
@@ -110,7 +110,7 @@ def _walk(model: type[BaseModel], name: str, choice: str, text: str, default: Ba
 
 
 def _choices(field: FieldInfo) -> list[tuple[type[BaseModel], str]]:
-    """The configuration classes that a field may hold, each with the `kind` that selects it; none for a value."""
+    """The configuration classes that a field may contain, each with the `kind` that selects it; empty for a value."""
     if _is_section(field.annotation):
         return [(field.annotation, "")]  # type: ignore[list-item]
     found = []
@@ -127,7 +127,7 @@ def _is_section(kind: Any) -> bool:
 
 
 def _sentence(field: FieldInfo, kind: type[BaseModel], tag: str) -> str:
-    """What a section is for: the field's sentence, or that of the class where several classes share the field."""
+    """The description of a section: the field's, or the class's if several classes share the field."""
     return _summary(kind) if tag or not field.description else field.description
 
 
@@ -141,7 +141,7 @@ def _default_of(field: FieldInfo) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    """A default as a configuration file has it, in one line."""
+    """A default as one line of YAML."""
     if value is ...:
         return REQUIRED
     text = yaml.safe_dump(_plain(value), default_flow_style=True, sort_keys=False, width=10**6)
@@ -157,7 +157,7 @@ def _plain(value: Any) -> Any:
 
 
 def type_text(kind: Any, notes: Iterable[Any] = ()) -> str:
-    """A type in words: "whole number, at least 1". `notes` are the bounds that pydantic keeps apart from the type."""
+    """A type in words: "whole number, at least 1". `notes` are the bounds, which pydantic keeps apart from the type."""
     if get_origin(kind) is Annotated:
         inner, *own = get_args(kind)
         bounds = [bound for note in own for bound in (note.metadata if isinstance(note, FieldInfo) else [note])]

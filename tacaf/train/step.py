@@ -1,4 +1,4 @@
-"""What every training step computes: forward pass, losses and backward pass."""
+"""The computation of a training step: forward pass, losses and backward pass."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
@@ -13,14 +13,14 @@ from tacaf.train.update import backward, poisoned
 
 
 class Computed(NamedTuple):
-    """What a step has computed when the gradients are there. The next step may overwrite it."""
+    """The results of a step after its backward pass. The next step may overwrite them."""
 
     terms: dict[str, torch.Tensor]
     figures_F: torch.Tensor  # the loss and its terms, float32
 
 
-# Takes a batch to its losses and leaves the gradients in the parameters. The second argument says whether the batch is
-# the last one of an update.
+# Computes the losses of a batch and leaves the gradients in the parameters. The second argument says whether the batch
+# is the last one of an update.
 Compute: TypeAlias = Callable[[Batch, bool], Computed]
 
 

@@ -1,4 +1,4 @@
-"""A step's figures: its losses and the gradient's norm, as they leave the device and as all ranks have them."""
+"""A step's figures, losses and gradient norm: first on the device of one rank, then gathered from all ranks."""
 
 import math
 from typing import NamedTuple
@@ -14,7 +14,7 @@ NORM = "gradient_norm"
 
 
 class LaunchedStep(NamedTuple):
-    """A step that is launched as a whole; on a GPU it may still be running."""
+    """A step that has been launched completely; on a GPU it may still be running."""
 
     number: int  # steps of the run before it
     epoch: int
@@ -22,12 +22,12 @@ class LaunchedStep(NamedTuple):
     row_B: np.ndarray  # of the batch's images in the shard index
     rates: dict[str, float]
     wait_s: float
-    names: tuple[str, ...]  # of the values: "loss", every term, and after an update NORM
+    names: tuple[str, ...]  # of the values: "loss", every term, and NORM after an update
     values: HostCopy
 
 
 class StepFigures(NamedTuple):
-    """One step on all ranks."""
+    """The figures of a step on all ranks."""
 
     ranks: list[dict[str, float]]  # "loss" and every term, of each rank
     wait_s: float  # the longest wait for a batch
@@ -39,14 +39,14 @@ class StepFigures(NamedTuple):
 
     @property
     def mean(self) -> dict[str, float]:
-        """Over ranks: what one process with the global batch would have, for ranks have equal shares."""
+        """The mean over ranks, which equals the losses of the global batch because ranks have equal shares."""
         return {name: sum(losses[name] for losses in self.ranks) / len(self.ranks) for name in self.ranks[0]}
 
 
 def launched(
     number: int, batch: Batch, rates: dict[str, float], computed: Computed, norm: torch.Tensor | None
 ) -> LaunchedStep:
-    """Everything that will be logged of a step. Its figures, `stacked` and the norm, leave the device here."""
+    """Everything that will be logged about a step. This starts the copy of its losses and norm to the host."""
     names: tuple[str, ...] = ("loss", *computed.terms)
     figures_F = computed.figures_F
     if norm is not None:

@@ -1,8 +1,8 @@
 """Reading a step's figures while the next step runs.
 
-A GPU runs behind the host. Reading a figure where it is computed would make the host wait for everything launched
-before it, and then the GPU for the host. So the figures leave in one copy after the optimiser's step, and are read when
-the next step has been launched. They are still logged under their own step's number, and a non-finite figure stops or
+A GPU runs behind the host. Reading a figure when it is computed would make the host wait for everything launched before
+it, and then the GPU for the host. So the figures are copied to the host after the optimiser's step, and read after the
+next step has been launched. They are logged under their own step's number, and for a non-finite figure the run stops or
 skips that step, which has updated nothing (`update.py`).
 """
 
@@ -17,7 +17,7 @@ from tacaf.train.step_figures import NORM, LaunchedStep
 
 
 def lag_of(device: torch.device) -> int:
-    """How many steps later figures are read. A CPU has no queue of launched work, so nothing has to wait there."""
+    """How many steps later figures are read. A CPU has no queue of launched work, so they are read at once."""
     return 0 if device.type == "cpu" else 1
 
 
@@ -29,15 +29,16 @@ class StepReader:
         self._unread: deque[LaunchedStep] = deque()
 
     def add(self, step: LaunchedStep, skipped: int) -> int:
-        """Read all but the newest `lag` steps. InputError for a figure that is not finite, unless it may be skipped.
+        """Read the figures of all but the newest `lag` steps.
 
-        `skipped` and the result: how many steps of the run were skipped, before and after what is read here.
+        `skipped` is the number of skipped steps so far; returns the new number. Raises InputError for a non-finite
+        figure unless its step may be skipped.
         """
         self._unread.append(step)
         return self._read_until(self.lag, skipped)
 
     def finish(self, skipped: int) -> int:
-        """Read the rest, before anything is saved or evaluated. `skipped` and the result are those of `add`."""
+        """Read the rest, before anything is saved or evaluated. `skipped` and the result are as in `add`."""
         return self._read_until(0, skipped)
 
     def _read_until(self, left: int, skipped: int) -> int:

@@ -1,7 +1,7 @@
-"""Being asked to stop: SIGTERM or SIGUSR1 to any rank becomes a checkpoint and an exit status to requeue on.
+"""Graceful shutdown: SIGTERM or SIGUSR1 to any rank leads to a checkpoint and an exit status to requeue on.
 
 The signal only sets a flag. The ranks agree on it between steps and between the batches of an evaluation, so that all
-of them leave at the same place.
+of them stop at the same point.
 """
 
 import signal
@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 
 class StoppedError(Exception):
-    """Every rank raises it at the same place."""
+    """The run was told to stop. Every rank raises this at the same point."""
 
 
 class StopRequest:
-    """Whether somebody asked this run to stop."""
+    """Whether this run was told to stop."""
 
     def __init__(self) -> None:
         self.asked = False
 
     def listen(self) -> "StopRequest":
-        """Handle the signals from now on, also one that arrived during the imports. Only the main thread can.
+        """Handle the signals from now on, including one that arrived during the imports. Only the main thread can.
 
         The handlers stay until the process ends, so that a second signal cannot change the exit status of a run that
         has already been saved.
@@ -39,7 +39,7 @@ class StopRequest:
         self.asked = True
 
     def check(self) -> None:
-        """StoppedError on all ranks if one of them was asked. Every rank must call it at the same place."""
+        """Raise StoppedError on all ranks if one of them was told to stop. Every rank must call it at the same time."""
         if distributed.any_rank(self.asked):
             raise StoppedError
 

@@ -1,4 +1,4 @@
-"""The section `train` of a configuration: how long, how precise, and what is kept."""
+"""The section `train` of a configuration: length, precision, start, checkpoints, logging and limits."""
 
 from typing import Literal
 
@@ -11,48 +11,51 @@ MOST_EPOCHS, MOST_STEPS, MOST_SECONDS = 10**6, 10**9, 1e8
 
 
 class TrainConfig(Settings):
-    """How long, how precise, and what is kept."""
+    """Length, precision, start, checkpoints, logging and limits of a training."""
 
     epochs: int = Field(100, ge=1, le=MOST_EPOCHS, description="Epochs of the whole run.")
     steps_per_epoch: int | None = Field(
-        None, ge=1, le=MOST_STEPS, description="Cut every epoch to this many steps; null: the plan's own number."
+        None, ge=1, le=MOST_STEPS, description="Cut every epoch to this many steps; null: the plan's number."
     )
     precision: Literal["fp32", "bf16"] = Field(
         "bf16", description="bf16: autocast with fp32 parameters, norms, pooling, distances and losses."
     )
-    channels_last: bool = Field(True, description="Keep maps channels-last in memory.")
+    channels_last: bool = Field(True, description="Store feature maps channels-last in memory.")
     accumulate: int = Field(
         1,
         ge=1,
         le=MOST_STEPS,
         description=(
-            "Batches per update: the gradients of N consecutive batches are averaged. A step is still one batch of the"
-            " plan, in epochs, rates, metrics and checkpoints; checkpoints are made after whole updates only."
+            "Batches per update, whose gradients are averaged. Epochs, rates, metrics and checkpoints still count each"
+            " batch as a step; checkpoints are saved only after whole updates."
         ),
     )
     compile: bool = Field(
-        False, description="torch.compile the model's training pass; a minute or more at every start. Not with ZeRO-3."
+        False,
+        description=(
+            "Use torch.compile for the model's training pass, which takes a minute or more at every start. Not with"
+            " ZeRO-3."
+        ),
     )
     cuda_graph: bool = Field(
         False,
         description=(
             "On a GPU: capture forward, losses and backward of a step once in a CUDA graph and replay it, because the"
             " host may take longer to launch a step's kernels than the GPU to run them. For one rank and ZeRO stage 0."
-            " If a step cannot be captured, the run warns, says why, and continues without the graph."
+            " If a step cannot be captured, the run continues without the graph and warns with the reason."
         ),
     )
     deterministic: bool = Field(
         False,
         description=(
-            "On a GPU: use cuDNN's reproducible convolutions instead of those that are fastest for the sizes of "
-            "this run."
+            "On a GPU: use cuDNN's reproducible convolutions instead of the fastest ones for the sizes of this run."
         ),
     )
     weights: UserPath | None = Field(
         None, description="ImageNet weights of a ResNet-50 to start from (.pth or .safetensors)."
     )
     start_from: UserPath | None = Field(
-        None, description="model.safetensors of a trained TACAFNet to start from; the classifiers are new."
+        None, description="model.safetensors of a trained TACAFNet to start from; classifiers are initialised anew."
     )
     save_every: int = Field(
         1, ge=1, le=MOST_EPOCHS, description="Epochs between checkpoints; the last epoch is always saved."
@@ -87,14 +90,12 @@ class TrainConfig(Settings):
     )
     on_nonfinite: Literal["stop", "skip"] = Field(
         "stop",
-        description="What to do at a non-finite loss or gradient. stop: end all ranks; skip: leave that step out.",
+        description="What to do at a non-finite loss or gradient. stop: end all ranks; skip: skip that step's update.",
     )
     nonfinite_limit: int = Field(
-        10, ge=1, le=MOST_STEPS, description="With skip: the number of steps of the run that may be left out."
+        10, ge=1, le=MOST_STEPS, description="With skip: the number of steps of the run that may be skipped."
     )
-    start_limit_s: float = Field(
-        600, gt=0, le=MOST_SECONDS, description="Seconds in which the ranks must find each other."
-    )
+    start_limit_s: float = Field(600, gt=0, le=MOST_SECONDS, description="Seconds within which the ranks must connect.")
     stall_limit_s: float = Field(
         1800,
         gt=0,
@@ -115,12 +116,12 @@ class TrainConfig(Settings):
             if steps and steps % self.accumulate:
                 raise ValueError(
                     f"{name}: expected a multiple of accumulate = {self.accumulate}, since checkpoints and epochs end"
-                    f" with a whole update, got {steps}; take {-(-steps // self.accumulate) * self.accumulate}"
+                    f" with a whole update, got {steps}; use {-(-steps // self.accumulate) * self.accumulate}"
                 )
         if self.accumulate > 1 and self.on_nonfinite == "skip":
             raise ValueError(
-                f"on_nonfinite: expected stop with accumulate = {self.accumulate}, since no step can be left out of an"
-                " update, got skip; change one of them"
+                f"on_nonfinite: expected stop with accumulate = {self.accumulate}, since a step of an update cannot be"
+                " skipped alone, got skip; change one of them"
             )
         return self
 
@@ -134,7 +135,7 @@ class TrainConfig(Settings):
         return steps
 
     def begins_update(self, step: int) -> bool:
-        """Whether an update begins with this step of an epoch, so that no gradient is kept before it."""
+        """Whether an update begins with this step of an epoch, so that no gradient is pending before it."""
         return step % self.accumulate == 0
 
     def first_of_update(self, step: int) -> int:

@@ -1,8 +1,8 @@
-"""Backward and the optimiser's step, which changes nothing where a loss or the gradient is no finite number.
+"""Backward and the optimiser's step, which changes nothing if a loss or the gradient is not finite.
 
-On a GPU the host must not read the gradient's norm to decide, for it would wait for the whole backward pass and the GPU
-then for the host. So the device decides: PyTorch's fused optimisers take a flag, `found_inf`, and write nothing where
-it is 1. In the other cases, ZeRO-3, an offloaded optimiser and `optim.fused: false`, the host decides and waits.
+On a GPU the host should not read the gradient's norm to decide, because it would wait for the whole backward pass, and
+then the GPU for the host. So the device decides: PyTorch's fused optimisers take a flag, `found_inf`, and write nothing
+if it is 1. In the other cases, ZeRO-3, an offloaded optimiser and `optim.fused: false`, the host waits and decides.
 """
 
 import math
@@ -15,16 +15,16 @@ from tacaf.train.ranges import Ranges
 
 
 def decides_on_device(optimizer: torch.optim.Optimizer, zero_optimization: dict[str, Any]) -> bool:
-    """Whether an engine with this optimiser and this section of DeepSpeed's settings takes the flag."""
+    """Whether an engine with this optimiser and this section of DeepSpeed's settings uses the flag."""
     offload = (zero_optimization.get("offload_optimizer") or {}).get("device", "none")
     fused = all(group["fused"] for group in optimizer.param_groups)
     return fused and zero_optimization.get("stage", 0) < 3 and offload == "none"
 
 
 def poisoned(loss: torch.Tensor, figures_F: torch.Tensor) -> torch.Tensor:
-    """The loss, with a gradient of NaN if any of the figures is no finite number; else the same bits.
+    """The same loss, with a gradient of NaN if any of the figures is not finite.
 
-    The mean over ranks is NaN then as well, so that no rank updates anything.
+    The mean gradient over ranks is then NaN too, so that no rank updates anything.
     """
     return loss * (1 + (0 * figures_F).sum())
 
@@ -47,7 +47,7 @@ def optimize(engine: Any, *, clip_norm: float, last: bool = True, ranges: Ranges
     """The optimiser's step, after the last batch of an update. `ranges`: those of the classifiers, if they are split.
 
     Returns the norm of the mean gradient before clipping, a float32 scalar on the device, without waiting for it; None
-    before the last batch. Where the norm is not finite, parameters and optimiser keep their bits.
+    before the last batch. If the norm is not finite, parameters and optimiser states do not change.
     """
     if not last:
         engine.step()  # counts the batch
@@ -57,7 +57,7 @@ def optimize(engine: Any, *, clip_norm: float, last: bool = True, ranges: Ranges
         return _step_by_flag(engine, _norm_of(_gradients(engine)), clip_norm, ranges)
     if stage in (1, 2) and not engine.zero_compute_grad_norm():
         parts = [part for group in engine.optimizer.averaged_gradients.values() for part in group]
-        norm = distributed.sum_over_ranks(_norm_of(parts).square()).sqrt()  # every rank has other parameters
+        norm = distributed.sum_over_ranks(_norm_of(parts).square()).sqrt()  # every rank has different parameters
         return _step_by_flag(engine, norm, clip_norm, ranges)
     assert ranges is None, "the configuration refuses it: this engine clips without them"
     if stage == 0:
@@ -67,7 +67,7 @@ def optimize(engine: Any, *, clip_norm: float, last: bool = True, ranges: Ranges
         else:
             engine.zero_grad()
         return norm
-    engine.step()  # leaves everything alone where the norm is not finite
+    engine.step()  # changes nothing if the norm is not finite
     return torch.full((), float(engine.get_global_grad_norm()), device=engine.device)
 
 
@@ -80,9 +80,7 @@ def _norm_of(gradients: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _step_by_flag(engine: Any, norm: torch.Tensor, clip_norm: float, ranges: Ranges | None) -> torch.Tensor:
-    """A step of the fused optimisers, the engine's and that of the ranges, which do nothing where the norm of all
-    gradients is not finite.
-    """
+    """A step of the engine's and the ranges' fused optimisers, which do nothing if the total norm is not finite."""
     optimizers = [engine.basic_optimizer]
     if ranges is not None:
         norm = (norm.square() + ranges.square_norm()).sqrt()
@@ -96,7 +94,7 @@ def _step_by_flag(engine: Any, norm: torch.Tensor, clip_norm: float, ranges: Ran
     if ranges is not None:
         ranges.optimizer.step()
         ranges.optimizer.zero_grad()
-    # A first update that writes nothing leaves momentum as it was allocated.
+    # A first update that writes nothing leaves the momentum uninitialised.
     for optimizer in (optimizer for optimizer, new in zip(optimizers, first, strict=True) if new):
         for state in optimizer.state.values():
             if state.get("momentum_buffer") is not None:

@@ -1,4 +1,4 @@
-"""Notices a run that hangs or has lost a rank, ends it, and reports which rank it was and where it was last.
+"""The watchdog ends a run that hangs or has lost a rank, and reports which rank it was and what it was doing.
 
 Every rank writes a heartbeat to `<run>/ranks/`. All ranks do the same things in the same order, so the ranks that the
 others wait for are those with the least progress.
@@ -25,11 +25,11 @@ from tacaf.vocabulary import InputError
 
 PERIOD_S = 1.0  # between heartbeats
 MOST_BYTES = 2**14  # of a heartbeat
-SILENT_S = 10.0  # without a new heartbeat, a rank of another machine counts as dead
+SILENT_S = 10.0  # after this time without a heartbeat, a rank on another machine counts as dead
 
 
 class Heartbeat(Document):
-    """What a rank writes of itself every second."""
+    """What a rank writes about itself every second."""
 
     rank: Count
     host: str
@@ -54,7 +54,7 @@ class Heartbeat(Document):
 
 
 class LostRankError(Exception):
-    """Another rank has died; the text says which, and where it was last."""
+    """Another rank has died. The text says which one and what it was doing."""
 
 
 class Watchdog:
@@ -81,12 +81,12 @@ class Watchdog:
         self._beat(ended=True)
 
     def at(self, where: str) -> None:
-        """The main thread has reached `where`, in words for a message. Cheap; called several times a step."""
+        """Record that the main thread has reached `where`, text for a message. Cheap; called several times a step."""
         self.where, self.moved = where, time.time()
         self.moves += 1
 
     def moving(self) -> None:
-        """Still at the same place, but not stuck: after every batch of an evaluation."""
+        """Record progress at the same place; called after every batch of an evaluation."""
         self.moved = time.time()
 
     def lost(self, patience_s: float = 5.0) -> str | None:
@@ -130,21 +130,21 @@ class Watchdog:
             ended=ended,
         )
         path = self.folder / f"rank-{self.rank}.json"
-        temporary = path.with_name(f".{path.name}.tmp")  # no fsync, as write_whole has: it is gone in a second
-        with suppress(OSError):  # a full disk ends the run through what it could not write, not through this
+        temporary = path.with_name(f".{path.name}.tmp")  # no fsync as in write_whole: it is replaced within a second
+        with suppress(OSError):  # if the disk is full, other writes report it
             temporary.write_text(json.dumps(heartbeat.model_dump()))
             temporary.rename(path)
 
     def _heartbeats(self) -> list[Heartbeat]:
-        """Of this start's ranks; one without a heartbeat counts as not begun."""
-        found = []
+        """The heartbeats of this start's ranks; a rank without one counts as not begun."""
+        heartbeats = []
         for rank in range(self.ranks):
             path = self.folder / f"rank-{rank}.json"
             try:
-                found.append(read_document(path, Heartbeat, MOST_BYTES))
+                heartbeats.append(read_document(path, Heartbeat, MOST_BYTES))
             except InputError:
-                found.append(_not_begun(rank))
-        return found
+                heartbeats.append(_not_begun(rank))
+        return heartbeats
 
 
 def _not_begun(rank: int) -> Heartbeat:
@@ -154,7 +154,7 @@ def _not_begun(rank: int) -> Heartbeat:
 
 @contextmanager
 def naming_lost_ranks(dog: Watchdog) -> Iterator[None]:
-    """Turn the error of a collective call whose partner has died into LostRankError; leave any other error alone."""
+    """Turn the error of a collective call whose partner has died into LostRankError; pass on any other error."""
     try:
         yield
     except RuntimeError as error:
@@ -165,7 +165,7 @@ def naming_lost_ranks(dog: Watchdog) -> Iterator[None]:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Dead, and not yet waited for by its launcher."""
+    """Whether the process is dead but not yet reaped by its launcher."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except OSError:

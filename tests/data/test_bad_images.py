@@ -39,7 +39,7 @@ def test_a_bad_image_gives_way_to_the_next_of_its_identity(index, tmp_path, plan
     assert pipeline.replaced == len(bad) == len(said)
     for row, text in zip(sorted(bad), sorted(said), strict=True):
         assert index.key(row) in text
-    assert "takes its place; replaced so far: 1 images" in said[0]
+    assert "replaced so far: 1 images" in said[0]
     for step, batch in enumerate(batches):
         planned = plan.global_batch(0, step).row_B
         changed = np.isin(planned, bad)

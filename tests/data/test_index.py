@@ -89,7 +89,7 @@ def test_unknown_split(sysu_shards):
             "192 entries of <i8, got 3",
         ),
         ("shard", lambda f: next(f.glob("*.tar")).unlink(), r"\.tar is missing"),
-        ("cut", lambda f: _cut(next(f.glob("*.tar"))), r"\.tar is cut or another"),
+        ("cut", lambda f: _cut(next(f.glob("*.tar"))), r"\.tar is truncated or another file"),
     ],
 )
 def test_damage_is_named(damaged, name, breaks, says):

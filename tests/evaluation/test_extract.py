@@ -37,5 +37,5 @@ def test_the_set_is_the_same_whatever_the_batches(batches):
 def test_a_missing_image_and_no_image_are_named():
     with pytest.raises(InputError, match=r"7 images, got 6 \(row 4"):
         extract(embed, [(image_of([0, 1, 2, 3, 5, 6]), torch.tensor([0, 1, 2, 3, 5, 6]))], COLUMNS, np.arange(7))
-    with pytest.raises(InputError, match="got no batch"):
+    with pytest.raises(InputError, match="expected images to extract features from, got none"):
         extract(embed, [], COLUMNS)

@@ -183,7 +183,7 @@ def test_the_same_features_twice_are_not_two_splits():
     cameras = {0: "visible", 7: "infrared"}
     sets = [features_of(cameras=cameras, seed=seed) for seed in range(3)]
     for again in (sets[0], in_another_order(sets[0])):
-        with pytest.raises(InputError, match="number 1 and number 4"):
+        with pytest.raises(InputError, match="file 1 and file 4"):
             score([*sets, again], "regdb")
 
 

@@ -152,8 +152,8 @@ BAD_FILES = {
     "whole features": (_with(features=lambda x: x.astype(int)), "floating-point"),
     "fractional pid": (_with(pid=lambda x: x + 0.5), "whole numbers in pid"),
     "modality word": (_with(modality=lambda x: np.where(x == "infrared", "thermal", x)), "got 'thermal' in row"),
-    "modality code": (_with(modality=lambda x: (x == "infrared").astype(int)), 'words "visible"'),
-    "one modality": (_with(modality=lambda x: np.full_like(x, "visible")), "no infrared"),
+    "modality code": (_with(modality=lambda x: (x == "infrared").astype(int)), '"visible" and "infrared" as text'),
+    "one modality": (_with(modality=lambda x: np.full_like(x, "visible")), "expected infrared images"),
     "twice": (_with(number=lambda x: np.ones_like(x)), "expected each image once"),
     "pickled": (_with(pid=lambda x: x.astype(object)), "without pickled objects"),
     "camera": (_with(camid=lambda x: np.where(x == 4, 9, x)), "cameras 1 or 2 or 4 or 5"),
@@ -177,7 +177,9 @@ def test_an_unusable_feature_file_is_one_clear_error_and_loses_nothing(name, tmp
     assert sorted(tmp_path.iterdir()) == [path, out]
 
 
-@pytest.mark.parametrize(("content", "says"), [(None, "which is no file"), (b"PK\x03\x04cut", r"readable \.npz")])
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "does not exist or is not a file"), (b"PK\x03\x04cut", r"readable \.npz")]
+)
 def test_no_feature_file_at_all(content, says, tmp_path):
     path = tmp_path / "F.npz"
     if content:

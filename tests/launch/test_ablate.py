@@ -145,7 +145,7 @@ def test_a_packed_set_is_studied_like_a_benchmark(sysu_shards, tmp_path, capsys)
     kept["scores"]["val"]["trained_on"] = None
     (tmp_path / "results" / "ablation_sysu_mm01.jsonl").write_text(json.dumps(kept))
     assert ablate.main(study) == 2
-    assert "row baseline, seed 0 does not say which set" in capsys.readouterr().err
+    assert "row baseline, seed 0 does not record its training set" in capsys.readouterr().err
 
 
 @pytest.mark.slow

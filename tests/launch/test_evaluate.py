@@ -131,10 +131,10 @@ def test_a_regdb_model_is_scored_on_its_own_split_and_several_in_one_table(regdb
     before = results_of(tmp_path)
     for words, says in (
         (["--run", runs[0], *base, "--split", "test_2"], "score the split that belongs to this model, test_1"),
-        (["--run", runs[0], runs[0], *base], "expected one model a split, got 2 trained on 'train_1'"),
+        (["--run", runs[0], runs[0], *base], "expected one model per split, got 2 trained on 'train_1'"),
         (["--run", *runs, *base, "--split", "test_1"], "expected neither --split nor --features with 3 runs"),
         (["--run", *runs, "--shards", regdb_shards, "--protocol", "generic"], "expected one run under generic, got 3"),
-        (["--run", tmp_path, *base], "expected a model file at"),
+        (["--run", tmp_path, *base], f"{tmp_path / 'model.safetensors'} does not exist"),
         (["--run", runs[0], *base, "--split", "test_99"], "expected a split among"),
         (["--run", runs[0], *base, "--direction", "up"], "expected direction visible_to_infrared or"),
         (["--run", runs[0], *base, "--exclude", "camera"], "expected no --exclude and no --locations under regdb"),
@@ -214,7 +214,7 @@ def test_a_model_file_whose_weights_do_not_match_is_refused(damage, sysu_shards,
         state[name] = whole
     save_file(state, path, facts)
     assert evaluate("--run", path.parent, "--shards", sysu_shards, "--protocol", "sysu_mm01") == 2
-    assert "got 1 missing, unknown or of another shape (first backbone.layer" in capsys.readouterr().err
+    assert "got 1 that are missing, unknown or of another shape (first backbone.layer" in capsys.readouterr().err
     assert not (path.parent / "results").exists()
 
 

@@ -195,7 +195,7 @@ def test_images_to_compare_on(run, case, tmp_path, capsys):
         assert "got 6" in error
     else:
         card = json.loads((other / "export-safetensors" / "card.json").read_text())
-        assert card["check"]["images"] == {"no shards": "drawn pedestrians"}.get(case, "--images")
+        assert card["check"]["images"] == {"no shards": "procedural pedestrians"}.get(case, "--images")
         said = capsys.readouterr().err
         assert ("config.yaml" in said or "configuration file" in said) == (case == "no shards"), "why not the run's set"
 
@@ -213,7 +213,7 @@ def test_a_changed_or_missing_graph_is_refused(onnx, tmp_path):
         file.write(b"x")
     (tmp_path / "missing" / "infrared.onnx").unlink()
     (tmp_path / "cardless" / "card.json").write_text("{}")
-    for name, says in (("changed", "got none or another"), ("missing", "got none or another"), ("cardless", "card")):
+    for name, says in (("changed", "missing or is not"), ("missing", "missing or is not"), ("cardless", "card")):
         with pytest.raises(InputError, match=says):
             Embedder.load(tmp_path / name / "visible.onnx")
 

@@ -163,9 +163,9 @@ def alone(*words: str, status: int = 2, **extra: object) -> str:
 @pytest.mark.parametrize(
     ("extra", "says"),
     [
-        ({}, "expected 2 ranks to meet at 127.0.0.1:"),
-        ({"RANK": 1}, "expected the first rank at 127.0.0.1:"),
-        ({"RANK": 1, "MASTER_ADDR": "no.such.host.invalid"}, "expected the first rank at no.such.host.invalid:"),
+        ({}, "2 ranks did not connect at 127.0.0.1:"),
+        ({"RANK": 1}, "cannot reach the first rank at 127.0.0.1:"),
+        ({"RANK": 1, "MASTER_ADDR": "no.such.host.invalid"}, "cannot reach the first rank at no.such.host.invalid:"),
     ],
     ids=["the others never come", "the first never comes", "an unknown host"],
 )
@@ -197,7 +197,7 @@ def test_a_port_in_use(sysu_shards, tmp_path):
 def test_what_one_rank_refuses_all_refuse_and_one_says(sysu_shards, tmp_path, case):
     folder = tmp_path / "run"
     more, says = {
-        "resume in an empty folder": (("--resume",), "expected a run in"),
+        "resume in an empty folder": (("--resume",), "there is no run in"),
         "two runs in one folder": ((), "is being written by another process"),
         "identities over ranks": (
             ("data.plan={identities_per_batch: 6, images_per_identity: 2}",),

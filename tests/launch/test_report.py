@@ -71,8 +71,8 @@ def test_what_does_not_fit_is_refused_and_the_page_stays(run, sysu_shards_many, 
     (tmp_path / "empty").mkdir()
     cases = [
         (["--run", str(tmp_path / "empty")], "expected a run folder with config.yaml"),
-        (["--run", str(copy), "--shards", str(tmp_path)], "expected a shard set in"),
-        (["--run", str(copy), "--features", str(tmp_path / "no.npz")], "expected a feature file"),
+        (["--run", str(copy), "--shards", str(tmp_path)], f"no shard set in {tmp_path}"),
+        (["--run", str(copy), "--features", str(tmp_path / "no.npz")], "no.npz does not exist"),
         (["--run", str(copy), "--features", str(tmp_path / "narrow.npz")], "got 5; give the features of this run"),
         (["--run", str(copy), "--features", str(tmp_path / "moved.npz")], "got one that is not there (row 0, pid"),
     ]

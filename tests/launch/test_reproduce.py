@@ -52,7 +52,7 @@ def test_sysu_mm01_interrupted_and_resumed(raw_sysu, tmp_path):
     text = (out / "table.md").read_text()
     assert f"{100 * own['mean']['rank1']:.2f} ± {100 * own['std']['rank1']:.2f} /" in text
     assert "75.98/70.55" in text
-    assert f"This is not sysu_mm01: {table['identities']} training identities instead of 395 or 296." in text
+    assert f"This is not sysu_mm01: it has {table['identities']} training identities instead of 395 or 296." in text
     assert text in done.stdout
     # nothing is trained twice, and what somebody scored with other options is not the training's
     other = {**own, "embedding": "full", "mean": dict.fromkeys(own["mean"], 0.0)}

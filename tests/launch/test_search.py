@@ -194,11 +194,11 @@ BAD = {
     "a gallery that is none": (asked(gallery="none"), "none"),
     "an empty gallery": (asked(gallery="empty"), "images in empty"),
     "no query": (asked(query="none.jpg"), "none.jpg"),
-    "an empty query": (asked(query="empty"), "search for in empty"),
+    "an empty query": (asked(query="empty"), "query images in empty"),
     "no run": (asked(run="empty"), "empty/model.safetensors"),
     "another file as index": (
         ["--run", "RUN", "--index", "text", "--query", "query", "--json", "x.json"],
-        "index at text",
+        "index text",
     ),
 }
 

@@ -75,9 +75,9 @@ def test_maps_are_as_large_as_the_configuration_says(name):
 def test_check_input_proposes_a_height_that_works(name):
     config, (_, height, _) = config_of(name), KINDS[name]
     config.check_input(height, 64)
-    with pytest.raises(InputError, match="take height") as error:
+    with pytest.raises(InputError, match="use height") as error:
         config.check_input(height - 32, 64)
-    config.check_input(int(str(error.value).split("take height ")[1].split(",")[0]), 64)
+    config.check_input(int(str(error.value).split("use height ")[1].split(",")[0]), 64)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -134,9 +134,9 @@ def test_consistency_on_layer_3_is_refused_where_the_network_cannot_go_on_from_a
     ("change", "says"),
     [
         ({"options": {"depth": [1]}}, r"convnextv2 has no 'depth'; possible: .*depths"),
-        ({"options": {"drop_path_rate": 0.1}}, "a resumed run could not repeat random dropping, got 0.1"),
+        ({"options": {"drop_path_rate": 0.1}}, "a resumed run could not repeat dropout, got 0.1"),
         ({"options": {"depths": "deep"}}, "convnextv2 refuses them"),
-        ({"weights": "no/such-model"}, "expected a folder with config.json and model.safetensors"),
+        ({"weights": "no/such-model"}, "got 'no/such-model'"),
     ],
 )
 def test_wrong_values_are_one_clear_error(change, says):
@@ -186,8 +186,8 @@ def test_weights_come_from_a_folder_into_both_stems(folder):
             assert torch.equal(tensor, state[f"convnextv2.embeddings.{name}"])
     for name, tensor in backbone.stages.state_dict().items():
         assert torch.equal(tensor, state[f"convnextv2.encoder.stages.{name}"])
-    assert "initialised afresh: hidden_states_norms.stage4" in said
-    assert f"took {len(state) - 4} tensors" in said  # neither the classifier nor the norm before it
+    assert "newly initialised: hidden_states_norms.stage4" in said
+    assert f"loaded {len(state) - 4} tensors" in said  # neither the classifier nor the norm before it
 
 
 def test_weights_that_do_not_fit_are_refused(folder):

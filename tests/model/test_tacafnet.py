@@ -178,7 +178,7 @@ def test_the_layer_4_map_must_divide_into_the_levels(height, fits):
     if fits:
         tiny_config().check_input(height, 32)
     else:
-        with pytest.raises(InputError, match=rf"height {height} .*{height // 16} rows.*take height"):
+        with pytest.raises(InputError, match=rf"height {height} .*{height // 16} rows.*use height"):
             tiny_config().check_input(height, 32)
     tiny_config(ipcam=OFF).check_input(height, 32)
 

@@ -196,7 +196,7 @@ def refused(path, says=".") -> None:
     with pytest.raises(InputError, match=says) as raised:
         open_catalogue(path)
     text = str(raised.value)
-    assert text.startswith(f"expected a gallery index at {path}, got: ")
+    assert text.startswith(f"cannot read the gallery index {path}: ")
     assert "\n" not in text
     assert len(text) < 1000
 

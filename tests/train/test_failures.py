@@ -117,7 +117,7 @@ def test_steps_are_skipped_up_to_the_limit(sysu_shards, tmp_path):
     folder = tmp_path / "run"
     values = ("optim.new_rate=1e30", "evaluation.every=0", "train.on_nonfinite=skip", "train.nonfinite_limit=2")
     done = train(sysu_shards, folder, *values, check=False)
-    refused(done, "2 steps were skipped before, the limit")
+    refused(done, "the limit of 2 skipped steps is reached")
     warnings = [record["text"] for record in records_of(folder, "warning")]
     assert len([text for text in warnings if "skipped" in text]) == 2
     skipped = [step for step in steps_of(folder) if step["loss"] is None or step["gradient_norm"] is None]

@@ -113,17 +113,17 @@ def test_another_data_set_in_bf16(tmp_path):
     assert {result["direction"] for result in results} == {"visible_to_infrared", "infrared_to_visible"}
     assert {(result["split"], result["trained_on"]["split"]) for result in results} == {("test_2", "train_2")}
     other = ("--run", folder, "--shards", shards, "--protocol", "regdb", "--split", "test_1")
-    refused(run("launch/evaluate.py", *other, check=False), "expected identities the model has not seen")
+    refused(run("launch/evaluate.py", *other, check=False), "expected identities that the model has not seen")
 
 
 def test_a_run_folder_is_never_overwritten(sysu_shards, finished):
     before = (finished / "metrics.jsonl").read_bytes()
-    refused(train(sysu_shards, finished, check=False), "already holds a run; add --resume")
+    refused(train(sysu_shards, finished, check=False), "already has a run in it; add --resume")
     assert (finished / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_missing_shard_set(tmp_path):
-    refused(train(tmp_path / "absent", tmp_path / "run", check=False), "expected a shard set")
+    refused(train(tmp_path / "absent", tmp_path / "run", check=False), "shard set in")
     assert not (tmp_path / "run").exists()
 
 

@@ -85,7 +85,7 @@ def test_a_folder_of_unlabelled_images_with_one_that_is_none(embedder, tmp_path)
     assert viewer.caption(query, 0).startswith("visible/deep/a.png · ")
     with pytest.raises(InputError, match="infrared images"):
         viewer.search(picture(), Modality.VISIBLE, Modality.INFRARED)
-    with pytest.raises(InputError, match="other visible images"):
+    with pytest.raises(InputError, match="no visible image other than the query"):
         viewer.search(picture(), Modality.VISIBLE, Modality.VISIBLE, example=0)
     (tmp_path / "visible" / "deep" / "a.png").unlink()
     with pytest.raises(InputError, match=r"visible/b\.jpg|c\.heic"):
