@@ -19,7 +19,9 @@ class LossConfig(Settings):
     ic: float = Field(
         1.0, ge=0, le=1e6, description="Weight of CMAAM's identity consistency, on each layer (1 in LbA)."
     )
-    dt: float = Field(0.5, ge=0, le=1e6, description="Weight of CMAAM's dense triplet, summed over layers (0.5 in LbA).")
+    dt: float = Field(
+        0.5, ge=0, le=1e6, description="Weight of CMAAM's dense triplet, summed over layers (0.5 in LbA)."
+    )
     dense_margin: float = Field(0.3, ge=0, le=1e6, description="Margin of the dense triplet (LbA).")
     dense_unit: DenseUnit = Field(
         "absolute",

@@ -37,9 +37,9 @@ def test_a_network_counted_by_hand(sysu_shards):
         inputs = outputs
     stem = 2 * 49 * 3 * 4 * 16 * 16
     forward += 2 * 32 * identities  # the classifier
-    forward += 2 * 12 * 32  # the triplet's distances, of each image to the 12 of a pair group
-    # Backward twice as much, but the stem needs no gradient of its images.
-    assert found == pytest.approx(images * (3 * forward - stem), rel=1e-9)
+    distances = 2 * 12 * 32  # the triplet's, of each image to the 12 of a pair group
+    # Backward twice as much, but the stem needs no gradient of its images. The distances' gradient is one product.
+    assert found == pytest.approx(images * (3 * forward - stem + 2 * distances), rel=1e-9)
 
 
 @pytest.mark.slow
