@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "score",
         help=text,
         description=f"Print {text}. The file is an .npz with the arrays features [n, d], pid, camid, modality (visible"
-        " or infrared) and number (of the image in the folder of its pid and camera), which docs/protocols.md describes.",
+        " or infrared) and number (of the image in its pid and camera); docs/protocols.md describes them.",
     )
     score.add_argument(
         "--features",
