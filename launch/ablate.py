@@ -8,7 +8,7 @@ Models are scored on validation identities; once all choices are made, `--test` 
 identities. `--try` adds a row with other settings, in a separate table, so that failed attempts are recorded too.
 
 A packed set needs the splits train, val and test. It is scored under the protocol `generic` in its first direction,
-infrared to visible, unless `--set evaluation...` changes that.
+infrared to visible, unless `--set evaluation...` changes that: `--set evaluation.protocol=sysu_mm01` for SYSU-MM01.
 
 Finished trainings are kept, so the same command resumes after an interruption. The folder --results gets the scores of
 every training, in one file per set, so that a training need not be repeated even if its run is deleted. The tables are
@@ -46,7 +46,7 @@ def study_of(args: argparse.Namespace) -> Ablation:
     tries = {row.name: row for row in (varied_row(*words) for words in args.tries)}
     if "/" in args.name or (tries and not args.name):
         raise InputError(
-            f"expected --name WORD without / with --try, which writes separate tables, got {args.name!r}; add a name"
+            f"expected a name without '/' in --name, for the tables of --try, got {args.name!r}; give such a name"
         )
     names = args.benchmarks or ([] if args.shards else list(benchmarks.BENCHMARKS)[:1])
     sets = choose_sets(names, args.shards, args.out)

@@ -103,7 +103,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="train and score a model on each of these splits of RegDB; default: all ten",
     )
-    add("--splits", type=to_path, help="folder with rand_perm_cam.mat, for SYSU-MM01's official draw")
+    add(
+        "--splits",
+        type=to_path,
+        help="folder with rand_perm_cam.mat, for SYSU-MM01's official draw; default: the literature's draw",
+    )
     add("--ranks", type=int, default=1, help="ranks (GPUs) of each training; default: 1")
     args = parser.parse_args(argv)
     if args.ranks < 1:

@@ -95,7 +95,8 @@ def _verify(args: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     checked = "structure, columns, counts and sizes" if args.quick else "hashes, members, facts and images"
-    result = f"{len(problems)} problems" if problems else "sound"
+    count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+    result = count if problems else "sound"
     print(f"{shown(args.shards)}: {result} ({checked} checked)")
     return 1 if problems else 0
 

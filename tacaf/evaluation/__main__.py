@@ -71,7 +71,13 @@ def _value_of(key: str, text: str) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog=program("tacaf.evaluation"), description="Score feature files of this or any other model.")
     verbs = parser.add_subparsers(dest="verb", required=True, parser_class=Parser)
-    score = verbs.add_parser("score", help="rank-k, mAP and mINP of a feature file under a protocol")
+    text = "rank-k, mAP and mINP of a feature file under a protocol"
+    score = verbs.add_parser(
+        "score",
+        help=text,
+        description=f"Print {text}. The file is an .npz with the arrays features [n, d], pid, camid, modality (visible"
+        " or infrared) and number (of the image in its pid and camera); docs/protocols.md describes them.",
+    )
     score.add_argument(
         "--features",
         type=to_path,
