@@ -95,7 +95,7 @@ def _verify(args: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     checked = "structure, columns, counts and sizes" if args.quick else "hashes, members, facts and images"
-    result = f"{len(problems)} problems" if problems else "sound"
+    result = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}" if problems else "sound"
     print(f"{shown(args.shards)}: {result} ({checked} checked)")
     return 1 if problems else 0
 
@@ -144,7 +144,7 @@ def _synth_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb = verbs.add_parser("synth", help=text, description=text)
     verb.add_argument("--out", type=to_path, required=True, metavar="RAW", help="new or empty folder")
     verb.add_argument("--layout", choices=tuple(PACKERS), help="folder layout (default %(default)s)")
-    verb.add_argument("--identities", type=int, metavar="N", help="how many people (default 64)")
+    verb.add_argument("--identities", type=int, metavar="N", help="how many people, 8 to 9999 (default 64)")
     verb.add_argument(
         "--benchmark",
         choices=tuple(benchmarks.BENCHMARKS),
