@@ -145,7 +145,7 @@ def _synth_parser(verbs: "argparse._SubParsersAction[Parser]") -> None:
     verb = verbs.add_parser("synth", help=text, description=text)
     verb.add_argument("--out", type=to_path, required=True, metavar="RAW", help="new or empty folder")
     verb.add_argument("--layout", choices=tuple(PACKERS), help="folder layout (default %(default)s)")
-    verb.add_argument("--identities", type=int, metavar="N", help="number of people (default 64)")
+    verb.add_argument("--identities", type=int, metavar="N", help="number of people, 8 to 9999 (default 64)")
     verb.add_argument(
         "--benchmark",
         choices=tuple(benchmarks.BENCHMARKS),

@@ -270,7 +270,8 @@ def check_counts(splits: Mapping[str, Collection[int]], counts: Mapping[str, Map
         for modality, found in by_modality.items():
             if not found.images:
                 raise InputError(
-                    f"expected {modality} images in split {split}, found none; both modalities are needed, check --root"
+                    f"expected {modality} images in split {split}, found none; "
+                    "both modalities are needed, check the list and --root"
                 )
 
 

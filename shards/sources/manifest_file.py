@@ -125,7 +125,7 @@ def _check_header(place: str, header: list[str]) -> None:
     if missing:
         raise InputError(
             f"{place}: expected a header with {', '.join(NEEDED)}, got no {missing[0]} in {', '.join(header)[:80]!r}; "
-            "add the column, separated by a comma"
+            "name the columns in the first line, with commas between"
         )
     twice = [name for name in (*NEEDED, *OPTIONAL) if header.count(name) > 1]
     if twice:
@@ -202,5 +202,5 @@ def _check_file(row: Row, root: Path, top: Path) -> None:
             " there"
         )
     if not found:
-        hint = "write / between folders" if "\\" in row.path else "restore the file or leave the line out"
+        hint = "write / between folders" if "\\" in row.path else "write the path relative to --root, or drop the line"
         raise InputError(f"{row.place}: the image {shown(root / row.path)} does not exist; {hint}")

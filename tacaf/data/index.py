@@ -44,7 +44,7 @@ class ShardIndex:
         except FileNotFoundError:
             raise InputError(
                 f"there is no shard set in {location}: it has no {INDEX_FILE}; make one with python -m shards pack, or"
-                " correct data.shards"
+                " correct the path"
             ) from None
         except OSError as error:
             raise InputError(f"cannot read {path}: {reason_of(error)}") from None

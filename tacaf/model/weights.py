@@ -205,7 +205,8 @@ def _refuse_unlikely(path: Path) -> None:
     """Raise InputError if the name, the size or the first bytes show that this is not a file of weights."""
     name, kinds = shown(path), ", ".join(SUFFIXES)
     if not path.is_file():
-        raise InputError(f"{name} is not a file" if path.exists() else f"{name} does not exist")
+        found = "is not a file" if path.exists() else "does not exist"
+        raise InputError(f"weights: {name} {found}; correct the path, or leave the setting out to train from scratch")
     if path.suffix not in SUFFIXES:
         raise InputError(
             f"{name}: expected a name that ends in one of {kinds}, got {path.suffix or 'none'}; rename the file if it"

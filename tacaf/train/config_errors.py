@@ -24,7 +24,9 @@ def _explain(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> s
     where = _place(error["loc"], values, error["type"])
     if error["type"] == "extra_forbidden":
         keys = _keys(error["loc"], model)
-        advice = did_you_mean(str(error["loc"][-1]), keys) or f"possible: {', '.join(keys)}"
+        key = str(error["loc"][-1])
+        elsewhere = f"; `launch/train.py --explain {shown(key[:60])}` looks in all sections"
+        advice = did_you_mean(key, keys) or f"possible: {', '.join(keys)}{elsewhere}"
         return f"{where}: no such key; {advice}"
     if error["type"] == "missing":
         return f"{where}: expected a value, got none; set it in the file or with --set {where}=..."

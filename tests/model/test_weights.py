@@ -133,7 +133,7 @@ class Bomb:
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        ("absent.pth", None, "does not exist"),
+        ("absent.pth", None, r"absent\.pth does not exist; correct the path"),
         (".", None, "is not a file"),
         ("weights.onnx", b"x", r"\.pth, \.pt, \.bin, \.safetensors, got \.onnx"),
         ("weights", b"x", "got none"),

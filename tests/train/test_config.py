@@ -45,7 +45,7 @@ def test_the_resolved_config_gives_the_same_run(tmp_path):
         ("model.backbone.kind=timm", r"model\.backbone: expected kind: resnet, efficientnet_lite or transformers"),
         ("model.backbone={kind: transformers, name: dinov2, option: 1}", r"model\.backbone\.option: .*'options'\?"),
         ("model.backbone={kind: transformers, name: convnext}", r"height 96 with a map of 3 rows; use height 192"),
-        ("nonsense=3", "nonsense: no such key"),
+        ("nonsense=3", "nonsense: no such key; possible: run, .*--explain nonsense` looks in all sections"),
         ("train.epochs=many", r"train\.epochs: .*got 'many'"),
         ("train.epochs", "expected key=value"),
         ("seed.a=1", "'seed' is a value, not a section"),
