@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 # The identities of the demo's synthetic set: four fifths train, one fifth is scored.
 DEMO_IDENTITIES ?= 160
-# Processes that share the tests. Each needs about 2 GB, with what it starts.
-WORKERS ?= $(shell cores=$$(nproc); echo $$((cores < 8 ? cores : 8)))
+# Processes that share the tests. Each needs about 2 GB, with what it starts. nproc would take OMP_NUM_THREADS for the cores.
+WORKERS ?= $(shell cores=$$(env -u OMP_NUM_THREADS nproc); echo $$((cores < 8 ? cores : 8)))
 PYTEST := python -m pytest --numprocesses $(WORKERS) --dist worksteal
 export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/.cache/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
