@@ -214,7 +214,12 @@ DAMAGE = {
     "facts too deep": (nest_the_facts, "its facts: ", True, True),
     "idx of another set": (lambda f: swap(f, f"{TAR[:-3]}idx"), "lines, got", False, True),
     "index of another set": (lambda f: swap(f, "index.json"), "expected", False, True),
-    "index and columns of another set": (lambda f: swap(f, "index.json", "columns"), f"{TAR} is truncated", False, True),
+    "index and columns of another set": (
+        lambda f: swap(f, "index.json", "columns"),
+        f"{TAR} is truncated",
+        False,
+        True,
+    ),
     "column of another set": (lambda f: swap(f, "columns/size.npy"), "columns/size.npy: expected 192", False, True),
 }
 
