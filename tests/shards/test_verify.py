@@ -178,7 +178,7 @@ def swap(folder, *names):
 DAMAGE = {
     "flipped byte": (flip_a_byte, f"{TAR}: its sha256 is not the one", False, False),
     "undecodable image": (zero_an_image, "does not decode", True, False),
-    "cut shard": (cut_the_tar, f"{TAR} is cut", False, True),
+    "cut shard": (cut_the_tar, f"{TAR} is truncated", False, True),
     "missing shard": (lambda f: (f / TAR).unlink(), f"{TAR} is missing", False, True),
     "missing idx": (lambda f: (f / TAR).with_suffix(".idx").unlink(), "idx is missing", False, True),
     "cut idx": (lambda f: (f / TAR).with_suffix(".idx").write_text("v1.2 3\n"), "lines, got", False, True),
@@ -214,7 +214,12 @@ DAMAGE = {
     "facts too deep": (nest_the_facts, "its facts: ", True, True),
     "idx of another set": (lambda f: swap(f, f"{TAR[:-3]}idx"), "lines, got", False, True),
     "index of another set": (lambda f: swap(f, "index.json"), "expected", False, True),
-    "index and columns of another set": (lambda f: swap(f, "index.json", "columns"), f"{TAR} is cut", False, True),
+    "index and columns of another set": (
+        lambda f: swap(f, "index.json", "columns"),
+        f"{TAR} is truncated",
+        False,
+        True,
+    ),
     "column of another set": (lambda f: swap(f, "columns/size.npy"), "columns/size.npy: expected 192", False, True),
 }
 
