@@ -107,7 +107,7 @@ def count_rank(plan: Plan, bytes_N: np.ndarray, rank: int, ranks: int) -> tuple[
 
 def table(rows: Sequence[Fetching]) -> str:
     """The rows as Markdown."""
-    head = ("ranks", "plan", "shown, GB a rank", "fetched, GB a rank", "by all ranks, TB", "largest cache, GB")
+    head = ("ranks", "plan", "shown, GB per rank", "fetched, GB per rank", "by all ranks, TB", "largest cache, GB")
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         in_all = row.fetched_gb * row.ranks / 1000

@@ -209,7 +209,7 @@ def test_verify_reads_grey_values_as_the_trainer_does(tmp_path):
     edited(folder, scales={})
     problems = verify(folder)
     assert len(problems) == 4
-    assert all("no range" in problem for problem in problems)
+    assert all("range is unknown" in problem for problem in problems)
 
 
 def floats(seed: int) -> bytes:

@@ -76,7 +76,7 @@ def test_a_run_is_measured(sysu_shards, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("more", "says"),
-    [(["--people", "1"], "expected at least 2 people, got 1"), ([], "model.safetensors does not exist")],
+    [(["--people", "1"], "--people of at least 2, got 1"), ([], "model.safetensors does not exist")],
 )
 def test_wrong_words_are_refused(tmp_path, capsys, more, says):
     assert person_masks.main(["--run", str(tmp_path), *more]) == 2
