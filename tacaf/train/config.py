@@ -17,7 +17,7 @@ from tacaf.losses.total import LossConfig
 from tacaf.model.tacafnet import ModelConfig
 from tacaf.optim import OptimConfig
 from tacaf.settings import Settings, UserPath
-from tacaf.train.config_errors import explain
+from tacaf.train.config_errors import explain, only_in
 from tacaf.train.config_file import dotted, read_values
 from tacaf.train.train_config import TrainConfig
 from tacaf.vocabulary import InputError
@@ -180,7 +180,9 @@ def load_config(path: Path, overrides: list[str]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise InputError(f"{shown(path)}: {explain(error, Config, values)}") from None
+        typed = [override.partition("=")[0] for override in overrides]
+        where = "--set" if only_in(error, values, typed) else shown(path)
+        raise InputError(f"{where}: {explain(error, Config, values)}") from None
 
 
 def dump_config(config: Config) -> str:

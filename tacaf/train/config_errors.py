@@ -1,7 +1,7 @@
 """Errors of a configuration as one sentence: the key, what was expected, what was given, and a similar word."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -18,6 +18,12 @@ def explain(error: ValidationError, model: type[BaseModel], values: Mapping[str,
     mistakes = error.errors(include_url=False)
     texts = [_explain(item, model, values) for item in mistakes[:MOST]]
     return "; ".join(texts + ([f"and {len(mistakes) - MOST} more"] if len(mistakes) > MOST else []))
+
+
+def only_in(error: ValidationError, values: Mapping[str, Any], keys: Iterable[str]) -> bool:
+    """Whether every mistake in `values` is at one of these dotted keys, or below it."""
+    names = [_place(item["loc"], values, item["type"]) for item in error.errors(include_url=False)]
+    return all(any(name == key or name.startswith((f"{key}.", f"{key}[")) for key in keys) for name in names)
 
 
 def _explain(error: Any, model: type[BaseModel], values: Mapping[str, Any]) -> str:

@@ -66,6 +66,18 @@ def test_wrong_values_are_named(override, says):
         load_config(DEMO, [override])
 
 
+def test_a_mistake_is_where_it_was_typed(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"base: {DEMO}\nloss: {{tripplet: wrt}}\n")
+    with pytest.raises(InputError, match=r"mine\.yaml: loss\.tripplet: no such key; did you mean 'triplet'"):
+        load_config(file, ["train.epochs=2"])
+    with pytest.raises(InputError, match=r"mine\.yaml: loss\.tripplet: .*; train\.epoch: "):
+        load_config(file, ["train.epoch=2"])
+    for override in ("loss.tripplet=wrt", "loss={tripplet: wrt}"):
+        with pytest.raises(InputError, match=r"^--set: loss\.tripplet: no such key; did you mean 'triplet'"):
+            load_config(DEMO, [override])
+
+
 def test_fused_norms_are_refused_among_definitions():
     with pytest.raises(InputError, match=r"model.*fused_norm: expected kernels: auto, got reference"):
         load_config(DEMO, ["model.fused_norm=true", "model.kernels=reference"])
