@@ -1,8 +1,8 @@
 """The backward of the alignment in Triton: one gradient of the features for all pairs of a layer.
 
-The gradient of the warp (N x L x C) is never written: through the Gram matrix of the target everything of that size is
-a product of one L x L matrix with a map that exists. Derivation, bytes and FLOPs: README.md beside this file.
-Legend: tile_kernel.py; g the gradient of the reconstruction, h that of the distance.
+The gradient of the warp (N x L x C) is never written: with the Gram matrix of the target, every term of that size is a
+product of one L x L matrix with a map already in memory. Derivation, bytes and FLOPs: README.md beside this file.
+Legend: tile_kernel.py; g is the gradient of the reconstruction, h that of the distance.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -36,7 +36,7 @@ def _largest_square(p_norm, L, BLOCK_L: tl.constexpr):
 
 @triton.jit
 def _store_gram(p_high, p_low, p, s, L, LP, value, SPLIT: tl.constexpr):
-    """A tile of a Gram matrix in two half numbers: 16 of its bits in bfloat16, 22 in float16. float32 needs one."""
+    """Store a tile of a Gram matrix as two half numbers (16 bits in bfloat16, 22 in float16) or as one float32."""
     high = value.to(p_high.dtype.element_ty)
     store_tile(p_high, p, s, L, LP, LP, high)
     if SPLIT:
@@ -87,7 +87,7 @@ def quadratic_kernel(
     SPLIT: tl.constexpr, PRECISION: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """W G of a pair, with the weights that the forward used: what cancels in P G - A is what cancelled in w - f."""
+    """W G of a pair, with the weights that the forward used, so the same terms cancel in P G - A as in w - f."""
     n = pair_number(tl.program_id(1), positives, pairs).to(tl.int64)
     tiles = tl.cdiv(L, R0 + R1)
     first_p = tl.program_id(0) // tiles * (R0 + R1)
@@ -106,7 +106,7 @@ def softmax_kernel(
     p_through, p_quadratic, p_matrices, p_rebuilt, p_sloped, p_along_a, p_along_k,
     positives, pairs, B, L, LP, beta, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """Through distance and softmax, for BLOCK_P rows of a pair: the L x L matrices of the products that follow."""
+    """Backward through distance and softmax for BLOCK_P rows of a pair: writes the L x L matrices of later products."""
     n = tl.program_id(1).to(tl.int64)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     s = tl.arange(0, BLOCK_L)
@@ -119,7 +119,7 @@ def softmax_kernel(
     root = tl.load(p_root + n * L + p, mask=p < L, other=1.0)
     h = tl.load(p_h_near + n * L + p, mask=p < tl.where(kept, L, 0), other=0.0)
     h += tl.load(p_h_far + (n - positives) * L + p, mask=p < tl.where(kept, 0, L), other=0.0)
-    counts = root > 1e-6 * tl.maximum(norm_a, 1e-12)  # nothing flows where the floor of the distance holds
+    counts = root > 1e-6 * tl.maximum(norm_a, 1e-12)  # no gradient flows where the floor applies
     slope = tl.where(counts, h * m / tl.where(counts, root, 1.0), 0.0)
 
     similarity = load_tile(p_similarity + n * L * LP, p, s, L, LP, LP)
@@ -149,10 +149,10 @@ def lists_kernel(
     p_anchor, p_positive, p_negative, p_matrix, p_source, p_counts, positives, pairs, B, capacity,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """For each image the L x L matrices whose products with a map it collects, and the map: pairs ascending.
+    """For each image, list the L x L matrices and the maps whose products add up to its gradient, pairs ascending.
 
-    First those of pairs whose anchor it is (matrix n, map k), then those whose target it is (pairs + n, map a), then
-    its own (2 pairs + image, map image). counts: all, as anchor, as anchor of positives, as target of positives.
+    First come those of pairs whose anchor it is (matrix n, map k), then of pairs whose target it is (pairs + n, map a),
+    then its own (2 pairs + image, map image). counts: all, as anchor, as anchor of positives, as target of positives.
     """
     i_image = tl.program_id(0)
     p_m = p_matrix + i_image.to(tl.int64) * capacity
@@ -194,7 +194,7 @@ def gram_gradient_kernel(
     p_weight, p_sloped, p_matrix, p_counts, p_out, pairs, capacity, L, LP, PRECISION: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_Q: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """For one target image the sum over its pairs of P^T slope P = (slope share P)^T W, pairs ascending."""
+    """The sum of P^T slope P = (slope share P)^T W over the pairs of one target image, pairs ascending."""
     i_image = tl.program_id(1).to(tl.int64)
     tiles = tl.cdiv(LP, BLOCK_S)
     p = tl.program_id(0) // tiles * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -217,7 +217,7 @@ def along_kernel(
     p_matrix, p_counts, p_along_a, p_along_k, p_out, pairs, capacity, tiles, L,
     BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """What is taken out along f at every position of an image, of its pairs as anchor and then as target."""
+    """What is subtracted along f at every position of an image, summed over its pairs as anchor, then as target."""
     i_image = tl.program_id(0).to(tl.int64)
     p = tl.arange(0, BLOCK_L)
     p_m = p_matrix + i_image * capacity
@@ -236,7 +236,7 @@ def along_kernel(
 
 @triton.jit
 def _finish_rows(acc, p_f, p_g, p_mask, p_along, p_matrix, p_out, i_image, p, c, blended, L, C):
-    """The terms that are no product of matrices: (1 - m) g of the pairs whose anchor the image is, less along f."""
+    """Add the terms that are no matrix product, (1 - m) g of the pairs with this anchor minus along f, and store."""
     m = tl.load(p_mask + i_image * L + p, mask=p < L, other=0.0)
     for j in range(blended):
         n = tl.load(p_matrix + j).to(tl.int64)
@@ -254,8 +254,8 @@ def gradient_kernel(
 ):  # fmt: skip
     """The features' gradient: R0 + R1 rows and BLOCK_C channels of one image, summed over its list.
 
-    E f_k as anchor, E^T f_a as target, (sum of P^T slope P) f once, (m P)^T g as target of positives, (1 - m) g as
-    anchor of positives, less what normalising takes out along f. Descriptors d_ load whole tiles, zeros outside.
+    The terms are E f_k as anchor, E^T f_a as target, (sum of P^T slope P) f once, (m P)^T g as target of positives,
+    (1 - m) g as anchor of positives, minus along f. The descriptors d_ load whole tiles, with zeros outside.
     """
     i_image = tl.program_id(2).to(tl.int64)
     first_p = tl.program_id(1) * (R0 + R1)
@@ -269,7 +269,7 @@ def gradient_kernel(
     rebuilt = tl.load(p_counts + i_image * 4 + 3)
     p_m = p_matrix + i_image * capacity
     p_s = p_source + i_image * capacity
-    # Flattened into one loop, the loads of a product begin while the one before is still multiplied.
+    # The loops are flattened into one, so that the loads of a product begin while the previous one is still computed.
     for j in tl.range(0, count, flatten=True):
         i_matrix = tl.load(p_m + j)
         i_map = tl.load(p_s + j)
@@ -360,7 +360,7 @@ def backward(
     )  # fmt: skip
     out, tile = torch.empty_like(features), choice.gradient
     if not positives:
-        rebuilt, g = matrices, features  # not read, but a descriptor wants a tensor that is not empty
+        rebuilt, g = matrices, features  # not read, but a descriptor needs a tensor that is not empty
     gradient_kernel[(triton.cdiv(channels, tile.columns), tiles, images)](
         *_described(matrices, rows, tile.summed), *_described(rebuilt, rows, tile.summed),
         *_described(features, (tile.summed,), tile.columns), *_described(g, (tile.summed,), tile.columns),
@@ -372,6 +372,6 @@ def backward(
 
 
 def _described(tensor: torch.Tensor, rows: tuple[int, ...], columns: int) -> list[TensorDescriptor]:
-    """Descriptors of tiles of one matrix of the tensor, one for each number of rows; for 0 the first again."""
+    """Descriptors of tiles of one matrix of the tensor, one for each number of rows; 0 repeats the first."""
     blocks = [[1, count or rows[0], columns] for count in rows]
     return [TensorDescriptor(tensor, tensor.shape, tensor.stride(), block) for block in blocks]

@@ -15,7 +15,7 @@ def check_alignment(
 ) -> None:
     """Raise TypeError or ValueError for wrong shapes, dtypes, devices or beta.
 
-    This looks at no value of a tensor: whether the pair rows are in the batch is left to `check_row_range`.
+    The values of the tensors are not read; `check_row_range` checks whether the pair rows are in the batch.
     """
     check_tensor("features_BLC", features_BLC, "B x L x C")
     check_tensor("mask_BL", mask_BL, "B x L", features_BLC.device)
@@ -30,7 +30,7 @@ def check_alignment(
         _check_rows(name, rows, features_BLC.device)
     if anchor_N.shape != target_N.shape:
         shapes = f"{tuple(anchor_N.shape)} and {tuple(target_N.shape)}"
-        raise ValueError(f"anchor_N, target_N: expected one length, got {shapes}; give every anchor one target")
+        raise ValueError(f"anchor_N, target_N: expected equal lengths, got {shapes}; give every anchor one target")
     check_positive("beta", beta)
 
 
@@ -40,7 +40,7 @@ def _check_rows(name: str, rows: torch.Tensor, device: torch.device) -> None:
             f"{name}: expected an int64 tensor, got {getattr(rows, 'dtype', type(rows).__name__)}; use .long()"
         )
     if rows.dim() != 1:
-        raise ValueError(f"{name}: expected N rows, got shape {tuple(rows.shape)}; flatten it")
+        raise ValueError(f"{name}: expected one dimension, got shape {tuple(rows.shape)}; flatten it")
     if rows.device != device:
         raise ValueError(f"{name}: expected device {device}, got {rows.device}; move all inputs to one device")
 
@@ -60,7 +60,7 @@ def check_row_range(anchor_N: torch.Tensor, target_N: torch.Tensor, images: int)
 
 
 def triton_obstacle(features_BLC: torch.Tensor) -> str:
-    """What about these maps the Triton kernels do not support, for people; empty if they support them."""
+    """Why the Triton kernels do not support these maps, in words; empty if they do."""
     _, length, channels = features_BLC.shape
     if length > MAX_POSITIONS:
         return f"L = {length} positions (up to {MAX_POSITIONS})"

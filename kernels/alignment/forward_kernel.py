@@ -1,7 +1,7 @@
 """The forward of the alignment in Triton: scores and weights of whole pairs, warp with blend and distance.
 
 Positives are rebuilt and measured, negatives only measured, in the same launches; nothing of size N x L x C is written
-for a negative. Gathers by pair are addresses. Derivation, bytes and FLOPs: README.md beside this file.
+for a negative. Pairs are gathered by address. Derivation, bytes and FLOPs: README.md beside this file.
 Legend: tile_kernel.py.
 """
 # mypy: disable-error-code="no-untyped-def"
@@ -30,7 +30,7 @@ from kernels.alignment.tile_kernel import (
 
 
 class Aligned(NamedTuple):
-    """What a forward leaves: results, and what the backward wants. Pairs are counted positives first."""
+    """What the forward returns: the results, and what the backward needs. Positive pairs come first."""
 
     reconstruction_NLC: torch.Tensor  # of the positives, in the features' dtype
     positive_distance_NL: torch.Tensor  # float32
@@ -38,13 +38,13 @@ class Aligned(NamedTuple):
     comask_NL: torch.Tensor  # of the positives, float32
     root_NL: torch.Tensor  # |f - w| of all pairs, float32
     similarity_NLP: torch.Tensor  # cosines of all pairs, N x L x LP, float32; columns from L on are 0
-    weight_NLP: torch.Tensor  # exp(beta S - its largest) of all pairs, in the features' dtype
+    weight_NLP: torch.Tensor  # exp(beta S - its row's maximum) of all pairs, in the features' dtype
     sums_RL: torch.Tensor  # the norms of the B images, then 1 / sum of the weights of all pairs, float32
 
 
 @triton.jit
 def _cosine(acc, p_norm_a, p_norm_k, p, s, L, valid):
-    """<f_a, f_k> / (|f_a| |f_k|); NaN for a pair outside the batch, 0 in the columns that only pad."""
+    """<f_a, f_k> / (|f_a| |f_k|); NaN for a pair outside the batch, 0 in the columns of the padding."""
     inverse_a = inverse(tl.load(p_norm_a + p, mask=p < L, other=0.0))
     inverse_k = inverse(tl.load(p_norm_k + s, mask=s < L, other=0.0))
     cosine = acc * inverse_a[:, None] * inverse_k[None, :]
@@ -85,7 +85,7 @@ def weights_kernel(
 ):  # fmt: skip
     """exp(beta S - top) in the products' dtype, the inverse of its sum, and the co-mask before its min-max.
 
-    The sum is of the rounded weights, so that w = f exactly where all that is averaged equals f.
+    The sum is taken over the rounded weights, so that w = f exactly where every averaged vector equals f.
     """
     n = tl.program_id(1).to(tl.int64)
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
@@ -104,7 +104,7 @@ def weights_kernel(
 
 @triton.jit
 def _blend(acc, p_own, p_mask, p_share, p_out, p_square, p, c, L, C, kept):
-    """f + m (w - f) where kept, and these channels' share of |w - f|^2."""
+    """Store f + m (w - f) if kept, and these channels' share of |w - f|^2."""
     own = load_tile(p_own, p, c, L, C, C).to(tl.float32)
     shift = acc * tl.load(p_share + p, mask=p < L, other=0.0)[:, None] - own
     m = tl.load(p_mask + p, mask=p < L, other=0.0)
@@ -118,7 +118,7 @@ def warp_kernel(
     PRECISION: tl.constexpr, R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_S: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
-    """w = P f_k for R0 + R1 rows of a pair and BLOCK_C channels: the positives' blend, everybody's |w - f|^2."""
+    """w = P f_k for R0 + R1 rows of a pair and BLOCK_C channels: the blend of positives, |w - f|^2 of all pairs."""
     n = pair_number(tl.program_id(1), positives, pairs).to(tl.int64)
     tiles = tl.cdiv(C, BLOCK_C)
     i_c = tl.program_id(0) % tiles
@@ -160,7 +160,7 @@ def warp_whole_kernel(
     p_f, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_out, p_square, positives, pairs, B, L, LP, C,
     PART, R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The same for a whole pair whose weights stay on the chip while PART channels pass by."""
+    """The same for a whole pair: its weights stay on the chip while the program iterates over PART channels."""
     n = pair_number(tl.program_id(1), positives, pairs).to(tl.int64)
     a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
     kept = n < positives
@@ -203,7 +203,7 @@ def finish_kernel(
     p_square, p_seen, p_norm, p_mask, p_anchor, p_positive, p_negative, p_near, p_far, p_comask, p_root,
     positives, B, L, tiles, BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """One pair: the distance from its shares; of a positive also the min-max of the co-mask."""
+    """For one pair, the distance from its shares; for a positive also the min-max of the co-mask."""
     n = tl.program_id(0).to(tl.int64)
     p = tl.arange(0, BLOCK_L)
     a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
@@ -226,7 +226,7 @@ def forward(
     features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor,
     negative_N: torch.Tensor, beta: float, choice: Choice,
 ) -> Aligned:  # fmt: skip
-    """positive_N and negative_N have a target for each anchor, or none at all."""
+    """Align all pairs; positive_N and negative_N each have one target per anchor, or are empty."""
     features, mask = features_BLC.contiguous(), mask_BL.float().contiguous()
     positives, (images, length, channels) = len(positive_N), features.shape
     pairs, width = positives + len(negative_N), padded_length(length)
@@ -264,7 +264,7 @@ def _warp(
     features: torch.Tensor, mask: torch.Tensor, targets: tuple[torch.Tensor, ...], weight: torch.Tensor,
     share: torch.Tensor, reconstruction: torch.Tensor, rows: tuple[int, int], tile: Tile,
 ) -> torch.Tensor:  # fmt: skip
-    """Fills the reconstruction; returns the shares of |w - f|^2, pairs x tiles x L."""
+    """Fill the reconstruction; return the shares of |w - f|^2, pairs x tiles x L."""
     (images, length, channels), (pairs, _, width) = features.shape, weight.shape
     positives = len(reconstruction)
     if tile.parts and sum(rows) >= length and channels % (tile.parts * tile.columns) == 0:

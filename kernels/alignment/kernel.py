@@ -20,7 +20,7 @@ CHOICES = (
         gradient=Tile(128, 64, 8, 4),
     ),
 )
-# Half types before Hopper: smaller tiles, within the registers of one block. Compiled, not measured.
+# Half types before Hopper: smaller tiles, which fit the registers of one block. They are compiled, but not measured.
 AMPERE = Choice(
     rows=64,
     scores=Tile(0, 64, 4, 3),
@@ -30,7 +30,8 @@ AMPERE = Choice(
     gram=Tile(64, 32, 4, 3),
     gradient=Tile(64, 32, 4, 3),
 )
-# float32 elements take twice the room. TF32 products, and exact ones, which no tensor core makes.
+# float32 elements take twice the space. TF32 is the choice for TF32 products, EXACT for exact ones, which tensor cores
+# do not compute.
 TF32 = Choice(
     rows=64,
     scores=Tile(0, 32, 4, 2),
@@ -60,7 +61,7 @@ def choices(dtype: torch.dtype, capability: int = 9) -> tuple[Choice, ...]:
 
 @functools.cache
 def _capability(device: torch.device) -> int:
-    """Tensors that are not on a GPU belong to Triton's interpreter or to a compilation without a GPU."""
+    """The GPU's major compute capability; 9 for tensors of Triton's interpreter or of a compilation without a GPU."""
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
 
 

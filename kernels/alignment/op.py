@@ -85,7 +85,7 @@ def align_distance(
     beta: float,
     backend: Backend = "auto",
 ) -> torch.Tensor:
-    """The distance `soft_align` would return, without its reconstruction: nothing N x L x C is written (method §4.1).
+    """The distance of `soft_align` without its reconstruction: nothing of size N x L x C is written (method §4.1).
 
     Arguments, errors and backends as in `align`. Returns distance N x L over channels, float32 (float64 for float64).
     """
@@ -109,10 +109,11 @@ def _forward(
     beta: float,
     path: str,
 ) -> Aligned:
-    """Reconstruction, both distances and co-mask; then what the backward wants, of the positives first.
+    """Return reconstruction, both distances and co-mask; then what the backward needs, with positives first.
 
-    That is |f - w| and the similarities, and on the plain path the Gram matrices of the targets and nothing; in Triton
-    the weights before their division by their sum, and norms and inverse sums in one tensor (B + pairs) x L.
+    That is |f - w| and the similarities; then, on the plain path, the Gram matrices of the targets and an empty tensor,
+    and in Triton the weights before they are divided by their sum, and norms and inverse sums in one tensor
+    (B + pairs) x L.
     """
     for target_N in (positive_N, negative_N):
         check_row_range(anchor_N, target_N, len(features_BLC))

@@ -1,4 +1,4 @@
-"""The alignment in plain PyTorch, for a CPU: the positives rebuilt, the negatives measured (method §4.1).
+"""The alignment in plain PyTorch, for a CPU: positives are rebuilt, negatives only measured (method §4.1).
 
 Legend: B images, L positions, C channels, N pairs.
 """
@@ -17,9 +17,10 @@ def forward(
     negative_N: torch.Tensor,
     beta: float,
 ) -> tuple[torch.Tensor, ...]:
-    """Reconstruction, distances and co-mask, then for the backward |f - w|, similarities, Gram matrices and nothing.
+    """Return reconstruction, distances and co-mask, and what the backward needs.
 
-    Pairs are counted positives first; positive_N and negative_N have a target for each anchor, or none at all.
+    That is |f - w|, similarities, Gram matrices and an empty tensor. Positive pairs come first; positive_N and
+    negative_N each have one target per anchor, or are empty.
     """
     positives, negatives = len(positive_N), len(negative_N)
     rebuilt = plain_soft_align.forward(features_BLC, mask_BL, anchor_N[:positives], positive_N, beta)

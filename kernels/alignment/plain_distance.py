@@ -1,8 +1,8 @@
 """The alignment distance without a warp, in plain PyTorch, block by block (method §4.1; README.md here).
 
-|f - w|^2 = |f|^2 - 2 sum_s P <f, f_k(s)> + P G P^T with the Gram matrix G = f_k f_k^T, once per target image.
-Where w lies so near f that this cancels, the few rows concerned are warped and subtracted instead.
-Legend: B images, L positions, C channels, N pairs, G of a block; a the anchors, k the targets of its pairs.
+|f - w|^2 = |f|^2 - 2 sum_s P <f, f_k(s)> + P G P^T with the Gram matrix G = f_k f_k^T, computed once per target image.
+Where w is so close to f that digits would cancel, w is computed and subtracted from f instead; this concerns few rows.
+Legend: B images, L positions, C channels, N pairs, G pairs of a block; a are their anchors and k their targets.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,10 @@ from kernels.common.dtypes import compute_dtype
 def forward(
     features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, target_N: torch.Tensor, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """distance NxL; for backward |f - w| NxL, the similarities NxLxL and the Gram matrices BxLxL of the targets."""
+    """Return the distance N x L, and what the backward needs.
+
+    That is |f - w| N x L, the similarities N x L x L and the Gram matrices B x L x L of the targets.
+    """
     features = features_BLC.to(compute_dtype(features_BLC))
     norm, inverse = norms(features)
     (images, length, _), pairs = features.shape, len(anchor_N)
@@ -67,12 +70,12 @@ def backward(
 ) -> torch.Tensor:
     """The gradient of the features, B x L x C. Pairs are added in their order, so it is the same every time.
 
-    With c = grad * m / |f - w| the gradient of w is c (w - f), so that of P is c (P G - A), A = f_a f_k^T; and of the
-    three products with maps of size L x C that remain, one is made once per target image: (sum of P^T c P) f_k.
+    With c = grad * m / |f - w|, the gradient of w is c (w - f), so that of P is c (P G - A) with A = f_a f_k^T. Three
+    products with maps of size L x C remain, of which one is computed once per target image: (sum of P^T c P) f_k.
     """
     features = features_BLC.to(compute_dtype(features_BLC))
     norm, inverse = norms(features)
-    counts = root_NL > distance_floor(norm[anchor_N])  # nothing flows where the floor holds
+    counts = root_NL > distance_floor(norm[anchor_N])  # no gradient flows where the floor applies
     slope = grad_distance_NL * mask_BL.to(features.dtype)[anchor_N]
     slope_NL = torch.where(counts, slope / torch.where(counts, root_NL, 1.0), 0.0)
     gradient, along, grad_gram = torch.zeros_like(features), torch.zeros_like(norm), torch.zeros_like(gram_BLL)
@@ -84,7 +87,7 @@ def backward(
         sloped = probability * slope.unsqueeze(2)
         product = (similarity * norm[a].unsqueeze(2)).mul_(norm[k].unsqueeze(1))
         grad_probability = torch.bmm(probability, picked(gram_BLL, k)).sub_(product).mul_(slope.unsqueeze(2))
-        for g, near in _near_rows(near_NL[block]):  # subtracted before they are multiplied, as in forward
+        for g, near in _near_rows(near_NL[block]):  # subtracted before they are multiplied, as in the forward
             rows, near_slope = probability[g, near], slope_NL[block][g, near].unsqueeze(1)
             grad_warp = (rows @ target[g]).sub_(anchor[g, near]).mul_(near_slope)
             grad_probability[g, near] = grad_warp @ target[g].mT

@@ -1,8 +1,9 @@
 """Soft alignment in plain PyTorch, block by block: the reference's algebra with less memory traffic (method §4.1).
 
-The maps of a block's pairs stay in the cache, and what is kept for backward is N x L x L. Large maps have a pair in a
-block: gathers are views and products add into the gradient in place. Derivation: README.md beside this file.
-Legend: B images, L positions, C channels, N pairs, G of a block; a the anchors, k the targets; m the anchors' masks.
+The maps of a block's pairs stay in the cache, and what is kept for the backward is N x L x L. A block of large maps is
+one pair: gathers are views, and products are added to the gradient in place. Derivation: README.md beside this file.
+Legend: B images, L positions, C channels, N pairs, G pairs of a block; a are the anchors, k the targets and m the
+anchors' masks.
 """
 
 import torch
@@ -24,7 +25,10 @@ from kernels.common.dtypes import compute_dtype
 def forward(
     features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, target_N: torch.Tensor, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """reconstruction NxLxC, distance NxL, co-mask NxL, and for backward |f - w| NxL and the similarities NxLxL."""
+    """Return reconstruction N x L x C, distance N x L and co-mask N x L, and what the backward needs.
+
+    That is |f - w| N x L and the similarities N x L x L.
+    """
     features = features_BLC.to(compute_dtype(features_BLC))
     mask = mask_BL.to(features.dtype)
     norm, inverse = norms(features)
@@ -67,8 +71,8 @@ def backward(
     mask = mask_BL.to(features.dtype)
     norm, inverse = norms(features)
     gradient, along = torch.zeros_like(features), torch.zeros_like(norm)
-    # d = m |f - w|: dw = (grad / |f - w|) * m (w - f), and m (w - f) = reconstruction - f; nothing where the floor
-    # holds
+    # d = m |f - w|: dw = (grad / |f - w|) * m (w - f), and m (w - f) = reconstruction - f; no gradient flows where
+    # the floor applies
     counts = root_NL > distance_floor(norm[anchor_N])
     slope_NL = torch.where(counts, grad_distance_NL / torch.where(counts, root_NL, 1.0), 0.0)
     exact = reconstruction_NLC.dtype == features.dtype  # a rounded reconstruction would spoil the small difference

@@ -9,12 +9,12 @@ import torch
 
 from kernels.alignment.reference import DISTANCE_FLOOR, NORM_FLOOR
 
-# Below |f - w| = .1 |f| the CPU's Gram form of the distance has lost two of float32's seven digits in the square.
+# Where |f - w| < 0.1 |f|, the square of the distance in the CPU's Gram form has lost two of float32's seven digits.
 CANCELS = 0.01
-# Numbers of a block's maps. Small maps go through every operation together, because each call costs some microseconds
-# whatever its size; a larger block would leave the cache of a core.
+# How many numbers the maps of a block have. Each operation processes several small maps at once, because a call costs
+# some microseconds whatever its size; a larger block would not fit the cache of a core.
 BLOCK_NUMBERS = 2**17
-LEAST_PAIRS = 4  # of a block: fewer save less time by going together than their copies cost
+LEAST_PAIRS = 4  # of a block: with fewer, processing them at once saves less time than copying them costs
 
 
 def pairs_at_once(features_BLC: torch.Tensor) -> int:
@@ -24,7 +24,7 @@ def pairs_at_once(features_BLC: torch.Tensor) -> int:
 
 
 def blocks(features_BLC: torch.Tensor, *rows: torch.Tensor) -> Iterator[tuple[slice, list[torch.Tensor]]]:
-    """Slices of the pairs, and for each the given row numbers of its pairs."""
+    """Yield slices of the pairs, each with the given row numbers of its pairs."""
     at_once = pairs_at_once(features_BLC)
     for first in range(0, len(rows[0]), at_once):
         block = slice(first, first + at_once)
@@ -32,7 +32,7 @@ def blocks(features_BLC: torch.Tensor, *rows: torch.Tensor) -> Iterator[tuple[sl
 
 
 def picked(values: torch.Tensor, rows_G: torch.Tensor) -> torch.Tensor:
-    """The rows G x ... of `values`; a view if it is one row, so that large maps are not copied."""
+    """The rows G x ... of `values`; a view if there is one row, so that large maps are not copied."""
     return values.narrow(0, int(rows_G), 1) if len(rows_G) == 1 else values[rows_G]
 
 
@@ -64,7 +64,7 @@ def norms(features_BLC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def distance_floor(norm_NL: torch.Tensor) -> torch.Tensor:
-    """The least |f - w| that counts: 1e-6 of the anchor's norm. Below it the distance is this, with zero gradient."""
+    """The smallest |f - w|, 1e-6 of the anchor's norm. It replaces smaller ones, with zero gradient."""
     floor: float = DISTANCE_FLOOR**0.5
     return floor * norm_NL.clamp_min(NORM_FLOOR)
 
@@ -72,10 +72,10 @@ def distance_floor(norm_NL: torch.Tensor) -> torch.Tensor:
 def similarity_backward(
     probability_GLL: torch.Tensor, grad_probability_GLL: torch.Tensor, similarity_GLL: torch.Tensor, beta: float
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Through P = softmax(beta S) and S = <f_a/|f_a|, f_k/|f_k|>, for the pairs of a block.
+    """Backward through P = softmax(beta S) and S = <f_a/|f_a|, f_k/|f_k|>, for the pairs of a block.
 
-    Returns dS (G x L x L) and the sums over s and over p of dS * S, the part of the gradient that is along f_a and f_k
-    and that normalising takes out. `grad_probability_GLL` is overwritten.
+    Returns dS (G x L x L) and the sums over s and over p of dS * S, the parts of the gradient along f_a and f_k that
+    normalising removes. `grad_probability_GLL` is overwritten.
     """
     grad = grad_probability_GLL.sub_((probability_GLL * grad_probability_GLL).sum(-1, keepdim=True))
     grad.mul_(probability_GLL).mul_(beta)

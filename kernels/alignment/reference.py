@@ -1,6 +1,6 @@
-"""The definition of soft cross-modal alignment in plain PyTorch: contract and test truth (paper §4; LbA's CMAlign).
+"""The definition of soft cross-modal alignment in plain PyTorch, which tests compare with (paper §4; LbA's CMAlign).
 
-`matching` and `comask` are the formulas of the attention itself, for any two maps; the operations put them together.
+`matching` and `comask` are the formulas of the attention itself, for any two maps; the operations combine them.
 Legend: B images, L = H*W positions (p of the anchor, s of the target), C channels, N pairs.
 """
 
@@ -31,7 +31,10 @@ def matching(
 
 
 def comask(matching_NLS: torch.Tensor, anchor_mask_NL: torch.Tensor, target_mask_NS: torch.Tensor) -> torch.Tensor:
-    """Anchor positions that are person here and match a person there, N x L in [0, 1]; no gradient to the matching."""
+    """Anchor positions that show a person and match a person in the target, N x L in [0, 1].
+
+    No gradient flows to the matching.
+    """
     return minmax(anchor_mask_NL * (matching_NLS.detach() @ target_mask_NS.unsqueeze(-1)).squeeze(-1))  # eq. 6
 
 
@@ -70,7 +73,7 @@ def align_distance(
     beta: float,
     self_similarity: float = 0.0,
 ) -> torch.Tensor:
-    """How far each anchor feature is from its reconstruction out of the target (method §4, eq. 1-5).
+    """How far each anchor feature is from its reconstruction with the target's features (method §4, eq. 1-5).
 
     Arguments as in `soft_align`. Returns distance N x L over channels, float32 (float64 for float64).
     """
@@ -90,7 +93,7 @@ def align(
     beta: float,
     self_similarity: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A layer's pairs together: `soft_align` with the positives, `align_distance` with the negatives.
+    """Align a layer's pairs together: `soft_align` with the positives, `align_distance` with the negatives.
 
     Returns reconstruction N x L x C, both distances N x L and the co-mask N x L.
     """

@@ -1,9 +1,9 @@
 """What the alignment kernels share: tile sizes, loads of tiles, pairs, norms, and the product of two whole maps.
 
-Every product is made by the program that owns its result, in one order, so results are the same every time. Pairs whose
-rows are outside the batch read image 0 and give NaN.
-Legend: B images, L positions (p of the anchor, s of the target), LP = L rounded up to 16, C channels. Pairs are counted
-positives first; a is the anchor and k the target of a pair.
+Each result of a product is computed by one program, in a fixed order, so results are the same every time. Pairs whose
+rows are outside the batch read image 0 and return NaN.
+Legend: B images, L positions (p of the anchor, s of the target), LP = L rounded up to 16, C channels. Positive
+pairs come first; a is the anchor and k the target of a pair.
 """
 # mypy: disable-error-code="no-untyped-def"
 
@@ -21,23 +21,23 @@ class Tile(NamedTuple):
     summed: int
     warps: int
     stages: int
-    parts: int = 0  # of the warp: programs that share the channels of a pair whose weights they keep; 0: no keeping
+    parts: int = 0  # of the warp: programs that share a pair's channels and keep its weights; 0: they keep none
 
 
 class Choice(NamedTuple):
-    """Tile sizes of one call. The products of maps own `rows` rows, a pair of powers of two of which one may be 0."""
+    """Tile sizes of one call. A program of a product of maps computes up to `rows` rows (`rows_of`)."""
 
-    rows: int  # the most rows that a program of a product of maps owns: 192, 128, 64 or 32
+    rows: int  # at most: 192, 128, 64 or 32
     scores: Tile  # as many columns as rows
     warp: Tile
     quadratic: Tile  # as many rows as columns
-    softmax: Tile  # columns: the rows of scores that a program of the backward holds whole
+    softmax: Tile  # columns: how many whole rows of scores a program of the backward processes
     gram: Tile  # as many rows as columns
     gradient: Tile
 
 
 def precision(dtype: torch.dtype) -> str:
-    """float32 products: exact or TF32 as torch.set_float32_matmul_precision says; half products are what they are."""
+    """Of float32 products: exact or TF32, as torch.set_float32_matmul_precision sets it; half products ignore it."""
     return "ieee" if dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
@@ -78,7 +78,7 @@ def inverse(norm):
 
 @triton.jit
 def pair_number(i, positives, pairs):
-    """The i-th pair to be worked on: an anchor's positive and negative one after the other, so that the cache helps."""
+    """The i-th pair to process: an anchor's positive and negative pair follow each other, to use the cache."""
     return tl.where(2 * positives == pairs, i // 2 + i % 2 * positives, i)
 
 
@@ -103,7 +103,7 @@ def norms_kernel(p_f, p_norm, rows, C, BLOCK_ROW: tl.constexpr, BLOCK_C: tl.cons
 
 
 def norms(features_BLC: torch.Tensor, out_BL: torch.Tensor) -> torch.Tensor:
-    """Fills and returns out, float32."""
+    """Write the norms to out, float32, and return it."""
     images, length, channels = features_BLC.shape
     norms_kernel[(triton.cdiv(images * length, 4),)](
         features_BLC, out_BL, images * length, channels, 4, 256, num_warps=4, enable_fp_fusion=True
@@ -156,7 +156,7 @@ def map_product(
 
 @triton.jit
 def store_map(p_out, first_p, first_s, L, LP, acc00, acc01, acc10, acc11, R0: tl.constexpr, R1: tl.constexpr):
-    """The four tiles of a `map_product` into rows of LP elements; columns from L on get what the tiles hold, zeros."""
+    """Store the tiles of a `map_product` in rows of LP elements; the tiles are 0 in the columns from L on."""
     p0 = first_p + tl.arange(0, R0)
     s0 = first_s + tl.arange(0, R0)
     store_tile(p_out, p0, s0, L, LP, LP, acc00)

@@ -1,7 +1,7 @@
 """Batch normalisation with residual sum and ReLU in Triton, on channels-last maps: three launches each way.
 
-The first launch of each way sums over the positions, in SPLITS parts of them; the second adds the parts of a channel;
-the third writes a map. Legend: M positions of this rank (images x height x width), C channels, S parts of the
+The first launch of each way sums over the positions, in S parts of them; the second adds the parts of a channel; the
+third writes a map. Legend: M positions of this rank (images x height x width), C channels, S parts of the
 positions, R ranks.
 """
 # mypy: disable-error-code="no-untyped-def, assignment, var-annotated"
@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 Blocks = tuple[int, int, int]  # BLOCK_M positions at once, BLOCK_C channels, warps
-Choice = tuple[Blocks, Blocks]  # of the sums over positions, and of what writes a map
+Choice = tuple[Blocks, Blocks]  # for the sums over positions, and for the kernels that write a map
 # The first is the default. None has been timed on a GPU.
 CHOICES: tuple[Choice, ...] = (
     ((32, 64, 4), (32, 64, 4)),
@@ -19,8 +19,8 @@ CHOICES: tuple[Choice, ...] = (
     ((64, 64, 8), (32, 128, 4)),
     ((16, 64, 2), (64, 64, 4)),
 )
-PROGRAMS = 1056  # that sum over positions: eight for each of the 132 multiprocessors of an H100
-ADDED = (16, 64)  # parts and channels that the second launch looks at together
+PROGRAMS = 1056  # how many sum over positions: eight for each of the 132 multiprocessors of an H100
+ADDED = (16, 64)  # parts and channels that a program of the second launch reads at once
 
 
 @triton.jit
@@ -30,7 +30,7 @@ def moments_kernel(
     """Mean and summed squared deviation of each channel over this part's rows.
 
     Deviations are taken from the mean of the part's first rows. It is usually within a few standard deviations of the
-    mean, so nothing cancels as it would in a sum of x^2.
+    mean, so digits do not cancel as they would in a sum of x^2.
     """
     i_part = tl.program_id(1)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -60,7 +60,7 @@ def moments_kernel(
 
 @triton.jit
 def _part_counts(i_parts, positions, rows, parts):
-    """How many rows each part has; the last has what is left."""
+    """How many rows each part has; the last has the remaining ones."""
     left = positions - i_parts.to(tl.int64) * rows
     return tl.where(i_parts < parts, tl.minimum(rows, tl.maximum(left, 0)), 0).to(tl.float32)
 
@@ -72,7 +72,7 @@ def moments_sum_kernel(
 ):  # fmt: skip
     """Mean, variance and 1 / sqrt(variance + eps) over all parts.
 
-    A squared deviation is the part's own, and count (its mean - the mean)^2 (Chan et al., 1979).
+    The squared deviations of a part are its own plus count (its mean - the mean)^2 (Chan et al., 1979).
     """
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = c < channels
@@ -98,7 +98,7 @@ def moments_sum_kernel(
 
 @triton.jit
 def _normalised(x, p_mean, p_scale, p_weight, p_bias, c, m_c):
-    """weight (x - mean) scale + bias, the way that both passes compute it."""
+    """weight (x - mean) scale + bias, computed in the same way in both passes."""
     mean = tl.load(p_mean + c, mask=m_c, other=0.0)
     slope = tl.load(p_weight + c, mask=m_c, other=0.0).to(tl.float32) * tl.load(p_scale + c, mask=m_c, other=0.0)
     bias = tl.load(p_bias + c, mask=m_c, other=0.0).to(tl.float32)
@@ -131,7 +131,7 @@ def sums_kernel(
     p_dy, p_x, p_y, p_mean, p_scale, p_weight, p_bias, p_dz, p_sum, p_along, positions, rows, channels,
     RESIDUAL: tl.constexpr, RELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Of each channel over this part's rows: the sum of dz, and that of dz (x - mean), where dz = dy [y > 0].
+    """For each channel, over this part's rows: the sums of dz and of dz (x - mean), where dz = dy [y > 0].
 
     With a residual, y is read to see where it is positive, and dz, the residual's gradient, is written. Without one,
     y is computed again from x, and nothing is written.
@@ -189,7 +189,7 @@ def gradient_kernel(
     p_dy, p_x, p_mean, p_scale, p_weight, p_bias, p_sum, p_along, p_dx, positions, channels, divisor,
     RELU: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dx = weight scale (dz - sum / N - (x - mean) scale^2 along / N); with RELU, dz = dy [y > 0], y from x again."""
+    """dx = weight scale (dz - sum / N - (x - mean) scale^2 along / N); with RELU, dz = dy [y > 0], with y from x."""
     columns = tl.cdiv(channels, BLOCK_C)  # neighbouring programs read neighbouring channels
     m = (tl.program_id(0) // columns).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     c = tl.program_id(0) % columns * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -243,7 +243,7 @@ def normalise(
     relu: bool,
     choice: Choice = CHOICES[0],
 ) -> torch.Tensor:
-    """The maps, M x C in the dtype of x; `statistics`: mean_C and 1 / sqrt(variance + eps)."""
+    """The normalised maps, M x C in the dtype of x; `statistics`: mean_C and 1 / sqrt(variance + eps)."""
     positions, channels = x_MC.shape
     result = torch.empty_like(x_MC)
     block_m, block_c, warps = choice[1]
@@ -264,10 +264,10 @@ def gradient_sums(
     relu: bool,
     choice: Choice = CHOICES[0],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dz_MC, and the sums over positions of dz and of dz (x - mean), float32 C each.
+    """dz_MC, and the sums over positions of dz and of dz (x - mean), each float32 of length C.
 
-    `y_MC`: the result, where a residual was added; then dz is a new map, its gradient. Otherwise dz is dy itself, from
-    which `gradient` finds dz again.
+    `y_MC`: the result, if a residual was added; dz is then a new map, the gradient of the residual. Otherwise dy itself
+    is returned, and `gradient` computes dz from it.
     """
     positions, channels = x_MC.shape
     parts, rows = _split(positions, channels, choice[0])
@@ -296,9 +296,9 @@ def gradient(
     relu: bool,
     choice: Choice = CHOICES[0],
 ) -> torch.Tensor:
-    """dx_MC in the dtype of x; `sums`: both sums, and what to divide them by.
+    """dx_MC in the dtype of x; `sums`: both sums, and the number to divide them by.
 
-    `relu`: dz_MC is the gradient of the result, which still counts where the result is 0.
+    `relu`: dz_MC is the gradient of the result, and is masked here where the result is 0.
     """
     positions, channels = x_MC.shape
     result = torch.empty_like(x_MC)

@@ -28,7 +28,7 @@ def batch_norm_relu(
     features_BHWC: channels-last maps, any floating dtype; weight_C, bias_C: floating, on the same device;
     residual_BHWC: added before the ReLU, of the features' shape and dtype. Statistics are taken over all B x H x W
     positions. `gather` extends them over ranks: it takes one row of this rank, 1 x K, and returns the rows of all
-    ranks, R x K; it is called once in each pass, and the gradients of weight and bias stay this rank's.
+    ranks, R x K; it is called once in each pass, and the gradients of weight and bias are those of this rank.
     Returns the maps in the features' dtype, and mean_C and variance_C in float32 (float64 for float64), which carry no
     gradient; the variance is divided by the number of positions.
     backend: `auto`, `reference` (the definition, which for several ranks needs a differentiable `gather`) or `triton`.
@@ -70,12 +70,12 @@ def _check(
         raise ValueError(f"residual_BHWC: expected shape {shape}, got {tuple(residual_BHWC.shape)}; pass equal shapes")
     if residual_BHWC.dtype != features_BHWC.dtype:
         raise TypeError(
-            f"residual_BHWC: expected {features_BHWC.dtype}, as the features, got {residual_BHWC.dtype}; convert it"
+            f"residual_BHWC: expected {features_BHWC.dtype} like the features, got {residual_BHWC.dtype}; convert it"
         )
 
 
 class _BatchNormRelu(torch.autograd.Function):
-    """The Triton launches. Not a custom op, because the ranks meet between two of them."""
+    """The Triton launches. This is not a custom op, because `gather` is called between two of them."""
 
     @staticmethod
     def forward(
@@ -119,21 +119,21 @@ class _BatchNormRelu(torch.autograd.Function):
         if ctx.gather is not None:
             totals = ctx.gather(torch.cat([sum_C, along_C])[None]).sum(0) / count
             sums = (*totals.chunk(2), 1)
-        # With a residual, dz already holds no gradient where the result is 0.
+        # With a residual, dz is already 0 where the result is 0.
         dx_MC = kernel.gradient(dz_MC, x_MC, *fixed, sums, ctx.relu and y_MC is None)
         d_residual = dz_MC.view(dy_BHWC.shape) if ctx.added else None
         return dx_MC.view(dy_BHWC.shape), d_weight_C, d_bias_C, d_residual, None, None, None
 
 
 def _rows(map_BHWC: torch.Tensor) -> torch.Tensor:
-    """M x C, a view where the map is channels-last."""
+    """The map as M x C; a view if the map is contiguous."""
     return map_BHWC.contiguous().view(-1, map_BHWC.shape[3])
 
 
 def _moments_of_ranks(
     mean_C: torch.Tensor, variance_C: torch.Tensor, positions: int, gather: Gather
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean and variance over all ranks' positions, and how many these are."""
+    """Mean and variance over the positions of all ranks, and the number of these positions."""
     count = mean_C.new_full((1,), positions)
     rows_RX = gather(torch.cat([mean_C, variance_C, count])[None])
     mean_RC, variance_RC, count_R1 = rows_RX.split([len(mean_C), len(mean_C), 1], dim=1)

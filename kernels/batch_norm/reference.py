@@ -1,4 +1,4 @@
-"""The definition of batch normalisation with a residual sum and ReLU, in plain PyTorch: contract and test truth.
+"""The definition of batch normalisation with a residual sum and ReLU, in plain PyTorch, which tests compare with.
 
 Legend: B images, H x W positions, C channels, R ranks, N = B * H * W positions of all ranks.
 """
@@ -24,7 +24,7 @@ def batch_norm_relu(
     """relu(weight (x - mean) / sqrt(variance + eps) + bias + residual), mean and variance over all positions.
 
     Returns the maps in the dtype of the features, and mean_C and variance_C (divided by N), which carry no gradient.
-    The gradient is that of all ranks' losses together where `gather` is differentiable.
+    If `gather` is differentiable, the gradient is that of all ranks' losses together.
     """
     with torch.autocast(features_BHWC.device.type, enabled=False):
         dtype = compute_dtype(features_BHWC)

@@ -1,1 +1,1 @@
-"""What every operation needs: `dtypes`, the `checks` of its arguments, and the `path`, the choice of what runs."""
+"""What all operations need: accepted `dtypes`, `checks` of arguments, and the choice of the `path` that runs."""

@@ -30,8 +30,8 @@ def check_positive(name: str, value: float) -> None:
 
 
 def refuse_double_backward(op: str) -> NoReturn:
-    """The backward of every backward: raise RuntimeError."""
+    """Raise RuntimeError; registered as the backward of every operation's backward."""
     raise RuntimeError(
-        f"kernels.{op}: expected one backward, got a backward through the backward (create_graph=True or a Hessian); "
-        f'use backend="reference", which is differentiable any number of times'
+        f"kernels.{op}: expected a first derivative, got a second one (create_graph=True or a Hessian); "
+        f'use backend="reference", which can be differentiated any number of times'
     )

@@ -6,5 +6,5 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def compute_dtype(tensor: torch.Tensor) -> torch.dtype:
-    """Probabilities, norms and distances are float32 for half inputs; float64 stays, so gradients can be checked."""
+    """The precision of probabilities, norms and distances: float32, or float64 for float64, as gradcheck needs it."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,20 +1,20 @@
-"""Which of its implementations an operation runs: the definition, plain PyTorch for a CPU, or Triton."""
+"""The choice of the implementation that an operation runs: the definition, plain PyTorch for a CPU, or Triton."""
 
 import os
 from typing import Literal, get_args
 
 import torch
 
-Backend = Literal["auto", "reference", "triton"]  # what a caller may ask for
-Path = Literal["reference", "plain", "triton"]  # what then runs
+Backend = Literal["auto", "reference", "triton"]  # what a caller can choose
+Path = Literal["reference", "plain", "triton"]  # the implementation that runs
 
 
 def choose_path(backend: Backend, tensor: torch.Tensor, obstacle: str = "") -> Path:
-    """`reference` (the definition, on any device), `plain` (the same algebra, faster on a CPU) or `triton`.
+    """Return `reference` (the definition, on any device), `plain` (the same algebra, faster on a CPU) or `triton`.
 
     `auto` runs Triton on a GPU and `plain` on a CPU. It runs the definition on a GPU where the kernel cannot be used
-    (`obstacle` says why, for people), and while a graph is exported, because other runtimes know only PyTorch's own
-    operators. Raises ValueError for an unknown backend, and where Triton was asked for and cannot run.
+    (`obstacle` gives the reason in words), and while a graph is exported, because other runtimes know only PyTorch's
+    own operators. Raises ValueError for an unknown backend, and if Triton is requested but cannot run.
     """
     if backend not in get_args(Backend):
         raise ValueError(

@@ -1,7 +1,7 @@
 """The GeM pyramid in Triton: one read of the map for all levels, one launch each way.
 
-A program holds one image and BLOCK_C channels and walks down the map in stripes so fine that every level is made of
-whole stripes. Legend: B images, H x W positions, C channels, N = sum(levels) pooled stripes.
+A program processes one image and BLOCK_C channels. It reads the map from top to bottom in stripes that are so fine that
+every level consists of whole stripes. Legend: B images, H x W positions, C channels, N = sum(levels) pooled stripes.
 """
 # mypy: disable-error-code="no-untyped-def, assignment, var-annotated"
 
@@ -14,10 +14,10 @@ import triton.language as tl
 
 Blocks = tuple[int, int, int]  # BLOCK_P positions at once, BLOCK_C channels, warps
 Choice = tuple[Blocks, Blocks]  # of the forward and of the backward
-SUMS_A_THREAD = 48  # that the forward keeps in registers; with more, what it loads ahead is spilled
+SUMS_A_THREAD = 48  # the most that the forward keeps in registers; with more, the values that it loads ahead spill
 # The first is the default. A warp with 256 channels keeps all positions of a channel in one thread, so no sum crosses
-# threads. An earlier forward summed across warps after every stripe and took about four times what its reads predict on
-# an H200 (59 us instead of 13 for 64 images). This one has not been timed on a GPU.
+# threads. An earlier forward summed across warps after every stripe and took about four times as long as its reads
+# predict on an H200 (59 us instead of 13 for 64 images). This one has not been timed on a GPU.
 CHOICES: tuple[Choice, ...] = (
     ((16, 256, 1), (32, 128, 4)),
     ((8, 256, 1), (32, 64, 4)),
@@ -28,7 +28,7 @@ CHOICES: tuple[Choice, ...] = (
 
 @triton.jit
 def _member(i_stripe, LEVELS: tl.constexpr, FINE: tl.constexpr, BLOCK_N: tl.constexpr):
-    """For each pooled row n: does it contain the fine stripe; and its level (1 for rows that only pad the block)."""
+    """For each pooled row n, whether it contains the fine stripe, and its level (1 for rows that pad the block)."""
     n = tl.arange(0, BLOCK_N)
     inside = n < 0
     level_N = tl.full((BLOCK_N,), 1, tl.int32)
@@ -120,7 +120,7 @@ def backward_kernel(
 
 def _launch(kernel: triton.JITFunction, tensors: tuple[torch.Tensor, ...], levels: Sequence[int], p: float, eps: float,
             *blocks: int, warps: int) -> None:  # fmt: skip
-    """Launch over images and blocks of channels; `blocks` are the kernel's block sizes, that of channels last."""
+    """Launch over images and blocks of channels; `blocks` are the kernel's block sizes, the one of channels last."""
     images, height, width, channels = next(x.shape for x in tensors if x.dim() == 4)
     if images:
         kernel[(images, triton.cdiv(channels, blocks[-1]))](

@@ -14,7 +14,7 @@ from kernels.common.dtypes import compute_dtype
 from kernels.common.path import Backend, choose_path
 from kernels.gem_pyramid import plain, reference
 
-WHOLE_POWERS = range(1, 9)  # the kernel multiplies; other powers are left to PyTorch
+WHOLE_POWERS = range(1, 9)  # the kernel computes them by multiplication; other powers are left to PyTorch
 
 
 def gem_pyramid(
@@ -24,8 +24,8 @@ def gem_pyramid(
 
     features_BHWC: B x H x W x C, any floating dtype; levels: stripes per level, each dividing H, e.g. (1, 3, 6); a
     stripe is H / level rows, its value (mean over positions of max(x, eps)^p)^(1/p).
-    Returns B x N x C, N = sum(levels), coarse to fine as `levels` says and top to bottom inside a level, float32
-    (float64 for float64) whatever comes in. backend: `auto`, `reference` (the definition) or `triton`.
+    Returns B x N x C, N = sum(levels), in the order of `levels` and from top to bottom inside a level, float32
+    (float64 for float64) for every dtype of the map. backend: `auto`, `reference` (the definition) or `triton`.
     Raises TypeError or ValueError before any work.
     """
     check_tensor("features_BHWC", features_BHWC, "B x H x W x C")
@@ -41,7 +41,7 @@ def gem_pyramid(
 def _check(features_BHWC: torch.Tensor, levels: list[int], p: float, eps: float) -> None:
     shape, height = tuple(features_BHWC.shape), features_BHWC.shape[1]
     if 0 in shape[1:]:
-        raise ValueError(f"features_BHWC: expected no empty dimension but B, got {shape}; pass whole maps")
+        raise ValueError(f"features_BHWC: expected no empty dimension except B, got {shape}; pass whole maps")
     if not levels:
         raise ValueError("levels: expected at least one number of stripes, got none; use (1,) for the global mean")
     for level in levels:
@@ -53,7 +53,7 @@ def _check(features_BHWC: torch.Tensor, levels: list[int], p: float, eps: float)
     check_positive("eps", eps)
     tiny = torch.finfo(compute_dtype(features_BHWC)).tiny
     if eps ** max(p, 1.0) < tiny:
-        raise ValueError(f"eps: expected eps^p >= {tiny:.0e}, got {eps}^{p}, which vanishes; raise eps or lower p")
+        raise ValueError(f"eps: expected eps^p >= {tiny:.0e}, got {eps}^{p}, which underflows; raise eps or lower p")
 
 
 def _module(path: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The GeM pyramid in plain PyTorch, some images at a time: every level from one read of the map (see README.md here).
+"""The GeM pyramid in plain PyTorch, some images at a time: every level from one read of the map (see README.md).
 
 Legend: B images, H x W positions, C channels, N = sum(levels) stripes, coarse to fine.
 """
@@ -9,11 +9,11 @@ import torch
 
 from kernels.common.dtypes import compute_dtype
 
-CACHED_NUMBERS = 2**17  # of a map at a time, which with its powers stay in the cache of a core
+CACHED_NUMBERS = 2**17  # how many are processed at a time; with their powers they stay in a core's cache
 
 
 def forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float) -> torch.Tensor:
-    """B x N x C: the powers of a row are summed once, the levels add up rows."""
+    """B x N x C: the powers of a row are summed once, and the levels add up these sums."""
     images, height, width, channels = features_BHWC.shape
     rows = features_BHWC.new_empty(images, height, channels, dtype=compute_dtype(features_BHWC))
     at_once = _images_at_once(features_BHWC)
@@ -39,7 +39,7 @@ def backward(
         (s * (level / (height * width))).repeat_interleave(height // level, dim=1)
         for s, level in zip(stripes, levels, strict=True)
     )
-    assert isinstance(slope_BHC, torch.Tensor)  # sum gives 0 for no levels, of which there is at least one
+    assert isinstance(slope_BHC, torch.Tensor)  # sum returns 0 for no levels, but there is at least one
     gradient = torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
     at_once = _images_at_once(features_BHWC)
     parts = (tensor.split(at_once) for tensor in (features_BHWC, slope_BHC, gradient))
@@ -50,12 +50,12 @@ def backward(
 
 
 def _images_at_once(features_BHWC: torch.Tensor) -> int:
-    """Small maps together, because each step of the loop costs some microseconds whatever its size."""
+    """Several if maps are small, because each step of the loop costs some microseconds whatever its size."""
     return max(1, CACHED_NUMBERS // max(1, features_BHWC[:1].numel()))
 
 
 def _power(x: torch.Tensor, exponent: float) -> torch.Tensor:
-    """x ** exponent; the usual small whole exponents as products, many times faster than pow."""
+    """x ** exponent; the usual small whole exponents are products, which are many times faster than pow."""
     if exponent in (1, 2, 3):
         return x if exponent == 1 else x * x if exponent == 2 else (x * x).mul_(x)
     return x.pow(exponent)

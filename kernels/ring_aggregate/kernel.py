@@ -1,7 +1,8 @@
 """Cyclic aggregation in Triton: every round inside one launch, each way (derivation: README.md beside this file).
 
-Theta and phi of round t are M_t theta and M_t phi, M_t the product of the mixing so far. So the scores of every round
-are M_t S_0 M_t^T with S_0 = theta phi^T: after one read of theta and phi the rounds live on R x R numbers in registers.
+Theta and phi of round t are M_t theta and M_t phi, where M_t is the product of the mixing so far. So the scores of each
+round are M_t S_0 M_t^T with S_0 = theta phi^T: after one read of theta and phi, all rounds work on R x R numbers in
+registers.
 Legend: B images, R parts (padded to BLOCK_R), D node width, A projection width.
 """
 # mypy: disable-error-code="no-untyped-def"
@@ -16,7 +17,7 @@ CHOICES = ((8192, 4), (4096, 2))
 
 @triton.jit
 def _product(a_IJ, b_JK):
-    """a b in float32. From 16 on, Triton would make the sum a TF32 product (3 digits), so ask for the exact one."""
+    """a b in float32. From 16 rows on, Triton would compute the sum in TF32 (3 digits), so request exact float32."""
     if a_IJ.shape[0] >= 16:
         return tl.dot(a_IJ, b_JK, input_precision="ieee")
     return tl.sum(a_IJ[:, :, None] * b_JK[None, :, :], axis=1)
@@ -50,7 +51,7 @@ def _mix_store(p_out, p_x, mixing_RR, i_image, R, width, stride, first, BLOCK_R:
 
 @triton.jit
 def _weight(score_RR, mixing_RR, R, BLOCK_R: tl.constexpr):
-    """The softmax over {i, i-1, i+1 mod R} of this round's scores; rows that only pad keep to themselves."""
+    """The softmax over {i, i-1, i+1 mod R} of this round's scores; padding rows attend only to themselves."""
     i = tl.arange(0, BLOCK_R)[:, None]
     j = tl.arange(0, BLOCK_R)[None, :]
     near = ((j == (i + 1) % R) | (j == (i + R - 1) % R)) & (i < R) & (j < R)
@@ -111,7 +112,7 @@ def _blocks(parts: int, choice: tuple[int, int]) -> tuple[int, int]:
 
 
 def _projections(theta_BRA: torch.Tensor, phi_BRA: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """Theta and phi, and how far apart their rows are: both halves of one product are read where they are."""
+    """Theta, phi and the stride of their rows; the two halves of one product are read in place."""
     stride = theta_BRA.stride(1)
     if theta_BRA.stride() == phi_BRA.stride() == (theta_BRA.shape[1] * stride, stride, 1):
         return theta_BRA, phi_BRA, stride
@@ -139,7 +140,7 @@ def backward(
     grad_BRD: torch.Tensor, parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int,
     choice: tuple[int, int] = CHOICES[0],
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    """The gradients of parts, theta and phi, each in its dtype."""
+    """The gradients of parts, theta and phi, each in the dtype of its input."""
     (images, parts, width), projection = parts_BRD.shape, theta_BRA.shape[-1]
     theta_BRA, phi_BRA, stride = _projections(theta_BRA, phi_BRA)
     inputs = [grad_BRD.contiguous(), parts_BRD.contiguous(), theta_BRA, phi_BRA]

@@ -20,8 +20,8 @@ def ring_aggregate(
 ) -> torch.Tensor:
     """Let every part of a ring look at itself and its two neighbours, `rounds` times (paper §3; method §5.2).
 
-    A round: b_ij = softmax over j in {i, i-1, i+1 mod R} of <theta_i, phi_j> / sqrt(A); u_i <- sum_j b_ij u_j, and
-    theta, phi follow the same recurrence, being linear in u: project once, before.
+    A round: b_ij = softmax over j in {i, i-1, i+1 mod R} of <theta_i, phi_j> / sqrt(A); u_i <- sum_j b_ij u_j.
+    Theta and phi are linear in u and follow the same recurrence, so they are projected only once, before the rounds.
     parts_BRD: B x R x D, R >= 3; theta_BRA, phi_BRA: B x R x A; floating, their dtypes may differ (autocast); rounds
     >= 1.
     Returns u after the rounds, B x R x D in the parts' dtype, summed in float32 (float64 for float64); the caller adds

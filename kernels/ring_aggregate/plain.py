@@ -1,7 +1,7 @@
 """Cyclic aggregation in plain PyTorch with the rounds composed into one matrix (method §5.2).
 
-A round mixes rows, W u, and mixing rows commutes with the linear projections: the rounds run on theta and phi (R x A),
-their product M = W_last ... W_1 (R x R) touches the parts once, forward and backward.
+A round mixes rows, W u, and mixing rows commutes with the linear projections. The rounds therefore run on theta and phi
+(R x A), and their product M = W_last ... W_1 (R x R) is applied to the parts once in the forward and in the backward.
 Legend: B images, R parts, D node width, A projection width.
 """
 

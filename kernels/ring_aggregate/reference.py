@@ -1,4 +1,4 @@
-"""The definition of cyclic neighbour aggregation in plain PyTorch: contract and test truth (paper §3; method §5.2).
+"""The definition of cyclic neighbour aggregation in plain PyTorch, which tests compare with (paper §3; method §5.2).
 
 Legend: B images, R parts of the ring, D node width, A projection width.
 """
