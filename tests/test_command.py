@@ -45,7 +45,8 @@ def begin(tmp_path):
         script = tmp_path / "command_of_test.py"
         lines = "\n".join(f"    {line}" for line in body.splitlines())
         script.write_text(COMMAND.format(slow_import=slow_import, body=lines))
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), **options.pop("env", {})}
+        own = {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
+        environment = {**os.environ, **own, **options.pop("env", {})}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
         named = ["-m", script.stem] if module else [script]
         begun.append(subprocess.Popen([sys.executable, *named, *words], cwd=tmp_path, env=environment, **pipes))

@@ -136,6 +136,6 @@ def _problem_of(error: yaml.YAMLError) -> str:
 
 
 def short_name(name: str | Path) -> str:
-    """A name for a message, cut to 80 characters."""
+    """A name for a message: its beginning and its end if it has more than 80 characters."""
     text = str(name)
-    return shown(text if len(text) <= 80 else text[:77] + "...")
+    return shown(text if len(text) <= 80 else f"{text[:30]}...{text[-47:]}")

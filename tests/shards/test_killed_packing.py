@@ -97,7 +97,7 @@ def test_a_killed_packing_goes_on(tmp_path, capsys, how):
     assert not out.exists()
     assert not list(out.parent.rglob("index.json"))
     if how != "SIGKILL":
-        word = {"SIGTERM": "terminated", "SIGINT": "interrupted"}.get(how, "one was killed")
+        word = {"SIGTERM": "terminated", "SIGINT": "interrupted"}.get(how, "was killed")
         (last,) = shown.splitlines()
         assert last.startswith("error: ")
         assert word in last

@@ -102,8 +102,10 @@ def test_a_missing_value_is_named(tmp_path):
 
 
 def test_files_that_are_no_config(tmp_path):
-    with pytest.raises(InputError, match=r"absent\.yaml does not exist"):
-        load_config(tmp_path / "absent.yaml", [])
+    deep = tmp_path / "-".join(["a folder with a long name"] * 5)
+    for folder in (tmp_path, deep):
+        with pytest.raises(InputError, match=r"absent\.yaml does not exist"):
+            load_config(folder / "absent.yaml", [])
     path = tmp_path / "config.yaml"
     path.write_text("a: [1")
     with pytest.raises(InputError, match="expected YAML"):

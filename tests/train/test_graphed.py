@@ -155,7 +155,7 @@ def test_what_only_the_run_knows_is_an_obstacle(monkeypatch):
         monkeypatch.setattr("tacaf.distributed.world_size", lambda: 2)
         assert "2 ranks" in obstacle(model)
         monkeypatch.undo()
-        assert "pieces" in obstacle(tiny_model(chunk=2))
+        assert "chunks" in obstacle(tiny_model(chunk=2))
 
 
 def test_a_training_on_replayed_graphs_is_the_training_without(sysu_shards, tmp_path):
