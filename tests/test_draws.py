@@ -57,6 +57,7 @@ def test_permuted_is_a_permutation(size):
     assert permuted([size - 1], size, Stream.IDENTITIES, 4, 1, 2) == whole[-1], "one place alone gives the same"
 
 
+@pytest.mark.slow
 def test_permuted_puts_everything_everywhere_equally_often():
     size, orders = 12, 1000
     counts = np.zeros((size, size))

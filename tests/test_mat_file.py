@@ -75,6 +75,7 @@ def test_damage_is_one_error_or_other_numbers(tmp_path, value, packed):
             read_mat(path, "x")
 
 
+@pytest.mark.slow
 def test_what_unpacks_to_very_much_is_refused(tmp_path):
     path = written(tmp_path / "a.mat", np.eye(2), False)
     head = path.read_bytes()[:128]

@@ -61,6 +61,7 @@ def test_a_shard_that_loses_its_end_while_in_use_is_named(index, tmp_path):
         reader.read(last)
 
 
+@pytest.mark.slow
 def test_a_reader_keeps_so_many_shards_open(sysu_shards_many):
     index = ShardIndex.open(sysu_shards_many)
     assert len(index.shards) > 2

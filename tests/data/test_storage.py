@@ -83,6 +83,7 @@ def test_the_reader_of_a_remote_set_can_be_sent_to_a_worker(server, config):
     assert len(pickle.dumps(own)) < 20_000, "columns travel as file names"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", ["fail", "stall", "cut", "change", "grow"])
 def test_a_passing_trouble_is_asked_again(local, server, config, trouble):
     shard = local.shards[0]

@@ -234,6 +234,7 @@ def test_wrong_words_are_refused(tmp_path, capsys, more, says):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_page_says_what_the_trainings_begin_with(tmp_path, capsys):
     for setting, said in (
         ("train.epochs=3", "from scratch."),

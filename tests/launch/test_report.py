@@ -20,6 +20,7 @@ def run(tmp_path_factory, sysu_shards):
     return folder
 
 
+@pytest.mark.slow
 def test_the_report_holds_every_picture(run, sysu_shards, capsys):
     assert main(["--run", str(run)]) == 0
     assert capsys.readouterr().out == f"report: {run / 'report.html'}\n"
@@ -38,6 +39,7 @@ def test_the_report_holds_every_picture(run, sysu_shards, capsys):
     assert (run / "report.html").read_bytes() == first, "the same run, the same page"
 
 
+@pytest.mark.slow
 def test_the_page_names_features_that_are_not_the_runs_own(run, tmp_path):
     """The scores come from the run's results, whatever the pictures are made from."""
     copy = tmp_path / "run"

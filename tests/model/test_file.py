@@ -96,6 +96,7 @@ def test_a_model_trained_with_the_definitions_is_used_with_the_kernels(path, sta
     assert load_model(path)[0].config.kernels == "auto"
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_noticed(path):
     whole = path.read_bytes()
     for _, data in damaged(whole, 300):

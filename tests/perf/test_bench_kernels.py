@@ -98,6 +98,7 @@ def test_a_wrong_case_fails_the_check_and_the_others_are_still_checked(monkeypat
     assert right["largest_error"] < 1e-5
 
 
+@pytest.mark.slow
 def test_rows_hold_the_promised_columns(monkeypatch, tmp_path):
     monkeypatch.setattr(bench_kernels, "cases", lambda device: SMALL[:1])
     monkeypatch.setattr(bench_kernels, "cpu_peak_mib", lambda *_: 1.0)
