@@ -2,6 +2,7 @@
 
 import ast
 import fnmatch
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,7 @@ def _matches(path: str, pattern: str) -> bool:
     return fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(path, pattern.replace("**/", ""))
 
 
+@functools.cache
 def _sources() -> list[Path]:
     return sorted(path for room in OURS[:-1] for path in (ROOT / room).rglob("*.py"))
 
@@ -108,6 +110,7 @@ def _module(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@functools.cache
 def _imports(path: Path) -> list[tuple[str, int]]:
     """(module, line) of every import statement, inside functions too; `from a import b` gives a and a.b."""
     found = []
