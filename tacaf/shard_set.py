@@ -117,7 +117,7 @@ class IndexFile(Document):
 
 
 def read_index(folder: Path) -> IndexFile:
-    """The index of the set in `folder`. Raises InputError if there is none or it is not valid."""
+    """The index of the set in `folder`. Raises InputError if it is missing or invalid."""
     path = folder / INDEX_FILE
     problem = file_problem(path)
     if problem == MISSING:

@@ -25,7 +25,7 @@ class AblationRow(NamedTuple):
 
 
 def differences(row: AblationRow, other: AblationRow, resamplings: int, seed: int = 0) -> dict[str, Difference] | None:
-    """row - other for each measure, over the seeds that both have; None if there are none."""
+    """The difference row - other for each measure, over the seeds that both have; None if they share no seed."""
     common = sorted(row.seeds.keys() & other.seeds.keys())
     if not common:
         return None

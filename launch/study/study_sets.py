@@ -107,7 +107,7 @@ class PackedSet:
 
     @classmethod
     def open(cls, folder: Path) -> "PackedSet":
-        """Open the set in a folder. Raises InputError if there is none or it is incomplete."""
+        """Open the set in a folder. Raises InputError if the folder contains no complete set."""
         return cls(ShardIndex.open(folder), folder.resolve())
 
     @property
