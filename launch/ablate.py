@@ -78,17 +78,21 @@ def ablate(study: Ablation, parallel: int, only_tables: bool) -> int:
         cell.check(study.split)
     collecting = Collecting(study, cells)
     missing = [cell for cell in cells if cell.scores(study.split) is None]
-    todo = [cell for cell in missing if not cell.training.finished()]
-    print(f"{len(cells) - len(todo)} of {len(cells)} trainings are finished", flush=True)
+    untrained = sum(not cell.training.finished() for cell in missing)
+    print(f"{len(cells) - untrained} of {len(cells)} trainings are finished", flush=True)
     if not only_tables:
         for study_set in dict.fromkeys(cell.study_set for cell in missing):
             study_set.make()
+    todo = []
     for cell in missing:
-        if cell.can_collect(study.split) or (cell.training.finished() and not only_tables):
+        if cell.can_collect(study.split):
             collecting.ended(cell.training, 0)
+        else:
+            todo.append(cell.training)
     if not only_tables:
         threads = {"OMP_NUM_THREADS": "1"} if parallel > 1 else None
-        if not run_all([cell.training for cell in todo], collecting.ended, parallel, environment=threads):
+        then = collecting.embed_command if study.split == "test" else lambda _: None
+        if not run_all(todo, collecting.ended, parallel, environment=threads, then=then):
             print("stopped; run the same command again to resume", flush=True)
             return EXIT_STOPPED
     for path in write_tables(study, cells, collecting.failures):
@@ -104,14 +108,19 @@ class Collecting:
         self.cells = {cell.training: cell for cell in cells}
         self.failures: dict[Training, str] = {}  # why a training has no scores
 
+    def embed_command(self, training: Training) -> list[str] | None:
+        """The command that embeds and scores the test identities with this training's model, or None."""
+        return self.cells[training].embed_command()
+
     def ended(self, training: Training, status: int) -> None:
-        """Record a training that ended with this exit status."""
+        """Record a training, or the embedding of its test identities, that ended with this exit status."""
         outcome = "finished" if status == 0 else f"status {status}"
         try:
             if status == 0:
                 self.cells[training].collect(self.study.split)
             elif status != EXIT_STOPPED:
-                self.failures[training] = f"its training ended with status {status}, see {training.folder.name}.log"
+                what = "the scoring of its test identities" if training.finished() else "its training"
+                self.failures[training] = f"{what} ended with status {status}, see {training.folder.name}.log"
         except InputError as error:
             outcome = self.failures[training] = str(error)
         print(f"{training.folder.name}: {outcome}", flush=True)
@@ -145,7 +154,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--parallel",
         type=int,
         default=1,
-        help="trainings at a time; with more than one, each has one thread; default: 1",
+        help="trainings, or scorings of test identities at a time; with more than one, each has one thread; default: 1",
     )
     add("--test", action="store_true", help="score the test identities")
     add(

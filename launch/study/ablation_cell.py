@@ -1,6 +1,5 @@
 """One training of an ablation: its stored scores, and how they are collected from the finished run."""
 
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,7 +84,7 @@ class AblationCell(NamedTuple):
         return IdentityScores.of(result.people) if result else None
 
     def collect(self, split: Scored) -> None:
-        """Store the scores of the finished training. Embeds the test identities if that was not done before.
+        """Store the scores of the finished training. For "test", `embed_command` must have been run.
 
         The stored scores of both splits always belong to the same model.
         """
@@ -113,29 +112,27 @@ class AblationCell(NamedTuple):
     def _test_files(self) -> tuple[Path, Path]:
         return self.training.folder / "test.npz", self.training.folder / "test.json"
 
-    def _test_scores(self) -> KeptResult:
-        """The scores of the test identities. Runs launch/evaluate.py unless that was done before."""
+    def embed_command(self) -> list[str] | None:
+        """The command that embeds and scores the test identities, or None if that was done before."""
         features, result = self._test_files()
-        if not self.can_collect("test"):
-            config = self.training.config()
-            asked, evaluation = config.evaluation.asked()[0], config.evaluation
-            words = ["--run", self.training.folder, "--shards", config.data.shards, "--split", "test"]
-            words += ["--protocol", evaluation.protocol]
-            words += ["--mode", asked.mode, "--shots", asked.shots] if asked.mode else ["--direction", asked.direction]
-            words += ["--metric", evaluation.metric, "--embedding", evaluation.embedding]
-            words += ["--gallery-draw", evaluation.gallery_draw] if evaluation.gallery_draw else []
-            words += ["--exclude", evaluation.exclude] if evaluation.exclude else []
-            if evaluation.locations:
-                words += ["--locations", *(f"{camid}={location}" for camid, location in evaluation.locations.items())]
-            words += ["--splits", evaluation.splits] if evaluation.splits else []
-            words += ["--features", features, "--json", result]
-            command = [sys.executable, str(SCRIPT.with_name("evaluate.py")), *map(str, words)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode != 0:
-                raise InputError(
-                    f"{self.training.folder}: the test identities could not be scored: {done.stderr.strip()[-300:]};"
-                    " correct that, and run the same command again"
-                )
+        if self.can_collect("test"):
+            return None
+        config = self.training.config()
+        asked, evaluation = config.evaluation.asked()[0], config.evaluation
+        words = ["--run", self.training.folder, "--shards", config.data.shards, "--split", "test"]
+        words += ["--protocol", evaluation.protocol]
+        words += ["--mode", asked.mode, "--shots", asked.shots] if asked.mode else ["--direction", asked.direction]
+        words += ["--metric", evaluation.metric, "--embedding", evaluation.embedding]
+        words += ["--gallery-draw", evaluation.gallery_draw] if evaluation.gallery_draw else []
+        words += ["--exclude", evaluation.exclude] if evaluation.exclude else []
+        if evaluation.locations:
+            words += ["--locations", *(f"{camid}={location}" for camid, location in evaluation.locations.items())]
+        words += ["--splits", evaluation.splits] if evaluation.splits else []
+        words += ["--features", features, "--json", result]
+        return [sys.executable, str(SCRIPT.with_name("evaluate.py")), *map(str, words)]
+
+    def _test_scores(self) -> KeptResult:
+        features, result = self._test_files()
         return self._scores_in("test", features, [result])
 
     def _scores_in(self, split: Scored, features: Path, paths: Sequence[Path]) -> KeptResult:

@@ -71,51 +71,72 @@ def run_all(
     parallel: int = 1,
     ranks: int = 1,
     environment: Mapping[str, str] | None = None,
+    then: Callable[[Training], list[str] | None] = lambda _: None,
 ) -> bool:
     """Run the trainings in order, `parallel` at a time. `ended` gets the exit status of each.
+
+    then: the command to run after a training has finished, in its place among the `parallel`, or None. `ended` waits
+    for it and gets its status. Of a training that was finished before, only this command is run.
 
     Returns False if the command was told to stop: SIGTERM and SIGUSR1 are passed on to the running trainings as
     SIGTERM, which every launcher passes to its ranks, and no further training is started. With `parallel` 1, trainings
     write to our output; otherwise each writes to a file beside its folder, <folder>.log.
     """
-    waiting, active, told = list(trainings), dict[Training, subprocess.Popen[bytes]](), False
+    waiting, active, told = [*trainings], dict[Training, _Running](), False
+    variables = child_environment(**(environment or {}))
+
+    def start(one: Training) -> None:
+        trains = not one.finished()
+        command = one.command(ranks) if trains else then(one)
+        if command is None:
+            ended(one, 0)
+        else:
+            active[one] = _Running(_start(one, command, parallel > 1, variables), trains)
+
     with _signals() as asked:
         try:
             while (waiting and not asked) or active:
                 while waiting and len(active) < parallel and not asked:
-                    one = waiting.pop(0)
-                    active[one] = _start(one, parallel > 1, ranks, environment)
+                    start(waiting.pop(0))
                 if asked and not told:
                     told = True
-                    for process in active.values():
-                        process.terminate()
-                for one, process in list(active.items()):
-                    status = process.poll()
+                    for running in active.values():
+                        running.process.terminate()
+                for one, running in list(active.items()):
+                    status = running.process.poll()
                     if status is None:
                         continue
                     del active[one]
-                    ended(one, EXIT_STOPPED if asked and status != 0 else status)
+                    more = running.trains and status == 0 and one.finished() and then(one) is not None
+                    if more and not asked:
+                        start(one)
+                        continue
+                    ended(one, EXIT_STOPPED if asked and (status != 0 or more) else status)
                     if status == EXIT_STOPPED:
                         asked.append(status)
                 time.sleep(0.1)
         finally:  # after an error here, no training may keep running in the background
-            for process in active.values():
-                process.terminate()
-            for process in active.values():
-                process.wait()
+            for running in active.values():
+                running.process.terminate()
+            for running in active.values():
+                running.process.wait()
     return not asked
 
 
-def _start(one: Training, to_file: bool, ranks: int, environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+class _Running(NamedTuple):
+    """A child process that trains, or that does what follows a training."""
+
+    process: subprocess.Popen[bytes]
+    trains: bool
+
+
+def _start(one: Training, command: list[str], to_file: bool, variables: dict[str, str]) -> subprocess.Popen[bytes]:
     one.folder.parent.mkdir(parents=True, exist_ok=True)
-    variables = child_environment(**(environment or {}))
     # In its own session, so that Ctrl-C reaches only this process, which then tells the training to save and stop.
     if not to_file:
-        return subprocess.Popen(one.command(ranks), env=variables, start_new_session=True)
+        return subprocess.Popen(command, env=variables, start_new_session=True)
     with one.folder.with_name(one.folder.name + ".log").open("a") as log:
-        return subprocess.Popen(
-            one.command(ranks), env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        return subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 
 @contextmanager

@@ -107,3 +107,40 @@ def test_ctrl_c_reaches_us_alone_and_the_trainings_are_asked_to_save(tmp_path, m
     pressing.join()
     assert (tmp_path / "saved").exists()
     assert int((tmp_path / "session").read_text()) != os.getsid(0)
+
+
+FINISHES = "import pathlib, sys; pathlib.Path(sys.argv[1]).mkdir(); (pathlib.Path(sys.argv[1]) / 'report.html').touch()"
+
+
+@pytest.mark.slow
+def test_what_follows_a_training_runs_in_its_place_and_its_status_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(Training, "command", lambda one, ranks: [sys.executable, "-c", FINISHES, str(one.folder)])
+    new, old, whole, broken = (Training(tmp_path / name, DEMO, ()) for name in ("new", "old", "whole", "broken"))
+    for one in (old, whole):
+        one.folder.mkdir()
+        (one.folder / "report.html").touch()
+
+    def then(one: Training) -> list[str] | None:
+        if one == whole:
+            return None
+        last = "sys.exit(3)" if one == broken else "pathlib.Path(sys.argv[1], 'embedded').touch()"
+        return [sys.executable, "-c", f"import pathlib, sys; {last}", str(one.folder)]
+
+    ends = dict[Training, int]()
+    assert run_all([new, old, whole, broken], ends.__setitem__, parallel=2, then=then)
+    assert ends == {new: 0, old: 0, whole: 0, broken: 3}
+    assert [(one.folder / "embedded").exists() for one in ends] == [one in (new, old) for one in ends]
+
+
+@pytest.mark.slow
+def test_nothing_follows_a_training_once_the_command_was_told_to_stop(tmp_path, monkeypatch):
+    """A training that ends while all are told to stop is finished, but what follows it waits for the next time."""
+    tells = FINISHES + "; import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)"
+    quiet = f"import signal; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); {tells}"
+    monkeypatch.setattr(Training, "command", lambda one, ranks: [sys.executable, "-c", quiet, str(one.folder)])
+    ends = list[int]()
+    follows = [sys.executable, "-c", f"open({str(tmp_path / 'embedded')!r}, 'w')"]
+    one = Training(tmp_path / "run", DEMO, ())
+    assert not run_all([one], lambda _, status: ends.append(status), then=lambda _: follows)
+    assert ends == [75]
+    assert not (tmp_path / "embedded").exists()
