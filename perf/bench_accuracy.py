@@ -1,13 +1,16 @@
 """Measures accuracy against training time, with the kernels and with every op by its definition in plain PyTorch.
 
     python perf/bench_accuracy.py --shards SHARDS --out DIR [--config FILE] [--set a.b=c ...] [--json FILE]
+    python perf/bench_accuracy.py --shards SHARDS --out DIR --ways graph kernels
 
 By default the full recipe, ResNet-50 at 288x144 in bf16 from scratch; on a benchmark's set (`python -m shards synth
---benchmark plain_1`, then pack) it trains on 400 identities and is scored on 100 others. Both trainings have the same
-batches and initial weights and run one after the other. The same command resumes from what is in DIR. Time is the sum
-of the steps' times; it includes waits for images and the compilation in the first step, which is also given separately,
-but no evaluations, saves or start-up. Memory is the process's peak, evaluations included. On a CPU the kernels' own CPU
-path is measured. With --json FILE a picture is written beside FILE.
+--benchmark plain_1`, then pack) it trains on 400 identities and is scored on 100 others. The way `graph` has the
+kernels, the fused norm and the step replayed from a CUDA graph, which needs a GPU. All trainings have the same batches
+and initial weights and run one after the other, in the order of --ways; the last is compared with the first. The same
+command resumes from what is in DIR. Time is the sum of the steps' times; it includes waits for images and the
+compilation in the first step, which is also given separately, but no evaluations, saves or start-up. Memory is the
+process's peak, evaluations included. On a CPU the kernels' own CPU path is measured. With --json FILE a picture is
+written beside FILE.
 """
 
 from tacaf.start import start
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import torch
 from matplotlib.figure import Figure
 
 from launch.study.trainings import SCRIPT, Training, run_all
@@ -43,20 +47,31 @@ from tacaf.run_files import (
 )
 from tacaf.vocabulary import InputError
 
-WAYS = {"definitions": "every op by its definition", "kernels": "with the kernels"}
-COLOURS = {"definitions": "#9aa4ad", "kernels": "#2563a8"}
-KERNELS = {"definitions": "reference", "kernels": "auto"}  # model.kernels of each
+WAYS = {
+    "definitions": "every op by its definition",
+    "kernels": "with the kernels",
+    "graph": "with the kernels, in a CUDA graph",
+}
+COLOURS = {"definitions": "#9aa4ad", "kernels": "#2563a8", "graph": "#1b7f4d"}
+SETTINGS = {
+    "definitions": ("model.kernels=reference",),
+    "kernels": ("model.kernels=auto",),
+    # A graph of the whole step needs gradients that no ZeRO stage touches from the host.
+    "graph": (
+        "model.kernels=auto",
+        "model.fused_norm=true",
+        "train.cuda_graph=true",
+        "deepspeed.zero_optimization.stage=0",
+    ),
+}
 NEARLY = 0.9  # share of the lower final score; the times to reach this score are compared
 
 
 def trainings(args: argparse.Namespace) -> dict[str, Training]:
-    """Both trainings, by their way."""
+    """The trainings, by their way."""
     place = args.shards if "://" in args.shards else Path(args.shards).resolve()
     settings = (*args.set, f"data.shards={place}", "train.log_every=1")
-    return {
-        way: Training(args.out / way, args.config, (*settings, f"model.kernels={kernels}"))
-        for way, kernels in KERNELS.items()
-    }
+    return {way: Training(args.out / way, args.config, (*settings, *SETTINGS[way])) for way in args.ways}
 
 
 def curve(run: Path) -> dict[str, Any]:
@@ -101,8 +116,8 @@ def seconds_to(points: Sequence[dict[str, Any]], score: str, least: float) -> fl
 
 
 def compare(ways: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Both ways side by side. `ratio` is the speed-up over the definitions."""
-    plain, fused = ways["definitions"], ways["kernels"]
+    """The ways side by side. `ratio` is the speed-up of the last over the first."""
+    plain, fused = (list(ways.values())[place] for place in (0, -1))
     goal = NEARLY * min(way["points"][-1]["mAP"] for way in ways.values())
     reached = {name: seconds_to(way["points"], "mAP", goal) for name, way in ways.items()}
     return {
@@ -178,7 +193,7 @@ def measure(args: argparse.Namespace) -> int:
             f" {found['seconds_to_mAP_goal'][name]:.0f} s, {way['peak_memory_mib']:.0f} MiB"
         )
     if args.json:
-        settings = published(runs["kernels"].config().model_dump(mode="json", exclude={"run"}))
+        settings = published(list(runs.values())[-1].config().model_dump(mode="json", exclude={"run"}))
         write(args.json, {"complete": True, **found, "ways": ways, "config": settings})
         picture(ways).savefig(args.json.with_suffix(".svg"), metadata={"Date": None})
     return 0
@@ -190,6 +205,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--shards", type=to_location, required=True, help="a packed set: a folder or an address")
     parser.add_argument("--out", type=to_path, required=True, metavar="DIR", help="folder for the runs")
     parser.add_argument("--config", type=to_path, default=SCRIPT.parent / "configs" / "sysu_mm01.yaml")
-    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for both trainings")
+    parser.add_argument("--set", action="append", default=[], metavar="a.b=c", help="for all trainings")
+    parser.add_argument(
+        "--ways", nargs="+", choices=tuple(WAYS), default=["definitions", "kernels"], help="default: %(default)s"
+    )
     parser.add_argument("--json", type=to_path)
-    return measure(parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    args.ways = list(dict.fromkeys(args.ways))
+    if "graph" in args.ways and not torch.cuda.is_available():
+        raise InputError("the way graph needs a GPU, and this machine has none; leave it out of --ways")
+    return measure(args)

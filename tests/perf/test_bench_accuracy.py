@@ -1,4 +1,4 @@
-"""Accuracy against time: both trainings run, one really without the kernels, and the figures are of their logs."""
+"""Accuracy against time: the trainings run, one really without the kernels, and the figures are of their logs."""
 
 import argparse
 import json
@@ -38,7 +38,7 @@ def test_both_ways_train_alike_and_are_timed(found):
         assert way["points"][0]["training_s"] < way["points"][1]["training_s"] == way["training_s"]
         assert way["results"][0]["mean"]["mAP"] == pytest.approx(way["points"][-1]["mAP"])
     assert first["kernels"] == pytest.approx(first["definitions"], rel=1e-4)
-    assert set(found["seconds_to_mAP_goal"]) == set(bench_accuracy.WAYS)
+    assert list(found["seconds_to_mAP_goal"]) == ["definitions", "kernels"]
     assert str(found["out"]) not in json.dumps({**found, "out": ""})
 
 
@@ -68,14 +68,21 @@ def test_what_is_finished_is_kept_when_the_other_training_fails(found, sysu_shar
 
 
 def test_the_ways_differ_in_their_kernels_alone(sysu_shards, tmp_path):
-    args = argparse.Namespace(shards=str(sysu_shards), out=tmp_path, config=DEMO, set=[])
+    args = argparse.Namespace(shards=str(sysu_shards), out=tmp_path, config=DEMO, set=[], ways=[*bench_accuracy.WAYS])
     configs = {way: one.config() for way, one in bench_accuracy.trainings(args).items()}
-    assert {way: config.model.kernels for way, config in configs.items()} == {
-        "definitions": "reference",
-        "kernels": "auto",
-    }
-    plain, fast = (config.model_dump(exclude={"run": True, "model": {"kernels"}}) for config in configs.values())
-    assert plain == fast
+    kernels = {way: (config.model.kernels, config.model.fused_norm) for way, config in configs.items()}
+    assert kernels == {"definitions": ("reference", False), "kernels": ("auto", False), "graph": ("auto", True)}
+    assert [config.train.cuda_graph for config in configs.values()] == [False, False, True]
+    aside = {"run": True, "model": {"kernels", "fused_norm"}, "train": {"cuda_graph"}, "deepspeed": True}
+    plain, fast, graph = (config.model_dump(exclude=aside) for config in configs.values())
+    assert plain == fast == graph
+
+
+def test_a_graph_needs_a_gpu(sysu_shards, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_accuracy.torch.cuda, "is_available", lambda: False)
+    assert bench_accuracy.main([*command(sysu_shards, tmp_path), "--ways", "graph"]) == 2
+    assert "needs a GPU" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_ratio_is_of_times_and_the_goal_of_the_worse_score():
