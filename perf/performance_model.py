@@ -57,7 +57,7 @@ class Gpu:
     name: str
     copy_bytes_per_s: float
     product_flops_per_s: float
-    # a loop over 20 MB on an H200, 7.3 in a later run (perf/results/gpu/call_1.json); assumed for an H100, the same chip
+    # a loop over 20 MB on an H200, 7.3 in a later run (perf/results/gpu/call_1.json); assumed for an H100
     cache_bytes_per_s: float = 7.0e12
     cache_note: str = ""
 
