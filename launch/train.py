@@ -40,7 +40,7 @@ from tacaf.train.engine import build_engine, check_settings, prepare_deepspeed
 from tacaf.train.finish import check_scoring, evaluate_epoch, finish
 from tacaf.train.flops import share_at_one_second
 from tacaf.train.forward import draw
-from tacaf.train.graphed import with_graph
+from tacaf.train.graphed import slow_norms, with_graph
 from tacaf.train.log_file import log_into
 from tacaf.train.new_model import build_model
 from tacaf.train.processes import Place, choose_convolutions, start_distributed, stop_distributed
@@ -202,6 +202,8 @@ def build_run(
     compute = build_compute(config, engine, TacafLoss(config.loss))
     if config.train.cuda_graph:
         compute = with_graph(compute, engine, log.warn_once)
+    elif reason := slow_norms(config):
+        log.warn_once(reason)
     run = Run(
         config=config,
         place=place,

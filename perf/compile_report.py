@@ -1,10 +1,10 @@
-"""Compiles every Triton kernel without a GPU, and reports its registers, shared memory and spills.
+"""Compiles every Triton kernel without a GPU, and reports its registers, shared memory, spills and float64 lines.
 
     python perf/compile_report.py [--arch 80 90 100] [--choices all] --json FILE
 
 The launchers run on tensors without storage. Their launches are intercepted and compiled for each architecture, so the
 report has exactly the arguments, alignments and tuning choices of a real call. The exit status is 1 if a kernel spills
-more than SPILL_LIMIT or needs more shared memory than the chip has.
+more than SPILL_LIMIT, needs more shared memory than the chip has, or computes in float64, which no kernel should.
 """
 
 import sys
@@ -162,6 +162,7 @@ def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[st
                 "registers": registers,
                 "shared_bytes": compiled.metadata.shared,
                 "spill_bytes": spill,
+                "float64_lines": compiled.asm["ptx"].count(".f64"),
                 "warps": compiled.metadata.num_warps,
                 "tensor_cores": tensor_cores(compiled.asm["ptx"]),
                 "triton": triton.__version__,
@@ -171,6 +172,15 @@ def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[st
 def tensor_cores(ptx: str) -> str:
     """The matrix instruction that the kernel uses, if any."""
     return next((name for name in ("tcgen05.mma", "wgmma.mma", "mma.sync") if name in ptx), "none")
+
+
+def problem_with(row: dict[str, Any]) -> str | None:
+    """Why a kernel is not good enough, or None."""
+    if row["spill_bytes"] > SPILL_LIMIT:
+        return "spills"
+    if row["shared_bytes"] > SHARED_LIMIT[row["arch"]]:
+        return "too much shared memory"
+    return "float64" if row["float64_lines"] else None
 
 
 @entry()
@@ -188,8 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for op, arch, dtype in itertools.product(args.op, args.arch, args.dtype):
         report += rows(op, dtype, arch, args.choices == "all")
     write_json(args.json, report)
-    bad = [r for r in report if r["spill_bytes"] > SPILL_LIMIT or r["shared_bytes"] > SHARED_LIMIT[r["arch"]]]
+    bad = [row for row in report if problem_with(row)]
     for row in report:
-        mark = "  <-- spills or too much shared memory" if row in bad else ""
+        mark = f"  <-- {problem_with(row)}" if problem_with(row) else ""
         print(*(f"{row[key]}" for key in row if key != "triton"), mark)
     return 1 if bad else 0

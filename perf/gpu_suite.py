@@ -1,10 +1,10 @@
 """Runs all measurements on a GPU, in calls of a few minutes: python perf/gpu_suite.py --out DIR [--call N] [--rehearse]
 
-Call 1 is about correctness and ceilings, call 2 about kernels and tuning, call 3 about the training step, call 4 about
-data on the GPU and a training to a score. Without --call they run in that order. Each ends within its limit, can be
-repeated alone, and prints its table at the end. It writes DIR/call_N.json with every row, as the rows are measured, and
-DIR/call_N.md to read. If a part fails or is stopped, no other part loses its results; if it lacks a package or a
-program, its line says so.
+Call 1 is about correctness, ceilings and two ops, call 2 about all kernels and tuning, call 3 about the training step,
+call 4 about data on the GPU and a training to a score. Without --call they run in that order; if time is short, leave
+out call 2: the others take 20 minutes at most. Each ends within its limit, can be repeated alone, and prints its table
+at the end. It writes DIR/call_N.json with every row, as the rows are measured, and DIR/call_N.md to read. If a part
+fails or is stopped, no other part loses its results; if it lacks a package or a program, its line says so.
 
 `--needs N` lists what call N needs besides PyTorch and Triton; perf/gather_gpu_needs.py gathers it. `--unpack FILE`
 splits a call_N.json into the result files of its parts. `--rehearse` runs the same on a CPU with a fake GPU and tiny

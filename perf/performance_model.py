@@ -5,7 +5,8 @@
 The prediction counts bytes and operations of every kernel (perf/parts/launches.py) and divides them by rates. The rates
 of copies and products were measured on such cards, that of the L2 cache on an H200; some efficiencies are assumed. So a
 prediction is good to about 30 per cent. --measured takes result files of perf/bench_kernels.py and
-perf/bench_train.py from a GPU; without them every measured cell says "not measured".
+perf/bench_train.py from a GPU, or of a whole call of perf/gpu_suite.py; without them every measured cell says "not
+measured".
 """
 
 import sys
@@ -36,7 +37,7 @@ PASSES = ("forward", "backward")
 NOT_MEASURED = "not measured"
 MEMORY_EFFICIENCY = 0.85  # of a copy's rate, assumed
 # Of the L2 cache's rate. The scores and products of an alignment drew 4.3 TB/s out of it on an H200
-# (perf/results/gpu/call_1.json), where a loop that only reads drew 7.0.
+# (perf/results/gpu/kernel_times.json), where a loop that only reads drew 7.0.
 CACHE_EFFICIENCY = 0.61
 PRODUCT_FLOPS_PER_S = 500e12  # what our products reach, assumed; 470 in the scores, which the cache limits
 GAP_US = 1.5  # between two kernels of a CUDA graph, assumed
@@ -49,14 +50,14 @@ RIVAL_HITS = 0.9  # share of a rival's bytes that come from memory, assumed
 class Gpu:
     """Rates of one card. Copy and bf16 product were measured on one of each, and are the highest seen.
 
-    The H200 of perf/results/gpu/call_1.json copied at 4.16 to 4.25 TB/s and multiplied at 671 to 715 TFLOP/s. The lower
-    rates would only raise our share of the ceiling, so the higher ones stay.
+    The H200 of perf/results/gpu copied at 4.15 to 4.25 TB/s and multiplied at 667 to 715 TFLOP/s. The lower rates would
+    only raise our share of the ceiling, so the higher ones stay.
     """
 
     name: str
     copy_bytes_per_s: float
     product_flops_per_s: float
-    # a loop over 20 MB on an H200 (perf/results/gpu/call_1.json); assumed for an H100, which is the same chip
+    # a loop over 20 MB on an H200, 7.3 in a later run (perf/results/gpu/call_1.json); assumed for an H100
     cache_bytes_per_s: float = 7.0e12
     cache_note: str = ""
 
@@ -116,22 +117,40 @@ class Measured:
         from tacaf.documents import MOST_BYTES, load_json
 
         found = load_json(read_bytes(path, MOST_BYTES), shown(path), MOST_BYTES)
-        if not isinstance(found, dict) or "rows" not in found or "environment" not in found:
+        results = _results(found)
+        if not results:
             raise InputError(f"{path}: expected a result of bench_kernels.py or bench_train.py; make one with --json")
+        steps: dict[tuple[str, str], float] = {}
+        for result in results:
+            self._add(path, result, steps)
+        self.steps |= steps
+
+    def _add(self, path: Path, found: dict[str, Any], steps: dict[tuple[str, str], float]) -> None:
+        """Add a result's rows. Of a step that several parts of a call timed, the first one counts."""
         gpu = next((gpu.name for gpu in GPUS for name in found["environment"]["gpus"] if gpu.name in name), None)
         if found.get("rehearsal") or gpu is None:
             raise InputError(f"{path}: expected a result from an H100 or H200, got {_device(found)}; leave it out")
         facts = found["environment"]
-        self.sources.append(f"{path.name}: {facts['gpus'][0]}, commit {facts['commit']}, {facts['started']}")
+        source = f"{path.name}: {facts['gpus'][0]}, commit {facts['commit']}, {facts['started']}"
+        if not any(known.startswith(f"{path.name}: ") for known in self.sources):
+            self.sources.append(source)
         for row in found["rows"]:
-            if "step_ms" in row:
-                self.steps[gpu, row["name"]] = row["step_ms"]
+            if "name" in row and row.get("step_ms"):
+                steps.setdefault((gpu, row["name"]), row["step_ms"])
             elif row.get("dtype") == "bf16" and "p50_ms" in row:
                 key = (gpu, row["op"], tuple(row["shape"].items()), row["pass"], row["provider"])
                 self.kernels[key] = row["graph_ms"] or row["p50_ms"]
 
     def ms(self, gpu: Gpu, case: Case, pass_: str, provider: str) -> float | None:
         return self.kernels.get((gpu.name, case.op, tuple(case.shape.items()), pass_, provider))
+
+
+def _results(found: Any) -> list[dict[str, Any]]:
+    """The results in a file: of a benchmark one, of a call of the suite those of its benchmarks."""
+    if not isinstance(found, dict):
+        return []
+    several = [result for part in found.get("parts", []) for result in part["results"]] or [found]
+    return [one for one in several if isinstance(one, dict) and "rows" in one and "environment" in one]
 
 
 def _device(found: dict[str, Any]) -> str:

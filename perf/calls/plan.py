@@ -48,7 +48,8 @@ class Call:
 TEST_PROCESSES = 12  # each compiles its own share of the kernels; the machine has 16 cores
 DTYPES = ("bf16", "fp16", "fp32")
 KERNELS = "perf.bench_kernels"
-SMALL_KERNELS = ("--rehearse", "--images", "4", "--seconds", "0.001", "--op", "gem_pyramid")
+QUICK_KERNELS = ("--rehearse", "--images", "4", "--seconds", "0.001")
+SMALL_KERNELS = (*QUICK_KERNELS, "--op", "gem_pyramid")
 TRAIN = "perf.bench_train"
 SMALL_TRAIN = ("--small", "--groups", "1", "--rounds", "1")
 FAST = "whole, kernels, channels-last, fused, cudnn.benchmark"
@@ -57,6 +58,12 @@ FAST = "whole, kernels, channels-last, fused, cudnn.benchmark"
 def _kernels(images: int, least_s: float, most_s: float) -> Part:
     command = (KERNELS, "--images", str(images), *IN_TIME, *JSON)
     return Part(f"kernels_{images}", (command,), least_s, most_s, rehearsal=SMALL_KERNELS, fake=False)
+
+
+def _op(op: str, images: int, least_s: float, most_s: float) -> Part:
+    """One op, checked and timed at one number of images, which its cases must have."""
+    command = (KERNELS, "--op", op, "--images", str(images), *IN_TIME, *JSON)
+    return Part(op, (command,), least_s, most_s, rehearsal=QUICK_KERNELS, fake=False)
 
 
 def _check(images: int, dtypes: tuple[str, ...], least_s: float, most_s: float) -> Part:
@@ -83,7 +90,7 @@ def _tests() -> Part:
         ("perf.calls.kernel_tests", "--slice", f"{k}/{TEST_PROCESSES}", "--json", f"{{out}}/tests.{k}.json")
         for k in slices
     )
-    return Part("tests", commands, 60, 130, needs=("pytest",), rehearsal=("--small",))
+    return Part("tests", commands, 60, 110, needs=("pytest",), rehearsal=("--small",))
 
 
 def _train(name: str, least_s: float, most_s: float, variants: Command, rehearsed: Command) -> Part:
@@ -147,16 +154,18 @@ SMALL_ACCURACY = (
 
 CALLS = {
     1: Call(
-        "correctness and ceilings",
-        330,
+        "correctness, ceilings, batch_norm and gem_pyramid",
+        300,
         (
             Part("compile", (("perf.calls.compile_kernels", *JSON),), 0, 60, rehearsal=("--small",)),
             _tests(),
-            _check(64, DTYPES, 50, 110),
-            Part("ceilings", (("perf.calls.ceilings", *JSON),), 15, 40, rehearsal=("--small",)),
-            Part("graphs", (("perf.calls.graphs", *JSON),), 15, 40, rehearsal=("--small",)),
-            _check(512, ("bf16",), 25, 70),
-            Part("memcheck", (("perf.calls.memcheck", *JSON),), 20, 70, needs=("pytest",), rehearsal=("--small",)),
+            _check(64, DTYPES, 35, 80),
+            _op("batch_norm", 96, 40, 70),  # which has no case of another number of images
+            _op("gem_pyramid", 64, 30, 50),
+            Part("ceilings", (("perf.calls.ceilings", *JSON),), 10, 30, rehearsal=("--small",)),
+            Part("graphs", (("perf.calls.graphs", *JSON),), 15, 30, rehearsal=("--small",)),
+            _check(512, ("bf16",), 25, 60),
+            Part("memcheck", (("perf.calls.memcheck", *JSON),), 25, 60, needs=("pytest",), rehearsal=("--small",)),
         ),
     ),
     2: Call(
@@ -187,16 +196,18 @@ CALLS = {
     ),
     3: Call(
         "the training step",
-        420,
+        340,
         (
+            # with the fused norm and the graphs of both; the compiled graph follows
             _train(
-                "train", 90, 170, ("baseline*", "whole, definitions", "whole, kernels*"), ("baseline, kernels", FAST)
+                "train", 60, 110, ("baseline*", "whole, definitions", "whole, kernels*"), ("baseline, kernels", FAST)
             ),
+            _train("train_compiled", 160, 200, (FAST, "*compile*"), ("*compile*",)),
             Part(
                 "engine",
                 (("perf.calls.engine_step", *JSON),),
-                45,
-                80,
+                35,
+                60,
                 needs=("pydantic", "deepspeed"),
                 rehearsal=("--small",),
                 fake=False,
@@ -204,18 +215,17 @@ CALLS = {
             Part(
                 "profile",
                 (("perf.calls.profile_step", *JSON),),
-                25,
+                40,
                 60,
                 needs=("pydantic",),
                 rehearsal=("--small", "--steps", "1"),
             ),
-            _train("train_compiled", 60, 170, (FAST, "*compile*"), ("*compile*",)),
         ),
         packages=("pydantic", "deepspeed"),
     ),
     4: Call(
         "data on the GPU and a training to a score",
-        420,
+        560,
         (
             Part(
                 "people",
@@ -239,8 +249,9 @@ CALLS = {
             Part(
                 "accuracy",
                 (ACCURACY,),
-                190,
-                270,
+                # both trainings and their scores; the one with kernels took 190 s on an H200, start included
+                380,
+                450,
                 needs=("pydantic", "deepspeed", "nvidia.dali"),
                 rehearsal=SMALL_ACCURACY,
                 fake=False,

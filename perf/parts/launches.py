@@ -26,6 +26,14 @@ GRADIENT_CHANNELS = 128  # that a program of the gradient owns
 WEIGHT_ROWS = 16  # of scores that a program holds whole, forward
 SOFTMAX_ROWS = 8  # the same, backward
 LIST_BLOCK = 128  # pairs that the lists look at together
+# The pyramid's kernels with levels (1, 3, 6) and p = 3. Instructions are those of the compiled code for sm_90.
+FINE, POOLED = 6, 10  # fine stripes and pooled stripes of an image
+SUM_POSITIONS, SUM_CHANNELS = 8, 256  # that a warp of the sums reads at once
+SUM_ROUND, SUM_REST = 370, 90  # instructions for these, and before and after all of them
+ROOT_CHANNELS, ROOT_INSTRUCTIONS = 256, 330  # that a warp takes roots of, and how many instructions it needs
+CLOCK_HZ, SCHEDULERS = 1.755e9, 4  # of a multiprocessor under load; each issues one instruction a cycle
+ALONE_CYCLES = 2  # between two instructions of a warp that has its scheduler to itself, assumed
+LOAD_US, CACHED_LOAD_US = 0.7, 0.3  # from memory under load, and from the L2 cache; assumed
 
 
 def padded(count: int, multiple: int) -> int:
@@ -102,6 +110,16 @@ class Launch:
 def waves(blocks: float, resident: int) -> int:
     """How often all multiprocessors are filled, with `resident` blocks on each."""
     return math.ceil(blocks / (MULTIPROCESSORS * resident))
+
+
+def warps_us(warps: float, resident: int, instructions: float, rounds: float, load_us: float) -> float:
+    """How long warps take of which a multiprocessor holds `resident`.
+
+    Each waits for `rounds` of loads one after the other and issues its instructions. Warps on one multiprocessor wait
+    together, but the schedulers issue the instructions of all of them in turn.
+    """
+    on_scheduler = max(math.ceil(warps / (MULTIPROCESSORS * SCHEDULERS)), ALONE_CYCLES)
+    return waves(warps, resident) * rounds * load_us + 1e6 * instructions * on_scheduler / CLOCK_HZ
 
 
 def norms(s: Shape) -> Launch:
@@ -201,8 +219,20 @@ def gradient(s: Shape) -> Launch:
     return Launch("gradient", cache_bytes=read + s.positives * s.map_bytes + 2 * s.maps, flops=flops)
 
 
-def pyramid(s: Shape) -> Launch:
-    return Launch("pyramid", memory_bytes=s.maps)
+def pyramid_sums(s: Shape) -> Launch:
+    """A warp for every fine stripe and 256 channels reads eight positions at once."""
+    warps = s.images * FINE * math.ceil(s.channels / SUM_CHANNELS)
+    rounds = math.ceil(s.length / FINE / SUM_POSITIONS)
+    waiting = warps_us(warps, 32, rounds * SUM_ROUND + SUM_REST, rounds, LOAD_US)
+    written = s.images * FINE * s.channels * SINGLE
+    return Launch("pyramid sums", memory_bytes=s.maps + written, waiting_us=waiting)
+
+
+def pyramid_roots(s: Shape) -> Launch:
+    """The sums come from the L2 cache, those of the whole map one after the other."""
+    numbers = s.images * s.channels
+    waiting = warps_us(POOLED * numbers / ROOT_CHANNELS, 64, ROOT_INSTRUCTIONS, FINE / 2, CACHED_LOAD_US)
+    return Launch("pyramid roots", cache_bytes=numbers * (3 * FINE + POOLED) * SINGLE, waiting_us=waiting)
 
 
 def pyramid_backward(s: Shape) -> Launch:
@@ -238,7 +268,7 @@ def norm_gradient(s: Shape) -> Launch:
 
 Table = dict[tuple[str, str], tuple[Callable[[Shape], Launch], ...]]
 LAUNCHES: Table = {
-    ("gem_pyramid", "forward"): (pyramid,),
+    ("gem_pyramid", "forward"): (pyramid_sums, pyramid_roots),
     ("gem_pyramid", "backward"): (pyramid_backward,),
     ("ring_aggregate", "forward"): (ring,),
     ("ring_aggregate", "backward"): (ring_backward,),

@@ -75,7 +75,7 @@ STEPS = (
         BACKBONE_BYTES + SECOND_PASS_BYTES - FUSED_BYTES,
         WHOLE_FLOPS,
     ),
-    Step("whole, kernels, compiled", "whole, all with compile", COMPILED_BYTES, WHOLE_FLOPS),
+    Step("whole, kernels, compiled", "whole, all with compile, graph", COMPILED_BYTES, WHOLE_FLOPS),
 )
 
 

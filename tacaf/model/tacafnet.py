@@ -52,7 +52,8 @@ class ModelConfig(Settings):
         False,
         description=(
             "In training, run each batch norm of a ResNet together with its residual sum and ReLU (kernels/batch_norm)."
-            " Meant for a GPU without torch.compile, which fuses them itself; on a CPU it is slower."
+            " On a GPU it makes a step faster only together with train.cuda_graph; without a graph it makes it slower,"
+            " because the host launches more kernels. torch.compile fuses them itself, and on a CPU it is slower."
         ),
     )
     chunk: int = Field(

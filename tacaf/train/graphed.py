@@ -17,6 +17,7 @@ from tacaf import distributed
 from tacaf.interfaces import Batch
 from tacaf.model.classifier import Classifier
 from tacaf.train.capture import captured, reason_of
+from tacaf.train.config import Config
 from tacaf.train.step import Compute, Computed
 
 WARM_UP = 3  # steps before the capture, in which kernels are compiled, and cuDNN and the allocator settle
@@ -44,6 +45,16 @@ def with_graph(compute: Compute, engine: Any, warn: Callable[[str], None]) -> Co
         return graphed(batch)
 
     return replayed
+
+
+def slow_norms(config: Config) -> str | None:
+    """Why `model.fused_norm` makes the steps of this run slower, or None if it does not."""
+    if not (config.model.fused_norm and torch.cuda.is_available()) or config.train.cuda_graph or config.train.compile:
+        return None
+    return (
+        "model.fused_norm: without train.cuda_graph it makes a step slower, because the host launches more kernels one"
+        " by one; set train.cuda_graph: true or model.fused_norm: false"
+    )
 
 
 def obstacle(model: torch.nn.Module) -> str | None:

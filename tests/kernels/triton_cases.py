@@ -5,6 +5,7 @@ imported: `TRITON_INTERPRET=1 python -m pytest tests/kernels/triton_cases.py`, o
 """
 
 import functools
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from kernels.batch_norm import batch_norm_relu
 from kernels.batch_norm import kernel as batch_norm_kernel
 from kernels.gem_pyramid import gem_pyramid
 from kernels.gem_pyramid import kernel as gem_pyramid_kernel
+from kernels.gem_pyramid.op import WHOLE_POWERS
 from kernels.ring_aggregate import ring_aggregate
 from tests.kernels.cases import alignment_case, assert_equal, outputs_and_gradients
 
@@ -72,6 +74,15 @@ def test_every_tuning_choice_of_gem_pyramid(monkeypatch, choice, levels):
         monkeypatch.setattr(gem_pyramid_kernel, name, launch)
     run = lambda x, backend: gem_pyramid(x, levels, 3.0, 1e-2, backend=backend)  # noqa: E731
     compare(run, torch.float32, _randn(2, 24, 3, 40))
+
+
+@pytest.mark.parametrize("p", WHOLE_POWERS)
+def test_the_roots_of_gem_pyramid_are_exact_to_rounding(p):
+    """Of one position the mean is x^p, whose root is x, for every power that float32 holds."""
+    low, high = 1.3e-38 ** (1 / p), 3e38 ** (1 / p)
+    x = torch.logspace(math.log10(low), math.log10(high), 4000, dtype=torch.float64).float().to(DEVICE)
+    pooled = gem_pyramid(x.view(1, 1, 1, -1), (1,), float(p), low, backend="triton")
+    torch.testing.assert_close(pooled.flatten(), x, rtol=4e-7, atol=0)
 
 
 def test_gem_pyramid_of_zeros_and_of_a_turned_map():

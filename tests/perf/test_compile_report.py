@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("triton", minversion="3.6")
-from perf.compile_report import DTYPES, OPS, SHARED_LIMIT, SPILL_LIMIT, usage
+from perf.compile_report import DTYPES, OPS, SHARED_LIMIT, SPILL_LIMIT, problem_with, usage
 
 ROOT = Path(__file__).parents[2]
 
@@ -56,6 +56,21 @@ def test_nothing_spills_and_shared_memory_suffices(defaults):
         assert row["spill_bytes"] <= SPILL_LIMIT, row
         assert row["shared_bytes"] <= SHARED_LIMIT[row["arch"]], row
         assert 0 < row["registers"] <= 255, row
+        assert row["float64_lines"] == 0, row
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({}, None),
+        ({"spill_bytes": SPILL_LIMIT + 8}, "spills"),
+        ({"shared_bytes": SHARED_LIMIT[80] + 1}, "too much shared memory"),
+        ({"float64_lines": 1}, "float64"),
+    ],
+)
+def test_what_a_kernel_may_not_do_is_named(change, expected):
+    row = {"spill_bytes": 0, "shared_bytes": SHARED_LIMIT[80], "float64_lines": 0, "arch": 80}
+    assert problem_with(row | change) == expected
 
 
 def test_the_report_is_of_everything(defaults, architectures):

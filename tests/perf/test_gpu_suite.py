@@ -1,20 +1,26 @@
 """The GPU suite: no part loses another's results, every call ends in time, and a rehearsal runs every line of it."""
 
+import fnmatch
 import json
 import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
-from perf import gpu_suite
+from perf import bench_kernels, gpu_suite
+from perf.bench_train import VARIANTS
 from perf.calls import run, summary
-from perf.calls.plan import CALLS, Call, Part
+from perf.calls.plan import CALLS, KERNELS, Call, Part
 from perf.calls.run import Place, run_part, time_for
+from perf.parts.cases import cases
 from tests.disks import fill
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(torch.cuda.is_available(), reason="here is a GPU")]
 
+ANY = defaultdict(lambda: "1")  # what a plan fills in
 ROWS = """
 import json, sys, time
 from pathlib import Path
@@ -132,6 +138,40 @@ def test_every_call_can_give_each_part_its_least_time(number):
     assert all(part.least_s <= part.most_s for part in call.parts)
 
 
+def test_the_calls_without_the_tuning_take_at_most_25_minutes():
+    assert sum(CALLS[number].limit_s for number in (1, 3, 4)) <= 25 * 60
+
+
+def kernel_commands(calls: tuple[int, ...]) -> Iterator[Sequence[str]]:
+    for number in calls:
+        for part in CALLS[number].parts:
+            yield from (words for module, *words in part.commands if module == KERNELS)
+
+
+def chosen_ops(words: Sequence[str]) -> set[str]:
+    """The ops that bench_kernels.py finds a case of, given these arguments."""
+    args = bench_kernels.parse([word.format_map(ANY) for word in words])
+    return {case.op for case in cases("cuda") if args.op in (None, case.op) and args.images in (None, case.shape["B"])}
+
+
+@pytest.mark.parametrize("calls", [(1, 2), (1,)], ids=str)
+def test_every_op_is_timed_by_some_part_and_no_part_asks_for_a_case_that_is_not_there(calls):
+    timed = set()
+    for words in kernel_commands(calls):
+        assert chosen_ops(words), words
+        if "--check" not in words and "--profile" not in words:
+            timed |= chosen_ops(words)
+    assert timed == (set(bench_kernels.OPS) if 2 in calls else {"batch_norm", "gem_pyramid"})
+
+
+@pytest.mark.parametrize("name", ["*fused norm, graph", "*compile, graph"])
+def test_the_graphs_of_the_step_come_before_the_engine_and_the_profile(name):
+    (variant,) = fnmatch.filter([variant.name for variant in VARIANTS], name)
+    parts = [part for part in CALLS[3].parts if any(fnmatch.fnmatch(variant, word) for word in part.commands[0])]
+    assert parts
+    assert CALLS[3].parts.index(parts[0]) < [part.name for part in CALLS[3].parts].index("engine")
+
+
 def test_what_measures_the_same_is_left_out_only_where_the_better_part_passed(module, place):
     right, wrong = module("right", ""), module("wrong", "import sys; sys.exit(1)")
     for first, expected in ((right, "left out"), (wrong, "passed")):
@@ -181,7 +221,7 @@ def test_the_needs_of_a_call_are_listed_with_sizes(number, capsys):
 
 # One part of each kind; the rest takes longer, or differs in its shapes alone
 QUICK = {
-    1: ("compile", "tests", "ceilings", "graphs", "memcheck"),
+    1: ("compile", "tests", "batch_norm", "ceilings", "graphs", "memcheck"),
     2: ("kernels_64", "tune"),
     3: ("train", "profile"),
     4: ("people", "score"),

@@ -1,6 +1,7 @@
 """The performance model: sums that can be checked by hand, and columns that never mix prediction and measurement."""
 
 import json
+import math
 
 import pytest
 
@@ -60,9 +61,30 @@ def test_small_maps_stay_in_the_cache():
 
 
 def test_the_pyramid_by_hand():
-    """One read of 64 x 162 x 2048 bf16 numbers at 85 % of the copy's rate, and a gap."""
-    expected_us = 64 * 162 * 2048 * 2 / 3.0e12 / 0.85 * 1e6 + 1.5
-    assert model.ours_ms(gem_pyramid_case(64), "forward", H100) == pytest.approx(expected_us / 1000)
+    """The sums are read and written at 85 % of the copy's rate, and the roots read them at 61 % of the cache's."""
+    numbers = 64 * 2048
+    sums_us = 1e6 * numbers * (162 * 2 + 6 * 4) / 3.0e12 / 0.85 + 1.5
+    roots_us = 1e6 * numbers * (3 * 6 + 10) * 4 / 7.0e12 / 0.61 + 1.5
+    assert model.ours_ms(gem_pyramid_case(64), "forward", H100) == pytest.approx((sums_us + roots_us) / 1000)
+
+
+def test_warps_wait_together_and_issue_their_instructions_in_turn():
+    schedulers = launches.MULTIPROCESSORS * launches.SCHEDULERS
+    waits = launches.warps_us(8 * schedulers, 32, 0, rounds=3, load_us=0.5)
+    assert waits == pytest.approx(1.5), "all of them at once"
+    assert launches.warps_us(8 * schedulers + 1, 32, 0, rounds=3, load_us=0.5) == pytest.approx(2 * waits)
+    issues = launches.warps_us(8 * schedulers, 32, 1755, rounds=0, load_us=0.5)
+    assert issues == pytest.approx(8), "1,755 instructions of eight warps at 1.755 GHz"
+    assert launches.warps_us(1, 32, 1755, rounds=0, load_us=0.5) == pytest.approx(2), "a warp alone: every second cycle"
+
+
+def test_the_counts_of_the_pyramid_are_those_of_its_kernels():
+    from kernels.gem_pyramid.kernel import CHOICES, ROOT_BLOCK, ROOT_WARPS
+
+    assert CHOICES[0][0] == (launches.SUM_POSITIONS, launches.SUM_CHANNELS, 1)
+    assert ROOT_BLOCK // ROOT_WARPS == launches.ROOT_CHANNELS
+    assert math.lcm(1, 3, 6) == launches.FINE
+    assert sum((1, 3, 6)) == launches.POOLED
 
 
 def test_scores_of_a_whole_pair_read_both_maps_once():
@@ -163,9 +185,21 @@ def test_measurements_fill_their_own_cells_and_no_other(made):
     assert "0.777" not in h200
 
 
+def test_of_a_step_that_two_parts_of_a_call_timed_the_first_counts(made):
+    """A call of the suite is one file, in which parts without a benchmark's result are passed over."""
+    facts = result()["environment"]
+    steps = [{"environment": facts, "rows": [{"name": "whole, definitions", "step_ms": ms}]} for ms in (61.25, 71.5)]
+    steps[1]["rows"].append({"name": "whole, all with compile, graph", "step_ms": None, "error": "no"})
+    text = made({"call": 3, "parts": [{"results": [{"rows": []}]}, *({"results": [one]} for one in steps)]})
+    assert "| 61.2 |" in text
+    assert "71.5" not in text
+    assert text.count("commit abc") == 1
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [
+        ({"call": 1, "parts": [{"results": [{"rows": []}]}]}, "expected a result of bench_kernels.py"),
         (result(gpu=None), "a CPU"),
         (result(gpu="NVIDIA A100"), "NVIDIA A100"),
         (result(rehearsal=True), "a rehearsal"),

@@ -1,6 +1,7 @@
 """The step in a CUDA graph: the same training bit for bit, and a reason where it cannot be."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import pytest
@@ -11,7 +12,7 @@ from tacaf.interfaces import Batch, DrawnPairs
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.train.capture import captured, reason_of
 from tacaf.train.config import load_config
-from tacaf.train.graphed import WARM_UP, GraphedStep, obstacle
+from tacaf.train.graphed import WARM_UP, GraphedStep, obstacle, slow_norms
 from tacaf.train.step import Computed, stacked
 from tacaf.train.update import poisoned
 from tests.model.cases import pairs_of, tiny_batch, tiny_model
@@ -145,6 +146,36 @@ def test_settings_that_cannot_be_captured_are_refused(setting, name):
     with pytest.raises(Exception, match=f"train.cuda_graph: expected {name}") as raised:
         load_config(DEMO, [*words, setting])
     assert setting.split("=")[1] in str(raised.value)
+
+
+FUSED = "model.fused_norm=true"
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpu", "slow"),
+    [
+        ((FUSED,), True, True),
+        ((FUSED,), False, False),
+        ((), True, False),
+        ((FUSED, *ON), True, False),
+        ((FUSED, "train.compile=true"), True, False),
+    ],
+)
+def test_fused_norms_without_a_graph_are_slow_on_a_gpu(settings, gpu, slow):
+    config = load_config(DEMO, ["run=unused", "data.shards=unused", *settings])
+    with fake_gpu() if gpu else nullcontext():
+        reason = slow_norms(config)
+    assert (reason is not None) == slow
+    if reason:
+        assert reason.startswith("model.fused_norm: without train.cuda_graph")
+
+
+def test_a_training_warns_once_of_slow_norms_and_goes_on(sysu_shards, tmp_path):
+    words = command_of(sysu_shards, tmp_path / "run", FUSED, "train.epochs=1")[1:]
+    done = run("-m", "tests.train.graphed_training", *words)
+    assert done.stderr.count("model.fused_norm: without train.cuda_graph") == 1
+    assert "replays: 0" in done.stdout
+    assert len(records_of(tmp_path / "run", "step")) == 3
 
 
 def test_what_only_the_run_knows_is_an_obstacle(monkeypatch):
