@@ -79,16 +79,26 @@ def tiny_config(shards: Path) -> Config:
     return load_config(Path(__file__).parent.parent.parent / "launch" / "configs" / "demo.yaml", settings)
 
 
-def test_forward_and_backward_make_the_host_wait_for_nothing(monkeypatch):
+@pytest.mark.parametrize(
+    ("model_changes", "loss_changes"),
+    [
+        ({}, {}),
+        ({"kernels": "reference"}, {}),
+        ({"kernels": "reference", "cmaam": {"mask": "deviation"}}, {"triplet": "wrt", "dense_unit": "margin"}),
+        ({"cmaam": {"self_similarity": 0.5, "recompute": True}}, {"triplet": "adp", "triplet_unit": "distance"}),
+        ({"kernels": "reference", "chunk": 2}, {"label_smoothing": 0.1, "dense_unit": "distance"}),
+    ],
+)
+def test_forward_and_backward_make_the_host_wait_for_nothing(monkeypatch, model_changes, loss_changes):
     """The whole model and its losses on a device without values, where reading one raises an error."""
     without_pinning(monkeypatch)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
-    model = tiny_model().train().to(DEVICE)
+    model = tiny_model(**model_changes).train().to(DEVICE)
     batch = tiny_batch()
     batch = batch._replace(pairs=DrawnPairs(model_cases.pairs_of(batch, 3), model_cases.pairs_of(batch, 4))).to(DEVICE)
     with Operators() as operators:
         output = model(batch.images_BCHW, batch.label_B, batch.visible, *batch.pairs)
-        loss, terms = TacafLoss(LossConfig())(output, batch.label_B)
+        loss, terms = TacafLoss(LossConfig(**loss_changes))(output, batch.label_B)
         poisoned(loss, stacked(loss, terms)).backward()
     assert len(operators.computing) > 300
     assert operators.waiting == []
