@@ -2,8 +2,9 @@
 
 A GPU runs behind the host. Reading a figure when it is computed would make the host wait for everything launched before
 it, and then the GPU for the host. So the figures are copied to the host after the optimiser's step, and read after the
-next step has been launched. They are logged under their own step's number, and for a non-finite figure the run stops or
-skips that step, which has updated nothing (`update.py`).
+next step has been launched. They are logged under their own step's number and with its own time, which does not depend
+on when they are read. For a non-finite figure the run stops or skips that step, which has updated nothing
+(`update.py`).
 """
 
 import math
@@ -49,7 +50,7 @@ class StepReader:
     def _read(self, step: LaunchedStep, skipped: int) -> int:
         own = dict(zip(step.names, step.values.wait().tolist(), strict=True))
         norm = own.pop(NORM, None)
-        figures = self.log.gather(own, step.wait_s)
+        figures = self.log.gather(own, step)
         if not figures.finite or not math.isfinite(norm or 0.0):
             keys = [self.index.key(row) for row in step.row_B.tolist()]
             self.log.nonfinite(figures, norm, step, keys, skipped)
