@@ -13,6 +13,7 @@ from collections import deque
 import torch
 
 from tacaf.data.index import ShardIndex
+from tacaf.train.collapse import CollapseWatch
 from tacaf.train.run_log import RunLog
 from tacaf.train.step_figures import NORM, LaunchedStep
 
@@ -23,10 +24,10 @@ def lag_of(device: torch.device) -> int:
 
 
 class StepReader:
-    """Reads the figures of launched steps in order, and logs them."""
+    """Reads the figures of launched steps in order, logs them, and warns of a network that has collapsed."""
 
-    def __init__(self, log: RunLog, index: ShardIndex, lag: int) -> None:
-        self.log, self.index, self.lag = log, index, lag
+    def __init__(self, log: RunLog, index: ShardIndex, lag: int, collapse: CollapseWatch) -> None:
+        self.log, self.index, self.lag, self.collapse = log, index, lag, collapse
         self._unread: deque[LaunchedStep] = deque()
 
     def add(self, step: LaunchedStep, skipped: int) -> int:
@@ -56,4 +57,7 @@ class StepReader:
             self.log.nonfinite(figures, norm, step, keys, skipped)
             skipped += 1
         self.log.step(step, figures, norm)
+        warning = self.collapse.step(step.epoch, figures.mean)
+        if warning is not None:
+            self.log.warn_once(warning)
         return skipped

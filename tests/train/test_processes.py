@@ -1,4 +1,4 @@
-"""How ranks meet on GPUs that are not there: the device of each and the backend of its group."""
+"""How ranks meet on GPUs that are not there: the device of each and the backend of its group; DeepSpeed is quiet."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tacaf import distributed
+from tacaf.train.engine import _silent
 from tacaf.train.processes import Place, start_distributed
 
 
@@ -45,3 +46,16 @@ def test_a_single_rank_meets_itself_on_the_host(monkeypatch, groups):
     assert groups[1]["backend"] == "cpu:gloo,cuda:nccl"
     assert "device_id" not in groups[1]
     assert len(groups) == 2
+
+
+def test_what_deepspeed_prints_at_the_start_is_kept_from_the_terminal_unless_it_fails(capfd):
+    def fail() -> None:
+        print("the compiler's reason")
+        raise RuntimeError
+
+    with _silent():
+        print("built successfully")
+    with pytest.raises(RuntimeError), _silent():
+        fail()
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "the compiler's reason\n")

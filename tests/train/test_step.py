@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.data.training_source import TrainingSource
 from tacaf.interfaces import DrawnPairs
 from tacaf.losses.total import LossConfig, TacafLoss
+from tacaf.train.collapse import STEPS, CollapseWatch
 from tacaf.train.config import Config, load_config
 from tacaf.train.forward import draw, pairs_of
 from tacaf.train.processes import Place, choose_convolutions
@@ -33,7 +35,7 @@ from tests.fake_gpu import DEVICE, OnGpu, Operators, Timeline, without_pinning
 from tests.model import cases as model_cases
 from tests.model.cases import tiny_batch, tiny_model
 from tests.processes import LIMIT_S
-from tests.train.tiny_runs import ROOT, TINY, command_of, refused, run, same_run, steps_of
+from tests.train.tiny_runs import ROOT, TINY, command_of, records_of, refused, run, same_run, steps_of
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -210,6 +212,19 @@ def test_a_steps_time_and_wait_are_its_own_however_late_it_is_read(monkeypatch, 
     )
 
 
+def test_a_network_that_has_collapsed_is_reported_once(monkeypatch, tmp_path, capsys):
+    timeline = Timeline(monkeypatch)
+    _, reader = reader_of(tmp_path)
+    for number in range(4 + 2 * STEPS):
+        timeline.now_s += 0.1
+        reader.add(launched_step(number, 0.0, identity=math.log(300), triplet=0.3), 0)
+    reader.finish(0)
+    found = records_of(tmp_path, "warning")
+    assert [record["global_step"] for record in found] == [4 + STEPS], "the first epoch has 4 steps"
+    assert "collapsed" in found[0]["text"]
+    assert capsys.readouterr().err.count("collapsed") == 1
+
+
 IMAGES = 48
 
 
@@ -217,11 +232,11 @@ def reader_of(folder: Path) -> tuple[RunLog, StepReader]:
     """The log and the reader of a training on a GPU."""
     place, config = Place(0, 1, torch.device("cuda", 0)), TrainConfig(log_every=1)
     log = RunLog(config, folder, place, Extent(8, IMAGES, None), done=0, monitor=SimpleNamespace(enabled=False))
-    return log, StepReader(log, SimpleNamespace(), lag_of(place.device))
+    return log, StepReader(log, SimpleNamespace(), lag_of(place.device), CollapseWatch(LossConfig(), 300))
 
 
 def launched_step(number: int, wait_s: float, **terms: float) -> LaunchedStep:
-    values = {"loss": 1.0, **terms}
+    values = {"loss": 1.0, "identity": 4.0, "triplet": 0.2} | terms
     return LaunchedStep(
         number=number,
         epoch=number // 4,
@@ -248,6 +263,7 @@ def skipped(sysu_shards, tmp_path_factory) -> list[Path]:
         done = odd_training(sysu_shards, folder, lag, 3, "train.on_nonfinite=skip")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         assert "step 3 skipped" in done.stderr
+        assert "built successfully" not in done.stdout
         assert "at epoch 1, step 0" in done.stderr
     return runs
 
