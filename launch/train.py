@@ -34,6 +34,7 @@ from tacaf.losses.total import TacafLoss
 from tacaf.optim import build_optimizer, rate_factor, set_rates
 from tacaf.report.batch_picture import batch_picture
 from tacaf.run_files import CHECKPOINTS_FOLDER, LOG_FILE
+from tacaf.train.collapse import CollapseWatch
 from tacaf.train.config import Config, load_config
 from tacaf.train.cost import describe, describe_steps
 from tacaf.train.engine import build_engine, check_settings, prepare_deepspeed
@@ -199,6 +200,7 @@ def build_run(
     log = RunLog(config.train, config.run, place, extent, done=first.global_step, monitor=engine.monitor)
     contents = data.plan.training_set.describe(data.plan.config.images_per_identity)
     log.say(f"{contents}; {describe_steps(config.train, data.plan)}; {loaded}")
+    used = config.model.classifier.expected_identities(data.identities, config.data.plan.identities_per_batch)
     compute = build_compute(config, engine, TacafLoss(config.loss))
     if config.train.cuda_graph:
         compute = with_graph(compute, engine, log.warn_once)
@@ -216,7 +218,7 @@ def build_run(
         first=first,
         resumed=found is not None,
         log=log,
-        reader=StepReader(log, data.index, lag_of(place.device)),
+        reader=StepReader(log, data.index, lag_of(place.device), CollapseWatch(config.loss, used)),
         stop=stop,
         dog=dog,
     )

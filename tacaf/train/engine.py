@@ -3,10 +3,13 @@
 `python -m tacaf.train.engine` builds the communication op that DeepSpeed uses on CPU, once, before ranks need it.
 """
 
+import io
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,9 +45,22 @@ def prepare_deepspeed() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed 0.19 calls what PyTorch 2.13 has renamed; every rank would say so several times.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
-    _load_op()
-    deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+    with _silent():
+        _load_op()
+        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
     _release_shared_memory()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Keep from the terminal what DeepSpeed prints about its op, which is loaded twice, unless that fails."""
+    said = io.StringIO()
+    try:
+        with redirect_stdout(said):
+            yield
+    except BaseException:
+        print(said.getvalue(), end="", file=sys.stderr)
+        raise
 
 
 def _release_shared_memory() -> None:

@@ -4,7 +4,7 @@ import os
 import socket
 import time
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -37,7 +37,7 @@ def start_distributed(start_limit_s: float = 600, stall_limit_s: float = 1800) -
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
-    _meet("nccl" if cuda else "gloo", timedelta(seconds=start_limit_s), timedelta(seconds=stall_limit_s + 300))
+    _meet(device, timedelta(seconds=start_limit_s), timedelta(seconds=stall_limit_s + 300))
     return Place(distributed.rank(), distributed.world_size(), device)
 
 
@@ -76,7 +76,19 @@ def _read_launcher() -> None:
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
 
 
-def _meet(backend: str, start_limit: timedelta, call_limit: timedelta) -> None:
+def _backend_of(device: torch.device, ranks: int) -> dict[str, Any]:
+    """The arguments of PyTorch's `init_process_group` that say how ranks on such devices communicate.
+
+    Without its device, NCCL warns at DeepSpeed's barriers that it must guess. With it, every new group splits NCCL's
+    communicator, which fails for a single rank on some machines (DeepSpeed's issue 8248); the barriers of a single rank
+    are therefore gloo's, on the host.
+    """
+    if device.type == "cpu":
+        return {"backend": "gloo"}
+    return {"backend": "nccl", "device_id": device} if ranks > 1 else {"backend": "cpu:gloo,cuda:nccl"}
+
+
+def _meet(device: torch.device, start_limit: timedelta, call_limit: timedelta) -> None:
     """Connect to the first rank at MASTER_ADDR:MASTER_PORT and form the process group."""
     rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -84,7 +96,9 @@ def _meet(backend: str, start_limit: timedelta, call_limit: timedelta) -> None:
         _reach(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), start_limit.total_seconds())
     try:
         store, rank, ranks = next(torch.distributed.rendezvous("env://", rank, ranks, timeout=start_limit))
-        torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=call_limit)
+        torch.distributed.init_process_group(
+            **_backend_of(device, ranks), store=store, rank=rank, world_size=ranks, timeout=call_limit
+        )
         if ranks > 1:
             distributed.open_control_group(call_limit)
     except (torch.distributed.DistError, RuntimeError, ValueError) as error:

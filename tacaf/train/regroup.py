@@ -7,6 +7,7 @@ Adam's name, beside zeros. Only files that the checkpoint's manifest lists are r
 import argparse
 import contextlib
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,16 +29,26 @@ PLACES = ((("base_optimizer_state", "single_partition_of_fp32_groups")), (("opti
 def data_only() -> Iterator[None]:
     """Restrict torch.load in this block to tensors, plain values and three classes that DeepSpeed saves.
 
+    Some versions of Python 3.11 save a member of an enumeration as `getattr` of its class and name, which would read
+    anything; a function that knows only the stages of ZeRO stands in for it.
+
     DeepSpeed itself would load arbitrary pickles, which can run any code; PyTorch's environment variable overrides it.
     """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
+    def stage_of(kind: Any, name: str) -> Any:
+        if kind is not ZeroStageEnum or name not in kind.__members__:
+            raise pickle.UnpicklingError(f"GLOBAL getattr of {kind} and {name}")
+        return kind[name]
+
     before = {name: os.environ.pop(name, None) for name in (_ONLY, _NOT_ONLY)}
     os.environ[_ONLY] = "1"
     try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        with torch.serialization.safe_globals(
+            [LossScaler, ZeroStageEnum, fragment_address, (stage_of, "builtins.getattr")]
+        ):
             yield
     finally:
         del os.environ[_ONLY]

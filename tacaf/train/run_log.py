@@ -2,7 +2,6 @@
 
 import math
 import resource
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from tacaf.train.processes import Place
 from tacaf.train.state import TrainState
 from tacaf.train.step_figures import LaunchedStep, StepFigures
 from tacaf.train.train_config import TrainConfig
+from tacaf.transfer import Moment
 from tacaf.vocabulary import InputError
 
 MIB = 2**20
@@ -50,26 +50,35 @@ class RunLog:
         self.config, self.folder, self.place, self.extent, self.monitor = config, folder, place, extent, monitor
         self.metrics = MetricsWriter(folder / METRICS_FILE if first else None, done)
         self.progress = Progress(extent.steps, done, active=first)
-        self.began = time.perf_counter()
+        self.before = Moment(place.device)  # where the next step's time starts
         if self.metrics.said is not None:
             self.warn(self.metrics.said)
 
-    def gather(self, own: dict[str, float], wait_s: float) -> StepFigures:
-        """Gather every rank's losses of a step: "loss" and every term. A collective call."""
-        rows = distributed.numbers_of_ranks([*own.values(), wait_s, peak_memory_mib(self.place.device)])
-        ranks = [dict(zip(own, row, strict=False)) for row in rows]
-        return StepFigures(ranks, max(row[-2] for row in rows), max(row[-1] for row in rows))
+    def gather(self, own: dict[str, float], step: LaunchedStep) -> StepFigures:
+        """Gather every rank's figures of the next step; `own` are "loss" and every term. A collective call.
+
+        A step's time on the device begins where the step before it ended there. What the host spends on a step begins
+        where it had launched the step before, so the wait for the step's batch is a part of it.
+        """
+        before, self.before = self.before, step.values.moment
+        wait_share = step.wait_s / (self.before.launched_s - before.launched_s)
+        rows = distributed.numbers_of_ranks([*own.values(), wait_share, peak_memory_mib(self.place.device)])
+        return StepFigures(
+            ranks=[dict(zip(own, row, strict=False)) for row in rows],
+            step_s=self.before.since(before),
+            wait_share=max(row[-2] for row in rows),
+            peak_memory_mib=max(row[-1] for row in rows),
+        )
 
     def step(self, step: LaunchedStep, figures: StepFigures, norm: float | None) -> None:
-        """Log a finished step; its time excludes evaluations and saves. `norm`: the gradient's norm, if it updated."""
-        now = time.perf_counter()
-        step_s, self.began = now - self.began, now
+        """Log a finished step. `norm`: the gradient's norm, if it updated."""
+        step_s = figures.step_s
         number = step.number + 1
         mean = figures.mean
         loss = mean.pop("loss")
         speed = {
             "images_per_s": round(self.extent.images / step_s, 1),
-            "data_wait_share": round(figures.wait_s / step_s, 4),
+            "data_wait_share": round(figures.wait_share, 4),
             "step_ms": round(1000 * step_s, 1),
             "peak_memory_mib": round(figures.peak_memory_mib, 1),
         }
@@ -109,8 +118,8 @@ class RunLog:
         self.next_step()
 
     def next_step(self) -> None:
-        """The next step's time starts here."""
-        self.began = time.perf_counter()
+        """The next step's time starts here, after everything before it has been read."""
+        self.before = Moment(self.place.device)
 
     def nonfinite(
         self, figures: StepFigures, norm: float | None, step: LaunchedStep, keys: list[str], skipped: int

@@ -21,7 +21,7 @@ class LaunchedStep(NamedTuple):
     step: int
     row_B: np.ndarray  # of the batch's images in the shard index
     rates: dict[str, float]
-    wait_s: float
+    wait_s: float  # for the batch
     names: tuple[str, ...]  # of the values: "loss", every term, and NORM after an update
     values: HostCopy
 
@@ -30,7 +30,8 @@ class StepFigures(NamedTuple):
     """The figures of a step on all ranks."""
 
     ranks: list[dict[str, float]]  # "loss" and every term, of each rank
-    wait_s: float  # the longest wait for a batch
+    step_s: float  # of this rank's device, without evaluations and saves
+    wait_share: float  # 0 to 1: of the host's time for the step, spent waiting for the batch; the largest of a rank
     peak_memory_mib: float  # the largest of a rank: resident on a CPU, allocated on a GPU
 
     @property

@@ -2,8 +2,9 @@
 
 A GPU runs behind the host. Reading a figure when it is computed would make the host wait for everything launched before
 it, and then the GPU for the host. So the figures are copied to the host after the optimiser's step, and read after the
-next step has been launched. They are logged under their own step's number, and for a non-finite figure the run stops or
-skips that step, which has updated nothing (`update.py`).
+next step has been launched. They are logged under their own step's number and with its own time, which does not depend
+on when they are read. For a non-finite figure the run stops or skips that step, which has updated nothing
+(`update.py`).
 """
 
 import math
@@ -12,6 +13,7 @@ from collections import deque
 import torch
 
 from tacaf.data.index import ShardIndex
+from tacaf.train.collapse import CollapseWatch
 from tacaf.train.run_log import RunLog
 from tacaf.train.step_figures import NORM, LaunchedStep
 
@@ -22,10 +24,10 @@ def lag_of(device: torch.device) -> int:
 
 
 class StepReader:
-    """Reads the figures of launched steps in order, and logs them."""
+    """Reads the figures of launched steps in order, logs them, and warns of a network that has collapsed."""
 
-    def __init__(self, log: RunLog, index: ShardIndex, lag: int) -> None:
-        self.log, self.index, self.lag = log, index, lag
+    def __init__(self, log: RunLog, index: ShardIndex, lag: int, collapse: CollapseWatch) -> None:
+        self.log, self.index, self.lag, self.collapse = log, index, lag, collapse
         self._unread: deque[LaunchedStep] = deque()
 
     def add(self, step: LaunchedStep, skipped: int) -> int:
@@ -49,10 +51,13 @@ class StepReader:
     def _read(self, step: LaunchedStep, skipped: int) -> int:
         own = dict(zip(step.names, step.values.wait().tolist(), strict=True))
         norm = own.pop(NORM, None)
-        figures = self.log.gather(own, step.wait_s)
+        figures = self.log.gather(own, step)
         if not figures.finite or not math.isfinite(norm or 0.0):
             keys = [self.index.key(row) for row in step.row_B.tolist()]
             self.log.nonfinite(figures, norm, step, keys, skipped)
             skipped += 1
         self.log.step(step, figures, norm)
+        warning = self.collapse.step(step.epoch, figures.mean)
+        if warning is not None:
+            self.log.warn_once(warning)
         return skipped

@@ -1,19 +1,26 @@
 """The count of a step's operations against the operations of a network one can count by hand."""
 
 import pytest
+import torch
 
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
-from tacaf.train.config import load_config
-from tacaf.train.flops import step_flops
+from tacaf.train.config import Config, load_config
+from tacaf.train.cost import saved_by_one_group
+from tacaf.train.flops import BF16_RATES, share_at_one_second, step_flops
+from tacaf.train.processes import Place
 from tests.train.tiny_runs import ROOT
 
 
-def flops_of(shards, *values: str) -> tuple[float, int, int]:
+def planned(shards, *values: str) -> tuple[Config, Plan]:
     settings = [f"data.shards={shards}", "run=unused", "data.plan={identities_per_batch: 4, images_per_identity: 2}"]
     config = load_config(ROOT / "launch/configs/demo.yaml", [*settings, *values])
     index = ShardIndex.open(config.data.shards)
-    plan = Plan(select_training(index, "trainval"), config.data.plan, 0)
+    return config, Plan(select_training(index, "trainval"), config.data.plan, 0)
+
+
+def flops_of(shards, *values: str) -> tuple[float, int, int]:
+    config, plan = planned(shards, *values)
     return step_flops(config, plan), plan.images, plan.training_set.identities
 
 
@@ -59,3 +66,35 @@ def test_the_attention_modules_add_to_it(sysu_shards):
     without = flops_of(sysu_shards)[0]
     assert without > 1.01 * plain
     assert flops_of(sysu_shards, "model.cmaam.consistency=true")[0] > 1.05 * without  # one more pass of layer 4
+
+
+TINY = ("model.backbone={width: 4, blocks: [1, 1, 1, 1]}", "data.augment={height: 96, width: 32, pad: 2}")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        (),
+        ("model.cmaam.consistency=true", "model.cmaam.recompute=true", "loss.ic=1", "model.chunk=3"),
+        ("model.cmaam.direction=visible_to_infrared", "model.cmaam.layers=[4]", "loss.triplet=wrt"),
+        ("model.cmaam.mask=deviation", "loss.dense_unit=margin", "loss.triplet_unit=distance"),
+        ("model.cmaam.self_similarity=0.5", "loss.dense_unit=distance", "loss.triplet=adp"),
+        ("model.ipcam.ring=false", "model.ipcam.classifiers=shared", "loss.label_smoothing=0.1"),
+        ("model.ipcam.pair_stage=false", "model.bn=local", "train.channels_last=true", "train.compile=true"),
+    ],
+    ids=lambda values: values[0] if values else "default",
+)
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+def test_both_counts_read_no_value_with_any_kernels(sysu_shards, kernels, values):
+    """A tensor that is counted has a shape alone, and reading a value of it raises an error."""
+    config, plan = planned(sysu_shards, *TINY, f"model.kernels={kernels}", "train.precision=bf16", *values)
+    assert step_flops(config, plan) > 0
+    assert saved_by_one_group(config, plan.training_set.identities) > 0
+
+
+def test_the_share_of_a_gpus_rate_with_the_definitions(sysu_shards, monkeypatch):
+    """A training on a GPU whose rate is known counts its operations at the start, whatever its kernels."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H200")
+    config, plan = planned(sysu_shards, *TINY, "model.kernels=reference", "train.precision=bf16")
+    place = Place(0, 2, torch.device("cuda", 0))
+    assert share_at_one_second(config, plan, place) == step_flops(config, plan) / (2 * BF16_RATES["H200"])

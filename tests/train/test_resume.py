@@ -191,5 +191,29 @@ def test_regrouping_reads_what_is_listed_and_runs_no_code(tmp_path):
     assert not victim.exists()
 
 
+class ByName:
+    """Saved as Python 3.11 saves a member of an enumeration, in this and in every other version."""
+
+    def __init__(self, *parts: object) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple:
+        return getattr, self.parts
+
+
+def test_the_stages_of_zero_are_read_by_name_and_nothing_else_is(tmp_path):
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler  # here, because it takes seconds
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+
+    file = tmp_path / "saved.pt"
+    torch.save({"zero_stage": ByName(ZeroStageEnum, "optimizer_states")}, file)
+    with data_only():
+        assert torch.load(file) == {"zero_stage": ZeroStageEnum.optimizer_states}
+    for parts in ((ZeroStageEnum, "__init_subclass__"), (LossScaler, "backward"), (torch.Tensor, "tofile")):
+        torch.save(ByName(*parts), file)
+        with pytest.raises(pickle.UnpicklingError), data_only():
+            torch.load(file)
+
+
 def test_nothing_to_resume(sysu_shards, tmp_path):
     refused(train(sysu_shards, tmp_path / "new", "--resume", check=False), "leave --resume out")

@@ -2,12 +2,15 @@
 
 import functools
 import json
+import math
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,18 +20,22 @@ from tacaf.data.training_pipeline import TrainingPipeline
 from tacaf.data.training_source import TrainingSource
 from tacaf.interfaces import DrawnPairs
 from tacaf.losses.total import LossConfig, TacafLoss
+from tacaf.train.collapse import STEPS, CollapseWatch
 from tacaf.train.config import Config, load_config
 from tacaf.train.forward import draw, pairs_of
-from tacaf.train.processes import choose_convolutions
+from tacaf.train.processes import Place, choose_convolutions
+from tacaf.train.run_log import Extent, RunLog
 from tacaf.train.step import stacked
-from tacaf.train.step_reader import lag_of
+from tacaf.train.step_figures import LaunchedStep
+from tacaf.train.step_reader import StepReader, lag_of
+from tacaf.train.train_config import TrainConfig
 from tacaf.train.update import poisoned
 from tacaf.transfer import HostCopy
-from tests.fake_gpu import DEVICE, Operators, without_pinning
+from tests.fake_gpu import DEVICE, OnGpu, Operators, Timeline, without_pinning
 from tests.model import cases as model_cases
 from tests.model.cases import tiny_batch, tiny_model
 from tests.processes import LIMIT_S
-from tests.train.tiny_runs import ROOT, TINY, command_of, refused, run, same_run, steps_of
+from tests.train.tiny_runs import ROOT, TINY, command_of, records_of, refused, run, same_run, steps_of
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -79,16 +86,26 @@ def tiny_config(shards: Path) -> Config:
     return load_config(Path(__file__).parent.parent.parent / "launch" / "configs" / "demo.yaml", settings)
 
 
-def test_forward_and_backward_make_the_host_wait_for_nothing(monkeypatch):
+@pytest.mark.parametrize(
+    ("model_changes", "loss_changes"),
+    [
+        ({}, {}),
+        ({"kernels": "reference"}, {}),
+        ({"kernels": "reference", "cmaam": {"mask": "deviation"}}, {"triplet": "wrt", "dense_unit": "margin"}),
+        ({"cmaam": {"self_similarity": 0.5, "recompute": True}}, {"triplet": "adp", "triplet_unit": "distance"}),
+        ({"kernels": "reference", "chunk": 2}, {"label_smoothing": 0.1, "dense_unit": "distance"}),
+    ],
+)
+def test_forward_and_backward_make_the_host_wait_for_nothing(monkeypatch, model_changes, loss_changes):
     """The whole model and its losses on a device without values, where reading one raises an error."""
     without_pinning(monkeypatch)
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())  # knows no such device
-    model = tiny_model().train().to(DEVICE)
+    model = tiny_model(**model_changes).train().to(DEVICE)
     batch = tiny_batch()
     batch = batch._replace(pairs=DrawnPairs(model_cases.pairs_of(batch, 3), model_cases.pairs_of(batch, 4))).to(DEVICE)
     with Operators() as operators:
         output = model(batch.images_BCHW, batch.label_B, batch.visible, *batch.pairs)
-        loss, terms = TacafLoss(LossConfig())(output, batch.label_B)
+        loss, terms = TacafLoss(LossConfig(**loss_changes))(output, batch.label_B)
         poisoned(loss, stacked(loss, terms)).backward()
     assert len(operators.computing) > 300
     assert operators.waiting == []
@@ -136,10 +153,10 @@ def test_a_copy_to_the_host_is_waited_for_when_it_is_read(monkeypatch):
     """With stand-ins for CUDA's event and for pinned memory."""
     said: list[str] = []
 
-    class OnGpu(torch.Tensor):
-        device = torch.device("cuda", 0)
-
     class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
         def record(self) -> None:
             said.append("record")
 
@@ -160,6 +177,78 @@ def test_a_cpu_reads_at_once_and_a_gpu_one_step_later():
     assert lag_of(torch.device("cuda", 0)) == 1
 
 
+@pytest.mark.parametrize(
+    ("host_s", "wait_s", "gpu_s"),
+    [(0.08, 0.06, 0.0004), (0.02, 0.005, 0.1), (0.05, 0.0, 0.05)],
+    ids=["the host sets the pace", "the GPU sets the pace", "neither"],
+)
+def test_a_steps_time_and_wait_are_its_own_however_late_it_is_read(monkeypatch, tmp_path, host_s, wait_s, gpu_s):
+    """Two epochs of four steps with an evaluation after each, by the clocks of a host and of a GPU."""
+    timeline = Timeline(monkeypatch)
+    log, reader = reader_of(tmp_path)
+    ends = []
+    for number in range(8):
+        timeline.now_s += host_s
+        timeline.launch(gpu_s)
+        ends.append(timeline.free_s)
+        reader.add(launched_step(number, wait_s), 0)
+        if number % 4 == 3:
+            reader.finish(0)
+            timeline.now_s += 3.0
+            log.next_step()
+            ends.append(timeline.now_s)
+    steps = steps_of(tmp_path)
+    pace_ms = 1000 * max(host_s, gpu_s)
+    first_ms = 1000 * (host_s + gpu_s)
+    assert [step["step_ms"] for step in steps] == pytest.approx(2 * [first_ms, pace_ms, pace_ms, pace_ms], abs=0.051)
+    assert sum(step["step_ms"] for step in steps[:4]) == pytest.approx(1000 * ends[3], abs=0.21)
+    assert [step["images_per_s"] for step in steps] == pytest.approx(
+        [IMAGES / (first_ms if step % 4 == 0 else pace_ms) * 1000 for step in range(8)], rel=1e-3
+    )
+    # What the host does in an iteration: it launches a step, and then waits for the step before.
+    iteration_s = [host_s, host_s, max(host_s, gpu_s), max(host_s, gpu_s)]
+    assert [step["data_wait_share"] for step in steps] == pytest.approx(
+        2 * [wait_s / each for each in iteration_s], abs=1e-4
+    )
+
+
+def test_a_network_that_has_collapsed_is_reported_once(monkeypatch, tmp_path, capsys):
+    timeline = Timeline(monkeypatch)
+    _, reader = reader_of(tmp_path)
+    for number in range(4 + 2 * STEPS):
+        timeline.now_s += 0.1
+        reader.add(launched_step(number, 0.0, identity=math.log(300), triplet=0.3), 0)
+    reader.finish(0)
+    found = records_of(tmp_path, "warning")
+    assert [record["global_step"] for record in found] == [4 + STEPS], "the first epoch has 4 steps"
+    assert "collapsed" in found[0]["text"]
+    assert capsys.readouterr().err.count("collapsed") == 1
+
+
+IMAGES = 48
+
+
+def reader_of(folder: Path) -> tuple[RunLog, StepReader]:
+    """The log and the reader of a training on a GPU."""
+    place, config = Place(0, 1, torch.device("cuda", 0)), TrainConfig(log_every=1)
+    log = RunLog(config, folder, place, Extent(8, IMAGES, None), done=0, monitor=SimpleNamespace(enabled=False))
+    return log, StepReader(log, SimpleNamespace(), lag_of(place.device), CollapseWatch(LossConfig(), 300))
+
+
+def launched_step(number: int, wait_s: float, **terms: float) -> LaunchedStep:
+    values = {"loss": 1.0, "identity": 4.0, "triplet": 0.2} | terms
+    return LaunchedStep(
+        number=number,
+        epoch=number // 4,
+        step=number % 4,
+        row_B=np.arange(IMAGES),
+        rates={"new": 0.1},
+        wait_s=wait_s,
+        names=tuple(values),
+        values=HostCopy(torch.tensor(list(values.values())).as_subclass(OnGpu)),
+    )
+
+
 def odd_training(shards: Path, folder: Path, lag: int, bad: int, *values: str) -> subprocess.CompletedProcess:
     script, *words = command_of(shards, folder, *values)
     assert script == "launch/train.py"
@@ -174,6 +263,7 @@ def skipped(sysu_shards, tmp_path_factory) -> list[Path]:
         done = odd_training(sysu_shards, folder, lag, 3, "train.on_nonfinite=skip")
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         assert "step 3 skipped" in done.stderr
+        assert "built successfully" not in done.stdout
         assert "at epoch 1, step 0" in done.stderr
     return runs
 
@@ -187,6 +277,7 @@ def test_reading_later_is_the_same_training_bit_for_bit(skipped):
     ]
     reports = [json.loads((folder / "nonfinite-step-3-rank-0.json").read_text()) for folder in skipped]
     assert reports[0] == reports[1], "the samples are the bad step's own"
+    assert all(0 <= step["data_wait_share"] <= 1 for run in skipped for step in steps_of(run))
 
 
 def test_everything_is_read_before_a_save_and_a_resume_goes_on_from_it(sysu_shards, skipped, tmp_path):

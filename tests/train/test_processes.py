@@ -1,0 +1,61 @@
+"""How ranks meet on GPUs that are not there: the device of each and the backend of its group; DeepSpeed is quiet."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from tacaf import distributed
+from tacaf.train.engine import _silent
+from tacaf.train.processes import Place, start_distributed
+
+
+@pytest.fixture
+def groups(monkeypatch) -> list[dict[str, Any]]:
+    """What `init_process_group` is given, on a machine that seems to have GPUs."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: given.append({"set": device}))
+    monkeypatch.setattr(torch.distributed, "rendezvous", lambda _, rank, ranks, timeout: iter([("store", rank, ranks)]))
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda **values: given.append(values))
+    monkeypatch.setattr(distributed, "open_control_group", lambda limit: given.append({"control": limit}))
+    return given
+
+
+def test_a_rank_among_several_gives_nccl_its_device(monkeypatch, groups):
+    """The number of its GPU on this machine, which is not its rank on the second machine."""
+    monkeypatch.setattr("tacaf.train.processes._reach", lambda *_: None)
+    for name, value in {"RANK": 5, "WORLD_SIZE": 8, "LOCAL_RANK": 1, "MASTER_ADDR": "a", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    place = start_distributed(stall_limit_s=100)
+    device = torch.device("cuda", 1)
+    assert isinstance(place, Place)
+    assert place.device == device
+    assert groups[0] == {"set": device}, "before anything communicates"
+    assert (groups[1]["backend"], groups[1]["device_id"]) == ("nccl", device)
+    assert (groups[1]["store"], groups[1]["rank"], groups[1]["world_size"]) == ("store", 5, 8)
+    assert list(groups[2]) == ["control"]
+
+
+def test_a_single_rank_meets_itself_on_the_host(monkeypatch, groups):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # so that what start_distributed sets is taken back
+        monkeypatch.delenv(name)
+    place = start_distributed()
+    assert place == Place(0, 1, torch.device("cuda", 0))
+    assert groups[1]["backend"] == "cpu:gloo,cuda:nccl"
+    assert "device_id" not in groups[1]
+    assert len(groups) == 2
+
+
+def test_what_deepspeed_prints_at_the_start_is_kept_from_the_terminal_unless_it_fails(capfd):
+    def fail() -> None:
+        print("the compiler's reason")
+        raise RuntimeError
+
+    with _silent():
+        print("built successfully")
+    with pytest.raises(RuntimeError), _silent():
+        fail()
+    out, err = capfd.readouterr()
+    assert (out, err) == ("", "the compiler's reason\n")
