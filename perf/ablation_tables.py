@@ -46,9 +46,10 @@ spread over seeds, so such a difference never counts as shown.
 
 _PLACES = (
     "Set: visible and thermal crops of places, from the RoadScene pairs; places and not people (real_sensors.md says"
-    " how they are made). EfficientNet-Lite0 from ImageNet weights, `launch/configs/laptop.yaml`; protocol generic,"
-    " infrared to every visible image."
+    " how they are made); protocol generic, infrared to every visible image."
 )
+_PRETRAINED = " EfficientNet-Lite0 from ImageNet weights, `launch/configs/laptop.yaml`."
+_ABSOLUTE = f"{_PRETRAINED[:-1]} with `loss.triplet_unit: absolute`, as it was until commit c70bb09."
 
 
 class Table(NamedTuple):
@@ -60,7 +61,8 @@ class Table(NamedTuple):
     seeds: tuple[int, ...] = (0, 1, 2)
     splits: tuple[Scored, ...] = ("val", "test")
     folder: str = ""  # below the results, for scores of another length of training
-    about: str = ""  # describes the set and the models if the set is not one of the project's benchmarks
+    about: str = ""  # describes the set if it is not one of the project's benchmarks
+    models: str = ""  # describes the models if they are not those of ablation.yaml
 
 
 TABLES = (
@@ -99,9 +101,73 @@ TABLES = (
         seeds=(0,),
         splits=("val",),
     ),
-    Table("from ImageNet weights", "roadscene_places", ("aug",), seeds=(0, 1), about=_PLACES),
+    *(
+        Table(
+            "from ImageNet weights", name, ("aug", "full"), (0, 1), folder="pretrained", about=about, models=_PRETRAINED
+        )
+        for name, about in (("roadscene_places", _PLACES), ("misaligned_1", ""))
+    ),
     Table(
-        "from ImageNet weights, tries",
+        "from ImageNet weights, absolute triplet",
+        "roadscene_places",
+        CORE,
+        splits=("val",),
+        folder="absolute_triplet",
+        about=_PLACES,
+        models=_ABSOLUTE,
+    ),
+    *(
+        Table(
+            "from ImageNet weights, absolute triplet",
+            name,
+            rows,
+            (0, 1),
+            splits=("val",),
+            folder="absolute_triplet",
+            models=_ABSOLUTE,
+        )
+        for name, rows in (
+            ("plain_1", ("baseline", "aug", "full")),
+            ("misaligned_1", ("baseline", "full")),
+            ("occluded_1", ("baseline", "aug", "full")),
+        )
+    ),
+    Table(
+        "from ImageNet weights, absolute triplet, tries",
+        "roadscene_places",
+        (
+            *("aug", "aug_cmaam"),
+            "aug_cmaam+model.cmaam.self_similarity=0.5",
+            "aug_cmaam+model.cmaam.mask=deviation",
+            "aug_cmaam+loss.dt=4",
+            "aug+loss.label_smoothing=0.1",
+        ),
+        seeds=(0, 1),
+        splits=("val",),
+        folder="absolute_triplet",
+        about=_PLACES,
+        models=_ABSOLUTE,
+    ),
+    Table(
+        "from ImageNet weights, absolute triplet, tries of one seed",
+        "roadscene_places",
+        ("aug", "aug+optim.backbone_rate=0.003"),
+        seeds=(0,),
+        splits=("val",),
+        folder="absolute_triplet",
+        about=_PLACES,
+        models=_ABSOLUTE,
+    ),
+    Table(
+        "from ImageNet weights, absolute triplet, on a CPU",
+        "roadscene_places",
+        ("aug",),
+        seeds=(0, 1),
+        about=_PLACES,
+        models=_ABSOLUTE,
+    ),
+    Table(
+        "from ImageNet weights, tries on a CPU",
         "roadscene_places",
         (
             *("aug", "aug_cmaam"),
@@ -110,6 +176,7 @@ TABLES = (
         ),
         seeds=(0,),
         about=_PLACES,
+        models=_ABSOLUTE,
     ),
 )
 
@@ -147,8 +214,9 @@ def _notes(table: Table, kept: dict[tuple[str, int], KeptTraining]) -> list[str]
     """The facts that differ between tables: the benchmark, the length of the training, the commits."""
     length = {one.config["train"]["epochs"] * one.config["train"]["steps_per_epoch"] for one in kept.values()}
     commits = {start.commit for one in kept.values() for start in one.trainings if start.commit}
+    about = f"{table.about or _benchmark(table.benchmark)}{table.models}"
     return [
-        f"{table.about or _benchmark(table.benchmark)} Steps: {' or '.join(f'{steps:,}' for steps in sorted(length))}."
+        f"{about} Steps: {' or '.join(f'{steps:,}' for steps in sorted(length))}."
         f" Trained at {', '.join(sorted(commit[:7] + commit[40:] for commit in commits))}."
     ]
 

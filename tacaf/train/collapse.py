@@ -34,6 +34,6 @@ class CollapseWatch:
         return (
             f"the network has collapsed: for {STEPS} steps, its losses have been those of the same features for all"
             f" images (identity {self.values['identity']:.3f}, triplet {self.values['triplet']:.3f}), and it is not"
-            " likely to recover; stop the training and start it with lower rates, a longer optim.warmup_epochs or"
-            " another seed (see The network collapses in docs/troubleshooting.md)"
+            " likely to recover; stop the training and start it with loss.triplet_unit=distance, lower rates or a"
+            " longer optim.warmup_epochs (see The network collapses in docs/troubleshooting.md)"
         )
