@@ -120,7 +120,9 @@ class Collecting:
                 self.cells[training].collect(self.study.split)
             elif status != EXIT_STOPPED:
                 what = "the scoring of its test identities" if training.finished() else "its training"
-                self.failures[training] = f"{what} ended with status {status}, see {training.folder.name}.log"
+                log = training.folder.with_name(f"{training.folder.name}.log")
+                where = f", see {log.name}" if log.exists() else ""  # with --parallel 1 it was printed here
+                self.failures[training] = f"{what} ended with status {status}{where}"
         except InputError as error:
             outcome = self.failures[training] = str(error)
         print(f"{training.folder.name}: {outcome}", flush=True)

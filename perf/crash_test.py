@@ -84,7 +84,7 @@ class Training:
 
 
 def start_training(training: Training, run: Path) -> subprocess.Popen[str]:
-    """The training in a group of processes of its own; it resumes where a run was begun."""
+    """Start the training in its own process group. It resumes the run if the folder already has one."""
     own = [*(f"{name}={value}" for name, value in TINY.items()), f"data.shards={training.shards}", f"run={run}"]
     words = [part for value in (*own, *training.settings) for part in ("--set", value)]
     flags = ["--resume"] if (run / CONFIG_FILE).exists() else []
@@ -169,9 +169,9 @@ def differences(expected: Path, found: Path) -> list[str]:
 
 
 def crash_test(training: Training, folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """The uninterrupted run, so many kills over as many runs as that takes, and what differs in any of them.
+    """Train once without interruption, kill other runs `kills` times in all, and return how they differ from the first.
 
-    A run that ends before its kill is compared, and another is begun.
+    A run that ends before its next kill is compared, and a new run takes the remaining kills.
     """
     draw = random.Random(seed)
     whole_s = run_to_end(training, folder / "whole")

@@ -201,7 +201,7 @@ def _cookie(port: int) -> str:
 
 
 def _answer(port: int, request: bytes, most_s: float = ANSWERS_S) -> bytes:
-    """Everything that the page sends until it closes the connection, or sends nothing for so many seconds."""
+    """Everything that the page sends until it closes the connection, or until it sends nothing for `most_s` seconds."""
     data = b""
     try:
         with socket.create_connection(("127.0.0.1", port), timeout=most_s) as connection:

@@ -1,7 +1,7 @@
-"""Noticing that a network has collapsed: it gives every image the same features, and goes on doing so.
+"""Notices that a network has collapsed, which means that it gives every image the same features.
 
-Then all identities are equally likely, and every distance of the triplet is 0. Both losses then have known values, and
-no longer move. (None of the trainings in which this was seen recovered.)
+All identities are then equally likely and every distance of the triplet is 0, so both losses have known values. None of
+the four trainings in which this was seen recovered.
 """
 
 import math
@@ -13,7 +13,7 @@ TOLERANCE = 1e-3  # relative to these values
 
 
 class CollapseWatch:
-    """Reads the losses of every step, and says once that the network has collapsed."""
+    """Reads the losses of every step and returns one warning if the network has collapsed."""
 
     def __init__(self, config: LossConfig, identities: float) -> None:
         """`identities`: how many a step's classifiers use, on average."""

@@ -45,6 +45,8 @@ def prepare_deepspeed() -> None:
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # DeepSpeed 0.19 calls what PyTorch 2.13 has renamed; every rank would say so several times.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    # Only a single rank has not told NCCL its device (`processes._backend_of`), and there the guess is right.
+    warnings.filterwarnings("ignore", r"barrier\(\): using the device under current context", UserWarning)
     with _silent():
         _load_op()
         deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)

@@ -79,13 +79,13 @@ def _read_launcher() -> None:
 def _backend_of(device: torch.device, ranks: int) -> dict[str, Any]:
     """The arguments of PyTorch's `init_process_group` that say how ranks on such devices communicate.
 
-    Without its device, NCCL warns at DeepSpeed's barriers that it must guess. With it, every new group splits NCCL's
-    communicator, which fails for a single rank on some machines (DeepSpeed's issue 8248); the barriers of a single rank
-    are therefore gloo's, on the host.
+    Ranks that do not tell NCCL their device let it guess at a barrier, which can hang. With it, every new group splits
+    NCCL's communicator, which fails for a single rank on some machines (DeepSpeed's issue 8248); DeepSpeed does the
+    same. NCCL guesses right for a single rank.
     """
     if device.type == "cpu":
         return {"backend": "gloo"}
-    return {"backend": "nccl", "device_id": device} if ranks > 1 else {"backend": "cpu:gloo,cuda:nccl"}
+    return {"backend": "nccl", "device_id": device} if ranks > 1 else {"backend": "nccl"}
 
 
 def _meet(device: torch.device, start_limit: timedelta, call_limit: timedelta) -> None:

@@ -29,8 +29,8 @@ PLACES = ((("base_optimizer_state", "single_partition_of_fp32_groups")), (("opti
 def data_only() -> Iterator[None]:
     """Restrict torch.load in this block to tensors, plain values and three classes that DeepSpeed saves.
 
-    Some versions of Python 3.11 save a member of an enumeration as `getattr` of its class and name, which would read
-    anything; a function that knows only the stages of ZeRO stands in for it.
+    Some versions of Python 3.11 pickle a member of an enumeration as a call of `getattr`, which could read any
+    attribute. It is replaced by a function that accepts only the stages of ZeRO.
 
     DeepSpeed itself would load arbitrary pickles, which can run any code; PyTorch's environment variable overrides it.
     """

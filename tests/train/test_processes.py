@@ -37,13 +37,13 @@ def test_a_rank_among_several_gives_nccl_its_device(monkeypatch, groups):
     assert list(groups[2]) == ["control"]
 
 
-def test_a_single_rank_meets_itself_on_the_host(monkeypatch, groups):
+def test_a_single_rank_is_not_bound_to_its_device(monkeypatch, groups):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.setenv(name, "")  # so that what start_distributed sets is taken back
         monkeypatch.delenv(name)
     place = start_distributed()
     assert place == Place(0, 1, torch.device("cuda", 0))
-    assert groups[1]["backend"] == "cpu:gloo,cuda:nccl"
+    assert groups[1]["backend"] == "nccl"
     assert "device_id" not in groups[1]
     assert len(groups) == 2
 
