@@ -36,7 +36,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from tacaf.checkout import hidden_package, require_own_packages
-from tacaf.extras import missing_extra
+from tacaf.extras import missing_package
 from tacaf.files import path_of, reason_of, shown
 from tacaf.signals import TO_STOP, leave
 from tacaf.vocabulary import InputError
@@ -150,7 +150,7 @@ def _guarded(main: Main, argv: Sequence[str] | None, raised: Sequence[BaseExcept
             return say(end, end.code.removeprefix("error: "), UNEXPECTED)
         return 0 if end.code is None else end.code
     except ModuleNotFoundError as error:
-        known = missing_extra(error) or hidden_package(error)
+        known = missing_package(error) or hidden_package(error)
         return say(error, unexpected(error), UNEXPECTED) if known is None else say(error, str(known), INPUT)
     except Exception as error:
         if _is_out_of_memory(error):

@@ -20,7 +20,7 @@ from tacaf.checkout import PACKAGES, ROOT
 from tacaf.child_processes import child_environment
 from tacaf.command import INPUT
 from tacaf.commands import COMMANDS
-from tacaf.extras import EXTRA_OF, missing
+from tacaf.extras import CORE, EXTRA_OF, missing
 from tests.processes import LIMIT_S
 
 # Packages that always come with another one, which pyproject.toml names.
@@ -54,8 +54,10 @@ run()
 """
 
 
-def tacaf_in(folder: Path, *words: object, extras: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    blocked = [package for package, extra in EXTRA_OF.items() if extra not in extras]
+def tacaf_in(
+    folder: Path, *words: object, extras: tuple[str, ...] = (), blocked: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess:
+    blocked += tuple(package for package, extra in EXTRA_OF.items() if extra not in extras)
     return subprocess.run(
         [sys.executable, "-c", BLOCKED.format(blocked=blocked), *map(str, words)],
         cwd=folder,
@@ -171,6 +173,20 @@ def test_an_extra_requires_its_packages(package):
     found = distributions.get(name, [name])  # not all are in `dev`; one that is not installed goes by its own name
     assert required & set(map(canonicalize_name, found))
     assert f"[{EXTRA_OF[package]}]" in str(missing(package))
+
+
+def test_the_core_is_what_every_command_requires():
+    required = {canonicalize_name(Requirement(line).name) for line in install.requirements([])}
+    distributions = metadata.packages_distributions()
+    assert {canonicalize_name(distributions[package][0]) for package in CORE} == required
+
+
+@pytest.mark.parametrize("package", ["numpy", "pydantic", "PIL", "torch"])
+def test_another_python_is_told_where_the_packages_are(tmp_path, package):
+    """As for a user who forgot to activate the environment."""
+    done = tacaf_in(tmp_path, "search", "--help", blocked=(package,))
+    assert (done.returncode, done.stdout) == (INPUT, "")
+    assert re.fullmatch(rf"error: .*\b{package}, which {re.escape(sys.executable)} does not have.*\n", done.stderr)
 
 
 def imported(path: Path) -> set[str]:
