@@ -1,0 +1,25 @@
+"""What `make` would run, without running it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tacaf.checkout import ROOT
+from tests.processes import LIMIT_S
+
+
+def demo_of(folder: Path, installed: bool) -> str:
+    """The commands of `make demo` in an environment with or without the package of ImageNet weights."""
+    python = folder / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\nexec {sys.executable if installed else "false"} "$@"\n')
+    python.chmod(0o755)
+    command = ["make", "--dry-run", "demo", f"VENV={folder}", f"DEMO={folder / 'demo'}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S, check=True).stdout
+
+
+@pytest.mark.parametrize(("installed", "config"), [(True, "demo_pretrained.yaml"), (False, "demo.yaml")])
+def test_the_demo_starts_from_imagenet_weights_where_their_package_is_installed(tmp_path, installed, config):
+    assert f"--config launch/configs/{config} " in demo_of(tmp_path, installed)
