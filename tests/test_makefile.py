@@ -23,3 +23,10 @@ def demo_of(folder: Path, installed: bool) -> str:
 @pytest.mark.parametrize(("installed", "config"), [(True, "demo_pretrained.yaml"), (False, "demo.yaml")])
 def test_the_demo_starts_from_imagenet_weights_where_their_package_is_installed(tmp_path, installed, config):
     assert f"--config launch/configs/{config} " in demo_of(tmp_path, installed)
+
+
+def test_a_demo_that_was_begun_is_continued_with_its_own_settings(tmp_path):
+    (tmp_path / "demo" / "run").mkdir(parents=True)
+    (tmp_path / "demo" / "run" / "config.yaml").touch()
+    assert f"--config {tmp_path}/demo/run/config.yaml " in (found := demo_of(tmp_path, installed=True))
+    assert found.rstrip().endswith("--resume")
