@@ -15,7 +15,7 @@ from tacaf.train import log_file
 from tacaf.train.config import Config
 from tacaf.train.ranges import Ranges
 from tacaf.train.regroup import TEMPORARY, data_only, load_regrouped, regrouped
-from tacaf.train.state import EPOCHS, SavedFacts, extension
+from tacaf.train.state import EPOCHS, SavedFacts, completed, extension
 from tacaf.vocabulary import InputError
 
 _OF_PYTORCHS_WRITER = re.compile("PytorchStreamWriter|inline_container")
@@ -124,8 +124,8 @@ def find_checkpoint(config: Config, must_match: dict[str, Any], trusted: bool = 
     """The newest whole checkpoint of a run, on every rank; rank 0 finds and checks it before anything is built.
 
     None if there is none yet: a run that was killed before its first save starts again. InputError for a checkpoint
-    made with other settings, except that it may have fewer epochs; and, unless `trusted`, for one that somebody else
-    may have made.
+    made with other settings, except that it may have fewer epochs and lack newer settings; and, unless `trusted`, for
+    one that somebody else may have made.
     """
     folder = config.run / CHECKPOINTS_FOLDER
     path: Path | None = None
@@ -140,7 +140,7 @@ def find_checkpoint(config: Config, must_match: dict[str, Any], trusted: bool = 
             saved = checkpoint.facts_of(path)
             if extension(saved, config):
                 saved[EPOCHS] = must_match[EPOCHS]
-            checkpoint.refuse_other(saved, must_match, path)
+            checkpoint.refuse_other(completed(saved, config), must_match, path)
             if not trusted:
                 checkpoint.refuse_strange(path)
     return distributed.gather_objects(path)[0]

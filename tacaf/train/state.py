@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field
@@ -10,6 +11,7 @@ from tacaf.data.index import ShardIndex
 from tacaf.documents import Count, Document
 from tacaf.provenance import git_commit, versions
 from tacaf.train.config import Config
+from tacaf.train.config_file import dotted
 from tacaf.train.train_config import TrainConfig
 
 # Settings that a resumed run may change: where files are, how often something is written, and which of several
@@ -111,6 +113,15 @@ def extension(saved: dict[str, Any], config: Config) -> str | None:
     else:
         then = "with optim.schedule milestones the epochs done so far are the same as those of the longer run"
     return f"train.epochs is {now} instead of {before}; {then}"
+
+
+def completed(saved: Mapping[str, Any], config: Config) -> dict[str, Any]:
+    """A checkpoint's facts, with the defaults of the settings that are newer than it.
+
+    The default of a new setting is what TACAF did before (CONTRIBUTING.md), so a run can be resumed after an update.
+    """
+    plain = Config.model_validate({"run": config.run, "data": {"shards": config.data.shards}})
+    return dict(dotted(plain.model_dump(mode="json"))) | dict(saved)
 
 
 def must_match(config: Config, index: ShardIndex) -> dict[str, Any]:

@@ -1,16 +1,18 @@
 """Configuration files: inheritance, overrides, and one clear error for each thing that can be wrong."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from tacaf.checkpoint import refuse_other
 from tacaf.data.index import ShardIndex
 from tacaf.train import engine
 from tacaf.train.config import dump_config, load_config
 from tacaf.train.engine import check_settings
 from tacaf.train.finish import check_scoring
-from tacaf.train.state import TrainState, extension
+from tacaf.train.state import TrainState, completed, extension, must_match
 from tacaf.vocabulary import InputError
 
 CONFIGS = sorted((Path(__file__).parent.parent.parent / "launch" / "configs").glob("*.yaml"))
@@ -82,6 +84,19 @@ def test_fused_norms_are_refused_among_definitions():
     with pytest.raises(InputError, match=r"model.*fused_norm: expected kernels: auto, got reference"):
         load_config(DEMO, ["model.fused_norm=true", "model.kernels=reference"])
     load_config(DEMO, ["model.fused_norm=true"])
+
+
+def test_a_checkpoint_from_before_a_setting_existed_is_resumed_with_its_default(tmp_path):
+    config, index = load_config(DEMO, []), SimpleNamespace(sha256="0")
+    saved = must_match(config, index)
+    del saved["loss.triplet_unit"], saved["train.compile"]
+    refuse_other(completed(saved, config), must_match(config, index), tmp_path)
+    changed = load_config(DEMO, ["loss.triplet_unit=distance"])
+    with pytest.raises(InputError, match=r"run\. loss\.triplet_unit: .* has 'absolute', this run 'distance'\. R"):
+        refuse_other(completed(saved, changed), must_match(changed, index), tmp_path)
+    kept = must_match(changed, index)
+    with pytest.raises(InputError, match=r"loss\.triplet_unit: the checkpoint has 'distance'"):
+        refuse_other(completed(kept, config), saved | {"loss.triplet_unit": "absolute"}, tmp_path)
 
 
 def test_more_epochs_are_told_by_what_they_do_to_the_schedule():
