@@ -49,6 +49,7 @@ _PLACES = (
     " how they are made); protocol generic, infrared to every visible image."
 )
 _PRETRAINED = " EfficientNet-Lite0 from ImageNet weights, `launch/configs/laptop.yaml`."
+_FASTER = f"{_PRETRAINED[:-1]} with `optim.new_rate: 0.0015`, as it was until commit 4cd5e9a."
 _ABSOLUTE = f"{_PRETRAINED[:-1]} with `loss.triplet_unit: absolute`, as it was until commit c70bb09."
 
 
@@ -106,6 +107,43 @@ TABLES = (
             "from ImageNet weights", name, ("aug", "full"), (0, 1), folder="pretrained", about=about, models=_PRETRAINED
         )
         for name, about in (("roadscene_places", _PLACES), ("misaligned_1", ""))
+    ),
+    Table(
+        "from ImageNet weights, CMAAM without IPCAM",
+        "misaligned_1",
+        ("aug", "aug_cmaam", "full"),
+        seeds=(0,),
+        splits=("val",),
+        folder="pretrained",
+        models=_PRETRAINED,
+    ),
+    *(
+        Table(
+            "from ImageNet weights, faster new parts",
+            name,
+            ("aug", "full"),
+            (0, 1),
+            folder="new_rate",
+            about=about,
+            models=_FASTER,
+        )
+        for name, about in (("roadscene_places", _PLACES), ("misaligned_1", ""))
+    ),
+    *(
+        Table(
+            "from ImageNet weights, rates of new parts",
+            name,
+            ("aug", "full", *(f"{row}+optim.new_rate={rate}" for row, rate in tries)),
+            (0,),
+            splits=("val",),
+            folder="new_rate",
+            about=about,
+            models=_FASTER,
+        )
+        for name, about, tries in (
+            ("roadscene_places", _PLACES, (("aug", 0.0005), ("full", 0.0005), ("full", 0.006))),
+            ("misaligned_1", "", (("aug", 0.0005), ("full", 0.00015), ("full", 0.0005), ("full", 0.006))),
+        )
     ),
     Table(
         "from ImageNet weights, absolute triplet",
