@@ -113,7 +113,6 @@ def test_what_deepspeed_refuses_is_one_line(section, named):
 
 @pytest.mark.slow
 def test_the_identities_of_a_step_are_described(sysu_shards):
-
     def described(*values: str) -> str:
         return cost.describe(load_config(DEMO, [f"data.shards={sysu_shards}", "run=unused", PLAN, *values]), ranks=2)
 
