@@ -142,4 +142,6 @@ def _may_differ(cell: AblationCell) -> tuple[str, str]:
     config = cell.training.config()
     given = config.train.weights or config.train.start_from or getattr(config.model.backbone, "weights", None)
     weights = f"from {Path(given).name}" if given else "from scratch"
-    return config.evaluation.embedding, "from ImageNet weights" if given == PACKAGE else weights
+    weight = config.model.ipcam.part_weight
+    embedding = config.evaluation.embedding + (f" (parts weighted {weight:g})" if weight != 1 else "")
+    return embedding, "from ImageNet weights" if given == PACKAGE else weights

@@ -158,7 +158,9 @@ def _result_note(row: ComparisonRow) -> str:
     first = row.seeds[0][0]
     parts = [first.protocol, f"{len(first.trials)} trials", first.metric, f"excluded: {first.exclusion}"]
     parts += [f"{first.gallery_draw} draw"] if first.gallery_draw else []
-    parts += [f"{first.embedding} embedding", "flip" if first.flip else "no flip"]
+    parts += [f"{first.embedding} embedding"]
+    parts += [f"parts weighted {first.part_weight:g}"] if first.part_weight not in (None, 1) else []
+    parts += ["flip" if first.flip else "no flip"]
     parts += ["re-ranked" if first.rerank else "no re-ranking"]
     return ", ".join(parts) + "."
 

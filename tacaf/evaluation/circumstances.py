@@ -25,6 +25,7 @@ class Circumstances(Document):
     split: SplitName = None
     embedding: Embedded = None
     embedding_width: Annotated[int, Field(ge=1, le=2**24)] | None = None
+    part_weight: Annotated[float, Field(gt=0, le=1e3)] | None = None
     flip: bool | None = None
     trained_on: Origin = None
     scored_on: Origin = None

@@ -82,6 +82,7 @@ class Result(_Fields):
     gallery_list: Facts | None = Field(None, description="the same for a list of gallery images")
     embedding: Embedded
     embedding_width: Count
+    part_weight: float | None = Field(None, description="weight of IPCAM's nodes in the embedding, if it has them")
     flip: bool | None = Field(description="whether embeddings are averaged with those of the mirror images")
     rerank: Literal[False] | Reranking
     trained_on: Origin = Field(description="set, sha256 of its index, split, and which epoch's model")
@@ -109,7 +110,7 @@ class Result(_Fields):
     @property
     def circumstances(self) -> Circumstances:
         """The facts about the model and the images, without width and versions, which scoring adds itself."""
-        names = ("split", "embedding", "flip", "trained_on", "scored_on", "seed")
+        names = ("split", "embedding", "part_weight", "flip", "trained_on", "scored_on", "seed")
         return Circumstances.model_validate({name: getattr(self, name) for name in names})
 
     @property

@@ -73,6 +73,7 @@ def score_setting(
         gallery_list=None if setting.gallery_list is None else setting.gallery_list.facts_for_results,
         embedding=known.embedding,
         embedding_width=known.embedding_width or made[0].features.width,
+        part_weight=known.part_weight,
         flip=known.flip,
         rerank=scoring.rerank.facts if scoring.rerank else False,
         trained_on=known.trained_on,

@@ -46,6 +46,7 @@ def protocol_text(result: Result) -> str:
     facts += [_count(trials, "trial"), result.metric]
     facts += [f"excluded: {result.exclusion}", "each pid once" if result.unique_ids else "per image"]
     facts += [f"{result.embedding or 'embedding'} {result.embedding_width} wide"]
+    facts += [f"parts weighted {result.part_weight:g}" if result.part_weight not in (None, 1) else None]
     facts += [
         f"of {listed['images']} listed {side} images"
         for side, listed in (("query", result.query_list), ("gallery", result.gallery_list))

@@ -54,6 +54,15 @@ class IpcamConfig(Settings):
             " alone. The last two are for data sets of many identities; pair_stage has one more classifier."
         ),
     )
+    part_weight: float = Field(
+        1.0,
+        gt=0,
+        le=1e3,
+        description=(
+            "Weight of the nodes in an embedding, where the global feature has 1; a cosine similarity counts them with"
+            " its square (ours)."
+        ),
+    )
 
     @model_validator(mode="after")
     def _nested_levels(self) -> "IpcamConfig":

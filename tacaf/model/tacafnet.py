@@ -263,9 +263,10 @@ class TacafNet(nn.Module):
     def embed(self, images_BCHW: torch.Tensor, modality: Modality, embedding: Embedding = "full") -> torch.Tensor:
         """Descriptors of images of one modality: B x `embedding_width(embedding)` float32 of length 1 (method §5.6).
 
-        full: concat[L2(BN(GeM)), L2(n'_g), L2(the other nodes)], L2 again; global_and_parts leaves out n'_g (ours,
-        because it is the weaker of two global features and takes a third of the weight); global_only, or any without
-        IPCAM, is the first part. Compare them by cosine. The model must be in evaluation mode.
+        full: concat[L2(BN(GeM)), w L2(n'_g), w L2(the other nodes)], L2 again, where w is `ipcam.part_weight`;
+        global_and_parts leaves out n'_g (ours, because it is the weaker of two global features and takes a third of the
+        weight); global_only, or any without IPCAM, is the first part. Compare them by cosine. The model must be in
+        evaluation mode.
         """
         assert not self.training, "embed uses running statistics: call eval() first"
         whole = embedding != "global_only" and self.ipcam is not None
@@ -280,7 +281,8 @@ class TacafNet(nn.Module):
         nodes_BND = self.ipcam(stripes)
         parts = [F.normalize(nodes_BND[:, 0])] if embedding == "full" else []
         parts.append(F.normalize(nodes_BND[:, 1:].flatten(1)))
-        return F.normalize(torch.cat([global_BC, *parts], dim=1))
+        weight = self.config.ipcam.part_weight
+        return F.normalize(torch.cat([global_BC, *(part if weight == 1 else weight * part for part in parts)], dim=1))
 
     def embedding_width(self, embedding: Embedding = "full") -> int:
         """The width of descriptors. The default model's: full 7168, without n'_g 6656, only the global feature 2048."""

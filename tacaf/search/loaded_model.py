@@ -84,6 +84,8 @@ def weights_sha256(model: TacafNet) -> str:
     """The hash of everything that determines a descriptor, which is the same for a run and its exports."""
     # Neither CMAAM's mask in training nor the choice of kernels affects descriptors.
     config = model.config.portable().model_dump(mode="json", exclude={"cmaam": {"mask"}, "kernels": True})
+    if config["ipcam"]["part_weight"] == 1:
+        del config["ipcam"]["part_weight"]  # keeps the hash that the model had before there was this setting
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if CLASSIFIER not in name:

@@ -88,9 +88,11 @@ def circumstances_of(
     trained_on |= {"split": card.trained_on["split"], "model": card.chosen}
     if card.model.classifier.sampled:
         trained_on["negatives"] = card.model.classifier.negatives
+    has_parts = card.model.ipcam.enabled and extraction.embedding != "global_only"
     return Circumstances(
         split=split,
         embedding=extraction.embedding,
+        part_weight=card.model.ipcam.part_weight if has_parts else None,
         flip=extraction.flip,
         trained_on=trained_on,
         scored_on=None if index is None else {"set": index.name, "sha256": index.sha256},

@@ -13,6 +13,7 @@ from tacaf.evaluation.options import add_protocol_options, settings_of
 from tacaf.evaluation.rerank import Rerank
 from tacaf.evaluation.results import Result, read_result, read_results, write_results
 from tacaf.evaluation.score import score
+from tacaf.evaluation.text import protocol_text
 from tacaf.vocabulary import InputError
 from tests.evaluation.sets import feature_set
 
@@ -46,6 +47,14 @@ def test_a_result_of_an_earlier_version_is_read_and_keeps_its_fields(tmp_path):
     path.write_text(json.dumps(values))
     assert read_result(path).as_json() == values
     assert read_result(path).on_own_set
+
+
+@pytest.mark.parametrize(("weight", "words"), [(0.5, ", parts weighted 0.5,"), (1, None), (None, None)])
+def test_the_weight_of_the_parts_is_kept_and_named_where_it_is_not_1(tmp_path, weight, words):
+    result = result_of(known={"part_weight": weight})
+    [path] = write_results([result], tmp_path)
+    assert read_result(path).part_weight == read_result(path).circumstances.part_weight == weight
+    assert words in protocol_text(result) if words else "weighted" not in protocol_text(result)
 
 
 @pytest.mark.parametrize("wrong", [{"mean": None}, {"rerank": True}, {"chance_rank1": 2}, {"trials": []}])

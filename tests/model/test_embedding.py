@@ -65,6 +65,18 @@ def test_the_blocks_are_necked_gem_global_node_and_the_other_nodes(modality):
     assert two.shape[1] == model.embedding_width("global_and_parts")
 
 
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+def test_the_part_weight_scales_everything_but_the_global_feature(weight):
+    plain, weighted = trained(), trained(ipcam={"part_weight": weight})
+    weighted.load_state_dict(plain.state_dict())
+    scales = torch.ones(plain.embedding_width()) * weight
+    scales[:128] = 1
+    torch.testing.assert_close(embed(weighted), F.normalize(embed(plain) * scales), rtol=1e-5, atol=1e-6)
+    own, parts = embed(weighted, embedding="global_and_parts").split([128, 72], dim=1)
+    torch.testing.assert_close(parts.norm(dim=1) / own.norm(dim=1), torch.full((4,), weight))
+    assert torch.equal(embed(weighted, embedding="global_only"), embed(plain, embedding="global_only"))
+
+
 def test_without_ipcam_every_embedding_is_the_global_one():
     model = trained(ipcam=OFF)
     assert model.embedding_width() == model.embedding_width("global_only") == 128

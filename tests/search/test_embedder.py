@@ -19,7 +19,9 @@ from tacaf.data.index import ShardIndex
 from tacaf.data.photo import Limits, decode, images_below, left_out_below
 from tacaf.data.reader import ShardReader
 from tacaf.search.embedder import Embedder
+from tacaf.search.loaded_model import weights_sha256
 from tacaf.vocabulary import Embedding, InputError, Modality
+from tests.model.cases import tiny_model
 
 LEVEL = 1 / 255 / 0.224  # one grey level after normalisation, at most
 
@@ -285,3 +287,16 @@ def test_load_takes_a_run_or_its_file_and_nothing_else(untrained_run, embedder, 
             Embedder.load(path)
     with pytest.raises(InputError, match="'nothing'"):
         Embedder.load(untrained_run, "nothing")
+
+
+def zero_hash(**switches: object) -> str:
+    model = tiny_model(**switches)
+    for tensor in model.state_dict().values():
+        tensor.zero_()
+    return weights_sha256(model)
+
+
+def test_a_model_keeps_its_hash_when_settings_are_added():
+    """Catalogues name their model by this hash: if it changes, every user has to embed the gallery again."""
+    assert zero_hash() == "89f38158231131da43fad314b914f05b93bd9f850723adc1cad3f36c84b011c0"
+    assert zero_hash(ipcam={"part_weight": 0.5}) != zero_hash()
