@@ -18,7 +18,7 @@ from tacaf.train.scoring import Extraction, circumstances_of, embed_identities
 DEMO = Path(__file__).parent.parent.parent / "launch" / "configs" / "demo.yaml"
 TINY = [
     "model.backbone={width: 4, blocks: [1, 1, 1, 1]}",
-    "model.ipcam={node_width: 8, attention_width: 4, pair_width: 4}",
+    "model.ipcam={node_width: 8, attention_width: 4, pair_width: 4, part_weight: 0.5}",  # so that no use forgets it
     "evaluation.ranked_lists=2",
     "evaluation.batch_size=16",
 ]

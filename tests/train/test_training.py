@@ -41,7 +41,7 @@ def test_a_run_folder_is_complete(finished):
         assert len(result["trials"]) == 10
         assert result["trained_on"]["split"] == "trainval"
         assert result["embedding_width"] == 256 + 9 * 16  # without the global node
-        assert result["part_weight"] == 1
+        assert result["part_weight"] == 0.5
         assert 0 < result["chance_rank1"] < 1
     assert [record["global_step"] for record in steps_of(finished)] == list(range(1, 2 * STEPS + 1))
     assert not list((finished / "checkpoints").glob(".tmp-*"))
