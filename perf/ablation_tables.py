@@ -49,6 +49,11 @@ _PLACES = (
     " how they are made); protocol generic, infrared to every visible image."
 )
 _PRETRAINED = " EfficientNet-Lite0 from ImageNet weights, `launch/configs/laptop.yaml`."
+_HEAVIER = (
+    f"{_PRETRAINED[:-1]} with `loss.part`, `loss.pair` and `model.ipcam.part_weight` at 1, as it was until commit b09f2db."
+)
+_LIGHTER = "loss.part=0.3+loss.pair=0.3"
+_WIDER = "model.ipcam.node_width=512+model.ipcam.attention_width=128+model.ipcam.pair_width=256"
 _FASTER = f"{_PRETRAINED[:-1]} with `optim.new_rate: 0.0015`, as it was until commit 4cd5e9a."
 _ABSOLUTE = f"{_PRETRAINED[:-1]} with `loss.triplet_unit: absolute`, as it was until commit c70bb09."
 
@@ -103,19 +108,54 @@ TABLES = (
         splits=("val",),
     ),
     *(
-        Table(
-            "from ImageNet weights", name, ("aug", "full"), (0, 1), folder="pretrained", about=about, models=_PRETRAINED
+        Table("from ImageNet weights", name, rows, seeds, folder="pretrained", about=about, models=_PRETRAINED)
+        for name, rows, seeds, about in (
+            ("roadscene_places", ("aug", "full"), (0, 1, 2), _PLACES),
+            ("misaligned_1", ("aug", "full"), (0, 1, 2), ""),
+            ("plain_1", ("aug", "full"), (0,), ""),
+            ("occluded_1", ("aug", "full"), (0,), ""),
         )
-        for name, about in (("roadscene_places", _PLACES), ("misaligned_1", ""))
     ),
     Table(
         "from ImageNet weights, CMAAM without IPCAM",
         "misaligned_1",
         ("aug", "aug_cmaam", "full"),
-        seeds=(0,),
+        seeds=(0, 1),
         splits=("val",),
         folder="pretrained",
         models=_PRETRAINED,
+    ),
+    *(
+        Table(
+            "from ImageNet weights, heavier IPCAM",
+            name,
+            ("aug", "full"),
+            (0, 1),
+            folder="heavier_ipcam",
+            about=about,
+            models=_HEAVIER,
+        )
+        for name, about in (("roadscene_places", _PLACES), ("misaligned_1", ""))
+    ),
+    *(
+        Table(
+            "from ImageNet weights, weights of IPCAM's losses",
+            name,
+            ("aug", "full", *(f"full+{one}" for one in tries)),
+            (0,),
+            splits=("val",),
+            folder="heavier_ipcam",
+            about=about,
+            models=_HEAVIER,
+        )
+        for name, about, tries in (
+            ("roadscene_places", _PLACES, (_LIGHTER, f"{_LIGHTER}+loss.dt=3")),
+            (
+                "misaligned_1",
+                "",
+                (_LIGHTER, f"{_LIGHTER}+loss.dt=3", f"{_LIGHTER}+loss.dt=6", _WIDER, f"{_LIGHTER}+{_WIDER}"),
+            ),
+        )
     ),
     *(
         Table(
