@@ -49,7 +49,10 @@ _PLACES = (
     " how they are made); protocol generic, infrared to every visible image."
 )
 _PRETRAINED = " EfficientNet-Lite0 from ImageNet weights, `launch/configs/laptop.yaml`."
-_HEAVIER = f"{_PRETRAINED[:-1]} with `loss.part`, `loss.pair` and `model.ipcam.part_weight` at 1, as it was until commit b09f2db."
+_HEAVIER = (
+    f"{_PRETRAINED[:-1]} with `loss.part`, `loss.pair` and `model.ipcam.part_weight` at 1, as it was until commit"
+    " b09f2db."
+)
 _LIGHTER = "loss.part=0.3+loss.pair=0.3"
 _WIDER = "model.ipcam.node_width=512+model.ipcam.attention_width=128+model.ipcam.pair_width=256"
 _FASTER = f"{_PRETRAINED[:-1]} with `optim.new_rate: 0.0015`, as it was until commit 4cd5e9a."
