@@ -282,7 +282,7 @@ class TacafNet(nn.Module):
         parts = [F.normalize(nodes_BND[:, 0])] if embedding == "full" else []
         parts.append(F.normalize(nodes_BND[:, 1:].flatten(1)))
         weight = self.config.ipcam.part_weight
-        return F.normalize(torch.cat([global_BC, *(part if weight == 1 else weight * part for part in parts)], dim=1))
+        return F.normalize(torch.cat([global_BC, *(weight * part for part in parts)], dim=1))
 
     def embedding_width(self, embedding: Embedding = "full") -> int:
         """The width of descriptors. The default model's: full 7168, without n'_g 6656, only the global feature 2048."""
