@@ -4,6 +4,7 @@ A backbone is built from a configuration, with random weights, or with weights f
 the network unless `download` is set, and only safetensors files are read.
 """
 
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -15,6 +16,7 @@ from tacaf.vocabulary import InputError
 
 STAGED = ("convnext", "convnextv2")  # stages of convolutions
 TOKENS = ("dinov2", "dinov2_with_registers")  # blocks over one grid of patches
+SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")  # whole, or the list of its parts
 # Entries of a configuration that do not describe the architecture, or are derived from it.
 DERIVED = (
     *("model_type", "transformers_version", "architectures", "dtype", "_name_or_path"),
@@ -127,6 +129,23 @@ def new_network(config: LibraryConfig) -> Any:
         raise InputError(f"model.backbone.options: {config.name} cannot be built with them: {_line(error)}") from None
 
 
+def check_weights(config: LibraryConfig) -> None:
+    """Raise InputError if the weights should be on this machine and have no safetensors file here. None is loaded."""
+    assert config.weights is not None
+    if config.download:
+        return
+    _transformers()
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(config.weights)
+    for name in SAFETENSORS:
+        if folder.is_dir() and (folder / name).is_file():
+            return
+        if not folder.is_dir() and isinstance(try_to_load_from_cache(config.weights, name), str):
+            return
+    raise InputError(_no_weights(config, f"{' and '.join(SAFETENSORS)} are missing"))
+
+
 def trained_network(config: LibraryConfig) -> tuple[Any, str]:
     """The package's module with the weights of the folder, and a line about what was loaded.
 
@@ -170,7 +189,7 @@ def portable(config: LibraryConfig) -> LibraryConfig:
     return config.model_copy(update={"options": options, "weights": None, "download": False})
 
 
-def _no_weights(config: LibraryConfig, error: Exception) -> str:
+def _no_weights(config: LibraryConfig, error: Exception | str) -> str:
     return (
         "model.backbone.weights: expected a folder with matching config.json and model.safetensors, or a hub name in"
         f" the local cache, got {config.weights!r}: {_line(error)}; check the path, or set model.backbone.download:"
@@ -178,5 +197,5 @@ def _no_weights(config: LibraryConfig, error: Exception) -> str:
     )
 
 
-def _line(error: Exception) -> str:
+def _line(error: Exception | str) -> str:
     return " ".join(str(error).split())[:200]

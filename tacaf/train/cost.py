@@ -4,7 +4,6 @@ import os
 from typing import NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
@@ -17,6 +16,7 @@ from tacaf.train.flops import BF16_RATES, step_flops
 from tacaf.train.forward import forward, noise_batch, pairs_of
 from tacaf.train.new_model import describe_start
 from tacaf.train.ranges import check_ranges
+from tacaf.train.shapes import shape_model, shapes_only
 from tacaf.train.train_config import TrainConfig
 from tacaf.vocabulary import InputError
 
@@ -172,7 +172,7 @@ def saved_by_one_group(config: Config, identities: int) -> float:
     chunk = min(config.model.chunk, round(used))
     pieces = config.model.split or identities > chunk
     small = config.model.unsplit().model_copy(update={"chunk": 2}) if pieces else config.model
-    shapes = FakeTensorMode()
+    shapes = shapes_only()
     batch = noise_batch(config, 1, shapes)
     pairs = pairs_of(batch, config).changed(shapes.from_tensor)
     kept: dict[int, torch.UntypedStorage] = {}
@@ -182,8 +182,8 @@ def saved_by_one_group(config: Config, identities: int) -> float:
         kept[storage._cdata] = storage  # keeps it alive, so that no other storage gets its number
         return tensor
 
+    model = shape_model(small, 2 * 2 if pieces else identities, shapes)
     with shapes, torch.autocast("cpu", torch.bfloat16, config.train.precision == "bf16"):
-        model = TacafNet(small, 2 * 2 if pieces else identities)
         own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         shaped = batch._replace(label_B=shapes.from_tensor(batch.label_B), pairs=pairs)
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):

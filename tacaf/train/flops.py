@@ -1,15 +1,14 @@
 """Counting the operations of a training step without executing them, and comparing them with a GPU's peak rate."""
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from tacaf.data.plan import Plan
 from tacaf.losses.total import TacafLoss
-from tacaf.model.tacafnet import TacafNet
 from tacaf.train.config import Config
 from tacaf.train.forward import noise_batch, pairs_of
 from tacaf.train.processes import Place
+from tacaf.train.shapes import shape_model, shapes_only
 
 # Operations per second of dense bf16 matrix products, from the makers' data sheets.
 BF16_RATES = {"H200": 989e12, "H100": 989e12, "A100": 312e12}
@@ -21,14 +20,14 @@ def step_flops(config: Config, plan: Plan) -> float:
     Counts convolutions and matrix products, which are nearly all; the kernels of `kernels/` are not counted. Only the
     shapes of one pair group are propagated, and the count is scaled.
     """
-    shapes = FakeTensorMode()
+    shapes = shapes_only()
     identities = config.model.classifier.expected_identities(
         plan.training_set.identities, plan.config.identities_per_batch
     )
     batch = noise_batch(config, 1, shapes)
     pairs = pairs_of(batch, config)
+    model = shape_model(config.model.unsplit(), round(identities), shapes)
     with shapes:
-        model = TacafNet(config.model.unsplit(), round(identities))
         label_B = shapes.from_tensor(batch.label_B)
         shaped = pairs.changed(shapes.from_tensor)
         with FlopCounterMode(display=False) as counter:

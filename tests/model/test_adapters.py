@@ -10,37 +10,14 @@ from transformers import AutoConfig, AutoModelForImageClassification
 
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.model.adapters import build_backbone, map_size
-from tacaf.model.library import LibraryConfig, portable
+from tacaf.model.library import LibraryConfig, check_weights, portable
 from tacaf.model.tacafnet import ModelConfig, TacafNet
 from tacaf.model.weights import inference_model, load_imagenet_resnet
 from tacaf.vocabulary import InputError, Modality
 from tests.model.cases import assert_every_gradient, pairs_of, tiny_batch, tiny_model, train_forward
+from tests.model.library_cases import KINDS, REENTERING, STAGES, config_of, of
 
 pytestmark = pytest.mark.slow  # models of transformers
-
-STAGES = {"hidden_sizes": [8, 8, 16, 24], "depths": [1, 1, 1, 2]}
-GRID = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
-WINDOWS = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 3}
-# name: options, image height that divides into 6 parts, size of its layer-4 map
-KINDS = {
-    "convnext": (STAGES, 192, (6, 2)),
-    "convnextv2": (STAGES, 192, (6, 2)),
-    "dinov2": (GRID, 96, (12, 8)),
-    "dinov2_with_registers": (GRID, 96, (12, 8)),
-    "swin": (WINDOWS, 192, (6, 2)),
-    "swinv2": (WINDOWS, 192, (6, 2)),
-}
-REENTERING = [name for name in KINDS if "swin" not in name]
-
-
-def of(name, **more):
-    return {"kind": "transformers", "name": name, "options": KINDS[name][0], **more}
-
-
-def config_of(name, **changes):
-    ipcam = {"node_width": 8, "attention_width": 4, "pair_width": 4}
-    cmaam = {"consistency": name in REENTERING}
-    return ModelConfig.model_validate({"backbone": of(name), "ipcam": ipcam, "cmaam": cmaam, **changes})
 
 
 def batch_of(name):
@@ -203,6 +180,28 @@ def test_weights_that_do_not_fit_are_refused(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match=r"model\.backbone\.weights.*config\.json"):
         build_backbone(config, "local").load_weights()
+
+
+def test_weights_are_looked_for_without_loading_them(folder, tmp_path, monkeypatch):
+    config = LibraryConfig(kind="transformers", name="convnextv2", weights=str(folder))
+    check_weights(config)
+    (folder / "model.safetensors").rename(folder / "model.safetensors.index.json")  # large models have several parts
+    check_weights(config)
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(InputError, match=r"model\.backbone\.weights.*model\.safetensors"):
+        check_weights(config)
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    named = config.model_copy(update={"weights": "someone/some-model"})
+    with pytest.raises(InputError, match="someone/some-model"):
+        check_weights(named)
+    check_weights(named.model_copy(update={"download": True}))
+    cached = tmp_path / "models--someone--some-model"
+    (cached / "snapshots" / "0a").mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0a")
+    (cached / "snapshots" / "0a" / "model.safetensors").write_bytes(b"weights")
+    check_weights(named)
 
 
 def test_the_card_of_a_model_needs_no_folder(folder):

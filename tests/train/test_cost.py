@@ -1,6 +1,7 @@
 """What --dry-run counts: parameters without building them, each ZeRO stage's share, logits whole and in pieces."""
 
 import pytest
+from transformers import AutoConfig
 
 from tacaf.model.classifier import ClassifierConfig
 from tacaf.model.efficientnet_weights import package_file
@@ -138,3 +139,9 @@ def test_the_weights_to_start_from_are_looked_for(sysu_shards, tmp_path):
         described(f"train.start_from={tmp_path / 'resnet.pth'}")
     with pytest.raises(InputError, match="expected a ResNet"):
         described(light, f"train.weights={tmp_path / 'resnet.pth'}")
+    AutoConfig.for_model("convnextv2", hidden_sizes=[8, 8, 16, 24], depths=[1, 1, 1, 1]).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"model\.backbone\.weights.*model\.safetensors"):
+        described(
+            f"model.backbone={{kind: transformers, name: convnextv2, weights: {tmp_path}}}",
+            "model.ipcam.levels=[1, 3]",
+        )

@@ -2,13 +2,18 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from tacaf.data.index import ShardIndex, select_training
 from tacaf.data.plan import Plan
+from tacaf.losses.total import TacafLoss
+from tacaf.model.tacafnet import TacafNet
 from tacaf.train.config import Config, load_config
 from tacaf.train.cost import saved_by_one_group
 from tacaf.train.flops import BF16_RATES, share_at_one_second, step_flops
+from tacaf.train.forward import forward, noise_batch
 from tacaf.train.processes import Place
+from tests.model.library_cases import KINDS, config_of
 from tests.train.tiny_runs import ROOT
 
 
@@ -90,6 +95,31 @@ def test_both_counts_read_no_value_with_any_kernels(sysu_shards, kernels, values
     config, plan = planned(sysu_shards, *TINY, f"model.kernels={kernels}", "train.precision=bf16", *values)
     assert step_flops(config, plan) > 0
     assert saved_by_one_group(config, plan.training_set.identities) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", KINDS)
+def test_both_counts_agree_with_a_real_pass_of_a_network_of_transformers(sysu_shards, name):
+    """These networks read values and copy modules while they are built, which shapes alone do not allow."""
+    config, plan = planned(sysu_shards, f"data.augment={{height: {KINDS[name][1]}, width: 64, pad: 2}}")
+    identities = plan.training_set.identities
+    config = config.model_copy(update={"model": config_of(name, kernels="reference")})
+    model, batch = TacafNet(config.model, identities), noise_batch(config, 1)
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def count(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with FlopCounterMode(display=False) as counter:
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            total = TacafLoss(config.loss)(forward(model, batch, config), batch.label_B)[0]
+        total.backward()
+    groups = plan.images / len(batch.label_B)
+    assert step_flops(config, plan) == pytest.approx(groups * counter.get_total_flops(), rel=1e-9)
+    expected = sum(storage.nbytes() for place, storage in saved.items() if place not in own)
+    assert saved_by_one_group(config, identities) == pytest.approx(expected, rel=0.02)
 
 
 def test_the_share_of_a_gpus_rate_with_the_definitions(sysu_shards, monkeypatch):
