@@ -196,9 +196,13 @@ def whole_state(engine: Any) -> dict[str, torch.Tensor]:
     if engine.zero_optimization_stage() < 3:
         return state
     import deepspeed
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     for name, parameter in engine.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter]):
+        # DeepSpeed keeps small parameters whole. Gathered, they would be partitioned afterwards, and the next training
+        # pass would fail, because DeepSpeed expects them to be as they were when it recorded the order of their use.
+        partitioned = parameter.ds_status == ZeroParamStatus.NOT_AVAILABLE
+        with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
             if distributed.rank() == 0 or CLASSIFIER not in name:
                 state[name] = parameter.detach().cpu().clone()
             else:

@@ -62,6 +62,16 @@ def test_two_ranks_train_as_one(sysu_shards, finished, tmp_path):
     assert_same_training(first, whole, halves, ADAMW_SHARE)
 
 
+@pytest.mark.parametrize("threshold", [0, 500, 100_000])
+def test_zero_3_trains_as_stage_1_after_an_evaluation(sysu_shards, finished, tmp_path, threshold):
+    """ZeRO-3 partitions parameters of more elements than the threshold: all, some and none of this model's."""
+    zero = f"{{stage: 3, stage3_param_persistence_threshold: {threshold}}}"
+    train(sysu_shards, tmp_path / "run", f"deepspeed={{zero_optimization: {zero}}}")
+    stage_1, stage_3 = steps_of(finished), steps_of(tmp_path / "run")
+    assert len(stage_3) == 2 * STEPS
+    assert_same_losses(stage_1[: STEPS + 1], stage_3[: STEPS + 1])
+
+
 def test_the_best_on_validation_identities_is_kept_and_monitors_are_told(sysu_shards, tmp_path):
     folder = tmp_path / "best"
     values = ["data.split=train", "train.choose=validation", "train.best_by=rank1", "train.watch=[csv_monitor]"]
