@@ -75,9 +75,9 @@ class Table(NamedTuple):
 TABLES = (
     Table("core rows", "plain_1", CORE, seeds=(0, 1, 2, 3, 4)),
     Table("all rows", "plain_1", (*CORE, "ipcam", "cmaam", "both", *INNER)),
-    Table("rows with CMAAM", "misaligned_1", ("baseline", "aug", "aug_cmaam", "cmaam")),
+    Table("rows with CMAAM", "misaligned_1", ("baseline", "aug", "aug_cmaam", "full", "cmaam")),
     Table("trained three times as long", "misaligned_1", ("baseline", "aug", "aug_cmaam"), folder="longer"),
-    Table("rows with IPCAM", "occluded_1", ("baseline", "aug", "aug_ipcam", "ipcam")),
+    Table("rows with IPCAM", "occluded_1", ("baseline", "aug", "aug_ipcam", "full", "ipcam")),
     Table(
         "tries",
         "plain_1",
@@ -108,6 +108,7 @@ TABLES = (
         seeds=(0,),
         splits=("val",),
     ),
+    Table("from scratch", "roadscene_places", ("baseline", "aug", "full"), about=_PLACES),
     *(
         Table("from ImageNet weights", name, rows, seeds, folder="pretrained", about=about, models=_PRETRAINED)
         for name, rows, seeds, about in (
@@ -242,6 +243,7 @@ TABLES = (
         "roadscene_places",
         ("aug",),
         seeds=(0, 1),
+        folder="absolute_triplet_cpu",
         about=_PLACES,
         models=_ABSOLUTE,
     ),
@@ -254,6 +256,7 @@ TABLES = (
             "aug+loss.triplet_unit=distance+optim.backbone_rate=0.0005",
         ),
         seeds=(0,),
+        folder="absolute_triplet_cpu",
         about=_PLACES,
         models=_ABSOLUTE,
     ),
