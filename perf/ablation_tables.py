@@ -110,6 +110,10 @@ TABLES = (
     ),
     Table("from scratch", "roadscene_places", ("baseline", "aug", "full"), about=_PLACES),
     *(
+        Table("self-similarity", name, ("full", "full+model.cmaam.self_similarity=0.5"), (0,), ("val",), about=about)
+        for name, about in (("roadscene_places", _PLACES), ("plain_1", ""))
+    ),
+    *(
         Table("from ImageNet weights", name, rows, seeds, folder="pretrained", about=about, models=_PRETRAINED)
         for name, rows, seeds, about in (
             ("roadscene_places", ("aug", "full"), (0, 1, 2), _PLACES),
