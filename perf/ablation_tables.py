@@ -111,7 +111,7 @@ TABLES = (
     Table("from scratch", "roadscene_places", ("baseline", "aug", "full"), about=_PLACES),
     *(
         Table("self-similarity", name, ("full", "full+model.cmaam.self_similarity=0.5"), (0,), ("val",), about=about)
-        for name, about in (("roadscene_places", _PLACES), ("plain_1", ""))
+        for name, about in (("roadscene_places", _PLACES), *((name, "") for name in BENCHMARKS))
     ),
     *(
         Table("from ImageNet weights", name, rows, seeds, folder="pretrained", about=about, models=_PRETRAINED)
