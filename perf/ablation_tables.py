@@ -111,15 +111,15 @@ TABLES = (
     Table("from scratch", "roadscene_places", ("baseline", "aug", "full"), about=_PLACES),
     *(
         Table("self-similarity", name, ("full", "full+model.cmaam.self_similarity=0.5"), (0,), ("val",), about=about)
-        for name, about in (("roadscene_places", _PLACES), *((name, "") for name in BENCHMARKS))
+        for name, about in (("roadscene_places", _PLACES), *((benchmark, "") for benchmark in BENCHMARKS))
     ),
     *(
         Table("from ImageNet weights", name, rows, seeds, folder="pretrained", about=about, models=_PRETRAINED)
         for name, rows, seeds, about in (
             ("roadscene_places", ("aug", "full"), (0, 1, 2), _PLACES),
             ("misaligned_1", ("aug", "full"), (0, 1, 2, 3, 4), ""),
-            ("plain_1", ("aug", "full"), (0,), ""),
-            ("occluded_1", ("aug", "full"), (0,), ""),
+            ("plain_1", ("aug", "full"), (0, 1), ""),
+            ("occluded_1", ("aug", "full"), (0, 1, 2), ""),
         )
     ),
     Table(
