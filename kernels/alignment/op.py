@@ -3,6 +3,7 @@
 Legend: B images, L = H*W positions, C channels, N pairs.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 
 from kernels.alignment import plain, reference
 from kernels.alignment.checks import check_alignment, check_row_range, triton_obstacle
-from kernels.common.checks import refuse_double_backward
 from kernels.common.dtypes import compute_dtype
+from kernels.common.operator import Operator
 from kernels.common.path import Backend, choose_path
 
 # What the custom op returns: reconstruction, both distances and co-mask; then what the backward needs (`_forward`).
@@ -50,7 +51,7 @@ def align(
             check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.align(features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta)
     inputs = (features_BLC, mask_BL.detach(), anchor_N, positive_N, negative_N, float(beta), path)
-    reconstruction, positive_distance, negative_distance, comask = _forward(*inputs)[:4]
+    reconstruction, positive_distance, negative_distance, comask = _operator(*inputs)[:4]
     return reconstruction, positive_distance, negative_distance, comask.detach()
 
 
@@ -73,7 +74,7 @@ def soft_align(
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.soft_align(features_BLC, mask_BL, anchor_N, target_N, beta)
     inputs = (features_BLC, mask_BL.detach(), anchor_N, target_N, target_N[:0], float(beta), path)
-    reconstruction, distance, _, comask = _forward(*inputs)[:4]
+    reconstruction, distance, _, comask = _operator(*inputs)[:4]
     return reconstruction, distance, comask.detach()
 
 
@@ -95,11 +96,10 @@ def align_distance(
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.align_distance(features_BLC, mask_BL, anchor_N, target_N, beta)
     inputs = (features_BLC, mask_BL.detach(), anchor_N, target_N[:0], target_N, float(beta), path)
-    distance: torch.Tensor = _forward(*inputs)[2]
+    distance: torch.Tensor = _operator(*inputs)[2]
     return distance
 
 
-@torch.library.custom_op("kernels::align", mutates_args=())
 def _forward(
     features_BLC: torch.Tensor,
     mask_BL: torch.Tensor,
@@ -131,8 +131,7 @@ def _module(path: str) -> ModuleType:
     return kernel
 
 
-@_forward.register_fake
-def _(
+def _fake(
     features_BLC: torch.Tensor,
     mask_BL: torch.Tensor,
     anchor_N: torch.Tensor,
@@ -156,7 +155,6 @@ def _(
     return reconstruction, near, far, comask, root, similarity, *kept
 
 
-@torch.library.custom_op("kernels::align_backward", mutates_args=())
 def _backward(
     grad_reconstruction_NLC: torch.Tensor,
     grad_positive_NL: torch.Tensor,
@@ -183,8 +181,7 @@ def _backward(
         return gradient
 
 
-@_backward.register_fake
-def _(
+def _backward_fake(
     grad_reconstruction_NLC: torch.Tensor,
     grad_positive_NL: torch.Tensor,
     grad_negative_NL: torch.Tensor,
@@ -203,7 +200,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -
     ctx.set_materialize_grads(False)  # zeros for the five outputs that carry no gradient would cost as much as a kernel
 
 
-def _differentiate(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+def _differentiate(
+    backward: Callable[..., Any], ctx: Any, *gradients: torch.Tensor | None
+) -> tuple[torch.Tensor | None, ...]:
     tensors, saved = ctx.saved_tensors[:5], ctx.saved_tensors[5:]
     features, _, _, positive, negative = tensors
     length, dtype = features.shape[1], compute_dtype(features)
@@ -213,8 +212,7 @@ def _differentiate(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Ten
         features.new_zeros(shape, dtype=kind) if gradient is None else gradient
         for gradient, shape, kind in zip(gradients, shapes, dtypes, strict=False)
     ]
-    return _backward(*given, *tensors, ctx.beta, *saved, ctx.path), None, None, None, None, None, None
+    return backward(*given, *tensors, ctx.beta, *saved, ctx.path), None, None, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(lambda ctx, *_: refuse_double_backward("align"))
+_operator = Operator("align", _forward, _fake, _backward, _backward_fake, _save, _differentiate)

@@ -3,14 +3,15 @@
 Legend: B images, H x W positions, C channels, N = sum(levels) pooled stripes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from kernels.common.checks import check_positive, check_tensor, refuse_double_backward
+from kernels.common.checks import check_positive, check_tensor
 from kernels.common.dtypes import compute_dtype
+from kernels.common.operator import Operator
 from kernels.common.path import Backend, choose_path
 from kernels.gem_pyramid import plain, reference
 
@@ -34,7 +35,7 @@ def gem_pyramid(
     path = choose_path(backend, features_BHWC, "" if p in WHOLE_POWERS else f"p = {p} (whole p up to 8)")
     if path == "reference":
         return reference.gem_pyramid(features_BHWC, levels, p, eps)
-    pooled_BNC: torch.Tensor = _forward(features_BHWC, levels, float(p), float(eps), path)
+    pooled_BNC: torch.Tensor = _operator(features_BHWC, levels, float(p), float(eps), path)
     return pooled_BNC
 
 
@@ -64,19 +65,16 @@ def _module(path: str) -> ModuleType:
     return kernel
 
 
-@torch.library.custom_op("kernels::gem_pyramid", mutates_args=())
 def _forward(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, path: str) -> torch.Tensor:
     pooled_BNC: torch.Tensor = _module(path).forward(features_BHWC, levels, p, eps)
     return pooled_BNC
 
 
-@_forward.register_fake
-def _(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, path: str) -> torch.Tensor:
+def _fake(features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, path: str) -> torch.Tensor:
     images, _, _, channels = features_BHWC.shape
     return features_BHWC.new_empty(images, sum(levels), channels, dtype=compute_dtype(features_BHWC))
 
 
-@torch.library.custom_op("kernels::gem_pyramid_backward", mutates_args=())
 def _backward(
     grad_BNC: torch.Tensor,
     features_BHWC: torch.Tensor,
@@ -90,8 +88,7 @@ def _backward(
     return gradient_BHWC
 
 
-@_backward.register_fake
-def _(grad_BNC: torch.Tensor, features_BHWC: torch.Tensor, *_: Any) -> torch.Tensor:
+def _backward_fake(grad_BNC: torch.Tensor, features_BHWC: torch.Tensor, *_: Any) -> torch.Tensor:
     return torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
 
 
@@ -100,9 +97,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(features_BHWC, output)
 
 
-def _differentiate(ctx: Any, grad_BNC: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return _backward(grad_BNC, *ctx.saved_tensors, *ctx.settings), None, None, None, None
+def _differentiate(backward: Callable[..., Any], ctx: Any, grad_BNC: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return backward(grad_BNC, *ctx.saved_tensors, *ctx.settings), None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(lambda ctx, *_: refuse_double_backward("gem_pyramid"))
+_operator = Operator("gem_pyramid", _forward, _fake, _backward, _backward_fake, _save, _differentiate)

@@ -3,12 +3,14 @@
 Legend: B images, R parts of the ring, D node width, A projection width.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 
-from kernels.common.checks import check_tensor, refuse_double_backward
+from kernels.common.checks import check_tensor
+from kernels.common.operator import Operator
 from kernels.common.path import Backend, choose_path
 from kernels.ring_aggregate import plain, reference
 
@@ -33,7 +35,7 @@ def ring_aggregate(
     path = choose_path(backend, parts_BRD, obstacle)
     if path == "reference":
         return reference.ring_aggregate(parts_BRD, theta_BRA, phi_BRA, rounds)
-    mixed_BRD: torch.Tensor = _forward(parts_BRD, theta_BRA, phi_BRA, rounds, path)
+    mixed_BRD: torch.Tensor = _operator(parts_BRD, theta_BRA, phi_BRA, rounds, path)
     return mixed_BRD
 
 
@@ -64,7 +66,6 @@ def _module(path: str) -> ModuleType:
     return kernel
 
 
-@torch.library.custom_op("kernels::ring_aggregate", mutates_args=())
 def _forward(
     parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int, path: str
 ) -> torch.Tensor:
@@ -73,12 +74,12 @@ def _forward(
         return mixed_BRD
 
 
-@_forward.register_fake
-def _(parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int, path: str) -> torch.Tensor:
+def _fake(
+    parts_BRD: torch.Tensor, theta_BRA: torch.Tensor, phi_BRA: torch.Tensor, rounds: int, path: str
+) -> torch.Tensor:
     return torch.empty_like(parts_BRD, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op("kernels::ring_aggregate_backward", mutates_args=())
 def _backward(
     grad_BRD: torch.Tensor,
     parts_BRD: torch.Tensor,
@@ -92,8 +93,7 @@ def _backward(
         return d_parts, d_theta, d_phi
 
 
-@_backward.register_fake
-def _(grad_BRD: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _backward_fake(grad_BRD: torch.Tensor, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
     return tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[:3])
 
 
@@ -102,9 +102,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: Any, grad_BRD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    return *_backward(grad_BRD, *ctx.saved_tensors, ctx.rounds, ctx.path), None, None
+def _differentiate(backward: Callable[..., Any], ctx: Any, grad_BRD: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return *backward(grad_BRD, *ctx.saved_tensors, ctx.rounds, ctx.path), None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
-_backward.register_autograd(lambda ctx, *_: refuse_double_backward("ring_aggregate"))
+_operator = Operator("ring_aggregate", _forward, _fake, _backward, _backward_fake, _save, _differentiate)

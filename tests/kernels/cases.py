@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.alignment import feature_mask
 
@@ -45,6 +46,19 @@ def outputs_and_gradients(
     ]
     gradients = torch.autograd.grad(sum(sums), leaves)
     return [y.detach() for y in outputs] + list(gradients)
+
+
+class CustomOps(TorchDispatchMode):
+    """Collects the names of the kernels' custom operators that run inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "kernels":
+            self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
 
 
 def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float) -> None:

@@ -1,4 +1,6 @@
-"""The custom ops: torch's own opcheck, one graph under torch.compile, and a clear refusal of the second derivative."""
+"""The custom ops: when they run, opcheck, one graph under torch.compile, and a refusal of the second derivative."""
+
+import warnings
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ import torch
 from kernels.alignment import align, align_distance, soft_align
 from kernels.gem_pyramid import gem_pyramid
 from kernels.ring_aggregate import ring_aggregate
-from tests.kernels.cases import alignment_case, assert_equal, outputs_and_gradients
+from tests.kernels.cases import CustomOps, alignment_case, assert_equal, outputs_and_gradients
 
 
 def _cases():
@@ -36,6 +38,27 @@ def test_opcheck(name):
     # custom ops hand out every output with requires_grad; the leaves alone ask for it, as in training
     arguments = tuple(x.detach().clone().requires_grad_() if any(x is y for y in leaves) else x for x in arguments)
     torch.library.opcheck(getattr(torch.ops.kernels, CUSTOM.get(name, name)).default, arguments)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_the_custom_op_is_for_those_who_look(name):
+    """A plain call takes the short way: no custom op, the same results. Under a mode, each pass is one operator."""
+    leaves, op, _ = _cases()[name]
+    with torch.profiler.profile() as profile:
+        short = outputs_and_gradients(op, *leaves)
+    assert not [event.name for event in profile.events() if event.name.startswith("kernels::")]
+    with CustomOps() as ran:
+        assert_equal(outputs_and_gradients(op, *leaves), short, 0)
+    custom = CUSTOM.get(name, name)
+    assert ran.names == {f"kernels::{custom}", f"kernels::{custom}_backward"}
+
+
+def test_vmap_takes_the_custom_op():
+    x = torch.rand(3, 2, 6, 3, 8, generator=torch.Generator().manual_seed(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch has no rule for a batch of custom ops, and says that it loops
+        found = torch.func.vmap(lambda each: gem_pyramid(each, (1, 3), 3.0, 1e-6))(x)
+    torch.testing.assert_close(found, torch.stack([gem_pyramid(each, (1, 3), 3.0, 1e-6) for each in x]))
 
 
 @pytest.mark.parametrize("name", OPS)

@@ -2,27 +2,14 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tacaf.losses.total import LossConfig, TacafLoss
 from tacaf.vocabulary import Modality
+from tests.kernels.cases import CustomOps
 from tests.model.cases import tiny_batch, tiny_model, train_forward
 from tests.tolerances import assert_same_gradients
 
 OPS = {"kernels::align", "kernels::gem_pyramid", "kernels::ring_aggregate"}
-
-
-class CustomOps(TorchDispatchMode):
-    """Collects the names of the kernels' custom operators that run inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: set[str] = set()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "kernels":
-            self.names.add(func.name())
-        return func(*args, **(kwargs or {}))
 
 
 def train_step(kernels: str) -> tuple[torch.Tensor, dict[str, torch.Tensor], set[str]]:
