@@ -73,6 +73,7 @@ def _pack_manifest(args: argparse.Namespace) -> int:
         jsonl=args.csv is None,
         name=args.name,
         test_share=args.test_share,
+        val_share=args.val_share,
         seed=args.seed,
         **_options(args),
     )
@@ -192,8 +193,8 @@ def _manifest_parser(data_sets: "argparse._SubParsersAction[Parser]") -> None:
         description="Pack any data set from a list of its images. Columns (or JSON keys): path, relative to --root; "
         f"pid, a number or a name; modality, visible (also {also[Modality.VISIBLE]}) or infrared "
         f"(also {also[Modality.INFRARED]}); optionally camid, a number (0 if absent), and split: train, val or test. "
-        "Other columns are ignored. Without the column split, the identities are divided into train and test at "
-        "random.",
+        "Other columns are ignored. Without the column split, the identities are divided into train, test and, with "
+        "--val-share, val at random.",
     )
     listed = parser.add_mutually_exclusive_group(required=True)
     listed.add_argument("--csv", type=to_path, metavar="FILE", help="the list, UTF-8, with a header")
@@ -202,6 +203,12 @@ def _manifest_parser(data_sets: "argparse._SubParsersAction[Parser]") -> None:
     share, seed = manifest.TEST_SHARE, manifest.SEED
     parser.add_argument(
         "--test-share", type=float, metavar="P", help=f"share of the identities that are for the test (default {share})"
+    )
+    parser.add_argument(
+        "--val-share",
+        type=float,
+        metavar="P",
+        help="share of the identities that are for validation, which launch/ablate.py needs (default: none are)",
     )
     parser.add_argument("--seed", type=int, metavar="S", help=f"seed of that random division (default {seed})")
     _pack_parser(parser, "the images")

@@ -142,10 +142,13 @@ class PackedSet:
         seen = [pids.intersection(columns["pid"][columns["modality"] == modality.code]) for modality in Modality]
         both = len(set.intersection(*seen))
         if both < fewest:
+            remedy = "pack the set with more of them"
+            if split == "val" and not pids:
+                remedy = "give people this split in the manifest, or leave its column out and pack with --val-share 0.1"
             counts = ", ".join(f"{len(some)} with {name} ones" for name, some in zip(Modality, seen, strict=True))
             raise InputError(
                 f"{shown(self.folder)}, split {split!r}: expected at least {fewest} identities with images of both"
-                f" modalities, got {both} ({counts}); pack the set with more of them"
+                f" modalities, got {both} ({counts}); {remedy}"
             )
 
     def make(self) -> None:

@@ -15,7 +15,7 @@ from tacaf.draws import Stream, permutation
 from tacaf.files import shown
 from tacaf.vocabulary import InputError, Modality, Split
 
-TEST_SHARE, SEED = 0.3, 0
+TEST_SHARE, VAL_SHARE, SEED = 0.3, 0.0, 0
 _NUMBER = "[0-9]{1,18}"
 
 
@@ -27,14 +27,15 @@ def pack(
     jsonl: bool = False,
     name: str | None = None,
     test_share: float | None = None,
+    val_share: float | None = None,
     seed: int | None = None,
     **options: Unpack[PackOptions],
 ) -> Packed:
     """Pack the images that the list names (relative to `root`) into the shard set `out`.
 
     `jsonl` is true for JSON lines and false for CSV. `name` is the prefix of the shards' names, by default the list's
-    name. If the list has no splits, the share `test_share` of the identities (default 0.3) is drawn for the test with
-    `seed` (default 0), and the others are for training.
+    name. If the list has no splits, the shares `test_share` and `val_share` of the identities (default 0.3 and 0) are
+    drawn for the test and for validation with `seed` (default 0), and the others are for training.
     """
     root, listed = Path(root), Path(listed)
     need_folder(root, "the images of the list")
@@ -42,19 +43,21 @@ def pack(
     rows, left_out = read(listed, root, jsonl)
     numbers, pid_names = number_pids(rows)
     has_splits = rows[0].split is not None
-    if has_splits and (test_share is not None or seed is not None):
+    if has_splits and not test_share is val_share is seed is None:
         raise InputError(
-            f"{listed}: expected either a column split or --test-share and --seed, got both; leave one out"
+            f"{listed}: expected either a column split or --test-share, --val-share and --seed, got both; leave one out"
         )
-    share, seed = TEST_SHARE if test_share is None else test_share, SEED if seed is None else seed
-    splits = _listed_splits(rows, numbers) if has_splits else draw_splits(sorted(numbers.values()), share, seed)
+    tests, vals = TEST_SHARE if test_share is None else test_share, VAL_SHARE if val_share is None else val_share
+    seed = SEED if seed is None else seed
+    splits = _listed_splits(rows, numbers) if has_splits else draw_splits(sorted(numbers.values()), tests, vals, seed)
+    drawn = f"test share {tests:g}" + (f", validation share {vals:g}" if vals else "")
     return write_set(
         _records(rows, root, numbers, splits),
         out,
         name,
         splits,
         root=root,
-        source="manifest" if has_splits else f"manifest; splits drawn with seed {seed}, test share {share:g}",
+        source="manifest" if has_splits else f"manifest; splits drawn with seed {seed}, {drawn}",
         pid_names=pid_names,
         left_out=left_out,
         **options,
@@ -85,20 +88,30 @@ def _check_spelled_once(pids: list[str]) -> None:
             )
 
 
-def draw_splits(pids: list[int], test_share: float, seed: int) -> dict[str, list[int]]:
-    """Divide ascending pids into train and test: a pure function of the arguments. Source: ours.
+def draw_splits(pids: list[int], test_share: float, val_share: float, seed: int) -> dict[str, list[int]]:
+    """Divide ascending pids into train, val and test: a pure function of the arguments. Source: ours.
 
-    Raises InputError if a number is out of range or there are fewer than two pids.
+    With a validation share of 0 there is no `val`. The test pids do not depend on this share. Raises InputError if a
+    number is out of range or there are too few pids for one in every split.
     """
     if not 0 < test_share < 1:
         raise InputError(f"expected --test-share between 0 and 1, got {test_share:g}; 0.3 is usual")
+    if not 0 <= val_share < 1 - test_share:
+        raise InputError(
+            f"expected --val-share from 0 to less than 1 - {test_share:g} (1 minus --test-share), got {val_share:g};"
+            " 0.1 is usual"
+        )
     if not 0 <= seed < 2**32:
         raise InputError(f"expected --seed from 0 to {2**32 - 1}, got {seed}; change it")
-    if len(pids) < 2:
-        raise InputError(f"expected at least 2 identities to draw train and test, got {len(pids)}; add a column split")
-    tests = min(max(1, round(len(pids) * test_share)), len(pids) - 1)
+    names = "train, val and test" if val_share else "train and test"
+    fewest = 3 if val_share else 2
+    if len(pids) < fewest:
+        raise InputError(f"expected at least {fewest} identities to draw {names}, got {len(pids)}; add a column split")
+    tests = min(max(1, round(len(pids) * test_share)), len(pids) - fewest + 1)
+    vals = min(max(1, round(len(pids) * val_share)), len(pids) - tests - 1) if val_share else 0
     order = permutation(len(pids), Stream.SPLIT, seed, 0, 0).tolist()
-    return {"train": sorted(pids[n] for n in order[tests:]), "test": sorted(pids[n] for n in order[:tests])}
+    parts = {"train": order[tests + vals :], "val": order[tests : tests + vals], "test": order[:tests]}
+    return {name: sorted(pids[n] for n in part) for name, part in parts.items() if part}
 
 
 def _listed_splits(rows: list[Row], numbers: dict[str, int]) -> dict[str, list[int]]:

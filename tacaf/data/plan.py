@@ -111,10 +111,11 @@ class Plan:
 
     def __init__(self, training_set: TrainingSet, config: PlanConfig, seed: int) -> None:
         if training_set.identities < config.identities_per_batch:
+            possible = training_set.identities // config.pair_group * config.pair_group
+            remedy = f"lower it to {possible}" if possible else "lower it and data.plan.pair_group"
             raise InputError(
                 f"expected at least data.plan.identities_per_batch = {config.identities_per_batch} identities with both"
-                f" modalities, got {training_set.identities}; lower it (a multiple of pair_group) or take a larger"
-                " split"
+                f" modalities, got {training_set.identities}; {remedy}, or take a larger split"
             )
         self.training_set, self.config, self.seed = training_set, config, seed
         self.steps_per_epoch = math.ceil(max(training_set.images) / config.images_per_modality)

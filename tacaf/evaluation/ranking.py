@@ -138,7 +138,8 @@ def measures(ranks: Ranks) -> dict[str, float]:
     valid = ranks.matches_Q > 0
     if not valid.any():
         raise InputError(
-            "expected queries whose pid is in the gallery, got none; check the pids, the cameras and the direction"
+            "expected queries whose pid is in the gallery, got none; check the pids and the direction, and whether the"
+            " protocol or --exclude leaves out every match as an image of the query's own camera or place"
         )
     means = {f"rank{k}": float(np.mean(ranks.first_Q[valid] <= k)) for k in RANKS}
     means["mAP"] = float(np.mean(ranks.average_precision_Q[valid]))

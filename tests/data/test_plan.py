@@ -119,8 +119,11 @@ def test_bad_combinations():
         PlanConfig(identities_per_batch=7)
     with pytest.raises(ValidationError, match="equal to 2"):
         PlanConfig(identities_per_batch=1)
-    with pytest.raises(InputError, match="identities_per_batch = 12"):
-        Plan(PLAN.training_set, PlanConfig(identities_per_batch=12), 0)
+    assert PLAN.training_set.identities == 10
+    with pytest.raises(InputError, match=r"identities_per_batch = 12 .* got 10; lower it to 8,"):
+        Plan(PLAN.training_set, PlanConfig(identities_per_batch=12, pair_group=4), 0)
+    with pytest.raises(InputError, match=r"got 10; lower it and data.plan.pair_group, or take a larger split"):
+        Plan(PLAN.training_set, PlanConfig(identities_per_batch=12, pair_group=12), 0)
     with pytest.raises(InputError, match="ranks, got 3"):
         PLAN.check_ranks(3)
 

@@ -47,6 +47,12 @@ def test_within_one_modality_nobody_finds_himself(modality):
     assert score(features, "generic")["exclusion"] == "none"
 
 
+def test_one_camera_of_a_modality_leaves_no_match_once_it_is_excluded():
+    features = features_of(cameras={1: "visible", 3: "infrared"})
+    with pytest.raises(InputError, match=r"got none; .*--exclude leaves out every match .*own camera"):
+        score(features, "generic", direction="infrared_to_infrared", exclude="camera")
+
+
 @pytest.mark.parametrize(
     ("exclude", "locations", "eligible"),
     [

@@ -53,8 +53,8 @@ def test_a_packed_set_is_scored_from_infrared_to_every_visible_image_unless_set_
 @pytest.mark.parametrize(
     ("counts", "infrared", "split", "says"),
     [
-        ({Split.TRAIN: 8, Split.TEST: 2}, 1, "val", "'val'.* at least 2 .* got 0 "),
-        ({Split.TRAIN: 8, Split.VAL: 1}, 1, "val", "'val'.* at least 2 .* got 1 "),
+        ({Split.TRAIN: 8, Split.TEST: 2}, 1, "val", "'val'.* at least 2 .* got 0 .*--val-share"),
+        ({Split.TRAIN: 8, Split.VAL: 1}, 1, "val", "'val'.* at least 2 .* got 1 .*more of them"),
         ({Split.TRAIN: 7, Split.VAL: 2}, 1, "val", "'train'.* at least 8 .* got 7 "),
         ({Split.TRAIN: 8, Split.VAL: 2}, 1, "test", "'test'.* at least 2 .* got 0 "),
         ({Split.TRAIN: 12, Split.VAL: 4}, 0.5, "val", "'train'.* got 6 .*12 with visible .*6 with infrared"),

@@ -121,7 +121,7 @@ def test_drawn_splits(tmp_path):
     rows = without("split", lines(tuple("abcdefghij")))
     packed = pack(tmp_path, write(tmp_path, rows), "a")
     assert {split: len(pids) for split, pids in packed.index.splits.items()} == {"train": 7, "test": 3}
-    assert packed.index.splits == draw_splits(list(range(1, 11)), 0.3, 0)
+    assert packed.index.splits == draw_splits(list(range(1, 11)), 0.3, 0, 0)
     assert "seed 0, test share 0.3" in packed.index.source
     header, *others = (tmp_path / "list.csv").read_text().splitlines()
     (tmp_path / "list.csv").write_text("\n".join([header, *others[::-1]]))
@@ -135,13 +135,26 @@ def test_drawn_splits(tmp_path):
 
 
 def test_the_draw_is_a_pure_function_and_leaves_neither_part_empty():
-    drawn = [tuple(draw_splits(list(range(40)), 0.5, seed)["test"]) for seed in range(8)]
+    drawn = [tuple(draw_splits(list(range(40)), 0.5, 0, seed)["test"]) for seed in range(8)]
     assert len(set(drawn)) == 8
-    assert draw_splits([3, 5], 0.001, 4) == draw_splits([3, 5], 0.001, 4)
+    assert draw_splits([3, 5], 0.001, 0, 4) == draw_splits([3, 5], 0.001, 0, 4)
     for share in (0.001, 0.999):
-        assert sorted(map(len, draw_splits(list(range(9)), share, 0).values())) == [1, 8]
+        assert sorted(map(len, draw_splits(list(range(9)), share, 0, 0).values())) == [1, 8]
     # a draw once made stays: the numbers are part of every result
-    assert draw_splits(list(range(10)), 0.3, 0)["test"] == [0, 3, 5]
+    assert draw_splits(list(range(10)), 0.3, 0, 0)["test"] == [0, 3, 5]
+
+
+def test_identities_for_validation_are_drawn_on_request(tmp_path):
+    """They come from those that would be for training: the test identities stay, and so does the meaning of a score."""
+    rows = without("split", lines(tuple("abcdefghij")))
+    packed = pack(tmp_path, write(tmp_path, rows), "a", val_share=0.2)
+    assert {split: len(pids) for split, pids in packed.index.splits.items()} == {"train": 5, "val": 2, "test": 3}
+    assert sorted(pid for pids in packed.index.splits.values() for pid in pids) == list(range(1, 11))
+    assert packed.index.splits["test"] == draw_splits(list(range(1, 11)), 0.3, 0, 0)["test"]
+    assert "seed 0, test share 0.3, validation share 0.2" in packed.index.source
+    assert verify(tmp_path / "a") == []
+    for shares in ((0.001, 0.001), (0.98, 0.01), (0.01, 0.98)):
+        assert set(draw_splits([1, 2, 3], *shares, 0)) == {"train", "val", "test"}, "no part is empty"
 
 
 def _edit(**changes):
@@ -253,6 +266,9 @@ def test_a_file_that_is_no_list(tmp_path, name):
     [
         ({"test_share": 0.0}, "--test-share between 0 and 1, got 0"),
         ({"test_share": 1.0}, "--test-share between"),
+        ({"val_share": -0.1}, "--val-share from 0 to less than 1 - 0.3 .*, got -0.1"),
+        ({"val_share": 0.5, "test_share": 0.5}, "--val-share from 0 to less than 1 - 0.5 .*, got 0.5"),
+        ({"val_share": float("nan")}, "--val-share from 0"),
         ({"seed": -1}, "--seed from 0"),
         ({"name": "a b"}, "--name of 1 to 100 letters.*, got 'a b'"),
         ({"listed": "absent.csv"}, r"expected a list of images, got: .*absent\.csv does not exist"),
@@ -266,12 +282,14 @@ def test_wrong_options(tmp_path, options, message):
 
 def test_a_draw_and_a_column_exclude_each_other(tmp_path):
     path = write(tmp_path, lines())
-    for options in ({"seed": 3}, {"test_share": 0.3}):
+    for options in ({"seed": 3}, {"test_share": 0.3}, {"val_share": 0.1}):
         with pytest.raises(InputError, match="column split"):
             pack(tmp_path, path, **options)
     alone = write(tmp_path, without("split", lines(("1",))))
     with pytest.raises(InputError, match="2 identities"):
         pack(tmp_path, alone)
+    with pytest.raises(InputError, match="3 identities to draw train, val and test, got 1"):
+        pack(tmp_path, alone, val_share=0.1)
 
 
 def test_the_command(tmp_path, capsys):
