@@ -114,6 +114,10 @@ TABLES = (
         for name, about in (("roadscene_places", _PLACES), *((benchmark, "") for benchmark in BENCHMARKS))
     ),
     *(
+        Table("from scratch, 2,400 steps", name, ("full", "full+train.epochs=24"), (0,), about=about)
+        for name, about in (("roadscene_places", _PLACES), ("plain_1", ""))
+    ),
+    *(
         Table("from ImageNet weights", name, rows, seeds, folder="pretrained", about=about, models=_PRETRAINED)
         for name, rows, seeds, about in (
             ("roadscene_places", ("aug", "full"), (0, 1, 2), _PLACES),
