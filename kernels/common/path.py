@@ -22,7 +22,8 @@ def choose_path(backend: Backend, tensor: torch.Tensor, obstacle: str = "") -> P
         )
     if tensor.dtype == torch.float64:
         obstacle = obstacle or "float64"
-    if backend == "auto" and torch.compiler.is_exporting():
+    # Not `is_exporting()`: Dynamo took it for true in every compiled function, exported or not, at least in torch 2.11.
+    if backend == "auto" and torch.compiler._is_exporting_flag:
         return "reference"
     if backend == "auto":
         return "plain" if tensor.device.type == "cpu" else "reference" if obstacle else "triton"

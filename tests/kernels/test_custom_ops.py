@@ -8,6 +8,7 @@ import torch
 from kernels.alignment import align, align_distance, soft_align
 from kernels.gem_pyramid import gem_pyramid
 from kernels.ring_aggregate import ring_aggregate
+from tacaf.checkout import ROOT
 from tests.kernels.cases import CustomOps, alignment_case, assert_equal, outputs_and_gradients
 
 
@@ -44,7 +45,7 @@ def test_opcheck(name):
 def test_the_custom_op_is_for_those_who_look(name):
     """A plain call takes the short way: no custom op, the same results. Under a mode, each pass is one operator."""
     leaves, op, _ = _cases()[name]
-    with torch.profiler.profile() as profile:
+    with torch.profiler.profile(acc_events=True) as profile:
         short = outputs_and_gradients(op, *leaves)
     assert not [event.name for event in profile.events() if event.name.startswith("kernels::")]
     with CustomOps() as ran:
@@ -67,6 +68,38 @@ def test_one_graph_under_compile(name):
     leaves, op, _ = _cases()[name]
     compiled = torch.compile(op, fullgraph=True, backend="aot_eager")
     assert_equal(outputs_and_gradients(compiled, *leaves), outputs_and_gradients(op, *leaves), 1e-6)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_compiled_call_runs_the_kernel(name):
+    torch._dynamo.reset()
+    leaves, op, _ = _cases()[name]
+    graphs = []
+
+    def keep(graph, inputs):
+        graphs.append(graph.code)
+        return graph
+
+    torch.compile(op, fullgraph=True, backend=keep)(*leaves)
+    (code,) = graphs
+    assert f"torch.ops.kernels.{CUSTOM.get(name, name)}" in code
+
+
+@pytest.mark.parametrize("package", ["kernels", "tacaf"])
+def test_no_code_asks_whether_a_graph_is_exported_as_dynamo_mistook_it(package):
+    """In torch 2.11, `is_exporting()` is true in every compiled function, which then ran the definitions."""
+    for path in (ROOT / package).rglob("*.py"):
+        assert "is_exporting()" not in path.read_text().replace("`is_exporting()`", ""), path
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_exported_call_is_the_definition(strict):
+    class Pool(torch.nn.Module):
+        def forward(self, x):
+            return gem_pyramid(x, (1, 3), 3.0, 1e-6)
+
+    program = torch.export.export(Pool(), (torch.rand(2, 6, 3, 8),), strict=strict)
+    assert not [node for node in program.graph.nodes if "kernels" in str(node.target)]
 
 
 @pytest.mark.parametrize("name", OPS)
