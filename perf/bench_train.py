@@ -71,9 +71,15 @@ VARIANTS = (
         fused_norm=True,
         graph=True,
     ),
-    Variant("whole, all with compile", channels_last=True, fused=True, compile=True, cudnn_benchmark=True),
     Variant(
-        "whole, all with compile, graph",
+        "whole, kernels, channels-last, fused, cudnn.benchmark, compile",
+        channels_last=True,
+        fused=True,
+        compile=True,
+        cudnn_benchmark=True,
+    ),
+    Variant(
+        "whole, kernels, channels-last, fused, cudnn.benchmark, compile, graph",
         channels_last=True,
         fused=True,
         compile=True,
