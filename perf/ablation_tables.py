@@ -122,7 +122,7 @@ TABLES = (
         for name, rows, seeds, about in (
             ("roadscene_places", ("aug", "full"), (0, 1, 2), _PLACES),
             ("misaligned_1", ("aug", "full"), (0, 1, 2, 3, 4), ""),
-            ("plain_1", ("aug", "full"), (0, 1), ""),
+            ("plain_1", ("aug", "full"), (0, 1, 2), ""),
             ("occluded_1", ("aug", "full"), (0, 1, 2), ""),
         )
     ),
