@@ -109,6 +109,7 @@ TABLES = (
         splits=("val",),
     ),
     Table("from scratch", "roadscene_places", ("baseline", "aug", "full"), (0, 1, 2, 3, 4), about=_PLACES),
+    Table("from scratch, core rows", "roadscene_places", CORE, about=_PLACES),
     *(
         Table("self-similarity", name, ("full", "full+model.cmaam.self_similarity=0.5"), (0,), ("val",), about=about)
         for name, about in (("roadscene_places", _PLACES), *((benchmark, "") for benchmark in BENCHMARKS))
