@@ -14,7 +14,7 @@ class Operator:
 
     PyTorch's custom ops `kernels::<name>` and `kernels::<name>_backward` are registered. They are one operator each for
     `torch.compile`, for fake tensors and for what counts operators or FLOPs. But the way to a custom op takes the host
-    longer than launching its kernels. Where calls are simply executed, an autograd function therefore calls the same
+    longer than launching a kernel. Where calls are simply executed, an autograd function therefore calls the same
     two Python functions, with the same results.
 
     name: the operator's; forward, backward: annotated as `torch.library.custom_op` requires; fake, backward_fake: the
@@ -39,9 +39,9 @@ class Operator:
         backward_op.register_autograd(lambda ctx, *_: refuse_double_backward(name))
 
         def gradients(ctx: Any, *given: torch.Tensor | None) -> tuple[Any, ...]:
-            some = next(gradient for gradient in given if gradient is not None)
+            executed = all(gradient is None or _is_executed(gradient) for gradient in given)
             # For a second derivative, gradients are enabled here. The custom op refuses it.
-            direct = _is_executed(some) and not torch.is_grad_enabled()
+            direct = executed and not torch.is_grad_enabled()
             return differentiate(backward if direct else backward_op, ctx, *given)
 
         self._op.register_autograd(gradients, setup_context=save)

@@ -91,8 +91,9 @@ def _check_spelled_once(pids: list[str]) -> None:
 def draw_splits(pids: list[int], test_share: float, val_share: float, seed: int) -> dict[str, list[int]]:
     """Divide ascending pids into train, val and test: a pure function of the arguments. Source: ours.
 
-    With a validation share of 0 there is no `val`. The test pids do not depend on this share. Raises InputError if a
-    number is out of range or there are too few pids for one in every split.
+    With a validation share of 0 there is no `val`. The test pids do not depend on this share, unless there are too few
+    pids to give every split its share. Raises InputError if a number is out of range or there are too few pids for one
+    in every split.
     """
     if not 0 < test_share < 1:
         raise InputError(f"expected --test-share between 0 and 1, got {test_share:g}; 0.3 is usual")

@@ -54,6 +54,28 @@ def test_the_custom_op_is_for_those_who_look(name):
     assert ran.names == {f"kernels::{custom}", f"kernels::{custom}_backward"}
 
 
+class NoGradient(torch.autograd.Function):
+    """Passes its input on, and gives it no gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_a_result_that_gets_no_gradient_passes_none_on(name):
+    leaves, op, _ = _cases()[name]
+    leaves = [x.detach().clone().requires_grad_() for x in leaves]
+    out = op(*leaves)
+    NoGradient.apply(out[0] if isinstance(out, tuple) else out).sum().backward()
+    for leaf in leaves:
+        assert leaf.grad is None or not leaf.grad.any()
+
+
 def test_vmap_takes_the_custom_op():
     x = torch.rand(3, 2, 6, 3, 8, generator=torch.Generator().manual_seed(2))
     with warnings.catch_warnings():
