@@ -36,6 +36,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from kernels.alignment import kernel as alignment
 from kernels.alignment.tile_kernel import Choice
 from kernels.batch_norm import kernel as batch_norm
+from kernels.common.launch_kernel import triton_launches
 from kernels.gem_pyramid import kernel as gem_pyramid
 from kernels.ring_aggregate import kernel as ring_aggregate
 from tacaf.command import Parser, entry, to_path
@@ -99,7 +100,8 @@ def caught(run: Callable[[], None]) -> list[Launch]:
     original = JITFunction.run
     JITFunction.run = lambda self, *args, grid, warmup, **kwargs: launches.append((self, args, kwargs))
     try:
-        run()
+        with triton_launches():
+            run()
     finally:
         JITFunction.run = original
     return launches

@@ -24,6 +24,8 @@ from kernels.alignment.tile_kernel import (
     store_map,
     store_tile,
 )
+from kernels.common.launch_kernel import Launches
+from kernels.common.sizes import ceil_div, power_of_two
 
 
 @triton.jit
@@ -298,6 +300,9 @@ def gradient_kernel(
         _finish_rows(acc1, p_f, p_g, p_mask, p_along, p_m, p_out, i_image, p1, c, blended, L, C)
 
 
+_launches = Launches()
+
+
 def backward(
     grad_reconstruction_NLC: torch.Tensor, grad_positive_NL: torch.Tensor, grad_negative_NL: torch.Tensor,
     features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor,
@@ -305,34 +310,39 @@ def backward(
     weight_NLP: torch.Tensor, sums_RL: torch.Tensor, choice: Choice,
 ) -> torch.Tensor:  # fmt: skip
     """The gradient of the features, B x L x C in their dtype."""
-    features, mask = features_BLC.contiguous(), mask_BL.float().contiguous()
+    features, mask = _at_multiple_of_16(features_BLC), mask_BL.float().contiguous()
     positives, (images, length, channels) = len(positive_N), features.shape
     pairs, width, dtype = positives + len(negative_N), padded_length(length), features.dtype
     if not pairs:
         return torch.zeros_like(features)
-    g = grad_reconstruction_NLC.to(dtype).contiguous()
+    g = _at_multiple_of_16(grad_reconstruction_NLC.to(dtype))
     h = grad_positive_NL.float().contiguous(), grad_negative_NL.float().contiguous()
     norm, share = sums_RL[:images], sums_RL[images:]
     targets = (anchor_N, positive_N, negative_N)
     kind, split = precision(dtype), dtype != torch.float32
+    given = (g, *h, features, mask, *targets, root_NL, similarity_NLP, weight_NLP, sums_RL)
+    launch = _launches.of((features.shape, positives, pairs, choice, kind), *given)
     rows, tile = rows_of(length, choice.rows), choice.scores
-    block_l = max(triton.next_power_of_2(length), 16)
-    tiles = triton.cdiv(length, sum(rows))
+    block_l = max(power_of_two(length), 16)
+    tiles = ceil_div(length, sum(rows))
     through = torch.empty_like(similarity_NLP[:positives])
     high = features.new_empty(images, length, width)
     low = torch.empty_like(high) if split else high
-    products_kernel[(tiles**2, positives + images)](
+    launch(
+        products_kernel, (tiles**2, positives + images),
         features, g, norm, positive_N, through, high, low, positives, images, length, width, channels,
         split, kind, block_l, *rows, tile.summed, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
     capacity = 2 * pairs + 1
     matrix, source = (anchor_N.new_empty(images, capacity, dtype=torch.int32) for _ in range(2))
     counts = matrix.new_empty(images, 4)
-    lists_kernel[(images,)](
+    launch(
+        lists_kernel, (images,),
         *targets, matrix, source, counts, positives, pairs, images, capacity, 128, num_warps=4, enable_fp_fusion=True
-    )
+    )  # fmt: skip
     quadratic, tile = torch.empty_like(similarity_NLP), choice.quadratic
-    quadratic_kernel[(triton.cdiv(width, tile.columns) ** 2, pairs)](
+    launch(
+        quadratic_kernel, (ceil_div(width, tile.columns) ** 2, pairs),
         weight_NLP, high, low, *targets, quadratic, positives, pairs, images, length, width, split,
         "tf32x3" if kind == "tf32" and not split else kind, tile.columns, 0, tile.summed, tile.stages,
         num_warps=tile.warps, enable_fp_fusion=True,
@@ -341,27 +351,31 @@ def backward(
     rebuilt, sloped = features.new_empty(positives, length, width), torch.empty_like(weight_NLP)
     tile = choice.softmax
     block_p = max(min(tile.columns, 8192 // block_l), 1)
-    blocks = triton.cdiv(width, block_p)
+    blocks = ceil_div(width, block_p)
     along_a, along_k = torch.empty_like(root_NL), root_NL.new_empty(pairs, blocks, length)
-    softmax_kernel[(blocks, pairs)](
+    launch(
+        softmax_kernel, (blocks, pairs),
         norm, mask, *targets, similarity_NLP, weight_NLP, share, root_NL, *h, through, quadratic, matrices,
         rebuilt, sloped, along_a, along_k, positives, pairs, images, length, width, beta, block_p, block_l,
         num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
     tile = choice.gram
-    gram_gradient_kernel[(triton.cdiv(width, tile.columns) ** 2, images)](
+    launch(
+        gram_gradient_kernel, (ceil_div(width, tile.columns) ** 2, images),
         weight_NLP, sloped, matrix, counts, matrices[2 * pairs :], pairs, capacity, length, width, kind,
         tile.columns, tile.columns, tile.summed, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
     along = torch.empty_like(norm)
-    along_kernel[(images,)](
+    launch(
+        along_kernel, (images,),
         matrix, counts, along_a, along_k, along, pairs, capacity, blocks, length, max(4096 // block_l, 1), block_l,
         num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     out, tile = torch.empty_like(features), choice.gradient
     if not positives:
         rebuilt, g = matrices, features  # not read, but a descriptor needs a tensor that is not empty
-    gradient_kernel[(triton.cdiv(channels, tile.columns), tiles, images)](
+    launch(
+        gradient_kernel, (ceil_div(channels, tile.columns), tiles, images),
         *_described(matrices, rows, tile.summed), *_described(rebuilt, rows, tile.summed),
         *_described(features, (tile.summed,), tile.columns), *_described(g, (tile.summed,), tile.columns),
         features, g, mask, matrix, source, counts, along, out,
@@ -369,6 +383,12 @@ def backward(
         num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
     return out
+
+
+def _at_multiple_of_16(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, contiguous and at an address that is a multiple of 16 bytes, as a descriptor needs it."""
+    tensor = tensor.contiguous()
+    return tensor.clone() if tensor.data_ptr() % 16 else tensor
 
 
 def _described(tensor: torch.Tensor, rows: tuple[int, ...], columns: int) -> list[TensorDescriptor]:

@@ -27,6 +27,8 @@ from kernels.alignment.tile_kernel import (
     store_map,
     store_tile,
 )
+from kernels.common.launch_kernel import Launch, Launches
+from kernels.common.sizes import ceil_div, power_of_two
 
 
 class Aligned(NamedTuple):
@@ -222,6 +224,9 @@ def finish_kernel(
     tl.store(p_comask + n * L + p, (seen - low) / (high - low + 1e-12), mask=p < tl.where(kept, L, 0))
 
 
+_launches = Launches()
+
+
 def forward(
     features_BLC: torch.Tensor, mask_BL: torch.Tensor, anchor_N: torch.Tensor, positive_N: torch.Tensor,
     negative_N: torch.Tensor, beta: float, choice: Choice,
@@ -234,34 +239,38 @@ def forward(
     root, seen = (features.new_empty(pairs, length, dtype=torch.float32) for _ in range(2))
     near, comask = (root.new_empty(positives, length) for _ in range(2))
     far = root.new_empty(pairs - positives, length)
+    targets, kind = (anchor_N, positive_N, negative_N), precision(features.dtype)
+    launch = _launches.of((features.shape, positives, pairs, choice, kind), features, mask, *targets)
     similarity = features.new_empty(pairs, length, width, dtype=torch.float32)
     weight = torch.empty_like(similarity, dtype=features.dtype)
     sums = features.new_empty(images + pairs, length, dtype=torch.float32)
-    norm, share = norms(features, sums[:images]), sums[images:]
+    norm, share = norms(launch, features, sums[:images]), sums[images:]
     if not pairs:
         return Aligned(reconstruction, near, far, comask, root, similarity, weight, sums)
-    rows, kind = rows_of(length, choice.rows), precision(features.dtype)
-    targets, tiles = (anchor_N, positive_N, negative_N), triton.cdiv(length, sum(rows))
-    tile = choice.scores
-    scores_kernel[(tiles**2, pairs)](
+    rows, tile = rows_of(length, choice.rows), choice.scores
+    tiles = ceil_div(length, sum(rows))
+    launch(
+        scores_kernel, (tiles**2, pairs),
         features, norm, *targets, similarity, positives, pairs, images, length, width, channels,
         kind, *rows, tile.summed, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
-    block_l = max(triton.next_power_of_2(length), 16)
-    weights_kernel[(triton.cdiv(length, 16), pairs)](
+    block_l = max(power_of_two(length), 16)
+    launch(
+        weights_kernel, (ceil_div(length, 16), pairs),
         similarity, mask, *targets, weight, share, seen, positives, images, length, width, beta, 16, block_l,
         num_warps=4 if block_l <= 256 else 8, enable_fp_fusion=True,
     )  # fmt: skip
-    square = _warp(features, mask, targets, weight, share, reconstruction, rows, choice.warp)
-    finish_kernel[(pairs,)](
+    square = _warp(launch, features, mask, targets, weight, share, reconstruction, rows, choice.warp)
+    launch(
+        finish_kernel, (pairs,),
         square, seen, norm, mask, *targets, near, far, comask, root, positives, images, length, square.shape[1],
-        triton.next_power_of_2(square.shape[1]), block_l, num_warps=4, enable_fp_fusion=True,
+        power_of_two(square.shape[1]), block_l, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return Aligned(reconstruction, near, far, comask, root, similarity, weight, sums)
 
 
 def _warp(
-    features: torch.Tensor, mask: torch.Tensor, targets: tuple[torch.Tensor, ...], weight: torch.Tensor,
+    launch: Launch, features: torch.Tensor, mask: torch.Tensor, targets: tuple[torch.Tensor, ...], weight: torch.Tensor,
     share: torch.Tensor, reconstruction: torch.Tensor, rows: tuple[int, int], tile: Tile,
 ) -> torch.Tensor:  # fmt: skip
     """Fill the reconstruction; return the shares of |w - f|^2, pairs x tiles x L."""
@@ -269,15 +278,17 @@ def _warp(
     positives = len(reconstruction)
     if tile.parts and sum(rows) >= length and channels % (tile.parts * tile.columns) == 0:
         square = features.new_empty(pairs, tile.parts, length, dtype=torch.float32)
-        warp_whole_kernel[(tile.parts, pairs)](
+        launch(
+            warp_whole_kernel, (tile.parts, pairs),
             features, mask, *targets, weight, share, reconstruction, square, positives, pairs, images, length, width,
             channels, channels // tile.parts, *rows, tile.columns, tile.stages, num_warps=tile.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
         return square
-    tiles = triton.cdiv(channels, tile.columns)
+    tiles = ceil_div(channels, tile.columns)
     square = features.new_empty(pairs, tiles, length, dtype=torch.float32)
-    warp_kernel[(triton.cdiv(length, sum(rows)) * tiles, pairs)](
+    launch(
+        warp_kernel, (ceil_div(length, sum(rows)) * tiles, pairs),
         features, mask, *targets, weight, share, reconstruction, square, positives, pairs, images, length, width,
         channels, precision(features.dtype), *rows, tile.columns, tile.summed, tile.stages, num_warps=tile.warps,
         enable_fp_fusion=True,

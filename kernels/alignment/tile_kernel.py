@@ -13,6 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.launch_kernel import Launch
+from kernels.common.sizes import ceil_div, power_of_two
+
 
 class Tile(NamedTuple):
     """One tuning choice of a product: result columns, elements summed at once, warps and pipeline stages."""
@@ -53,7 +56,7 @@ def rows_of(length: int, most: int) -> tuple[int, int]:
     """
     if most == 192 and 128 < length <= 192:
         return 128, 64
-    return min(max(triton.next_power_of_2(length), 16), 128, most), 0
+    return min(max(power_of_two(length), 16), 128, most), 0
 
 
 @triton.jit
@@ -102,12 +105,13 @@ def norms_kernel(p_f, p_norm, rows, C, BLOCK_ROW: tl.constexpr, BLOCK_C: tl.cons
     tl.store(p_norm + row, tl.sqrt(total), mask=row < rows)
 
 
-def norms(features_BLC: torch.Tensor, out_BL: torch.Tensor) -> torch.Tensor:
+def norms(launch: Launch, features_BLC: torch.Tensor, out_BL: torch.Tensor) -> torch.Tensor:
     """Write the norms to out, float32, and return it."""
     images, length, channels = features_BLC.shape
-    norms_kernel[(triton.cdiv(images * length, 4),)](
+    launch(
+        norms_kernel, (ceil_div(images * length, 4),),
         features_BLC, out_BL, images * length, channels, 4, 256, num_warps=4, enable_fp_fusion=True
-    )
+    )  # fmt: skip
     return out_BL
 
 

@@ -10,6 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.launch_kernel import Launches
+from kernels.common.sizes import ceil_div
+
 Blocks = tuple[int, int, int]  # BLOCK_M positions at once, BLOCK_C channels, warps
 Choice = tuple[Blocks, Blocks]  # for the sums over positions, and for the kernels that write a map
 # The first is the default. None has been timed on a GPU.
@@ -167,9 +170,10 @@ def sums_kernel(
 
 @triton.jit
 def sums_sum_kernel(
-    p_part_sum, p_part_along, p_sum, p_along, parts, channels, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr
+    p_part_sum, p_part_along, p_scale, p_sum, p_along, p_d_weight, parts, channels,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Both sums over all parts."""
+    """Both sums over all parts, and the gradient of the weight."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     m_c = c < channels
     s = tl.arange(0, BLOCK_S)
@@ -181,7 +185,9 @@ def sums_sum_kernel(
         total += tl.load(p_part_sum + o_part, mask=inside, other=0.0)
         along += tl.load(p_part_along + o_part, mask=inside, other=0.0)
     tl.store(p_sum + c, tl.sum(total, axis=0), mask=m_c)
-    tl.store(p_along + c, tl.sum(along, axis=0), mask=m_c)
+    along_C = tl.sum(along, axis=0)
+    tl.store(p_along + c, along_C, mask=m_c)
+    tl.store(p_d_weight + c, along_C * tl.load(p_scale + c, mask=m_c, other=0.0), mask=m_c)
 
 
 @triton.jit
@@ -211,9 +217,12 @@ def gradient_kernel(
 
 def _split(positions: int, channels: int, blocks: Blocks) -> tuple[int, int]:
     """(parts, rows of a part): about PROGRAMS programs over all channels, each with whole blocks of rows."""
-    wanted = max(1, PROGRAMS // triton.cdiv(channels, blocks[1]))
-    rows = blocks[0] * triton.cdiv(triton.cdiv(positions, wanted), blocks[0])
-    return triton.cdiv(positions, rows), rows
+    wanted = max(1, PROGRAMS // ceil_div(channels, blocks[1]))
+    rows = blocks[0] * ceil_div(ceil_div(positions, wanted), blocks[0])
+    return ceil_div(positions, rows), rows
+
+
+_moments_launches, _normalise_launches, _sums_launches, _gradient_launches = (Launches() for _ in range(4))
 
 
 def moments(
@@ -225,12 +234,17 @@ def moments(
     block_m, block_c, warps = choice[0]
     part_mean, part_square = x_MC.new_empty(2, parts, channels, dtype=torch.float32)
     mean_C, variance_C, scale_C = x_MC.new_empty(3, channels, dtype=torch.float32)
-    moments_kernel[(triton.cdiv(channels, block_c), parts)](
-        x_MC, part_mean, part_square, positions, rows, channels, block_m, block_c, num_warps=warps
-    )
-    moments_sum_kernel[(triton.cdiv(channels, ADDED[1]),)](
-        part_mean, part_square, mean_C, variance_C, scale_C, positions, rows, parts, channels, eps, *ADDED, num_warps=2
-    )
+    launch = _moments_launches.of((x_MC.shape, parts, rows, choice), x_MC)
+    launch(
+        moments_kernel, (ceil_div(channels, block_c), parts),
+        x_MC, part_mean, part_square, positions, rows, channels, block_m, block_c,
+        num_warps=warps, enable_fp_fusion=True,
+    )  # fmt: skip
+    launch(
+        moments_sum_kernel, (ceil_div(channels, ADDED[1]),),
+        part_mean, part_square, mean_C, variance_C, scale_C, positions, rows, parts, channels, eps, *ADDED,
+        num_warps=2, enable_fp_fusion=True,
+    )  # fmt: skip
     return mean_C, variance_C, scale_C
 
 
@@ -247,9 +261,11 @@ def normalise(
     positions, channels = x_MC.shape
     result = torch.empty_like(x_MC)
     block_m, block_c, warps = choice[1]
-    normalise_kernel[(triton.cdiv(channels, block_c) * triton.cdiv(positions, block_m),)](
+    launch = _normalise_launches.of((x_MC.shape, relu, choice), x_MC, residual_MC, *statistics, weight_C, bias_C)
+    launch(
+        normalise_kernel, (ceil_div(channels, block_c) * ceil_div(positions, block_m),),
         x_MC, residual_MC, *statistics, weight_C, bias_C, result, positions, channels,
-        residual_MC is not None, relu, block_m, block_c, num_warps=warps,
+        residual_MC is not None, relu, block_m, block_c, num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
     return result
 
@@ -263,8 +279,8 @@ def gradient_sums(
     bias_C: torch.Tensor,
     relu: bool,
     choice: Choice = CHOICES[0],
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dz_MC, and the sums over positions of dz and of dz (x - mean), each float32 of length C.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dz_MC; then float32 of length C: the sums over positions of dz and of dz (x - mean), and the weight's gradient.
 
     `y_MC`: the result, if a residual was added; dz is then a new map, the gradient of the residual. Otherwise dy itself
     is returned, and `gradient` computes dz from it.
@@ -275,15 +291,20 @@ def gradient_sums(
     written = relu and y_MC is not None
     dz_MC = torch.empty_like(dy_MC) if written else dy_MC
     part_sum, part_along = x_MC.new_empty(2, parts, channels, dtype=torch.float32)
-    sum_C, along_C = x_MC.new_empty(2, channels, dtype=torch.float32)
-    sums_kernel[(triton.cdiv(channels, block_c), parts)](
-        dy_MC, x_MC, y_MC, *statistics, weight_C, bias_C, dz_MC, part_sum, part_along, positions, rows, channels,
-        written, relu, block_m, block_c, num_warps=warps,
+    sum_C, along_C, d_weight_C = x_MC.new_empty(3, channels, dtype=torch.float32)
+    given = (dy_MC, x_MC, y_MC, *statistics, weight_C, bias_C)
+    launch = _sums_launches.of((x_MC.shape, parts, rows, relu, choice), *given)
+    launch(
+        sums_kernel, (ceil_div(channels, block_c), parts),
+        *given, dz_MC, part_sum, part_along, positions, rows, channels,
+        written, relu, block_m, block_c, num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
-    sums_sum_kernel[(triton.cdiv(channels, ADDED[1]),)](
-        part_sum, part_along, sum_C, along_C, parts, channels, *ADDED, num_warps=2
-    )
-    return dz_MC, sum_C, along_C
+    launch(
+        sums_sum_kernel, (ceil_div(channels, ADDED[1]),),
+        part_sum, part_along, statistics[1], sum_C, along_C, d_weight_C, parts, channels, *ADDED,
+        num_warps=2, enable_fp_fusion=True,
+    )  # fmt: skip
+    return dz_MC, sum_C, along_C, d_weight_C
 
 
 def gradient(
@@ -304,8 +325,11 @@ def gradient(
     result = torch.empty_like(x_MC)
     block_m, block_c, warps = choice[1]
     sum_C, along_C, divisor = sums
-    gradient_kernel[(triton.cdiv(channels, block_c) * triton.cdiv(positions, block_m),)](
-        dz_MC, x_MC, *statistics, weight_C, bias_C, sum_C, along_C, result, positions, channels, divisor,
-        relu, block_m, block_c, num_warps=warps,
+    given = (dz_MC, x_MC, *statistics, weight_C, bias_C, sum_C, along_C)
+    launch = _gradient_launches.of((x_MC.shape, divisor, relu, choice), *given)
+    launch(
+        gradient_kernel, (ceil_div(channels, block_c) * ceil_div(positions, block_m),),
+        *given, result, positions, channels, divisor,
+        relu, block_m, block_c, num_warps=warps, enable_fp_fusion=True,
     )  # fmt: skip
     return result

@@ -113,8 +113,8 @@ class _BatchNormRelu(torch.autograd.Function):
         x_MC, weight_C, bias_C, mean_C, scale_C, result, count = ctx.saved_tensors
         y_MC = None if result is None else _rows(result)
         fixed = ((mean_C, scale_C), weight_C, bias_C)
-        dz_MC, sum_C, along_C = kernel.gradient_sums(_rows(dy_BHWC), x_MC, y_MC, *fixed, ctx.relu)
-        d_weight_C, d_bias_C = (along_C * scale_C).to(weight_C.dtype), sum_C.to(bias_C.dtype)
+        dz_MC, sum_C, along_C, d_weight_C = kernel.gradient_sums(_rows(dy_BHWC), x_MC, y_MC, *fixed, ctx.relu)
+        d_weight_C, d_bias_C = d_weight_C.to(weight_C.dtype), sum_C.to(bias_C.dtype)
         sums = (sum_C, along_C, len(x_MC))
         if ctx.gather is not None:
             totals = ctx.gather(torch.cat([sum_C, along_C])[None]).sum(0) / count

@@ -13,6 +13,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.launch_kernel import Launches
+from kernels.common.sizes import ceil_div, power_of_two
+
 Blocks = tuple[int, int, int]  # BLOCK_P positions at once, BLOCK_C channels, warps
 Choice = tuple[Blocks, Blocks]  # of the forward's sums and of the backward
 # The first is the default. A warp of the sums with 256 channels reads 16 bytes a thread and keeps all positions of a
@@ -147,22 +150,28 @@ def _guess(p: int) -> int:
     return int((1 + 1 / p) * (127 - 0.045) * 2**23)
 
 
+_forward_launches, _backward_launches = Launches(), Launches()
+
+
 def forward(
     features_BHWC: torch.Tensor, levels: Sequence[int], p: float, eps: float, choice: Choice = CHOICES[0]
 ) -> torch.Tensor:
     """B x N x C float32."""
-    images, height, width, channels = features_BHWC.shape
+    (images, height, width, channels), features = features_BHWC.shape, features_BHWC.contiguous()
     fine, rows, positions = math.lcm(*levels), sum(levels), height * width
     sums_BFC = features_BHWC.new_empty(images, fine, channels, dtype=torch.float32)
     pooled_BNC = features_BHWC.new_empty(images, rows, channels, dtype=torch.float32)
     block_p, block_c, warps = choice[0]
-    blocks, root_blocks = triton.cdiv(channels, block_c), triton.cdiv(channels, ROOT_BLOCK)
+    blocks, root_blocks = ceil_div(channels, block_c), ceil_div(channels, ROOT_BLOCK)
     if images:
-        stripe_sums_kernel[(images * fine * blocks,)](
-            features_BHWC.contiguous(), sums_BFC, channels, blocks, eps, positions // fine, int(p), block_p, block_c,
+        launch = _forward_launches.of((features.shape, tuple(levels), p, choice), features)
+        launch(
+            stripe_sums_kernel, (images * fine * blocks,),
+            features, sums_BFC, channels, blocks, eps, positions // fine, int(p), block_p, block_c,
             num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
-        roots_kernel[(images * rows * root_blocks,)](
+        launch(
+            roots_kernel, (images * rows * root_blocks,),
             sums_BFC, pooled_BNC, channels, root_blocks, positions, tuple(levels), fine, rows, int(p), _guess(int(p)),
             ROOT_BLOCK, num_warps=ROOT_WARPS, enable_fp_fusion=True,
         )  # fmt: skip
@@ -183,9 +192,12 @@ def backward(
     gradient = torch.empty_like(features_BHWC, memory_format=torch.contiguous_format)
     block_p, block_c, warps = choice[1]
     if images:
-        backward_kernel[(images, triton.cdiv(channels, block_c))](
-            grad_BNC.contiguous(), features_BHWC.contiguous(), pooled_BNC, gradient, channels, eps, height * width,
-            tuple(levels), math.lcm(*levels), sum(levels), int(p), triton.next_power_of_2(sum(levels)), block_p,
+        given = grad_BNC.contiguous(), features_BHWC.contiguous(), pooled_BNC
+        launch = _backward_launches.of((features_BHWC.shape, tuple(levels), p, choice), *given)
+        launch(
+            backward_kernel, (images, ceil_div(channels, block_c)),
+            *given, gradient, channels, eps, height * width,
+            tuple(levels), math.lcm(*levels), sum(levels), int(p), power_of_two(sum(levels)), block_p,
             block_c, num_warps=warps, enable_fp_fusion=True,
         )  # fmt: skip
     return gradient

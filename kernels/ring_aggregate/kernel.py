@@ -11,6 +11,9 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.common.launch_kernel import Launches
+from kernels.common.sizes import ceil_div, power_of_two
+
 # (numbers of an R x R x block product at once, warps); the first is the default.
 CHOICES = ((8192, 4), (4096, 2))
 
@@ -107,7 +110,7 @@ def backward_kernel(
 
 
 def _blocks(parts: int, choice: tuple[int, int]) -> tuple[int, int]:
-    block_r = max(triton.next_power_of_2(parts), 4)
+    block_r = max(power_of_two(parts), 4)
     return block_r, max(choice[0] // block_r**2, 16)
 
 
@@ -117,6 +120,9 @@ def _projections(theta_BRA: torch.Tensor, phi_BRA: torch.Tensor) -> tuple[torch.
     if theta_BRA.stride() == phi_BRA.stride() == (theta_BRA.shape[1] * stride, stride, 1):
         return theta_BRA, phi_BRA, stride
     return theta_BRA.contiguous(), phi_BRA.contiguous(), theta_BRA.shape[-1]
+
+
+_forward_launches, _backward_launches = Launches(), Launches()
 
 
 def forward(
@@ -129,8 +135,11 @@ def forward(
     block_r, block = _blocks(parts, choice)
     theta_BRA, phi_BRA, stride = _projections(theta_BRA, phi_BRA)
     if out.numel():
-        forward_kernel[(images, triton.cdiv(width, block))](
-            parts_BRD.contiguous(), theta_BRA, phi_BRA, out, rounds, projection**-0.5,
+        inputs = parts_BRD.contiguous(), theta_BRA, phi_BRA
+        launch = _forward_launches.of((parts_BRD.shape, projection, stride, rounds, choice), *inputs)
+        launch(
+            forward_kernel, (images, ceil_div(width, block)),
+            *inputs, out, rounds, projection**-0.5,
             parts, width, projection, stride, block_r, block, num_warps=choice[1], enable_fp_fusion=True,
         )  # fmt: skip
     return out
@@ -147,7 +156,9 @@ def backward(
     d_parts, d_theta, d_phi = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in inputs[1:])
     block_r, block = _blocks(parts, choice)
     if images:
-        backward_kernel[(images,)](
+        launch = _backward_launches.of((parts_BRD.shape, projection, stride, rounds, choice), *inputs)
+        launch(
+            backward_kernel, (images,),
             *inputs, d_parts, d_theta, d_phi, rounds, projection**-0.5, parts, width, projection, stride,
             block_r, block, num_warps=choice[1], enable_fp_fusion=True,
         )  # fmt: skip

@@ -273,6 +273,29 @@ def test_every_form_of_the_half_kernels(choice, monkeypatch):
     compare(lambda f, backend: align(f, m.to(f), *rows, 20.0, backend), torch.float16, f, slack=SUBTRACTS)
 
 
+def _shifted(x):
+    """The same tensor, contiguous, one element after an address that is a multiple of 16."""
+    moved = torch.zeros(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape)
+    return moved.copy_(x.detach())
+
+
+@pytest.mark.parametrize("op", ALIGN)
+def test_an_alignment_at_an_odd_address(op):
+    """A tensor descriptor of the backward begins at a multiple of 16 bytes; a map and its gradient need not."""
+    f, m, *rows = _alignment("usual")
+    f = f.half()
+    sent_back = _randn(len(rows[0]), *f.shape[1:]).to(f)
+
+    def run(x, sent_back):
+        x = x.requires_grad_()
+        result = ALIGN[op](x, m.half(), *rows, 5.0, "triton")
+        outputs = [y for y in (result if isinstance(result, tuple) else (result,)) if y.requires_grad]
+        grads = [sent_back if y.shape == sent_back.shape else torch.ones_like(y) for y in outputs]
+        return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, x, grads)]
+
+    assert_equal(run(_shifted(f), _shifted(sent_back)), run(f.clone(), sent_back), 0)
+
+
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32])
 @pytest.mark.parametrize("apart", [0.1, 0.01])
 def test_half_distances_where_the_target_is_near(dtype, apart):
