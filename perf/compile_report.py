@@ -81,6 +81,8 @@ def _align(dtype: torch.dtype, choice: Choice) -> None:
     rows = torch.empty(64, dtype=torch.int64, device="meta")
     inputs = (features, mask, rows, rows, rows, 50.0)
     reconstruction, near, far, _, *saved = alignment.forward(*inputs, choice)
+    if choice.warp.parts > 1:
+        alignment.forward(*inputs, choice._replace(warp=choice.warp._replace(parts=1)))
     needed: tuple[Any, ...] = (reconstruction, near, far, *inputs, reconstruction, *saved, choice)
     alignment.backward(*needed)
 
@@ -152,8 +154,14 @@ def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[st
     launch, choices_for = OPS[op]
     choices = choices_for(DTYPES[dtype], arch)
     for choice in choices if every_choice else choices[:1]:
+        known = set()
         for kernel, args, options in caught(functools.partial(launch, DTYPES[dtype], choice)):
-            compiled, log = compiled_with_log(source(kernel, args), arch, options)
+            kernel_source = source(kernel, args)
+            key = str((kernel.__name__, kernel_source.signature, kernel_source.constants, kernel_source.attrs))
+            if key in known:
+                continue
+            known.add(key)
+            compiled, log = compiled_with_log(kernel_source, arch, options)
             registers, spill = usage(log)
             yield {
                 "op": op,

@@ -84,22 +84,78 @@ def products_kernel(
 
 
 @triton.jit
-def quadratic_kernel(
-    p_weight, p_high, p_low, p_anchor, p_positive, p_negative, p_quadratic, positives, pairs, B, L, LP,
-    SPLIT: tl.constexpr, PRECISION: tl.constexpr,
-    R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+def _list_products(
+    i_image, p_anchor, p_positive, p_negative, p_matrix, p_source, p_counts, positives, pairs, B, capacity,
+    BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """W G of a pair, with the weights that the forward used, so the same terms cancel in P G - A as in w - f."""
-    n = pair_number(tl.program_id(1), positives, pairs).to(tl.int64)
-    tiles = tl.cdiv(L, R0 + R1)
-    first_p = tl.program_id(0) // tiles * (R0 + R1)
-    first_s = tl.program_id(0) % tiles * (R0 + R1)
-    a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
-    acc00, acc01, acc10, acc11 = map_product(
-        p_weight + n * L * LP, p_high + k * L * LP, p_low + k * L * LP, first_p, first_s, L, LP, LP,
-        SPLIT, PRECISION, R0, R1, BLOCK_C, STAGES,
-    )  # fmt: skip
-    store_map(p_quadratic + n * L * LP, first_p, first_s, L, LP, acc00, acc01, acc10, acc11, R0, R1)
+    """List the L x L matrices and the maps whose products add up to an image's gradient, pairs ascending.
+
+    First come those of pairs whose anchor it is (matrix n, map k), then of pairs whose target it is (pairs + n, map a),
+    then its own (2 pairs + image, map image). counts: all, as anchor, as anchor of positives, as target of positives.
+    """
+    p_m = p_matrix + i_image.to(tl.int64) * capacity
+    p_s = p_source + i_image.to(tl.int64) * capacity
+    count = 0
+    anchors_of_positives = 0
+    for side in tl.static_range(2):
+        for first in range(0, pairs, BLOCK_N):
+            n = first + tl.arange(0, BLOCK_N)
+            i = tl.where(n < positives, n, n - positives)
+            a = tl.load(p_anchor + i, mask=n < pairs, other=-1)
+            k = tl.load(p_positive + i, mask=n < positives, other=0)
+            k += tl.load(p_negative + i, mask=(n >= positives) & (n < pairs), other=0)
+            valid = (n < pairs) & (a >= 0) & (a < B) & (k >= 0) & (k < B)
+            if side == 0:
+                match = ((a == i_image) & valid).to(tl.int32)
+                other = k
+            else:
+                match = ((k == i_image) & valid).to(tl.int32)
+                other = a
+            place = count + tl.cumsum(match, axis=0) - match
+            tl.store(p_m + place, n + side * pairs, mask=match == 1)
+            tl.store(p_s + place, other.to(tl.int32), mask=match == 1)
+            count += tl.sum(match, axis=0)
+            anchors_of_positives += tl.sum(tl.where(n < positives, match, 0), axis=0)
+        if side == 0:
+            tl.store(p_counts + i_image * 4 + 1, count)
+            tl.store(p_counts + i_image * 4 + 2, anchors_of_positives)
+            anchors_of_positives = 0
+        else:
+            tl.store(p_counts + i_image * 4 + 3, anchors_of_positives)
+    tl.store(p_m + count, 2 * pairs + i_image)
+    tl.store(p_s + count, i_image)
+    tl.store(p_counts + i_image * 4, count + 1)
+
+
+@triton.jit
+def quadratic_kernel(
+    p_weight, p_high, p_low, p_anchor, p_positive, p_negative, p_quadratic, p_matrix, p_source, p_counts,
+    positives, pairs, B, L, LP, capacity, SPLIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_N: tl.constexpr,
+    R: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """W G of the pairs in tiles of R x R, with the weights that the forward used.
+
+    The same terms then cancel in P G - A as in w - f. The first B programs list each image's products for later
+    launches.
+    """
+    i = tl.program_id(0)
+    if i < B:
+        _list_products(
+            i, p_anchor, p_positive, p_negative, p_matrix, p_source, p_counts, positives, pairs, B, capacity, BLOCK_N
+        )
+    else:
+        i -= B
+        tiles = tl.cdiv(LP, R)
+        n = pair_number(i // (tiles * tiles), positives, pairs).to(tl.int64)
+        i_tile = i % (tiles * tiles)
+        first_p = i_tile // tiles * R
+        first_s = i_tile % tiles * R
+        a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
+        acc, _, _, _ = map_product(
+            p_weight + n * L * LP, p_high + k * L * LP, p_low + k * L * LP, first_p, first_s, L, LP, LP,
+            SPLIT, PRECISION, R, 0, BLOCK_C, STAGES,
+        )  # fmt: skip
+        store_map(p_quadratic + n * L * LP, first_p, first_s, L, LP, acc, acc, acc, acc, R, 0)
 
 
 @triton.jit
@@ -147,80 +203,11 @@ def softmax_kernel(
 
 
 @triton.jit
-def lists_kernel(
-    p_anchor, p_positive, p_negative, p_matrix, p_source, p_counts, positives, pairs, B, capacity,
-    BLOCK_N: tl.constexpr,
-):  # fmt: skip
-    """For each image, list the L x L matrices and the maps whose products add up to its gradient, pairs ascending.
-
-    First come those of pairs whose anchor it is (matrix n, map k), then of pairs whose target it is (pairs + n, map a),
-    then its own (2 pairs + image, map image). counts: all, as anchor, as anchor of positives, as target of positives.
-    """
-    i_image = tl.program_id(0)
-    p_m = p_matrix + i_image.to(tl.int64) * capacity
-    p_s = p_source + i_image.to(tl.int64) * capacity
-    count = 0
-    anchors_of_positives = 0
-    for side in tl.static_range(2):
-        for first in range(0, pairs, BLOCK_N):
-            n = first + tl.arange(0, BLOCK_N)
-            i = tl.where(n < positives, n, n - positives)
-            a = tl.load(p_anchor + i, mask=n < pairs, other=-1)
-            k = tl.load(p_positive + i, mask=n < positives, other=0)
-            k += tl.load(p_negative + i, mask=(n >= positives) & (n < pairs), other=0)
-            valid = (n < pairs) & (a >= 0) & (a < B) & (k >= 0) & (k < B)
-            if side == 0:
-                match = ((a == i_image) & valid).to(tl.int32)
-                other = k
-            else:
-                match = ((k == i_image) & valid).to(tl.int32)
-                other = a
-            place = count + tl.cumsum(match, axis=0) - match
-            tl.store(p_m + place, n + side * pairs, mask=match == 1)
-            tl.store(p_s + place, other.to(tl.int32), mask=match == 1)
-            count += tl.sum(match, axis=0)
-            anchors_of_positives += tl.sum(tl.where(n < positives, match, 0), axis=0)
-        if side == 0:
-            tl.store(p_counts + i_image * 4 + 1, count)
-            tl.store(p_counts + i_image * 4 + 2, anchors_of_positives)
-            anchors_of_positives = 0
-        else:
-            tl.store(p_counts + i_image * 4 + 3, anchors_of_positives)
-    tl.store(p_m + count, 2 * pairs + i_image)
-    tl.store(p_s + count, i_image)
-    tl.store(p_counts + i_image * 4, count + 1)
-
-
-@triton.jit
-def gram_gradient_kernel(
-    p_weight, p_sloped, p_matrix, p_counts, p_out, pairs, capacity, L, LP, PRECISION: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_Q: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """The sum of P^T slope P = (slope share P)^T W over the pairs of one target image, pairs ascending."""
-    i_image = tl.program_id(1).to(tl.int64)
-    tiles = tl.cdiv(LP, BLOCK_S)
-    p = tl.program_id(0) // tiles * BLOCK_P + tl.arange(0, BLOCK_P)
-    s = tl.program_id(0) % tiles * BLOCK_S + tl.arange(0, BLOCK_S)
-    begin = tl.load(p_counts + i_image * 4 + 1)
-    end = tl.load(p_counts + i_image * 4) - 1
-    acc = tl.zeros((BLOCK_P, BLOCK_S), tl.float32)
-    for j in range(begin, end):
-        n = (tl.load(p_matrix + i_image * capacity + j) - pairs).to(tl.int64)
-        for first in tl.range(0, L, BLOCK_Q, num_stages=STAGES):
-            q = first + tl.arange(0, BLOCK_Q)
-            x = load_tile(p_sloped + n * L * LP, q, p, L, LP, LP)
-            y = load_tile(p_weight + n * L * LP, q, s, L, LP, LP)
-            acc = tl.dot(tl.trans(x), y, acc, input_precision=PRECISION)
-    store_tile(p_out + i_image * L * LP, p, s, L, LP, LP, acc)
-
-
-@triton.jit
-def along_kernel(
-    p_matrix, p_counts, p_along_a, p_along_k, p_out, pairs, capacity, tiles, L,
+def _sum_along(
+    i_image, p_matrix, p_counts, p_along_a, p_along_k, p_out, pairs, capacity, tiles, L,
     BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """What is subtracted along f at every position of an image, summed over its pairs as anchor, then as target."""
-    i_image = tl.program_id(0).to(tl.int64)
+    """Sum what is subtracted along f at every position of an image over its pairs, as anchor and then as target."""
     p = tl.arange(0, BLOCK_L)
     p_m = p_matrix + i_image * capacity
     anchors = tl.load(p_counts + i_image * 4 + 1)
@@ -234,6 +221,40 @@ def along_kernel(
             tile = first + tl.arange(0, BLOCK_T)
             total += tl.sum(load_tile(p_along_k + n * tiles * L, tile, p, tiles, L, L), axis=0)
     tl.store(p_out + i_image * L + p, total, mask=p < L)
+
+
+@triton.jit
+def gram_gradient_kernel(
+    p_weight, p_sloped, p_matrix, p_counts, p_along_a, p_along_k, p_along, p_out, pairs, capacity, shares, L, LP,
+    PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_Q: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """The sum of P^T slope P = (slope share P)^T W over the pairs of one target image, pairs ascending.
+
+    The first program of every image sums what is subtracted along f. It waits long and computes little, so it has no
+    launch of its own.
+    """
+    i_image = tl.program_id(1).to(tl.int64)
+    if tl.program_id(0) == 0:
+        _sum_along(
+            i_image, p_matrix, p_counts, p_along_a, p_along_k, p_along, pairs, capacity, shares, L, BLOCK_T, BLOCK_L
+        )
+    else:
+        i_tile = tl.program_id(0) - 1
+        tiles = tl.cdiv(LP, BLOCK_P)
+        p = i_tile // tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+        s = i_tile % tiles * BLOCK_P + tl.arange(0, BLOCK_P)
+        begin = tl.load(p_counts + i_image * 4 + 1)
+        end = tl.load(p_counts + i_image * 4) - 1
+        acc = tl.zeros((BLOCK_P, BLOCK_P), tl.float32)
+        for j in range(begin, end):
+            n = (tl.load(p_matrix + i_image * capacity + j) - pairs).to(tl.int64)
+            for first in tl.range(0, L, BLOCK_Q, num_stages=STAGES):
+                q = first + tl.arange(0, BLOCK_Q)
+                x = load_tile(p_sloped + n * L * LP, q, p, L, LP, LP)
+                y = load_tile(p_weight + n * L * LP, q, s, L, LP, LP)
+                acc = tl.dot(tl.trans(x), y, acc, input_precision=PRECISION)
+        store_tile(p_out + i_image * L * LP, p, s, L, LP, LP, acc)
 
 
 @triton.jit
@@ -336,16 +357,12 @@ def backward(
     capacity = 2 * pairs + 1
     matrix, source = (anchor_N.new_empty(images, capacity, dtype=torch.int32) for _ in range(2))
     counts = matrix.new_empty(images, 4)
-    launch(
-        lists_kernel, (images,),
-        *targets, matrix, source, counts, positives, pairs, images, capacity, 128, num_warps=4, enable_fp_fusion=True
-    )  # fmt: skip
     quadratic, tile = torch.empty_like(similarity_NLP), choice.quadratic
     launch(
-        quadratic_kernel, (ceil_div(width, tile.columns) ** 2, pairs),
-        weight_NLP, high, low, *targets, quadratic, positives, pairs, images, length, width, split,
-        "tf32x3" if kind == "tf32" and not split else kind, tile.columns, 0, tile.summed, tile.stages,
-        num_warps=tile.warps, enable_fp_fusion=True,
+        quadratic_kernel, (images + ceil_div(width, tile.columns) ** 2 * pairs,),
+        weight_NLP, high, low, *targets, quadratic, matrix, source, counts, positives, pairs, images, length, width,
+        capacity, split, "tf32x3" if kind == "tf32" and not split else kind, 128, tile.columns, tile.summed,
+        tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
     matrices = features.new_empty(2 * pairs + images, length, width)
     rebuilt, sloped = features.new_empty(positives, length, width), torch.empty_like(weight_NLP)
@@ -359,17 +376,12 @@ def backward(
         rebuilt, sloped, along_a, along_k, positives, pairs, images, length, width, beta, block_p, block_l,
         num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
-    tile = choice.gram
+    along, tile = torch.empty_like(norm), choice.gram
     launch(
-        gram_gradient_kernel, (ceil_div(width, tile.columns) ** 2, images),
-        weight_NLP, sloped, matrix, counts, matrices[2 * pairs :], pairs, capacity, length, width, kind,
-        tile.columns, tile.columns, tile.summed, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
-    )  # fmt: skip
-    along = torch.empty_like(norm)
-    launch(
-        along_kernel, (images,),
-        matrix, counts, along_a, along_k, along, pairs, capacity, blocks, length, max(4096 // block_l, 1), block_l,
-        num_warps=4, enable_fp_fusion=True,
+        gram_gradient_kernel, (1 + ceil_div(width, tile.columns) ** 2, images),
+        weight_NLP, sloped, matrix, counts, along_a, along_k, along, matrices[2 * pairs :], pairs, capacity, blocks,
+        length, width, kind, max(4096 // block_l, 1), block_l, tile.columns, tile.summed, tile.stages,
+        num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
     out, tile = torch.empty_like(features), choice.gradient
     if not positives:

@@ -14,7 +14,6 @@ import triton.language as tl
 
 from kernels.alignment.tile_kernel import (
     Choice,
-    Tile,
     inverse,
     load_tile,
     map_product,
@@ -27,7 +26,7 @@ from kernels.alignment.tile_kernel import (
     store_map,
     store_tile,
 )
-from kernels.common.launch_kernel import Launch, Launches
+from kernels.common.launch_kernel import Launches
 from kernels.common.sizes import ceil_div, power_of_two
 
 
@@ -150,6 +149,32 @@ def warp_kernel(
 
 
 @triton.jit
+def _store_distance(square, m, p_norm, p_near, p_far, p_root, n, positives, p, L):
+    """The distance of a pair's rows from |f - w|^2, at least 1e-6 of the norm, and |f - w| itself."""
+    root = tl.sqrt(square)
+    floor = 1e-6 * tl.maximum(tl.load(p_norm + p, mask=p < L, other=0.0), 1e-12)
+    distance = m * tl.where(root < floor, floor, root)  # written so that NaN stays NaN
+    kept = n < positives
+    tl.store(p_near + n * L + p, distance, mask=p < tl.where(kept, L, 0))
+    tl.store(p_far + (n - positives) * L + p, distance, mask=p < tl.where(kept, 0, L))
+    tl.store(p_root + n * L + p, root, mask=p < L)
+
+
+@triton.jit
+def _range(p_seen, p, L):
+    """The smallest and the largest number of a co-mask before its min-max."""
+    low = tl.min(tl.load(p_seen + p, mask=p < L, other=float("inf")), axis=0)
+    high = tl.max(tl.load(p_seen + p, mask=p < L, other=float("-inf")), axis=0)
+    return low, high
+
+
+@triton.jit
+def _store_comask(p_seen, low, high, p_comask, p, rows):
+    seen = tl.load(p_seen + p, mask=p < rows, other=0.0)
+    tl.store(p_comask + p, (seen - low) / (high - low + 1e-12), mask=p < rows)
+
+
+@triton.jit
 def _blend_part(acc, own, m, share, p_out, p, c, L, C, kept):
     own = own.to(tl.float32)
     shift = acc * share[:, None] - own
@@ -159,10 +184,14 @@ def _blend_part(acc, own, m, share, p_out, p, c, L, C, kept):
 
 @triton.jit
 def warp_whole_kernel(
-    p_f, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_out, p_square, positives, pairs, B, L, LP, C,
-    PART, R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    p_f, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_out, p_square, p_seen, p_norm, p_near, p_far,
+    p_comask, p_root, positives, pairs, B, L, LP, C, PART, ALONE: tl.constexpr,
+    R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The same for a whole pair: its weights stay on the chip while the program iterates over PART channels."""
+    """The same for a whole pair: its weights stay on the chip while the program iterates over PART channels.
+
+    If the program is ALONE and processes all channels, it also does what the finish kernel does otherwise.
+    """
     n = pair_number(tl.program_id(1), positives, pairs).to(tl.int64)
     a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
     kept = n < positives
@@ -194,10 +223,23 @@ def warp_whole_kernel(
             acc1 = tl.dot(weight11, value1, acc1)
             square1 += _blend_part(acc1, own1, m1, share1, p_out + n * L * C, r1, c, L, C, kept)
         square0 += _blend_part(acc0, own0, m0, share0, p_out + n * L * C, r0, c, L, C, kept)
-    o_square = (n * tl.num_programs(0) + tl.program_id(0)) * L
-    tl.store(p_square + o_square + r0, square0, mask=r0 < L)
-    if R1 > 0:
-        tl.store(p_square + o_square + r1, square1, mask=r1 < L)
+    if ALONE:
+        p_s = p_seen + n * L
+        p_n = p_norm + a * L
+        low, high = _range(p_s, r0, L)
+        if R1 > 0:
+            low1, high1 = _range(p_s, r1, L)
+            low = tl.minimum(low, low1)
+            high = tl.maximum(high, high1)
+            _store_distance(square1, m1, p_n, p_near, p_far, p_root, n, positives, r1, L)
+            _store_comask(p_s, low, high, p_comask + n * L, r1, tl.where(kept, L, 0))
+        _store_distance(square0, m0, p_n, p_near, p_far, p_root, n, positives, r0, L)
+        _store_comask(p_s, low, high, p_comask + n * L, r0, tl.where(kept, L, 0))
+    else:
+        o_square = (n * tl.num_programs(0) + tl.program_id(0)) * L
+        tl.store(p_square + o_square + r0, square0, mask=r0 < L)
+        if R1 > 0:
+            tl.store(p_square + o_square + r1, square1, mask=r1 < L)
 
 
 @triton.jit
@@ -210,18 +252,10 @@ def finish_kernel(
     p = tl.arange(0, BLOCK_L)
     a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
     square = tl.sum(load_tile(p_square + n * tiles * L, tl.arange(0, BLOCK_T), p, tiles, L, L), axis=0)
-    root = tl.sqrt(square)
-    floor = 1e-6 * tl.maximum(tl.load(p_norm + a * L + p, mask=p < L, other=0.0), 1e-12)
     m = tl.load(p_mask + a * L + p, mask=p < L, other=0.0)
-    distance = m * tl.where(root < floor, floor, root)  # written so that NaN stays NaN
-    kept = n < positives
-    tl.store(p_near + n * L + p, distance, mask=p < tl.where(kept, L, 0))
-    tl.store(p_far + (n - positives) * L + p, distance, mask=p < tl.where(kept, 0, L))
-    tl.store(p_root + n * L + p, root, mask=p < L)
-    seen = tl.load(p_seen + n * L + p, mask=p < L, other=0.0)
-    low = tl.min(tl.where(p < L, seen, float("inf")), axis=0)
-    high = tl.max(tl.where(p < L, seen, float("-inf")), axis=0)
-    tl.store(p_comask + n * L + p, (seen - low) / (high - low + 1e-12), mask=p < tl.where(kept, L, 0))
+    _store_distance(square, m, p_norm + a * L, p_near, p_far, p_root, n, positives, p, L)
+    low, high = _range(p_seen + n * L, p, L)
+    _store_comask(p_seen + n * L, low, high, p_comask + n * L, p, tl.where(n < positives, L, 0))
 
 
 _launches = Launches()
@@ -260,37 +294,28 @@ def forward(
         similarity, mask, *targets, weight, share, seen, positives, images, length, width, beta, 16, block_l,
         num_warps=4 if block_l <= 256 else 8, enable_fp_fusion=True,
     )  # fmt: skip
-    square = _warp(launch, features, mask, targets, weight, share, reconstruction, rows, choice.warp)
-    launch(
-        finish_kernel, (pairs,),
-        square, seen, norm, mask, *targets, near, far, comask, root, positives, images, length, square.shape[1],
-        power_of_two(square.shape[1]), block_l, num_warps=4, enable_fp_fusion=True,
-    )  # fmt: skip
-    return Aligned(reconstruction, near, far, comask, root, similarity, weight, sums)
-
-
-def _warp(
-    launch: Launch, features: torch.Tensor, mask: torch.Tensor, targets: tuple[torch.Tensor, ...], weight: torch.Tensor,
-    share: torch.Tensor, reconstruction: torch.Tensor, rows: tuple[int, int], tile: Tile,
-) -> torch.Tensor:  # fmt: skip
-    """Fill the reconstruction; return the shares of |w - f|^2, pairs x tiles x L."""
-    (images, length, channels), (pairs, _, width) = features.shape, weight.shape
-    positives = len(reconstruction)
-    if tile.parts and sum(rows) >= length and channels % (tile.parts * tile.columns) == 0:
-        square = features.new_empty(pairs, tile.parts, length, dtype=torch.float32)
+    tile, given = choice.warp, (features, mask, *targets, weight, share, reconstruction)
+    measured = (near, far, comask, root)
+    whole = tile.parts and sum(rows) >= length and channels % (tile.parts * tile.columns) == 0
+    parts = tile.parts if whole else ceil_div(channels, tile.columns)  # programs that measure the same rows
+    square = features.new_empty(pairs, parts, length, dtype=torch.float32)
+    if whole:
         launch(
-            warp_whole_kernel, (tile.parts, pairs),
-            features, mask, *targets, weight, share, reconstruction, square, positives, pairs, images, length, width,
-            channels, channels // tile.parts, *rows, tile.columns, tile.stages, num_warps=tile.warps,
+            warp_whole_kernel, (parts, pairs),
+            *given, square, seen, norm, *measured, positives, pairs, images, length, width, channels,
+            channels // parts, parts == 1, *rows, tile.columns, tile.stages, num_warps=tile.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
-        return square
-    tiles = ceil_div(channels, tile.columns)
-    square = features.new_empty(pairs, tiles, length, dtype=torch.float32)
-    launch(
-        warp_kernel, (ceil_div(length, sum(rows)) * tiles, pairs),
-        features, mask, *targets, weight, share, reconstruction, square, positives, pairs, images, length, width,
-        channels, precision(features.dtype), *rows, tile.columns, tile.summed, tile.stages, num_warps=tile.warps,
-        enable_fp_fusion=True,
-    )  # fmt: skip
-    return square
+    else:
+        launch(
+            warp_kernel, (tiles * parts, pairs),
+            *given, square, positives, pairs, images, length, width, channels, kind, *rows, tile.columns, tile.summed,
+            tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
+        )  # fmt: skip
+    if not whole or parts > 1:
+        launch(
+            finish_kernel, (pairs,),
+            square, seen, norm, mask, *targets, *measured, positives, images, length, parts, power_of_two(parts),
+            block_l, num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+    return Aligned(reconstruction, near, far, comask, root, similarity, weight, sums)

@@ -6,6 +6,7 @@ import torch
 
 from kernels.alignment import backward_kernel, forward_kernel
 from kernels.alignment.tile_kernel import Choice, Tile, precision
+from kernels.common.sizes import ceil_div
 
 # Half types on Hopper and later, whose asynchronous products leave registers for whole pairs: measured on an H200
 # (perf/tune_alignment.py, perf/results/gpu/tune_alignment.json). The first is the default.
@@ -13,7 +14,7 @@ CHOICES = (
     Choice(
         rows=192,
         scores=Tile(0, 64, 8, 3),
-        warp=Tile(64, 64, 8, 3, 2),
+        warp=Tile(64, 64, 8, 3, 2),  # one part where `one_program_suffices`
         quadratic=Tile(64, 64, 4, 2),
         softmax=Tile(8, 0, 2, 1),
         gram=Tile(64, 64, 4, 3),
@@ -65,8 +66,27 @@ def _capability(device: torch.device) -> int:
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
 
 
-def _choice(features_BLC: torch.Tensor) -> Choice:
-    return choices(features_BLC.dtype, _capability(features_BLC.device))[0]
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    """How many the GPU has; those of an H100 for tensors of Triton's interpreter or of a compilation without a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 132
+
+
+def _choice(features_BLC: torch.Tensor, pairs: int) -> Choice:
+    choice = choices(features_BLC.dtype, _capability(features_BLC.device))[0]
+    parts = choice.warp.parts
+    if parts > 1 and one_program_suffices(pairs, parts, _multiprocessors(features_BLC.device)):
+        return choice._replace(warp=choice.warp._replace(parts=1))
+    return choice
+
+
+@functools.cache
+def one_program_suffices(pairs: int, parts: int, multiprocessors: int) -> bool:
+    """Whether a warp takes no longer with one program for a pair than with `parts`, which share its channels.
+
+    A multiprocessor holds one program at a time. One for a pair loads its weights once, and can finish the pair.
+    """
+    return ceil_div(pairs, multiprocessors) * parts <= ceil_div(pairs * parts, multiprocessors)
 
 
 def forward(
@@ -74,7 +94,7 @@ def forward(
     negative_N: torch.Tensor, beta: float, choice: Choice | None = None,
 ) -> forward_kernel.Aligned:  # fmt: skip
     """As `forward_kernel.forward`, with the tile sizes for this dtype and GPU unless others are given."""
-    choice = choice or _choice(features_BLC)
+    choice = choice or _choice(features_BLC, len(positive_N) + len(negative_N))
     return forward_kernel.forward(features_BLC, mask_BL, anchor_N, positive_N, negative_N, beta, choice)
 
 
@@ -87,5 +107,6 @@ def backward(
     """As `backward_kernel.backward`; the reconstruction is not read."""
     return backward_kernel.backward(
         grad_reconstruction_NLC, grad_positive_NL, grad_negative_NL, features_BLC, mask_BL, anchor_N, positive_N,
-        negative_N, beta, root_NL, similarity_NLP, weight_NLP, sums_RL, choice or _choice(features_BLC),
+        negative_N, beta, root_NL, similarity_NLP, weight_NLP, sums_RL,
+        choice or _choice(features_BLC, len(positive_N) + len(negative_N)),
     )  # fmt: skip
