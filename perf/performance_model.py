@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from perf.parts.cases import Case, both_case, cases
-from perf.parts.launches import COMPILED, EAGER, ELEMENT, LAUNCHES, Launch, Rival, Shape, shape_of
+from perf.parts.launches import COMPILED, EAGER, ELEMENT, Launch, Rival, Shape, launches, shape_of
 from perf.parts.step_model import STEPS, step_ms
 from tacaf.command import Parser, entry, to_path
 from tacaf.files import read_bytes, shown, write_whole
@@ -83,7 +83,7 @@ def launch_us(launch: Launch, gpu: Gpu, maps: float) -> float:
 def ours_ms(case: Case, pass_: str, gpu: Gpu) -> float:
     """Our kernels, replayed from a CUDA graph."""
     shape = shape_of(case)
-    return sum(launch_us(make(shape), gpu, shape.maps) for make in LAUNCHES[case.op, pass_]) / 1000
+    return sum(launch_us(launch, gpu, shape.maps) for launch in launches(case.op, pass_, shape)) / 1000
 
 
 def rival_ms(rivals: dict[tuple[str, str], Rival], case: Case, pass_: str, gpu: Gpu, graphed: bool) -> float | None:
@@ -190,8 +190,7 @@ def op_rows(gpu: Gpu, measured: Measured) -> Iterator[tuple[str, ...]]:
 def launch_rows(shape: Shape) -> Iterator[tuple[str, ...]]:
     """The launches of one alignment, kernel by kernel."""
     for pass_ in PASSES:
-        for make in LAUNCHES["alignment", pass_]:
-            launch = make(shape)
+        for launch in launches("alignment", pass_, shape):
             yield (
                 pass_,
                 launch.name,

@@ -258,18 +258,6 @@ def gram_gradient_kernel(
 
 
 @triton.jit
-def _finish_rows(acc, p_f, p_g, p_mask, p_along, p_matrix, p_out, i_image, p, c, blended, L, C):
-    """Add the terms that are no matrix product, (1 - m) g of the pairs with this anchor minus along f, and store."""
-    m = tl.load(p_mask + i_image * L + p, mask=p < L, other=0.0)
-    for j in range(blended):
-        n = tl.load(p_matrix + j).to(tl.int64)
-        acc += (1.0 - m)[:, None] * load_tile(p_g + n * L * C, p, c, L, C, C).to(tl.float32)
-    along = tl.load(p_along + i_image * L + p, mask=p < L, other=0.0)
-    acc -= along[:, None] * load_tile(p_f + i_image * L * C, p, c, L, C, C).to(tl.float32)
-    store_tile(p_out + i_image * L * C, p, c, L, C, C, acc)
-
-
-@triton.jit
 def gradient_kernel(
     d_matrix0, d_matrix1, d_rebuilt0, d_rebuilt1, d_f, d_g, p_f, p_g, p_mask, p_matrix, p_source, p_counts,
     p_along, p_out, pairs, capacity, L, C, PRECISION: tl.constexpr,
@@ -312,13 +300,32 @@ def gradient_kernel(
             if R1 > 0:
                 matrix1 = d_rebuilt1.load([n, first_p + R0, s]).reshape(R1, BLOCK_S)
                 acc1 = tl.dot(matrix1, value, acc1, input_precision=PRECISION)
+    # The terms that are no matrix product. The loads of all rows are issued together, so that they wait together.
     c = first_c + tl.arange(0, BLOCK_C)
+    p_images_mask = p_mask + i_image * L
+    p_images_along = p_along + i_image * L
     p0 = first_p + tl.arange(0, R0)
+    m0 = tl.load(p_images_mask + p0, mask=p0 < L, other=0.0)
+    along0 = tl.load(p_images_along + p0, mask=p0 < L, other=0.0)
     if R1 > 0:
         p1 = first_p + R0 + tl.arange(0, R1)
-    _finish_rows(acc0, p_f, p_g, p_mask, p_along, p_m, p_out, i_image, p0, c, blended, L, C)
+        m1 = tl.load(p_images_mask + p1, mask=p1 < L, other=0.0)
+        along1 = tl.load(p_images_along + p1, mask=p1 < L, other=0.0)
+    for j in range(blended):
+        p_sent = p_g + tl.load(p_m + j).to(tl.int64) * L * C
+        g0 = load_tile(p_sent, p0, c, L, C, C)
+        if R1 > 0:
+            g1 = load_tile(p_sent, p1, c, L, C, C)
+            acc1 += (1.0 - m1)[:, None] * g1.to(tl.float32)
+        acc0 += (1.0 - m0)[:, None] * g0.to(tl.float32)
+    p_own = p_f + i_image * L * C
+    own0 = load_tile(p_own, p0, c, L, C, C)
     if R1 > 0:
-        _finish_rows(acc1, p_f, p_g, p_mask, p_along, p_m, p_out, i_image, p1, c, blended, L, C)
+        own1 = load_tile(p_own, p1, c, L, C, C)
+        acc1 -= along1[:, None] * own1.to(tl.float32)
+        store_tile(p_out + i_image * L * C, p1, c, L, C, C, acc1)
+    acc0 -= along0[:, None] * own0.to(tl.float32)
+    store_tile(p_out + i_image * L * C, p0, c, L, C, C, acc0)
 
 
 _launches = Launches()

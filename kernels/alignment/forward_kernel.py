@@ -23,7 +23,6 @@ from kernels.alignment.tile_kernel import (
     pair_rows,
     precision,
     rows_of,
-    store_map,
     store_tile,
 )
 from kernels.common.launch_kernel import Launches
@@ -44,12 +43,13 @@ class Aligned(NamedTuple):
 
 
 @triton.jit
-def _cosine(acc, p_norm_a, p_norm_k, p, s, L, valid):
+def _store_cosine(acc, p_norm_a, p_norm_k, p_out, p, s, L, LP, valid):
     """<f_a, f_k> / (|f_a| |f_k|); NaN for a pair outside the batch, 0 in the columns of the padding."""
     inverse_a = inverse(tl.load(p_norm_a + p, mask=p < L, other=0.0))
     inverse_k = inverse(tl.load(p_norm_k + s, mask=s < L, other=0.0))
+    inverse_a = tl.where(valid, inverse_a, float("nan"))
     cosine = acc * inverse_a[:, None] * inverse_k[None, :]
-    return tl.where(s[None, :] < L, tl.where(valid, cosine, float("nan")), 0.0)
+    store_tile(p_out, p, s, L, LP, LP, cosine)
 
 
 @triton.jit
@@ -67,16 +67,19 @@ def scores_kernel(
     acc00, acc01, acc10, acc11 = map_product(
         p_f + a * L * C, p_k, p_k, first_p, first_s, L, C, C, False, PRECISION, R0, R1, BLOCK_C, STAGES
     )
+    p_norm_a = p_norm + a * L
+    p_norm_k = p_norm + k * L
+    p_out = p_similarity + n * L * LP
     p0 = first_p + tl.arange(0, R0)
     s0 = first_s + tl.arange(0, R0)
-    acc00 = _cosine(acc00, p_norm + a * L, p_norm + k * L, p0, s0, L, valid)
+    # The largest tile comes last: the registers of the others are free by then, so Triton 3.6 spills none.
     if R1 > 0:
         p1 = first_p + R0 + tl.arange(0, R1)
         s1 = first_s + R0 + tl.arange(0, R1)
-        acc01 = _cosine(acc01, p_norm + a * L, p_norm + k * L, p0, s1, L, valid)
-        acc10 = _cosine(acc10, p_norm + a * L, p_norm + k * L, p1, s0, L, valid)
-        acc11 = _cosine(acc11, p_norm + a * L, p_norm + k * L, p1, s1, L, valid)
-    store_map(p_similarity + n * L * LP, first_p, first_s, L, LP, acc00, acc01, acc10, acc11, R0, R1)
+        _store_cosine(acc11, p_norm_a, p_norm_k, p_out, p1, s1, L, LP, valid)
+        _store_cosine(acc10, p_norm_a, p_norm_k, p_out, p1, s0, L, LP, valid)
+        _store_cosine(acc01, p_norm_a, p_norm_k, p_out, p0, s1, L, LP, valid)
+    _store_cosine(acc00, p_norm_a, p_norm_k, p_out, p0, s0, L, LP, valid)
 
 
 @triton.jit

@@ -19,7 +19,7 @@ Choice = tuple[Blocks, Blocks]  # for the sums over positions, and for the kerne
 CHOICES: tuple[Choice, ...] = (
     ((32, 64, 4), (32, 64, 4)),
     ((16, 128, 4), (16, 128, 4)),
-    ((64, 64, 8), (32, 128, 4)),
+    ((64, 64, 8), (32, 128, 8)),
     ((16, 64, 2), (64, 64, 4)),
 )
 PROGRAMS = 1056  # how many sum over positions: eight for each of the 132 multiprocessors of an H100

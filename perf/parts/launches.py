@@ -4,8 +4,8 @@ To describe another set of kernels, change LAUNCHES and the functions that it na
 slowest of its limits: memory, the L2 cache, the matrix units, or waves of blocks that wait for their loads. The
 alignment's kernels are described in kernels/alignment/README.md. How many of their blocks fit one multiprocessor
 follows from the registers and the shared memory that perf/compile_report.py counts. How long one of their waves waits
-was fitted to their times on an H200 (perf/results/gpu/kernel_times.json: bf16, 64 images, L = 162, C = 2048), so
-agreement at that one shape says nothing about the model.
+was fitted to their times on an H200 (perf/results/gpu/kernel_times.json, and tune_alignment.json for a warp of one
+part: bf16, 64 images, L = 162, C = 2048), so agreement at that one shape says nothing about the model.
 Legend: B images, N pairs, L positions, LP = L rounded up to 16, C channels, e = 2 bytes of an element.
 """
 
@@ -21,7 +21,8 @@ MULTIPROCESSORS = 132  # H100 SXM and H200
 # The tiles of the kernels' default choice on Hopper (kernels/alignment/kernel.py; a test compares).
 SQUARE = 64  # rows and columns of a tile of a product of two L x L matrices
 CHANNELS = 64  # that a step of the warp makes
-PARTS = 2  # programs that share a pair's channels in the warp
+PARTS = 2  # programs that share a pair's channels in the warp, where one does not suffice
+WARP_STEP_US = {1: 2.6, PARTS: 2.7}  # how long one of its steps waits, by the parts
 GRADIENT_CHANNELS = 128  # that a program of the gradient owns
 WEIGHT_ROWS = 16  # of scores that a program holds whole, forward
 SOFTMAX_ROWS = 8  # the same, backward
@@ -82,6 +83,13 @@ class Shape:
     @property
     def tiles(self) -> int:
         return math.ceil(self.length / self.rows)
+
+    @property
+    def warp_parts(self) -> int:
+        """Programs of the warp for a pair that keep its weights; 0 where none can."""
+        if self.tiles > 1 or self.channels % (PARTS * CHANNELS):
+            return 0
+        return 1 if PARTS * waves(self.pairs, 1) <= waves(PARTS * self.pairs, 1) else PARTS
 
     @property
     def square_tiles(self) -> int:
@@ -151,17 +159,18 @@ def warp(s: Shape) -> Launch:
     own = s.pairs * s.map_bytes  # the anchor, for blend and distance
     written = s.positives * s.map_bytes
     flops = 2.0 * s.pairs * s.tiles * s.rows * padded(s.length, 64) * s.channels
-    if s.tiles == 1 and s.channels % (PARTS * CHANNELS) == 0:
-        read = s.pairs * (PARTS * s.matrix * ELEMENT + s.map_bytes)
-        steps = s.channels / (PARTS * CHANNELS)
-        waiting = 2.7 * steps * waves(PARTS * s.pairs, 1)
+    if parts := s.warp_parts:
+        read = s.pairs * (parts * s.matrix * ELEMENT + s.map_bytes)
+        steps = s.channels / (parts * CHANNELS)
+        waiting = WARP_STEP_US[parts] * steps * waves(parts * s.pairs, 1)
         return Launch("warp", cache_bytes=read + own + written, flops=flops, waiting_us=waiting)
     read = s.pairs * (s.channels / CHANNELS * s.matrix * ELEMENT + s.tiles * s.map_bytes)
     return Launch("warp", cache_bytes=read + own + written, flops=flops)
 
 
-def finish(s: Shape) -> Launch:
-    return Launch("finish", waiting_us=3.0 * waves(s.pairs, 16))
+def finish(s: Shape) -> Launch | None:
+    """A warp of one part finishes its pair itself."""
+    return None if s.warp_parts == 1 else Launch("finish", waiting_us=3.0 * waves(s.pairs, 16))
 
 
 def products(s: Shape) -> Launch:
@@ -170,17 +179,16 @@ def products(s: Shape) -> Launch:
     return _map_products("products", s, s.positives + s.images, written)
 
 
-def lists(s: Shape) -> Launch:
-    """A program an image walks the pairs twice, a block at a time."""
-    return Launch("lists", waiting_us=0.6 * 2 * math.ceil(s.pairs / LIST_BLOCK), fixed_us=1.0)
-
-
 def quadratic(s: Shape) -> Launch:
-    """W G in square tiles: rows of the weights and, in two half numbers, of the Gram matrix."""
+    """W G in square tiles: rows of the weights and, in two half numbers, of the Gram matrix.
+
+    Meanwhile a program an image lists its products, for which it walks the pairs twice, a block at a time.
+    """
     blocks = s.pairs * s.square_tiles
     read = blocks * 3 * SQUARE * s.padded_length * ELEMENT
     flops = 2.0 * blocks * SQUARE**2 * 2 * padded(s.padded_length, 64)
-    return Launch("quadratic", cache_bytes=read + s.pairs * s.matrix * SINGLE, flops=flops)
+    listing = 1.0 + 0.6 * 2 * math.ceil(s.pairs / LIST_BLOCK)
+    return Launch("quadratic", cache_bytes=read + s.pairs * s.matrix * SINGLE, flops=flops, waiting_us=listing)
 
 
 def softmax(s: Shape) -> Launch:
@@ -192,19 +200,17 @@ def softmax(s: Shape) -> Launch:
 
 
 def gram_gradient(s: Shape) -> Launch:
-    """For every image the sum over the pairs whose target it is, 64 rows at a time."""
+    """For every image the sum over the pairs whose target it is, 64 rows at a time.
+
+    Meanwhile a program an image sums what is taken out along f, over its pairs and their blocks of rows.
+    """
     blocks, each = s.images * s.square_tiles, s.pairs / s.images
     read = blocks * each * 2 * SQUARE * s.length * ELEMENT
+    read += s.pairs * math.ceil(s.padded_length / SOFTMAX_ROWS) * s.length * SINGLE
     steps = each * math.ceil(s.length / SQUARE)
     flops = 2.0 * blocks * each * SQUARE**2 * padded(s.length, SQUARE)
-    return Launch("Gram gradient", cache_bytes=read, flops=flops, waiting_us=1.5 * steps * waves(blocks, 4))
-
-
-def along(s: Shape) -> Launch:
-    """What is taken out along f, summed for every image over its pairs and their blocks of rows."""
-    blocks = math.ceil(s.padded_length / SOFTMAX_ROWS)
-    each = s.pairs / s.images
-    return Launch("along", cache_bytes=s.pairs * blocks * s.length * SINGLE, waiting_us=3.0 + 3.5 * each)
+    waiting = max(1.5 * steps * waves(blocks + s.images, 4), 3.0 + 3.5 * each)
+    return Launch("Gram gradient", cache_bytes=read, flops=flops, waiting_us=waiting)
 
 
 def gradient(s: Shape) -> Launch:
@@ -266,7 +272,7 @@ def norm_gradient(s: Shape) -> Launch:
     return Launch("norm gradient", memory_bytes=3 * s.maps)
 
 
-Table = dict[tuple[str, str], tuple[Callable[[Shape], Launch], ...]]
+Table = dict[tuple[str, str], tuple[Callable[[Shape], Launch | None], ...]]
 LAUNCHES: Table = {
     ("gem_pyramid", "forward"): (pyramid_sums, pyramid_roots),
     ("gem_pyramid", "backward"): (pyramid_backward,),
@@ -279,13 +285,16 @@ for _op in ("soft_align", "align_distance", "alignment"):  # the same kernels; o
     LAUNCHES[_op, "forward"] = (norms, scores, weights, warp, finish)
     LAUNCHES[_op, "backward"] = (
         products,
-        lists,
         quadratic,
         softmax,
         gram_gradient,
-        along,
         gradient,
     )
+
+
+def launches(op: str, pass_: str, shape: Shape) -> list[Launch]:
+    """What one call of the op launches in a pass."""
+    return [launch for make in LAUNCHES[op, pass_] if (launch := make(shape)) is not None]
 
 
 def shape_of(case: Case) -> Shape:

@@ -8,7 +8,7 @@ import pytest
 from perf import performance_model as model
 from perf.parts import launches
 from perf.parts.cases import both_case, cases, gem_pyramid_case
-from perf.parts.launches import LAUNCHES, Launch, Shape
+from perf.parts.launches import Launch, Shape
 from perf.parts.step_model import STEPS
 
 H100, H200 = model.GPUS
@@ -16,7 +16,7 @@ CASE = both_case(64, 162, 2048)
 
 
 def launch(name, shape, pass_="forward"):
-    (found,) = (made for make in LAUNCHES["alignment", pass_] if (made := make(shape)).name == name)
+    (found,) = (made for made in launches.launches("alignment", pass_, shape) if made.name == name)
     return found
 
 
@@ -122,19 +122,28 @@ def test_the_tiles_are_those_of_the_kernels():
     assert choice.softmax.columns == launches.SOFTMAX_ROWS
 
 
-# Microseconds on an H200: bf16, 64 images, L = 162, C = 2048 (perf/results/gpu/kernel_times.json)
+def test_a_pair_has_one_program_of_the_warp_where_that_takes_no_longer():
+    from kernels.alignment.kernel import one_program_suffices
+
+    for pairs in (1, 66, 67, 128, 132, 133, 192, 198, 199, 264, 1024):
+        shape = Shape(pairs, 162, 2048, positives=pairs)
+        assert (shape.warp_parts == 1) == one_program_suffices(pairs, launches.PARTS, launches.MULTIPROCESSORS)
+        finished_apart = [made.name for made in launches.launches("alignment", "forward", shape)].count("finish")
+        assert finished_apart == (shape.warp_parts != 1)
+    assert [Shape(1, 162, 2048, positives=pairs).warp_parts for pairs in (64, 128, 192, 1024)] == [2, 1, 2, 1]
+
+
+# Microseconds on an H200: bf16, 64 images, L = 162, C = 2048 (perf/results/gpu/kernel_times.json; the warp of one part
+# is from tune_alignment.json). Kernels that were changed since are not measured.
 MEASURED = {
     "norms": 13.0,
     "scores": 41.2,
     "weights": 10.8,
-    "warp": 87.5,
-    "finish": 3.3,
+    "warp": 82.6,
     "products": 39.9,
-    "lists": 2.1,
     "quadratic": 16.8,
     "softmax": 33.9,
     "Gram gradient": 16.9,
-    "along": 10.3,
     "gradient": 201.4,
 }
 
@@ -142,7 +151,7 @@ MEASURED = {
 @pytest.mark.parametrize("name", MEASURED)
 def test_the_model_is_within_its_tolerance_where_it_was_fitted(name):
     shape = Shape(64, 162, 2048, positives=64, negatives=64)
-    pass_ = "forward" if name in ("norms", "scores", "weights", "warp", "finish") else "backward"
+    pass_ = "forward" if name in ("norms", "scores", "weights", "warp") else "backward"
     busy_us = model.launch_us(launch(name, shape, pass_), H200, shape.maps) - model.GAP_US
     assert busy_us == pytest.approx(MEASURED[name], rel=0.3)
 
