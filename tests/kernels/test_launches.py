@@ -186,3 +186,20 @@ def test_hooks_on_launches_are_called(launched):
         assert launched.derived == derived + 3  # by Triton's own launcher, which calls the hook
     finally:
         knobs.runtime.launch_enter_hook.remove(seen.append)
+
+
+def test_one_program_warps_a_pair_where_that_takes_no_longer(launched):
+    """An H100 has 132 multiprocessors: two programs for each of 66 pairs fill them as long as one for each of 132."""
+    found = {}
+    for images in (33, 66, 67, 96):
+        launched.launches.clear()
+        _align(images, length=17, channels=128)
+        found[2 * images] = [
+            (name, grid) for name, _, grid, *_ in launched.launches if name.startswith(("warp", "fin"))
+        ]
+    assert found == {
+        66: [("warp_whole_kernel", (2, 66, 1)), ("finish_kernel", (66, 1, 1))],
+        132: [("warp_whole_kernel", (1, 132, 1))],
+        134: [("warp_whole_kernel", (2, 134, 1)), ("finish_kernel", (134, 1, 1))],
+        192: [("warp_whole_kernel", (2, 192, 1)), ("finish_kernel", (192, 1, 1))],
+    }

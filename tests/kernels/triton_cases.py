@@ -258,18 +258,22 @@ def test_maps_of_two_row_blocks_and_of_several_tiles(length):
     compare(lambda f, backend: align(f, m.to(f), *rows, 20.0, backend), torch.float16, f, slack=SUBTRACTS)
 
 
-@pytest.mark.parametrize("choice", ["kept weights", "no kept weights", "small rows"])
-def test_every_form_of_the_half_kernels(choice, monkeypatch):
+@pytest.mark.parametrize(
+    ("choice", "length"),
+    [("kept weights", 33), ("one program", 33), ("one program", 150), ("no kept weights", 33), ("small rows", 33)],
+)
+def test_every_form_of_the_half_kernels(choice, length, monkeypatch):
     """Forms that only large channels or other GPUs choose, on shapes that the interpreter can do."""
     from kernels.alignment import kernel
 
     first = kernel.CHOICES[0]
     small = {name: getattr(first, name)._replace(summed=16) for name in ("scores", "quadratic", "gram", "gradient")}
     small["gradient"] = small["gradient"]._replace(columns=16)
-    parts = 2 if choice == "kept weights" else 0
+    parts = {"kept weights": 2, "one program": 1}.get(choice, 0)
     tried = first._replace(**small, warp=Tile(16, 16, 4, 2, parts), rows=32 if choice == "small rows" else first.rows)
     monkeypatch.setattr(kernel, "CHOICES", (tried,))
-    f, m, *rows = _alignment("repeated", 4, 33, 64)
+    f, m, *rows = _alignment("repeated", 4, length, 64)
+    rows = rows if length == 33 else [x[:2] for x in rows]
     compare(lambda f, backend: align(f, m.to(f), *rows, 20.0, backend), torch.float16, f, slack=SUBTRACTS)
 
 
