@@ -44,7 +44,10 @@ class Aligned(NamedTuple):
 
 @triton.jit
 def _store_cosine(acc, p_norm_a, p_norm_k, p_out, p, s, L, LP, valid):
-    """<f_a, f_k> / (|f_a| |f_k|); NaN for a pair outside the batch, 0 in the columns of the padding."""
+    """<f_a, f_k> / (|f_a| |f_k|), NaN for a pair outside the batch.
+
+    In the columns of the padding it is 0 like the product, whose rows of f_k are loaded as 0 there.
+    """
     inverse_a = inverse(tl.load(p_norm_a + p, mask=p < L, other=0.0))
     inverse_k = inverse(tl.load(p_norm_k + s, mask=s < L, other=0.0))
     inverse_a = tl.where(valid, inverse_a, float("nan"))
