@@ -86,6 +86,22 @@ def scores_kernel(
 
 
 @triton.jit
+def _scaled_scores(p_similarity, beta, p, s, L, LP):
+    """beta S, and nothing in the columns of the padding."""
+    return tl.where(s[None, :] < L, load_tile(p_similarity, p, s, L, LP, LP) * beta, float("-inf"))
+
+
+@triton.jit
+def _round_weights(score, top, p_weight, p_mask_k, p, s, L, LP):
+    """exp(beta S - top) in the products' dtype, stored too; their sum, and that of those seen through the mask."""
+    weight = tl.exp(score - top[:, None]).to(p_weight.dtype.element_ty)
+    store_tile(p_weight, p, s, L, LP, LP, weight)
+    rounded = weight.to(tl.float32)
+    mask_k = tl.load(p_mask_k + s, mask=s < L, other=0.0)
+    return weight, tl.sum(rounded, axis=1), tl.sum(rounded * mask_k[None, :], axis=1)
+
+
+@triton.jit
 def weights_kernel(
     p_similarity, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_seen, positives, B, L, LP, beta,
     BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
@@ -98,15 +114,32 @@ def weights_kernel(
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     s = tl.arange(0, BLOCK_L)
     a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
-    similarity = load_tile(p_similarity + n * L * LP, p, s, L, L, LP)
-    top = tl.max(tl.where(s[None, :] < L, similarity * beta, float("-inf")), axis=1)
-    weight = tl.where(s[None, :] < L, tl.exp(similarity * beta - top[:, None]), 0.0).to(p_weight.dtype.element_ty)
-    store_tile(p_weight + n * L * LP, p, s, L, LP, LP, weight)
-    rounded = weight.to(tl.float32)
-    total = tl.sum(rounded, axis=1)
-    seen = tl.sum(rounded * tl.load(p_mask + k * L + s, mask=s < L, other=0.0)[None, :], axis=1)
+    score = _scaled_scores(p_similarity + n * L * LP, beta, p, s, L, LP)
+    top = tl.max(score, axis=1)
+    _, total, seen = _round_weights(score, top, p_weight + n * L * LP, p_mask + k * L, p, s, L, LP)
     tl.store(p_share + n * L + p, 1.0 / total, mask=p < L)
     tl.store(p_seen + n * L + p, tl.load(p_mask + a * L + p, mask=p < L, other=0.0) * seen / total, mask=p < L)
+
+
+@triton.jit
+def _weights_of_rows(
+    p_similarity, beta, p_weight, p_share, p_mask_k, m, p, s0, s1, L, LP, R1: tl.constexpr
+):  # fmt: skip
+    """What the weights kernel makes, for a program that keeps the weights of these rows in two tiles."""
+    score0 = _scaled_scores(p_similarity, beta, p, s0, L, LP)
+    top = tl.max(score0, axis=1)
+    if R1 > 0:
+        score1 = _scaled_scores(p_similarity, beta, p, s1, L, LP)
+        top = tl.maximum(top, tl.max(score1, axis=1))
+    weight0, total, seen = _round_weights(score0, top, p_weight, p_mask_k, p, s0, L, LP)
+    weight1 = weight0
+    if R1 > 0:
+        weight1, total1, seen1 = _round_weights(score1, top, p_weight, p_mask_k, p, s1, L, LP)
+        total += total1
+        seen += seen1
+    share = 1.0 / total
+    tl.store(p_share + p, share, mask=p < L)
+    return weight0, weight1, share, m * seen / total
 
 
 @triton.jit
@@ -167,16 +200,15 @@ def _store_distance(square, m, p_norm, p_near, p_far, p_root, n, positives, p, L
 
 
 @triton.jit
-def _range(p_seen, p, L):
+def _range(seen, p, L):
     """The smallest and the largest number of a co-mask before its min-max."""
-    low = tl.min(tl.load(p_seen + p, mask=p < L, other=float("inf")), axis=0)
-    high = tl.max(tl.load(p_seen + p, mask=p < L, other=float("-inf")), axis=0)
-    return low, high
+    inside = p < L
+    low = tl.min(tl.where(inside, seen, float("inf")), axis=0)
+    return low, tl.max(tl.where(inside, seen, float("-inf")), axis=0)
 
 
 @triton.jit
-def _store_comask(p_seen, low, high, p_comask, p, rows):
-    seen = tl.load(p_seen + p, mask=p < rows, other=0.0)
+def _store_comask(seen, low, high, p_comask, p, rows):
     tl.store(p_comask + p, (seen - low) / (high - low + 1e-12), mask=p < rows)
 
 
@@ -190,31 +222,49 @@ def _blend_part(acc, own, m, share, p_out, p, c, L, C, kept):
 
 @triton.jit
 def warp_whole_kernel(
-    p_f, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_out, p_square, p_seen, p_norm, p_near, p_far,
-    p_comask, p_root, positives, pairs, B, L, LP, C, PART, ALONE: tl.constexpr,
+    p_f, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_out, p_square, p_similarity, p_norm, p_near,
+    p_far, p_comask, p_root, positives, pairs, B, L, LP, C, PART, beta, ALONE: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """The same for a whole pair: its weights stay on the chip while the program iterates over PART channels.
 
-    If the program is ALONE and processes all channels, it also does what the finish kernel does otherwise.
+    If the program is ALONE and processes all channels, it also makes the weights before and finishes the pair after.
     """
     n = pair_number(tl.program_id(1), positives, pairs).to(tl.int64)
     a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
     kept = n < positives
     p_w = p_weight + n * L * LP
     r0 = tl.arange(0, R0)
-    weight00 = load_tile(p_w, r0, r0, L, LP, LP)
+    r1 = R0 + tl.arange(0, R1 if R1 > 0 else R0)  # not used if R1 is 0
     m0 = tl.load(p_mask + a * L + r0, mask=r0 < L, other=0.0)
-    share0 = tl.load(p_share + n * L + r0, mask=r0 < L, other=0.0)
     square0 = tl.zeros((R0,), tl.float32)
     if R1 > 0:
-        r1 = R0 + tl.arange(0, R1)
-        weight01 = load_tile(p_w, r0, r1, L, LP, LP)
-        weight10 = load_tile(p_w, r1, r0, L, LP, LP)
-        weight11 = load_tile(p_w, r1, r1, L, LP, LP)
         m1 = tl.load(p_mask + a * L + r1, mask=r1 < L, other=0.0)
-        share1 = tl.load(p_share + n * L + r1, mask=r1 < L, other=0.0)
         square1 = tl.zeros((R1,), tl.float32)
+    if ALONE:
+        p_s = p_similarity + n * L * LP
+        p_m = p_mask + k * L
+        weight00, weight01, share0, seen0 = _weights_of_rows(
+            p_s, beta, p_w, p_share + n * L, p_m, m0, r0, r0, r1, L, LP, R1
+        )
+        low, high = _range(seen0, r0, L)
+        if R1 > 0:
+            weight10, weight11, share1, seen1 = _weights_of_rows(
+                p_s, beta, p_w, p_share + n * L, p_m, m1, r1, r0, r1, L, LP, R1
+            )
+            low1, high1 = _range(seen1, r1, L)
+            low = tl.minimum(low, low1)
+            high = tl.maximum(high, high1)
+            _store_comask(seen1, low, high, p_comask + n * L, r1, tl.where(kept, L, 0))
+        _store_comask(seen0, low, high, p_comask + n * L, r0, tl.where(kept, L, 0))
+    else:
+        weight00 = load_tile(p_w, r0, r0, L, LP, LP)
+        share0 = tl.load(p_share + n * L + r0, mask=r0 < L, other=0.0)
+        if R1 > 0:
+            weight01 = load_tile(p_w, r0, r1, L, LP, LP)
+            weight10 = load_tile(p_w, r1, r0, L, LP, LP)
+            weight11 = load_tile(p_w, r1, r1, L, LP, LP)
+            share1 = tl.load(p_share + n * L + r1, mask=r1 < L, other=0.0)
     begin = tl.program_id(0) * PART
     for first in tl.range(begin, begin + PART, BLOCK_C, num_stages=STAGES):
         c = first + tl.arange(0, BLOCK_C)
@@ -230,17 +280,10 @@ def warp_whole_kernel(
             square1 += _blend_part(acc1, own1, m1, share1, p_out + n * L * C, r1, c, L, C, kept)
         square0 += _blend_part(acc0, own0, m0, share0, p_out + n * L * C, r0, c, L, C, kept)
     if ALONE:
-        p_s = p_seen + n * L
         p_n = p_norm + a * L
-        low, high = _range(p_s, r0, L)
         if R1 > 0:
-            low1, high1 = _range(p_s, r1, L)
-            low = tl.minimum(low, low1)
-            high = tl.maximum(high, high1)
             _store_distance(square1, m1, p_n, p_near, p_far, p_root, n, positives, r1, L)
-            _store_comask(p_s, low, high, p_comask + n * L, r1, tl.where(kept, L, 0))
         _store_distance(square0, m0, p_n, p_near, p_far, p_root, n, positives, r0, L)
-        _store_comask(p_s, low, high, p_comask + n * L, r0, tl.where(kept, L, 0))
     else:
         o_square = (n * tl.num_programs(0) + tl.program_id(0)) * L
         tl.store(p_square + o_square + r0, square0, mask=r0 < L)
@@ -260,8 +303,9 @@ def finish_kernel(
     square = tl.sum(load_tile(p_square + n * tiles * L, tl.arange(0, BLOCK_T), p, tiles, L, L), axis=0)
     m = tl.load(p_mask + a * L + p, mask=p < L, other=0.0)
     _store_distance(square, m, p_norm + a * L, p_near, p_far, p_root, n, positives, p, L)
-    low, high = _range(p_seen + n * L, p, L)
-    _store_comask(p_seen + n * L, low, high, p_comask + n * L, p, tl.where(n < positives, L, 0))
+    seen = tl.load(p_seen + n * L + p, mask=p < L, other=0.0)
+    low, high = _range(seen, p, L)
+    _store_comask(seen, low, high, p_comask + n * L, p, tl.where(n < positives, L, 0))
 
 
 _launches = Launches()
@@ -276,7 +320,7 @@ def forward(
     positives, (images, length, channels) = len(positive_N), features.shape
     pairs, width = positives + len(negative_N), padded_length(length)
     reconstruction = features.new_empty(positives, length, channels)
-    root, seen = (features.new_empty(pairs, length, dtype=torch.float32) for _ in range(2))
+    root = features.new_empty(pairs, length, dtype=torch.float32)
     near, comask = (root.new_empty(positives, length) for _ in range(2))
     far = root.new_empty(pairs - positives, length)
     targets, kind = (anchor_N, positive_N, negative_N), precision(features.dtype)
@@ -294,31 +338,35 @@ def forward(
         features, norm, *targets, similarity, positives, pairs, images, length, width, channels,
         kind, *rows, tile.summed, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
-    block_l = max(power_of_two(length), 16)
-    launch(
-        weights_kernel, (ceil_div(length, 16), pairs),
-        similarity, mask, *targets, weight, share, seen, positives, images, length, width, beta, 16, block_l,
-        num_warps=4 if block_l <= 256 else 8, enable_fp_fusion=True,
-    )  # fmt: skip
-    tile, given = choice.warp, (features, mask, *targets, weight, share, reconstruction)
-    measured = (near, far, comask, root)
+    tile = choice.warp
     whole = tile.parts and sum(rows) >= length and channels % (tile.parts * tile.columns) == 0
     parts = tile.parts if whole else ceil_div(channels, tile.columns)  # programs that measure the same rows
-    square = features.new_empty(pairs, parts, length, dtype=torch.float32)
+    alone = whole and parts == 1
+    measured = (near, far, comask, root)
+    block_l = max(power_of_two(length), 16)
+    square = seen = None
+    if not alone:
+        square, seen = root.new_empty(pairs, parts, length), torch.empty_like(root)
+        launch(
+            weights_kernel, (ceil_div(length, 16), pairs),
+            similarity, mask, *targets, weight, share, seen, positives, images, length, width, beta, 16, block_l,
+            num_warps=4 if block_l <= 256 else 8, enable_fp_fusion=True,
+        )  # fmt: skip
+    given = (features, mask, *targets, weight, share, reconstruction, square)
     if whole:
         launch(
             warp_whole_kernel, (parts, pairs),
-            *given, square, seen, norm, *measured, positives, pairs, images, length, width, channels,
-            channels // parts, parts == 1, *rows, tile.columns, tile.stages, num_warps=tile.warps,
+            *given, similarity, norm, *measured, positives, pairs, images, length, width, channels,
+            channels // parts, beta, alone, *rows, tile.columns, tile.stages, num_warps=tile.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     else:
         launch(
             warp_kernel, (tiles * parts, pairs),
-            *given, square, positives, pairs, images, length, width, channels, kind, *rows, tile.columns, tile.summed,
+            *given, positives, pairs, images, length, width, channels, kind, *rows, tile.columns, tile.summed,
             tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
         )  # fmt: skip
-    if not whole or parts > 1:
+    if not alone:
         launch(
             finish_kernel, (pairs,),
             square, seen, norm, mask, *targets, *measured, positives, images, length, parts, power_of_two(parts),

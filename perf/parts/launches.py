@@ -25,6 +25,9 @@ PARTS = 2  # programs that share a pair's channels in the warp, where one does n
 WARP_STEP_US = {1: 2.6, PARTS: 2.7}  # how long one of its steps waits, by the parts
 GRADIENT_CHANNELS = 128  # that a program of the gradient owns
 WEIGHT_ROWS = 16  # of scores that a program holds whole, forward
+# That a warp of one part needs for a pair's weights before its first step: a load of its scores, 28,512 exponentials on
+# one multiprocessor, and two reductions; assumed
+MAKING_WEIGHTS_US = 3.0
 SOFTMAX_ROWS = 8  # the same, backward
 LIST_BLOCK = 128  # pairs that the lists look at together
 # The pyramid's kernels with levels (1, 3, 6) and p = 3. Instructions are those of the compiled code for sm_90.
@@ -145,7 +148,10 @@ def scores(s: Shape) -> Launch:
     return _map_products("scores", s, s.pairs, s.pairs * s.matrix * SINGLE)
 
 
-def weights(s: Shape) -> Launch:
+def weights(s: Shape) -> Launch | None:
+    """A warp of one part makes the weights itself."""
+    if s.warp_parts == 1:
+        return None
     moved = s.pairs * s.matrix * (SINGLE + ELEMENT)
     blocks = math.ceil(s.length / WEIGHT_ROWS) * s.pairs
     return Launch("weights", cache_bytes=moved, waiting_us=5.0 * waves(blocks, 7))
@@ -160,10 +166,12 @@ def warp(s: Shape) -> Launch:
     written = s.positives * s.map_bytes
     flops = 2.0 * s.pairs * s.tiles * s.rows * padded(s.length, 64) * s.channels
     if parts := s.warp_parts:
-        read = s.pairs * (parts * s.matrix * ELEMENT + s.map_bytes)
+        weights_bytes = s.matrix * ((SINGLE + ELEMENT) if parts == 1 else parts * ELEMENT)
         steps = s.channels / (parts * CHANNELS)
         waiting = WARP_STEP_US[parts] * steps * waves(parts * s.pairs, 1)
-        return Launch("warp", cache_bytes=read + own + written, flops=flops, waiting_us=waiting)
+        making = MAKING_WEIGHTS_US * waves(s.pairs, 1) if parts == 1 else 0.0
+        moved = s.pairs * (weights_bytes + s.map_bytes) + own + written
+        return Launch("warp", cache_bytes=moved, flops=flops, waiting_us=waiting, fixed_us=making)
     read = s.pairs * (s.channels / CHANNELS * s.matrix * ELEMENT + s.tiles * s.map_bytes)
     return Launch("warp", cache_bytes=read + own + written, flops=flops)
 
