@@ -93,7 +93,8 @@ gpu-host-test:
 	else echo "gpu-host-test: not run, because there is no Python 3.12 here; GPU_HOST_PYTHON= names one"; fi
 
 gpu-host-rehearsal: $(GPU_HOST_VENV)/ready
-	$(GPU_HOST) -m pytest tests/perf/test_gpu_suite.py tests/kernels/test_custom_ops.py
+	$(GPU_HOST) -m pytest tests/perf/test_gpu_suite.py tests/kernels/test_custom_ops.py tests/kernels/test_launches.py
+	$(GPU_HOST) -m pytest -m "not long" tests/perf/test_compile_report.py
 
 $(GPU_HOST_VENV)/ready: requirements/gpu-host.txt requirements/tools.txt
 	$(GPU_HOST_PYTHON) -m venv --clear $(GPU_HOST_VENV)
