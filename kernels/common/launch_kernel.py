@@ -20,13 +20,21 @@ class Launch:
     The arguments are the kernel's, constants included, by position; the options are Triton's, such as `num_warps`.
     """
 
-    __slots__ = ("_bound", "_stream")
+    __slots__ = ("_bound", "_elsewhere", "_stream")
 
-    def __init__(self, bound: dict[int, _Bound] | None, stream: int) -> None:
-        self._bound = bound
+    def __init__(self, bound: dict[int, _Bound] | None, stream: int, elsewhere: torch.device | None) -> None:
+        self._bound = bound  # None: leave every launch to Triton's launcher
         self._stream = stream
+        self._elsewhere = elsewhere  # the GPU to launch on, if it is not the current one
 
     def __call__(self, kernel: Any, grid: tuple[int, ...], *arguments: Any, **options: Any) -> None:
+        if self._elsewhere is None:
+            self._make(kernel, grid, arguments, options)
+        else:
+            with torch.cuda.device(self._elsewhere):
+                self._make(kernel, grid, arguments, options)
+
+    def _make(self, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         bound = None if self._bound is None else self._bound.get(id(kernel))
         if bound is not None:
             run, function, metadata = bound
@@ -51,20 +59,28 @@ class Launches:
         self._kinds: dict[Hashable, dict[int, _Bound]] = {}
 
     def of(self, key: Hashable, *tensors: torch.Tensor | None) -> Launch:
-        """The launches of a call.
+        """The launches of a call, on the GPU of the first tensor.
 
         key: all shapes, constants and options that the kernels' arguments are computed from. tensors: those that the
         caller of the pass allocated. What the pass itself allocates begins at an address of whose divisibility only the
         shapes decide.
         """
+        elsewhere = _elsewhere(tensors[0])
         # Hooks, such as a profiler's, are told more about a launch than is kept here.
         hooked = knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls
         if INTERPRETED or _always_derived or hooked:
-            return Launch(None, 0)
-        device = driver.active.get_current_device()
+            return Launch(None, 0, elsewhere)
+        device = driver.active.get_current_device() if elsewhere is None else elsewhere.index
         stream = driver.active.get_current_stream(device)
         kinds = tuple([x if x is None else (x.dtype, x.data_ptr() % 16) for x in tensors])
-        return Launch(self._kinds.setdefault((key, device, kinds), {}), stream)
+        return Launch(self._kinds.setdefault((key, device, kinds), {}), stream, elsewhere)
+
+
+def _elsewhere(tensor: torch.Tensor | None) -> torch.device | None:
+    """The tensor's GPU, if it is not the current one. Triton would launch on the current one."""
+    if tensor is None or tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
+        return None
+    return tensor.device
 
 
 _always_derived = False

@@ -203,3 +203,38 @@ def test_one_program_warps_a_pair_where_that_takes_no_longer(launched):
         134: [*shared, ("finish_kernel", 134)],
         192: [*shared, ("finish_kernel", 192)],
     }
+
+
+def test_a_launch_is_made_on_the_gpu_of_its_tensors(launched, monkeypatch):
+    """`--device cuda:1` leaves the first GPU the current one, on which Triton would launch."""
+    current, seen = [0], []
+
+    class Device:
+        def __init__(self, device):
+            self.index = device.index
+
+        def __enter__(self):
+            current.append(self.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(driver.active, "get_current_stream", lambda device: 10 + device)
+    monkeypatch.setattr(driver.active, "get_current_device", lambda: current[-1])
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: (
+                seen.append(("triton", current[-1]))
+                or SimpleNamespace(
+                    run=lambda x, y, z, stream, *_: seen.append((stream, current[-1])), function=1, packed_metadata=()
+                )
+            )
+
+    launches, kernel = launch_kernel.Launches(), Kernel()
+    for index in (0, 1, 0, 1):
+        tensor = SimpleNamespace(device=torch.device("cuda", index), dtype=HALF, data_ptr=lambda: 0)
+        launches.of((), tensor)(kernel, (1,), tensor)
+    assert seen == [("triton", 0), ("triton", 1), (10, 0), (11, 1)]
