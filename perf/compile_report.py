@@ -157,7 +157,7 @@ def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[st
         known = set()
         for kernel, args, options in caught(functools.partial(launch, DTYPES[dtype], choice)):
             kernel_source = source(kernel, args)
-            key = str((kernel.__name__, kernel_source.signature, kernel_source.constants, kernel_source.attrs))
+            key = str((kernel.__name__, kernel_source.signature, kernel_source.constants, kernel_source.attrs, options))
             if key in known:
                 continue
             known.add(key)

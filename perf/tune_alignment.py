@@ -33,7 +33,8 @@ DEFAULT = kernel.CHOICES[0]
 PARTS: dict[str, tuple[tuple[str, ...], tuple[Tile, ...]]] = {
     "scores": (("scores_kernel", "products_kernel"), (Tile(0, 64, 8, 2), Tile(0, 32, 8, 4))),
     "warp": (
-        ("warp_kernel", "warp_whole_kernel"),
+        # With one part the warp also does what the other two kernels do with several.
+        ("weights_kernel", "warp_kernel", "warp_whole_kernel", "finish_kernel"),
         (Tile(64, 64, 8, 3, 4), Tile(64, 64, 8, 3, 1), Tile(32, 64, 4, 3, 4), Tile(64, 64, 4, 3), Tile(128, 64, 8, 3)),
     ),
     "quadratic": (

@@ -346,7 +346,7 @@ def backward(
     g = _at_multiple_of_16(grad_reconstruction_NLC.to(dtype))
     h = grad_positive_NL.float().contiguous(), grad_negative_NL.float().contiguous()
     norm, share = sums_RL[:images], sums_RL[images:]
-    targets = (anchor_N, positive_N, negative_N)
+    targets = anchor_N.contiguous(), positive_N.contiguous(), negative_N.contiguous()
     kind, split = precision(dtype), dtype != torch.float32
     given = (g, *h, features, mask, *targets, root_NL, similarity_NLP, weight_NLP, sums_RL)
     launch = _launches.of((features.shape, positives, pairs, choice, kind), *given)
@@ -358,7 +358,7 @@ def backward(
     low = torch.empty_like(high) if split else high
     launch(
         products_kernel, (tiles**2, positives + images),
-        features, g, norm, positive_N, through, high, low, positives, images, length, width, channels,
+        features, g, norm, targets[1], through, high, low, positives, images, length, width, channels,
         split, kind, block_l, *rows, tile.summed, tile.stages, num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
     capacity = 2 * pairs + 1
@@ -380,7 +380,7 @@ def backward(
     launch(
         softmax_kernel, (blocks, pairs),
         norm, mask, *targets, similarity_NLP, weight_NLP, share, root_NL, *h, through, quadratic, matrices,
-        rebuilt, sloped, along_a, along_k, positives, pairs, images, length, width, beta, block_p, block_l,
+        rebuilt, sloped, along_a, along_k, positives, pairs, images, length, width, float(beta), block_p, block_l,
         num_warps=tile.warps, enable_fp_fusion=True,
     )  # fmt: skip
     along, tile = torch.empty_like(norm), choice.gram

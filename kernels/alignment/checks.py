@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from kernels.common.checks import check_positive, check_tensor
 
+MAX_BLOCKS = 65_535  # of one dimension of a launch, as CUDA limits the second and the third
 MAX_POSITIONS = 1024  # a row of scores this long still fits the registers of one program
 
 
@@ -61,9 +62,11 @@ def check_row_range(anchor_N: torch.Tensor, target_N: torch.Tensor, images: int)
                 )
 
 
-def triton_obstacle(features_BLC: torch.Tensor) -> str:
-    """Why the Triton kernels do not support these maps, in words; empty if they do."""
-    _, length, channels = features_BLC.shape
+def triton_obstacle(features_BLC: torch.Tensor, pairs: int) -> str:
+    """Why the Triton kernels do not support these maps or so many pairs, in words; empty if they do."""
+    images, length, channels = features_BLC.shape
+    if images + pairs > MAX_BLOCKS:
+        return f"{images} images and {pairs} pairs (together up to {MAX_BLOCKS})"
     if length > MAX_POSITIONS:
         return f"L = {length} positions (up to {MAX_POSITIONS})"
     return f"C = {channels} channels (a multiple of 8)" if channels % 8 else ""

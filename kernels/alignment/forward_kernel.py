@@ -46,7 +46,7 @@ class Aligned(NamedTuple):
 def _store_cosine(acc, p_norm_a, p_norm_k, p_out, p, s, L, LP, valid):
     """<f_a, f_k> / (|f_a| |f_k|), NaN for a pair outside the batch.
 
-    In the columns of the padding it is 0 like the product, whose rows of f_k are loaded as 0 there.
+    In the columns of the padding it is 0 like the product, because f_k is loaded as 0 there (NaN in a row of NaN).
     """
     inverse_a = inverse(tl.load(p_norm_a + p, mask=p < L, other=0.0))
     inverse_k = inverse(tl.load(p_norm_k + s, mask=s < L, other=0.0))
@@ -323,7 +323,8 @@ def forward(
     root = features.new_empty(pairs, length, dtype=torch.float32)
     near, comask = (root.new_empty(positives, length) for _ in range(2))
     far = root.new_empty(pairs - positives, length)
-    targets, kind = (anchor_N, positive_N, negative_N), precision(features.dtype)
+    targets = anchor_N.contiguous(), positive_N.contiguous(), negative_N.contiguous()
+    kind = precision(features.dtype)
     launch = _launches.of((features.shape, positives, pairs, choice, kind), features, mask, *targets)
     similarity = features.new_empty(pairs, length, width, dtype=torch.float32)
     weight = torch.empty_like(similarity, dtype=features.dtype)
@@ -349,7 +350,7 @@ def forward(
         square, seen = root.new_empty(pairs, parts, length), torch.empty_like(root)
         launch(
             weights_kernel, (ceil_div(length, 16), pairs),
-            similarity, mask, *targets, weight, share, seen, positives, images, length, width, beta, 16, block_l,
+            similarity, mask, *targets, weight, share, seen, positives, images, length, width, float(beta), 16, block_l,
             num_warps=4 if block_l <= 256 else 8, enable_fp_fusion=True,
         )  # fmt: skip
     given = (features, mask, *targets, weight, share, reconstruction, square)
@@ -357,7 +358,7 @@ def forward(
         launch(
             warp_whole_kernel, (parts, pairs),
             *given, similarity, norm, *measured, positives, pairs, images, length, width, channels,
-            channels // parts, beta, alone, *rows, tile.columns, tile.stages, num_warps=tile.warps,
+            channels // parts, float(beta), alone, *rows, tile.columns, tile.stages, num_warps=tile.warps,
             enable_fp_fusion=True,
         )  # fmt: skip
     else:

@@ -45,7 +45,8 @@ def align(
     """
     check_alignment(features_BLC, mask_BL, anchor_N, positive_N, beta)
     check_alignment(features_BLC, mask_BL, anchor_N, negative_N, beta)
-    path = choose_path(backend, features_BLC, triton_obstacle(features_BLC))
+    obstacle = triton_obstacle(features_BLC, len(positive_N) + len(negative_N))
+    path = choose_path(backend, features_BLC, obstacle)
     if path == "reference":
         for target_N in (positive_N, negative_N):
             check_row_range(anchor_N, target_N, len(features_BLC))
@@ -69,7 +70,7 @@ def soft_align(
     N x L = |f - reconstruction| over channels and co-mask N x L, both float32 (float64 for float64).
     """
     check_alignment(features_BLC, mask_BL, anchor_N, target_N, beta)
-    path = choose_path(backend, features_BLC, triton_obstacle(features_BLC))
+    path = choose_path(backend, features_BLC, triton_obstacle(features_BLC, len(target_N)))
     if path == "reference":
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.soft_align(features_BLC, mask_BL, anchor_N, target_N, beta)
@@ -91,7 +92,7 @@ def align_distance(
     Arguments, errors and backends as in `align`. Returns distance N x L over channels, float32 (float64 for float64).
     """
     check_alignment(features_BLC, mask_BL, anchor_N, target_N, beta)
-    path = choose_path(backend, features_BLC, triton_obstacle(features_BLC))
+    path = choose_path(backend, features_BLC, triton_obstacle(features_BLC, len(target_N)))
     if path == "reference":
         check_row_range(anchor_N, target_N, len(features_BLC))
         return reference.align_distance(features_BLC, mask_BL, anchor_N, target_N, beta)

@@ -160,7 +160,7 @@ def map_product(
 
 @triton.jit
 def store_map(p_out, first_p, first_s, L, LP, acc00, acc01, acc10, acc11, R0: tl.constexpr, R1: tl.constexpr):
-    """Store the tiles of a `map_product` in rows of LP elements; the tiles are 0 in the columns from L on."""
+    """Store the tiles of a `map_product` in rows of LP elements; from column L on they are 0 (NaN in a row of NaN)."""
     p0 = first_p + tl.arange(0, R0)
     s0 = first_s + tl.arange(0, R0)
     store_tile(p_out, p0, s0, L, LP, LP, acc00)

@@ -242,7 +242,7 @@ def moments(
     )  # fmt: skip
     launch(
         moments_sum_kernel, (ceil_div(channels, ADDED[1]),),
-        part_mean, part_square, mean_C, variance_C, scale_C, positions, rows, parts, channels, eps, *ADDED,
+        part_mean, part_square, mean_C, variance_C, scale_C, positions, rows, parts, channels, float(eps), *ADDED,
         num_warps=2, enable_fp_fusion=True,
     )  # fmt: skip
     return mean_C, variance_C, scale_C

@@ -42,7 +42,7 @@ def batch_norm_relu(
         alone = gather or (lambda row: row)
         return reference.batch_norm_relu(features_BHWC, weight_C, bias_C, eps, residual_BHWC, relu, alone)
     result: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _BatchNormRelu.apply(
-        features_BHWC, weight_C, bias_C, residual_BHWC, eps, relu, gather
+        features_BHWC, weight_C.contiguous(), bias_C.contiguous(), residual_BHWC, float(eps), relu, gather
     )
     return result
 

@@ -3,6 +3,7 @@
 A shape is written as its dimensions by name: "B x L x C".
 """
 
+from numbers import Real
 from typing import NoReturn
 
 import torch
@@ -24,9 +25,17 @@ def check_tensor(name: str, tensor: torch.Tensor, shape: str, device: torch.devi
 
 
 def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless 0 < value < infinity."""
-    if not value > 0 or value == float("inf"):
-        raise ValueError(f"{name}: expected a finite number > 0, got {value}; choose a positive one")
+    """Raise TypeError unless this is a number, and ValueError unless it is positive and neither 0 nor inf in float32.
+
+    A tensor of one number is refused, because reading it from a GPU would stall the stream.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: expected a number, got {type(value).__name__}; pass a float")
+    limits = torch.finfo(torch.float32)
+    if not limits.tiny <= value <= limits.max:
+        raise ValueError(
+            f"{name}: expected a number from {limits.tiny:.1e} to {limits.max:.1e}, got {value}; choose a positive one"
+        )
 
 
 def refuse_double_backward(op: str) -> NoReturn:

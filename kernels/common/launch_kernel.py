@@ -1,4 +1,4 @@
-"""Launches Triton kernels, and remembers which compiled kernel the launches of a pass need."""
+"""Launches Triton kernels, and remembers which compiled kernels a pass needs."""
 
 import contextlib
 from collections.abc import Callable, Hashable, Iterator
@@ -10,8 +10,9 @@ from triton.runtime import driver
 
 # Whether the kernels that import this file run in Triton's interpreter, which neither compiles nor binds anything.
 INTERPRETED = knobs.runtime.interpret
-# A compiled kernel's launcher, its handle on the device and its metadata, as the launcher expects them.
-_Bound = tuple[Callable[..., None], Any, Any]
+# A compiled kernel's launcher, its handle on the device and its metadata, as the launcher expects them; then the
+# compiled kernel, which may be unloaded once nothing refers to it, and the kernel whose id is the key.
+_Bound = tuple[Callable[..., None], Any, Any, Any, Any]
 
 
 class Launch:
@@ -37,22 +38,23 @@ class Launch:
     def _make(self, kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
         bound = None if self._bound is None else self._bound.get(id(kernel))
         if bound is not None:
-            run, function, metadata = bound
+            run, function, metadata, *_ = bound
             x, y, z = (*grid, 1, 1)[:3]
             run(x, y, z, self._stream, function, metadata, None, None, None, *arguments)
             return
         compiled = kernel[grid](*arguments, **options)
         if self._bound is not None and compiled is not None:
-            self._bound[id(kernel)] = compiled.run, compiled.function, compiled.packed_metadata
+            handles = compiled.run, compiled.function, compiled.packed_metadata
+            self._bound[id(kernel)] = (*handles, compiled, kernel)
 
 
 class Launches:
     """The launches of a pass, which Triton's own launcher makes the first time for each kind of call.
 
-    For every launch, Triton's launcher finds out from all arguments which compiled kernel they need: from types, from
-    the integers that are 1 or multiples of 16, and from the addresses that are. That takes the host longer than the
-    launch. In a pass all of it follows from the shapes, dtypes and addresses of what the pass was given, so it is
-    found out once for each kind of them.
+    Before every launch, Triton's launcher works out from all arguments which compiled kernel to use: from their types,
+    from integers that are 1 or multiples of 16, and from addresses that are multiples of 16. This takes the host longer
+    than the launch itself. In a pass it all follows from the shapes, dtypes and addresses of what the pass was given,
+    so it is worked out once for each kind of them. Later changes of Triton's settings have no effect on these launches.
     """
 
     def __init__(self) -> None:
@@ -61,19 +63,24 @@ class Launches:
     def of(self, key: Hashable, *tensors: torch.Tensor | None) -> Launch:
         """The launches of a call, on the GPU of the first tensor.
 
-        key: all shapes, constants and options that the kernels' arguments are computed from. tensors: those that the
-        caller of the pass allocated. What the pass itself allocates begins at an address of whose divisibility only the
-        shapes decide.
+        key: all shapes, whole numbers, constants and options that the kernels' arguments are computed from. Other
+        numbers must be floats, which are no part of a compiled kernel. tensors: those that the caller of the pass
+        allocated, contiguous. The divisibility of the addresses that the pass itself allocates depends only on the
+        shapes.
         """
         elsewhere = _elsewhere(tensors[0])
-        # Hooks, such as a profiler's, are told more about a launch than is kept here.
-        hooked = knobs.runtime.launch_enter_hook.calls or knobs.runtime.launch_exit_hook.calls
-        if INTERPRETED or _always_derived or hooked:
+        if INTERPRETED or _always_derived or _hooked():
             return Launch(None, 0, elsewhere)
         device = driver.active.get_current_device() if elsewhere is None else elsewhere.index
         stream = driver.active.get_current_stream(device)
         kinds = tuple([x if x is None else (x.dtype, x.data_ptr() % 16) for x in tensors])
         return Launch(self._kinds.setdefault((key, device, kinds), {}), stream, elsewhere)
+
+
+def _hooked() -> bool:
+    """Whether something wants to be told about launches, such as a profiler. It is told more than is kept here."""
+    hooks = knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+    return any(getattr(hook, "calls", hook) for hook in hooks)
 
 
 def _elsewhere(tensor: torch.Tensor | None) -> torch.device | None:
@@ -88,7 +95,7 @@ _always_derived = False
 
 @contextlib.contextmanager
 def triton_launches() -> Iterator[None]:
-    """Within the block, every launch is made by Triton's own launcher, as where nothing is remembered."""
+    """Within the block, every launch is made by Triton's own launcher, as if nothing were remembered."""
     global _always_derived
     before, _always_derived = _always_derived, True
     try:

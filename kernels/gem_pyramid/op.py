@@ -30,13 +30,21 @@ def gem_pyramid(
     Raises TypeError or ValueError before any work.
     """
     check_tensor("features_BHWC", features_BHWC, "B x H x W x C")
-    levels = list(levels)
+    levels = _whole_levels(levels)
     _check(features_BHWC, levels, p, eps)
     path = choose_path(backend, features_BHWC, "" if p in WHOLE_POWERS else f"p = {p} (whole p up to 8)")
     if path == "reference":
         return reference.gem_pyramid(features_BHWC, levels, p, eps)
     pooled_BNC: torch.Tensor = _operator(features_BHWC, levels, float(p), float(eps), path)
     return pooled_BNC
+
+
+def _whole_levels(levels: Sequence[int]) -> list[int]:
+    if not isinstance(levels, Sequence) or not all(
+        isinstance(level, int) and not isinstance(level, bool) for level in levels
+    ):
+        raise TypeError(f"levels: expected a list of whole numbers, got {levels!r}; pass for example (1, 3, 6)")
+    return list(levels)
 
 
 def _check(features_BHWC: torch.Tensor, levels: list[int], p: float, eps: float) -> None:

@@ -90,9 +90,9 @@ class Shape:
     @property
     def warp_parts(self) -> int:
         """Programs of the warp for a pair that keep its weights; 0 where none can."""
-        if self.tiles > 1 or self.channels % (PARTS * CHANNELS):
-            return 0
-        return 1 if PARTS * waves(self.pairs, 1) <= waves(PARTS * self.pairs, 1) else PARTS
+        alone = PARTS * waves(self.pairs, 1) <= waves(PARTS * self.pairs, 1)
+        parts = 1 if alone else PARTS
+        return parts if self.tiles == 1 and self.channels % (parts * CHANNELS) == 0 else 0
 
     @property
     def square_tiles(self) -> int:

@@ -184,6 +184,13 @@ def test_the_backward_is_the_same_every_time():
         ({"beta": 0.0}, ValueError, r"beta: .*got 0\.0"),
         ({"beta": math.inf}, ValueError, "beta: .*got inf"),
         ({"beta": math.nan}, ValueError, "beta: .*got nan"),
+        ({"beta": 1e39}, ValueError, r"beta: .*to 3\.4e\+38, got 1e\+39"),  # inf in float32
+        ({"beta": 1e-39}, ValueError, r"beta: .*from 1\.2e-38 .*, got 1e-39"),
+        ({"beta": 10**400}, ValueError, "beta: .*got 1000"),
+        ({"beta": "50"}, TypeError, "beta: .*got str"),
+        ({"beta": None}, TypeError, "beta: .*got NoneType"),
+        ({"beta": True}, TypeError, "beta: .*got bool"),
+        ({"beta": torch.tensor(50.0)}, TypeError, "beta: .*got Tensor"),
         ({"backend": "cuda"}, ValueError, "backend: .*'cuda'"),
     ],
 )

@@ -61,6 +61,7 @@ def test_half_maps_have_float32_statistics_even_under_autocast(dtype):
         ({"residual_BHWC": torch.rand(2, 3, 4, 5)}, ValueError, r"residual_BHWC: .*\(2, 3, 4, 5\)"),
         ({"residual_BHWC": torch.rand(2, 3, 4, 6).half()}, TypeError, "residual_BHWC: .*float32.*float16"),
         ({"eps": 0.0}, ValueError, r"eps: .*0\.0"),
+        ({"eps": None}, TypeError, "eps: .*NoneType"),
         ({"backend": "fast"}, ValueError, "backend: .*'fast'"),
         ({"backend": "triton"}, ValueError, 'backend: .*"triton", got CPU'),
     ],

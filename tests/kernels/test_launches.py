@@ -61,34 +61,52 @@ def _empty(*shape, dtype=HALF, shift=0):
     return torch.zeros(count + shift, dtype=dtype)[shift:].view(shape)
 
 
-def _align(images=3, length=18, channels=64, dtype=HALF, negatives=True, positives=True, shift=0, mask=0, grad=0):
-    features = _empty(images, length, channels, dtype=dtype, shift=shift)
-    rows = torch.arange(images), torch.arange(images * positives), torch.arange(images * negatives)
-    inputs = (features, _empty(images, length, dtype=SINGLE, shift=mask), *rows, 50.0)
-    reconstruction, near, far, _, *saved = alignment.forward(*inputs)
-    gradients = _empty(*reconstruction.shape, dtype=dtype, shift=grad), torch.ones_like(near), torch.ones_like(far)
-    alignment.backward(*gradients, *inputs, reconstruction, *saved)
+def _align(
+    images=3, length=18, channels=64, dtype=HALF, negatives=True, positives=True, beta=50.0, choice=None,
+    features=0, mask=0, anchor=0, positive=0, negative=0, g=0, near=0, far=0,
+):  # fmt: skip
+    """The last eight are shifts of their tensors."""
+    targets = (images, anchor), (images * positives, positive), (images * negatives, negative)
+    rows = [_empty(count, dtype=torch.int64, shift=shift) for count, shift in targets]
+    map_BLC = _empty(images, length, channels, dtype=dtype, shift=features)
+    inputs = (map_BLC, _empty(images, length, dtype=SINGLE, shift=mask), *rows, beta)
+    reconstruction, near_NL, far_NL, _, *saved = alignment.forward(*inputs, choice)
+    gradients = (
+        _empty(*reconstruction.shape, dtype=dtype, shift=g),
+        _empty(*near_NL.shape, dtype=SINGLE, shift=near),
+        _empty(*far_NL.shape, dtype=SINGLE, shift=far),
+    )
+    alignment.backward(*gradients, *inputs, reconstruction, *saved, choice)
 
 
-def _gem_pyramid(images=2, height=6, channels=32, levels=(1, 3), p=3.0, dtype=HALF, shift=0):
+def _gem_pyramid(images=2, height=6, channels=32, levels=(1, 3), p=3.0, dtype=HALF, shift=0, grad=0):
     features = _empty(images, height, 3, channels, dtype=dtype, shift=shift)
     pooled = gem_pyramid.forward(features, levels, p, 1e-6)
-    gem_pyramid.backward(torch.ones_like(pooled), features, pooled, levels, p, 1e-6)
+    gem_pyramid.backward(_empty(*pooled.shape, dtype=SINGLE, shift=grad), features, pooled, levels, p, 1e-6)
 
 
-def _ring_aggregate(images=2, parts=4, width=32, projection=16, rounds=2, dtype=HALF, shift=0):
+def _ring_aggregate(images=2, parts=4, width=32, projection=16, rounds=2, dtype=HALF, shift=0, grad=0, halves=False):
     inputs = [_empty(images, parts, size, dtype=dtype, shift=shift) for size in (width, projection, projection)]
-    ring_aggregate.backward(ring_aggregate.forward(*inputs, rounds), *inputs, rounds)
+    if halves:  # of one product, whose rows are further apart
+        inputs[1:] = _empty(images, parts, 2 * projection, dtype=dtype).chunk(2, dim=-1)
+    out = ring_aggregate.forward(*inputs, rounds)
+    ring_aggregate.backward(_empty(*out.shape, dtype=dtype, shift=grad), *inputs, rounds)
 
 
-def _batch_norm(positions=40, channels=32, relu=True, residual=True, dtype=HALF, weight=SINGLE, shift=0):
-    x, added = _empty(positions, channels, dtype=dtype, shift=shift), _empty(positions, channels, dtype=dtype)
-    parameters = torch.ones(channels, dtype=weight), torch.ones(channels, dtype=weight)
-    mean, _, scale = batch_norm.moments(x, 1e-5)
-    fixed = ((mean, scale), *parameters)
-    y = batch_norm.normalise(x, added if residual else None, *fixed, relu)
-    dz, *sums, _ = batch_norm.gradient_sums(torch.ones_like(y), x, y if residual else None, *fixed, relu)
-    batch_norm.gradient(dz, x, *fixed, (*sums, positions), relu and not residual)
+def _batch_norm(
+    positions=40, channels=32, relu=True, residual=True, dtype=HALF, weight=SINGLE, eps=1e-5, divisor=None,
+    shift=0, added=0, parameters=0, statistics=0, grad=0,
+):  # fmt: skip
+    """The last five are shifts of their tensors."""
+    x = _empty(positions, channels, dtype=dtype, shift=shift)
+    learned = [_empty(channels, dtype=weight, shift=parameters) for _ in range(2)]
+    batch_norm.moments(x, eps)
+    fixed = ([_empty(channels, dtype=SINGLE, shift=statistics) for _ in range(2)], *learned)
+    residual_MC = _empty(positions, channels, dtype=dtype, shift=added) if residual else None
+    y = batch_norm.normalise(x, residual_MC, *fixed, relu)
+    dy = _empty(positions, channels, dtype=dtype, shift=grad)
+    dz, *sums, _ = batch_norm.gradient_sums(dy, x, y if residual else None, *fixed, relu)
+    batch_norm.gradient(dz, x, *fixed, (*sums, divisor or positions), relu and not residual)
 
 
 CALLS = {
@@ -104,10 +122,11 @@ CALLS = {
         {"dtype": SINGLE},
         {"negatives": False},
         {"positives": False},
-        {"shift": 1},
-        {"shift": 8},
-        {"mask": 1},
-        {"grad": 1},
+        {"beta": 1},
+        {"beta": 16},
+        {"choice": alignment.AMPERE},
+        *({name: 1} for name in ("features", "mask", "anchor", "positive", "negative", "g", "near", "far")),
+        {"features": 8},
     ],
     _gem_pyramid: [
         {},
@@ -118,6 +137,7 @@ CALLS = {
         {"p": 1.0},
         {"dtype": SINGLE},
         {"shift": 1},
+        {"grad": 1},
     ],
     _ring_aggregate: [
         {},
@@ -128,6 +148,10 @@ CALLS = {
         {"rounds": 16},
         {"dtype": SINGLE},
         {"shift": 3},
+        {"grad": 1},
+        {"halves": True},
+        {"projection": 8},
+        {"halves": True, "projection": 8},  # at the same addresses, but rows that are a multiple of 16 apart
     ],
     _batch_norm: [
         {},
@@ -138,7 +162,10 @@ CALLS = {
         {"residual": False},
         {"dtype": SINGLE},
         {"weight": HALF},
-        {"shift": 1},
+        {"eps": 1},
+        {"eps": 16},
+        {"divisor": 1},
+        *({name: 1} for name in ("shift", "added", "parameters", "statistics", "grad")),
     ],
 }
 
@@ -169,9 +196,9 @@ def test_float32_products_follow_the_precision_that_is_set(launched):
         for precision in ("highest", "high", "highest", "high"):
             torch.set_float32_matmul_precision(precision)
             launched.launches.clear()
-            _align(dtype=SINGLE)
-            scores = next(arguments for name, *_, arguments in launched.launches if name == "scores_kernel")
-            assert ("ieee" in scores, "tf32" in scores) == (precision == "highest", precision == "high")
+            _align(dtype=SINGLE, choice=alignment.TF32)
+            (compiled,) = (key for name, (_, key), *_ in launched.launches if name == "scores_kernel")
+            assert ("ieee" in compiled, "tf32" in compiled) == (precision == "highest", precision == "high")
     finally:
         torch.set_float32_matmul_precision(before)
 

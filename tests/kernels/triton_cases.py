@@ -277,6 +277,29 @@ def test_every_form_of_the_half_kernels(choice, length, monkeypatch):
     compare(lambda f, backend: align(f, m.to(f), *rows, 20.0, backend), torch.float16, f, slack=SUBTRACTS)
 
 
+def _strided(x):
+    """The same numbers in every second place of a longer tensor."""
+    return torch.stack([x, torch.full_like(x, 1)], dim=1)[:, 0]
+
+
+def test_pair_rows_and_parameters_that_are_not_contiguous():
+    f, m, a, k, n = _alignment("usual")
+    f = f.half()
+    same = torch.zeros(1, dtype=torch.int64, device=DEVICE).expand(len(a))  # one anchor for all pairs
+    for anchor in (a, same):
+
+        def run(x, *rows):
+            return align(x, m.half(), *rows, 5.0, backend="triton")
+
+        rows = anchor, k, n
+        expected = outputs_and_gradients(lambda x, rows=rows: run(x, *(row.contiguous() for row in rows)), f)
+        strided = (anchor if anchor is same else _strided(a), _strided(k), _strided(n))
+        assert_equal(outputs_and_gradients(lambda x, rows=strided: run(x, *rows), f), expected, 0)
+    x, weight, bias = (value.float().to(DEVICE) for value in _norm_inputs((2, 4, 3, 8), False))
+    found = batch_norm_relu(x, _strided(weight), bias[:1].expand(8), 1e-3, backend="triton")
+    assert_equal(list(found), list(batch_norm_relu(x, weight, bias[:1].repeat(8), 1e-3, backend="triton")), 0)
+
+
 def _shifted(x):
     """The same tensor, contiguous, one element after an address that is a multiple of 16."""
     moved = torch.zeros(x.numel() + 1, dtype=x.dtype, device=x.device)[1:].view(x.shape)

@@ -125,6 +125,10 @@ def test_a_path_in_any_field_opens_nothing(client, opened, value):
     assert not [name for name in opened[before:] if "passwd" in name]
 
 
+def _other_ending(text):
+    return text[:-1] + ("a" if text[-1] != "a" else "b")
+
+
 def test_sessions_do_not_see_each_other(client):
     found = client.upload(picture()).json()["query"]
     other = type(client)(client.host, client.port).open()
@@ -139,9 +143,9 @@ def test_sessions_do_not_see_each_other(client):
         f"{name}=",
         f"{name}=x",
         f"{name}={session}.",
-        f"{name}={session}.{signature[:-1]}g",
+        f"{name}={session}.{_other_ending(signature)}",
         "a=b",
-        f"{name}={session[:-1]}_.{signature}",
+        f"{name}={_other_ending(session)}.{signature}",
         f"other={signed}",
         f"{name}=\u00ff.\u00ff",
     ):
