@@ -14,6 +14,7 @@ from kernels.alignment import align, align_distance, soft_align
 from kernels.alignment.tile_kernel import Tile
 from kernels.batch_norm import batch_norm_relu
 from kernels.batch_norm import kernel as batch_norm_kernel
+from kernels.common.launch_kernel import triton_launches
 from kernels.gem_pyramid import gem_pyramid
 from kernels.gem_pyramid import kernel as gem_pyramid_kernel
 from kernels.gem_pyramid.op import WHOLE_POWERS
@@ -306,21 +307,62 @@ def _shifted(x):
     return moved.copy_(x.detach())
 
 
+def _sent_back(op, f, m, rows, sent_back):
+    """Outputs and gradient of an alignment where `sent_back` is the gradient of the reconstruction."""
+    x = f.requires_grad_()
+    result = ALIGN[op](x, m.half(), *rows, 5.0, "triton")
+    outputs = [y for y in (result if isinstance(result, tuple) else (result,)) if y.requires_grad]
+    grads = [sent_back if y.shape == sent_back.shape else torch.ones_like(y) for y in outputs]
+    return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, x, grads)]
+
+
 @pytest.mark.parametrize("op", ALIGN)
 def test_an_alignment_at_an_odd_address(op):
-    """A tensor descriptor of the backward begins at a multiple of 16 bytes; a map and its gradient need not."""
-    f, m, *rows = _alignment("usual")
+    """A tensor descriptor of the backward begins at a multiple of 16 bytes; a map and its gradient need not.
+
+    The launches of the aligned map, which loads 16 bytes at once, must not be used again for the other.
+    """
+    f, m, *rows = _alignment("usual", 3, 9, 64)
+    rows = [x[:3] for x in rows]
     f = f.half()
     sent_back = _randn(len(rows[0]), *f.shape[1:]).to(f)
+    aligned = _sent_back(op, f.clone(), m, rows, sent_back)
+    shifted = _sent_back(op, _shifted(f), m, rows, _shifted(sent_back))
+    assert_equal(shifted, aligned, TOLERANCE[torch.float16] if GPU else 0)
 
-    def run(x, sent_back):
-        x = x.requires_grad_()
-        result = ALIGN[op](x, m.half(), *rows, 5.0, "triton")
-        outputs = [y for y in (result if isinstance(result, tuple) else (result,)) if y.requires_grad]
-        grads = [sent_back if y.shape == sent_back.shape else torch.ones_like(y) for y in outputs]
-        return [*(y.detach() for y in outputs), *torch.autograd.grad(outputs, x, grads)]
 
-    assert_equal(run(_shifted(f), _shifted(sent_back)), run(f.clone(), sent_back), 0)
+@pytest.mark.parametrize("op", ALIGN)
+def test_remembered_launches_compute_what_tritons_own_do(op):
+    """The second call is made from memory on a GPU; the interpreter remembers nothing."""
+    f, m, *rows = _alignment("usual", 3, 17, 64)
+    rows = [x[:3] for x in rows]
+    f = f.half()
+    sent_back = _randn(len(rows[0]), *f.shape[1:]).to(f)
+    run = functools.partial(_sent_back, op, f, m, rows, sent_back)
+    run()
+    remembered = run()
+    with triton_launches():
+        assert_equal(remembered, run(), 0)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's NumPy, of NaN
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_pair_outside_the_batch_leaves_the_others_alone(parts):
+    """Below the check of the rows, which a GPU does not make, where one program or two share a pair."""
+    from kernels.alignment import kernel
+
+    f, m, a, k, n = _alignment("usual", 4, 9, 128)
+    f, m = f.half(), m.float()
+    choice = kernel.CHOICES[0]._replace(warp=kernel.CHOICES[0].warp._replace(parts=parts))
+    wrong = torch.where(a == 1, len(f), k)
+    good, bad = (kernel.forward(f, m, a, target, n, 5.0, choice) for target in (k, wrong))
+    for whole, found in zip(good[:3], bad[:3], strict=True):
+        others = a != (1 if found is not bad[2] else -1)
+        assert_equal([found[others]], [whole[others]], 0)
+    assert bad[1][a == 1].isnan().all()
+    sent_back = torch.ones_like(good[0]), torch.ones_like(good[1]), torch.ones_like(good[2])
+    gradient = kernel.backward(*sent_back, f, m, a, wrong, n, 5.0, bad[0], *bad[4:], choice)
+    assert not gradient.isnan().any()
 
 
 @pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32])
