@@ -169,6 +169,7 @@ def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[st
                 "dtype": dtype,
                 "arch": arch,
                 "choice": list(choice),
+                "flags": _flags(kernel, args),
                 "registers": registers,
                 "shared_bytes": compiled.metadata.shared,
                 "spill_bytes": spill,
@@ -177,6 +178,11 @@ def rows(op: str, dtype: str, arch: int, every_choice: bool) -> Iterator[dict[st
                 "tensor_cores": tensor_cores(compiled.asm["ptx"]),
                 "triton": triton.__version__,
             }
+
+
+def _flags(kernel: JITFunction, args: tuple[Any, ...]) -> dict[str, bool]:
+    """The kernel's constants that are true or false, by which its forms differ."""
+    return {param.name: value for param, value in zip(kernel.params, args, strict=True) if isinstance(value, bool)}
 
 
 def tensor_cores(ptx: str) -> str:

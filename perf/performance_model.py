@@ -227,9 +227,10 @@ ceiling" is least / predicted. "Measured" is from the result files named below: 
 otherwise the median of single calls. bf16, milliseconds. It holds for the kernels of the commit that is named with the
 file: perf/results/gpu/README.md says which of them have changed since.
 
-How long the alignment's kernels wait for their loads, and how much of the L2 cache's rate they draw, was fitted to one
-measurement on an H200, of 64 images with L = 162 and C = 2048 (perf/results/gpu/kernel_times.json). Agreement at that
-shape is no evidence for the model; at other shapes and on an H100 it is.
+How long the alignment's kernels wait for their loads, and how much of the L2 cache's rate they draw, was fitted to
+measurements on an H200, of 64 images with L = 162 and C = 2048 (perf/results/gpu/kernel_times.json and
+tune_alignment.json). Agreement at that shape is no evidence for the model; at other shapes and on an H100 it is. Some
+of the kernels have changed since, and that a warp makes its weights in 3 microseconds is assumed.
 
 | card | copy, TB/s | bf16 product, TFLOP/s | L2 cache, TB/s |
 | --- | --- | --- | --- |

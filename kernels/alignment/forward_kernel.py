@@ -87,13 +87,13 @@ def scores_kernel(
 
 @triton.jit
 def _scaled_scores(p_similarity, beta, p, s, L, LP):
-    """beta S, and nothing in the columns of the padding."""
+    """beta S, and -inf in the columns of the padding."""
     return tl.where(s[None, :] < L, load_tile(p_similarity, p, s, L, LP, LP) * beta, float("-inf"))
 
 
 @triton.jit
 def _round_weights(score, top, p_weight, p_mask_k, p, s, L, LP):
-    """exp(beta S - top) in the products' dtype, stored too; their sum, and that of those seen through the mask."""
+    """Round and store the weights exp(beta S - top); return them, their sum, and their sum weighted by the mask."""
     weight = tl.exp(score - top[:, None]).to(p_weight.dtype.element_ty)
     store_tile(p_weight, p, s, L, LP, LP, weight)
     rounded = weight.to(tl.float32)
@@ -226,7 +226,7 @@ def warp_whole_kernel(
     p_far, p_comask, p_root, positives, pairs, B, L, LP, C, PART, beta, ALONE: tl.constexpr,
     R0: tl.constexpr, R1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The same for a whole pair: its weights stay on the chip while the program iterates over PART channels.
+    """Like `warp_kernel` for a whole pair: its weights stay on the chip while the program iterates over PART channels.
 
     If the program is ALONE and processes all channels, it also makes the weights before and finishes the pair after.
     """

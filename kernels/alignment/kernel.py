@@ -82,7 +82,7 @@ def _choice(features_BLC: torch.Tensor, pairs: int) -> Choice:
 
 @functools.cache
 def one_program_suffices(pairs: int, parts: int, multiprocessors: int) -> bool:
-    """Whether a warp takes no longer with one program for a pair than with `parts`, which share its channels.
+    """Whether the warp kernel takes no longer with one program per pair than with `parts` that share its channels.
 
     A multiprocessor holds one program at a time. One for a pair loads its weights once, and can finish the pair.
     """

@@ -33,7 +33,7 @@ def align(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rebuild each anchor image from its positive target and measure its distance to both targets (method §4).
 
-    The same as `soft_align` with the positives and `align_distance` with the negatives, in half the launches.
+    The same as `soft_align` with the positives and `align_distance` with the negatives, in about half the launches.
     features_BLC: B x L x C, channels-last maps flattened, any floating dtype; mask_BL: B x L in [0, 1], carries no
     gradient (`feature_mask`); anchor_N, positive_N, negative_N: int64 rows of the batch; beta > 0 multiplies the
     cosine similarity. Returns reconstruction N x L x C (dtype of the features), the distances N x L to the positive

@@ -3,9 +3,9 @@
     python perf/checks/host_time.py [--rounds 15] [--calls 40] [--json FILE]
 
 Triton compiles for an H100, and the driver launches nothing, so no GPU is needed: what is left is the work of Python,
-PyTorch and Triton before a launch. A real driver adds some microseconds to each. Every op is called with launches that
-are remembered (kernels/common/launch_kernel.py) and with Triton's own launcher in turns, on one thread; the figure is
-the median over the rounds. Allocations are those of a CPU.
+PyTorch and Triton before a launch. A real driver adds some microseconds to each. Every op is called alternately with
+remembered launches (kernels/common/launch_kernel.py) and with Triton's own launcher, on one thread; the figure is the
+median over the rounds. Allocations are those of a CPU.
 """
 
 from tacaf.start import start

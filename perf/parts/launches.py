@@ -25,10 +25,10 @@ PARTS = 2  # programs that share a pair's channels in the warp, where one does n
 WARP_STEP_US = {1: 2.6, PARTS: 2.7}  # how long one of its steps waits, by the parts
 GRADIENT_CHANNELS = 128  # that a program of the gradient owns
 WEIGHT_ROWS = 16  # of scores that a program holds whole, forward
-# That a warp of one part needs for a pair's weights before its first step: a load of its scores, 28,512 exponentials on
-# one multiprocessor, and two reductions; assumed
-MAKING_WEIGHTS_US = 3.0
 SOFTMAX_ROWS = 8  # the same, backward
+# Assumed time that a warp of one part takes to make a pair's weights before its first step: it loads the pair's scores,
+# takes 28,512 exponentials on one multiprocessor, and reduces twice.
+MAKING_WEIGHTS_US = 3.0
 LIST_BLOCK = 128  # pairs that the lists look at together
 # The pyramid's kernels with levels (1, 3, 6) and p = 3. Instructions are those of the compiled code for sm_90.
 FINE, POOLED = 6, 10  # fine stripes and pooled stripes of an image
@@ -190,7 +190,7 @@ def products(s: Shape) -> Launch:
 def quadratic(s: Shape) -> Launch:
     """W G in square tiles: rows of the weights and, in two half numbers, of the Gram matrix.
 
-    Meanwhile a program an image lists its products, for which it walks the pairs twice, a block at a time.
+    Meanwhile one program per image lists its products, for which it walks the pairs twice, a block at a time.
     """
     blocks = s.pairs * s.square_tiles
     read = blocks * 3 * SQUARE * s.padded_length * ELEMENT
@@ -210,7 +210,7 @@ def softmax(s: Shape) -> Launch:
 def gram_gradient(s: Shape) -> Launch:
     """For every image the sum over the pairs whose target it is, 64 rows at a time.
 
-    Meanwhile a program an image sums what is taken out along f, over its pairs and their blocks of rows.
+    Meanwhile one program per image sums what is taken out along f, over its pairs and their blocks of rows.
     """
     blocks, each = s.images * s.square_tiles, s.pairs / s.images
     read = blocks * each * 2 * SQUARE * s.length * ELEMENT

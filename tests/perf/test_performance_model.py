@@ -131,14 +131,16 @@ def test_a_pair_has_one_program_of_the_warp_where_that_takes_no_longer():
         made = {launch.name for launch in launches.launches("alignment", "forward", shape)}
         assert made == {"norms", "scores", "warp"} | ({"weights", "finish"} if shape.warp_parts != 1 else set())
     assert [Shape(1, 162, 2048, positives=pairs).warp_parts for pairs in (64, 128, 192, 1024)] == [2, 1, 2, 1]
+    assert [Shape(1, 162, 192, positives=pairs).warp_parts for pairs in (64, 128)] == [0, 1], "parts of 64 channels"
 
 
-# Microseconds on an H200: bf16, 64 images, L = 162, C = 2048 (perf/results/gpu/kernel_times.json; the warp of one part
-# is from tune_alignment.json). Kernels that were changed since are not measured.
+# Microseconds on an H200: bf16, 64 images, L = 162, C = 2048, to which the model was fitted. They are those of
+# perf/results/gpu/kernel_times.json, since when most of the kernels have changed. The warp of one part is from
+# tune_alignment.json; it did not make the weights yet, for which the model assumes 3 us.
 MEASURED = {
     "norms": 13.0,
     "scores": 41.2,
-    "warp": 82.6 + 3.0,  # without, and with the time that is assumed for making the weights
+    "warp": 82.6,
     "products": 39.9,
     "quadratic": 16.8,
     "softmax": 33.9,
@@ -152,6 +154,7 @@ def test_the_model_is_within_its_tolerance_where_it_was_fitted(name):
     shape = Shape(64, 162, 2048, positives=64, negatives=64)
     pass_ = "forward" if name in ("norms", "scores", "warp") else "backward"
     busy_us = model.launch_us(launch(name, shape, pass_), H200, shape.maps) - model.GAP_US
+    busy_us -= launches.MAKING_WEIGHTS_US * (name == "warp")
     assert busy_us == pytest.approx(MEASURED[name], rel=0.3)
 
 
