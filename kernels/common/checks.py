@@ -10,6 +10,8 @@ import torch
 
 from kernels.common.dtypes import FLOATS
 
+SMALLEST, LARGEST = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max  # normal numbers of float32
+
 
 def check_tensor(name: str, tensor: torch.Tensor, shape: str, device: torch.device | None = None) -> None:
     """Raise TypeError or ValueError unless this is a floating tensor with the dimensions of `shape`, on `device`."""
@@ -29,13 +31,10 @@ def check_positive(name: str, value: float) -> None:
 
     A tensor of one number is refused, because reading it from a GPU would stall the stream.
     """
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if isinstance(value, bool) or not isinstance(value, (float, Real)):  # the first is checked much faster
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}; pass a float")
-    limits = torch.finfo(torch.float32)
-    if not limits.tiny <= value <= limits.max:
-        raise ValueError(
-            f"{name}: expected a number from {limits.tiny:.1e} to {limits.max:.1e}, got {value}; choose a positive one"
-        )
+    if not SMALLEST <= value <= LARGEST:
+        raise ValueError(f"{name}: expected a number from {SMALLEST:.1e} to {LARGEST:.1e}, got {value}; choose another")
 
 
 def refuse_double_backward(op: str) -> NoReturn:

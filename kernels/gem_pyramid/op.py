@@ -40,7 +40,7 @@ def gem_pyramid(
 
 
 def _whole_levels(levels: Sequence[int]) -> list[int]:
-    if not isinstance(levels, Sequence) or not all(
+    if not isinstance(levels, (tuple, list, Sequence)) or not all(
         isinstance(level, int) and not isinstance(level, bool) for level in levels
     ):
         raise TypeError(f"levels: expected a list of whole numbers, got {levels!r}; pass for example (1, 3, 6)")
