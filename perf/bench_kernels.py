@@ -254,7 +254,7 @@ def text(row: dict[str, Any]) -> str:
     if "kernel" in row:
         return f"{start} {row['us']:10.1f} us  x{row['count']:<5g} {row['kernel'][:90]}"
     if row["pass"] == "check":
-        return f"right: {start} largest error {row['largest_error']:.1e}"
+        return f"right: {start} largest error {row['largest_error']:.1e}, plain PyTorch's {row['eager_error']:.1e}"
     times = f"{row['pass']:9} {row['p50_ms']:10.3f} ms  graph {_number(row['graph_ms'], '.3f'):>8}"
     return (
         f"{start} {times}  x{_number(row['ratio_to_eager'], '.2f')}  peak {_number(row['peak_mib'], '.0f'):>6} MiB  "
@@ -277,8 +277,8 @@ def run_check(bench: Bench, todo: list[Case], dtypes: list[str]) -> None:
             began, name = time.monotonic(), shown("ours", bench.device)
             row: dict[str, Any] = {"op": case.op, "provider": name, "pass": "check", "dtype": bench.dtype}
             try:
-                error = check(case, prepare(case, DTYPES[bench.dtype], bench.device))
-                bench.add({**row, "shape": case.shape, "largest_error": error})
+                found = check(case, prepare(case, DTYPES[bench.dtype], bench.device))
+                bench.add({**row, "shape": case.shape, **found})
             except Exception as problem:
                 bench.add_wrong(case, problem)
             bench.note_time("check", began)

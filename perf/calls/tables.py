@@ -8,7 +8,7 @@ from typing import Any
 from perf.calls.rows import rows_of, short
 
 TRAIN_COLUMNS = ("name", "forward_ms", "backward_ms", "optimizer_ms", "step_ms", "images_per_s", "peak_mib", "error")
-CHECK_COLUMNS = ("op", "shape", "dtype", "largest_error", "error")
+CHECK_COLUMNS = ("op", "shape", "dtype", "largest_error", "eager_error", "error")
 KERNEL_COLUMNS = ("op", "provider", "us", "count", "kernel", "error")
 HIDDEN = ("bytes", "flops", "steps_ms", "longest_gaps_us")  # in the file, not in the table
 ROWS_SHOWN, KERNELS_SHOWN = 40, 25

@@ -76,8 +76,11 @@ def errors(function: Callable[..., Any], work: Work, exact: list[torch.Tensor]) 
     return [((f.double() - e).abs().max() / e.abs().max()).item() for f, e in zip(found, exact, strict=True)]
 
 
-def check(case: Case, work: Work) -> float:
-    """The op's largest error. Raises WrongResultError if an error exceeds both twice plain PyTorch's and the floor."""
+def check(case: Case, work: Work) -> dict[str, float]:
+    """The largest error of the op and of plain PyTorch, as they are named in a result file.
+
+    Raises WrongResultError if an error exceeds both twice plain PyTorch's and the floor.
+    """
     dtype, exact = work.leaves[0].dtype, exact_results(case, work)
     ours, eager = (errors(function, work, exact) for function in (case.ours, case.eager))
     for place, (error, allowed) in enumerate(zip(ours, eager, strict=True)):
@@ -86,4 +89,4 @@ def check(case: Case, work: Work) -> float:
                 f"{case.name} {dtype}: output {place}: expected an error of at most {2 * allowed:.1e} (twice plain "
                 f"PyTorch's), got {error:.1e}; no figure on a wrong result"
             )
-    return max(ours)
+    return {"largest_error": max(ours), "eager_error": max(eager)}

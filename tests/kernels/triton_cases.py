@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 
-from kernels.alignment import align, align_distance, soft_align
+from kernels.alignment import align, align_distance, feature_mask, soft_align
 from kernels.alignment.tile_kernel import Tile
 from kernels.batch_norm import batch_norm_relu
 from kernels.batch_norm import kernel as batch_norm_kernel
@@ -19,6 +19,7 @@ from kernels.gem_pyramid import gem_pyramid
 from kernels.gem_pyramid import kernel as gem_pyramid_kernel
 from kernels.gem_pyramid.op import WHOLE_POWERS
 from kernels.ring_aggregate import ring_aggregate
+from perf.parts.cases import plain_align_distance, plain_soft_align
 from tests.kernels.cases import alignment_case, assert_equal, outputs_and_gradients
 
 GPU = torch.cuda.is_available()
@@ -380,6 +381,31 @@ def test_half_distances_where_the_target_is_near(dtype, apart):
         align_distance(f, m, row, row + 1, 5.0, backend="triton"),
     ):
         assert float(((found.double() - exact) / exact).abs().max()) < 1e-3
+
+
+def _plain(features, mask, anchor, positive, negative, _beta, _backend):
+    reconstruction, near, _ = plain_soft_align(features, mask, anchor, positive)
+    return reconstruction, near, plain_align_distance(features, mask, anchor, negative)
+
+
+@pytest.mark.parametrize("dtype", [dtype for dtype in DTYPES if dtype != torch.float32])
+@pytest.mark.parametrize("apart", [1.0, 0.1, 0.01])
+def test_an_alignment_has_at_most_twice_plain_pytorchs_error(dtype, apart):
+    """The usual formulas under autocast, also where all maps are within `apart` of one."""
+    draw = torch.Generator().manual_seed(0)
+    common, own = torch.rand(1, 33, 64, generator=draw), torch.rand(4, 33, 64, generator=draw)
+    f = (own if apart == 1 else common + apart * own).to(DEVICE, dtype)
+    m, anchor = feature_mask(f.double()), torch.arange(4, device=DEVICE)
+    rows = anchor, anchor.roll(1), anchor.roll(2)
+
+    def results(op, x, backend):
+        mask = m if x.dtype == torch.float64 else m.float()
+        return outputs_and_gradients(lambda x: op(x, mask, *rows, 50.0, backend)[:3], x)
+
+    exact = results(align, f.double(), "reference")
+    ours, usual = (results(op, f, "triton") for op in (align, _plain))
+    for mine, plain, right in zip(ours, usual, exact, strict=True):
+        assert (mine.double() - right).abs().max() <= 2 * (plain.double() - right).abs().max()
 
 
 def test_a_pair_outside_the_batch_gives_nan_and_no_fault():

@@ -96,6 +96,7 @@ def test_a_wrong_case_fails_the_check_and_the_others_are_still_checked(monkeypat
     assert "no figure on a wrong result" in wrong["error"]
     assert right["op"] == "align_distance"
     assert right["largest_error"] < 1e-5
+    assert right["eager_error"] < 1e-5
 
 
 @pytest.mark.slow
