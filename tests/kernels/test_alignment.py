@@ -199,3 +199,10 @@ def test_bad_input(op, backend, change, error, words):
     inputs = {"features_BLC": f, "mask_BL": m, "anchor_N": a, "target_N": k, "beta": 50.0, "backend": backend}
     with pytest.raises(error, match=words):
         op(**(inputs | change))
+
+
+def test_more_pairs_than_a_launch_can_have_are_left_to_the_definition():
+    """CUDA limits the second and third dimension of a launch to 65,535 blocks."""
+    features, rows = torch.rand(2, 1, 8), torch.zeros(65_534, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"2 images and 65534 pairs \(together up to 65535\)"):
+        soft_align(features, torch.rand(2, 1), rows, rows, 50.0, backend="triton")
