@@ -63,7 +63,7 @@ def check_row_range(anchor_N: torch.Tensor, target_N: torch.Tensor, images: int)
 
 
 def triton_obstacle(features_BLC: torch.Tensor, pairs: int) -> str:
-    """Why the Triton kernels do not support these maps or so many pairs, in words; empty if they do."""
+    """The reason in words if the Triton kernels cannot process these maps or this many pairs; otherwise empty."""
     images, length, channels = features_BLC.shape
     if images + pairs > MAX_BLOCKS:
         return f"{images} images and {pairs} pairs (together up to {MAX_BLOCKS})"

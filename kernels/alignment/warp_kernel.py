@@ -27,30 +27,14 @@ def _round_weights(score, top, p_weight, p_mask_k, p, s, L, LP):
 
 
 @triton.jit
-def weights_kernel(
-    p_similarity, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_seen, positives, B, L, LP, beta,
-    BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
-):  # fmt: skip
-    """exp(beta S - top) in the products' dtype, the inverse of its sum, and the co-mask before its min-max.
-
-    The sum is taken over the rounded weights, so that w = f exactly where every averaged vector equals f.
-    """
-    n = tl.program_id(1).to(tl.int64)
-    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    s = tl.arange(0, BLOCK_L)
-    a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
-    score = _scaled_scores(p_similarity + n * L * LP, beta, p, s, L, LP)
-    top = tl.max(score, axis=1)
-    _, total, seen = _round_weights(score, top, p_weight + n * L * LP, p_mask + k * L, p, s, L, LP)
-    tl.store(p_share + n * L + p, 1.0 / total, mask=p < L)
-    tl.store(p_seen + n * L + p, tl.load(p_mask + a * L + p, mask=p < L, other=0.0) * seen / total, mask=p < L)
-
-
-@triton.jit
 def _weights_of_rows(
     p_similarity, beta, p_weight, p_share, p_mask_k, m, p, s0, s1, L, LP, R1: tl.constexpr
 ):  # fmt: skip
-    """What the weights kernel makes, for a program that keeps the weights of these rows in two tiles."""
+    """Weights of whole rows in one or two tiles, the inverse of their sum, and the co-mask before its min-max.
+
+    The weights and the inverse are stored too. The sum is taken over the rounded weights, so that w = f exactly where
+    every averaged vector equals f.
+    """
     score0 = _scaled_scores(p_similarity, beta, p, s0, L, LP)
     top = tl.max(score0, axis=1)
     if R1 > 0:
@@ -65,6 +49,23 @@ def _weights_of_rows(
     share = 1.0 / total
     tl.store(p_share + p, share, mask=p < L)
     return weight0, weight1, share, m * seen / total
+
+
+@triton.jit
+def weights_kernel(
+    p_similarity, p_mask, p_anchor, p_positive, p_negative, p_weight, p_share, p_seen, positives, B, L, LP, beta,
+    BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr,
+):  # fmt: skip
+    """Store the weights of some rows of a pair, the inverse of their sum, and the co-mask before its min-max."""
+    n = tl.program_id(1).to(tl.int64)
+    p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    s = tl.arange(0, BLOCK_L)
+    a, k, valid = pair_rows(p_anchor, p_positive, p_negative, n, positives, B)
+    m = tl.load(p_mask + a * L + p, mask=p < L, other=0.0)
+    _, _, _, seen = _weights_of_rows(
+        p_similarity + n * L * LP, beta, p_weight + n * L * LP, p_share + n * L, p_mask + k * L, m, p, s, s, L, LP, 0
+    )
+    tl.store(p_seen + n * L + p, seen, mask=p < L)
 
 
 @triton.jit
