@@ -6,7 +6,7 @@ Legend: B images, L positions, C channels, N pairs.
 import torch
 
 from kernels.alignment import plain_distance, plain_soft_align
-from kernels.common.dtypes import compute_dtype
+from kernels.alignment.plain_terms import Gradient, maps_of
 
 
 def forward(
@@ -22,12 +22,17 @@ def forward(
     That is |f - w|, similarities, Gram matrices and an empty tensor. Positive pairs come first; positive_N and
     negative_N each have one target per anchor, or are empty.
     """
-    positives, negatives = len(positive_N), len(negative_N)
-    rebuilt = plain_soft_align.forward(features_BLC, mask_BL, anchor_N[:positives], positive_N, beta)
-    measured = plain_distance.forward(features_BLC, mask_BL, anchor_N[:negatives], negative_N, beta)
-    reconstruction, distance, comask, root, similarity = rebuilt
-    root, similarity = (torch.cat(parts) for parts in ((root, measured[1]), (similarity, measured[2])))
-    return reconstruction, distance, measured[0], comask, root, similarity, measured[3], similarity.new_empty(0)
+    maps, (_, length, channels) = maps_of(features_BLC, mask_BL), features_BLC.shape
+    count, pairs = len(positive_N), len(positive_N) + len(negative_N)
+    reconstruction = features_BLC.new_empty(count, length, channels)
+    root, similarity = maps.norm.new_empty(pairs, length), maps.norm.new_empty(pairs, length, length)
+    near, comask = plain_soft_align.forward(
+        maps, anchor_N[:count], positive_N, beta, reconstruction, root[:count], similarity[:count]
+    )
+    far, gram = plain_distance.forward(
+        maps, anchor_N[: len(negative_N)], negative_N, beta, root[count:], similarity[count:]
+    )
+    return reconstruction, near, far, comask, root, similarity, gram, root.new_empty(0)
 
 
 def backward(
@@ -46,15 +51,12 @@ def backward(
     gram_BLL: torch.Tensor,
     _: torch.Tensor,
 ) -> torch.Tensor:
-    """The gradient of the features, B x L x C in their dtype."""
-    count = len(positive_N)
-    gradient = torch.zeros_like(features_BLC, dtype=compute_dtype(features_BLC))
-    if count:
-        inputs = (features_BLC, mask_BL, anchor_N, positive_N, beta)
-        saved = (reconstruction_NLC, root_NL[:count], similarity_NLL[:count])
-        gradient += plain_soft_align.backward(grad_reconstruction_NLC, grad_positive_NL, *inputs, *saved)
-    if len(negative_N):
-        inputs = (features_BLC, mask_BL, anchor_N, negative_N, beta)
-        saved = (root_NL[count:], similarity_NLL[count:], gram_BLL)
-        gradient += plain_distance.backward(grad_negative_NL, *inputs, *saved)
-    return gradient.to(features_BLC.dtype)
+    """The gradient of the features, B x L x C in their dtype. Pairs are added in their order: the same every time."""
+    maps, count = maps_of(features_BLC, mask_BL), len(positive_N)
+    total = Gradient(torch.zeros_like(maps.features), torch.zeros_like(maps.norm))
+    saved = reconstruction_NLC, root_NL[:count], similarity_NLL[:count]
+    grads = grad_reconstruction_NLC, grad_positive_NL
+    plain_soft_align.backward(total, *grads, maps, anchor_N[:count], positive_N, beta, *saved)
+    saved = root_NL[count:], similarity_NLL[count:], gram_BLL
+    plain_distance.backward(total, grad_negative_NL, maps, anchor_N[: len(negative_N)], negative_N, beta, *saved)
+    return total.features.addcmul_(maps.features, total.along.unsqueeze(2), value=-1).to(features_BLC.dtype)

@@ -1,66 +1,98 @@
-"""What both halves of the plain path need: blocks of pairs, norms, the distance's floor, the gradient of the softmax.
+"""What both halves of the plain path need: maps, blocks of pairs, the distance's floor, the gradient of the softmax.
 
 Legend: B images, L positions, C channels, N pairs, G pairs of a block.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
 from kernels.alignment.reference import DISTANCE_FLOOR, NORM_FLOOR
+from kernels.common.dtypes import compute_dtype
 
 # Where |f - w| < 0.1 |f|, the square of the distance in the CPU's Gram form has lost two of float32's seven digits.
 CANCELS = 0.01
-# How many numbers the maps of a block have. Each operation processes several small maps at once, because a call costs
-# some microseconds whatever its size; a larger block would not fit the cache of a core.
-BLOCK_NUMBERS = 2**17
-LEAST_PAIRS = 4  # of a block: with fewer, processing them at once saves less time than copying them costs
+# The most numbers that the maps of a block have, unless it is one pair. A batched product of several pairs keeps two
+# threads busier than one product divided between them, and a call costs some microseconds whatever its size; a larger
+# block would not fit the cache.
+BLOCK_NUMBERS = 2**21
+Rows = slice | torch.Tensor  # row numbers of a block; a slice where they are consecutive
+
+
+class Maps(NamedTuple):
+    """The maps of a batch, B x L x C, with their masks, norms and inverse norms, B x L; all in the computing dtype.
+
+    The inverse norm of a vector too short to have a direction is 0.
+    """
+
+    features: torch.Tensor
+    mask: torch.Tensor
+    norm: torch.Tensor
+    inverse: torch.Tensor
+
+
+class Gradient(NamedTuple):
+    """What the pairs add to: the gradient of the features, B x L x C, and its component along them, B x L.
+
+    `along` is subtracted at the end, for all pairs at once.
+    """
+
+    features: torch.Tensor
+    along: torch.Tensor
+
+
+def maps_of(features_BLC: torch.Tensor, mask_BL: torch.Tensor) -> Maps:
+    features = features_BLC.to(compute_dtype(features_BLC))
+    norm = torch.linalg.vector_norm(features, dim=-1)
+    inverse = torch.where(norm > NORM_FLOOR, norm.reciprocal(), 0.0)
+    return Maps(features, mask_BL.to(features.dtype), norm, inverse)
 
 
 def pairs_at_once(features_BLC: torch.Tensor) -> int:
+    """A power of two, because with an odd number of pairs one of two threads would wait for the other."""
     _, length, channels = features_BLC.shape
-    pairs = BLOCK_NUMBERS // (length * channels)
-    return pairs if pairs >= LEAST_PAIRS else 1
+    pairs: int = BLOCK_NUMBERS // (length * channels)
+    return 1 << max(0, pairs.bit_length() - 1)
 
 
-def blocks(features_BLC: torch.Tensor, *rows: torch.Tensor) -> Iterator[tuple[slice, list[torch.Tensor]]]:
+def blocks(features_BLC: torch.Tensor, *rows: torch.Tensor) -> Iterator[tuple[slice, list[Rows]]]:
     """Yield slices of the pairs, each with the given row numbers of its pairs."""
     at_once = pairs_at_once(features_BLC)
     for first in range(0, len(rows[0]), at_once):
         block = slice(first, first + at_once)
-        yield block, [each[block] for each in rows]
+        yield block, [_as_slice(each[block]) for each in rows]
 
 
-def picked(values: torch.Tensor, rows_G: torch.Tensor) -> torch.Tensor:
-    """The rows G x ... of `values`; a view if there is one row, so that large maps are not copied."""
-    return values.narrow(0, int(rows_G), 1) if len(rows_G) == 1 else values[rows_G]
+def _as_slice(rows_G: torch.Tensor) -> Rows:
+    first, count = int(rows_G[0]), len(rows_G)
+    consecutive = count == 1 or torch.equal(rows_G, torch.arange(first, first + count))
+    return slice(first, first + count) if consecutive else rows_G
 
 
-def add_products(total_BLC: torch.Tensor, rows_G: torch.Tensor, *factors: tuple[torch.Tensor, torch.Tensor]) -> None:
+def picked(values: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """The rows G x ... of `values`; a view if they are consecutive, so that their maps are not copied."""
+    return values[rows] if isinstance(rows, slice) else values.index_select(0, rows)
+
+
+def add_products(total_BLC: torch.Tensor, rows: Rows, *factors: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Add the sum of the products G x L x C to the rows of `total`, in the order of the pairs."""
-    if len(rows_G) == 1:
-        own = picked(total_BLC, rows_G)
+    if isinstance(rows, slice):
         for left, right in factors:
-            own.baddbmm_(left, right)
+            total_BLC[rows].baddbmm_(left, right)
         return
     summed = torch.bmm(*factors[0])
     for left, right in factors[1:]:
         summed.baddbmm_(left, right)
-    total_BLC.index_add_(0, rows_G, summed)
+    total_BLC.index_add_(0, rows, summed)
 
 
-def add_rows(total: torch.Tensor, rows_G: torch.Tensor, values: torch.Tensor, alpha: int = 1) -> None:
+def add_rows(total: torch.Tensor, rows: Rows, values: torch.Tensor, alpha: int = 1) -> None:
     """Add alpha times the values G x ... to the rows of `total`, in the order of the pairs."""
-    if len(rows_G) == 1:
-        picked(total, rows_G).add_(values, alpha=alpha)
+    if isinstance(rows, slice):
+        total[rows].add_(values, alpha=alpha)
     else:
-        total.index_add_(0, rows_G, values, alpha=alpha)
-
-
-def norms(features_BLC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Norms B x L and their inverses; the inverse is 0 for a vector too short to have a direction."""
-    norm = torch.linalg.vector_norm(features_BLC, dim=-1)
-    return norm, torch.where(norm > NORM_FLOOR, norm.reciprocal(), 0.0)
+        total.index_add_(0, rows, values, alpha=alpha)
 
 
 def distance_floor(norm_NL: torch.Tensor) -> torch.Tensor:

@@ -73,12 +73,12 @@ def test_gradcheck_of_the_references():
     assert torch.autograd.gradcheck(lambda x: align(x, m, a, k, a, 5.0, backend="reference")[:3], f)
 
 
-@pytest.mark.parametrize("at_once", [1, 4, 5, 100])
+@pytest.mark.parametrize("at_once", [1, 2, 4, 128])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beta", [1.0, 50.0, 3000.0])
 def test_cpu_path_equals_the_definition(kind, beta, at_once, monkeypatch):
     f, m, a, k = alignment_case(kind)
-    monkeypatch.setattr(plain_terms, "BLOCK_NUMBERS", at_once * f[0].numel())
+    monkeypatch.setattr(plain_terms, "BLOCK_NUMBERS", (2 * at_once - 1) * f[0].numel())
     assert plain_terms.pairs_at_once(f) == at_once
     other = (k + a + 1) % len(f)
     for op in (soft_align, align_distance, lambda x, m, a, k, beta, backend: align(x, m, a, k, other, beta, backend)):
@@ -89,7 +89,7 @@ def test_cpu_path_equals_the_definition(kind, beta, at_once, monkeypatch):
         assert_equal(found, expected, 1e-10)
 
 
-@pytest.mark.parametrize("at_once", [1, 100])
+@pytest.mark.parametrize("at_once", [1, 128])
 @pytest.mark.parametrize("apart", [1e-2, 1e-4])
 def test_near_the_target_float32_keeps_the_bound(apart, at_once, monkeypatch):
     """w within .01 and .0001 of f: there the Gram form alone loses the distance (method §4.1)."""
