@@ -44,7 +44,7 @@ from tacaf.train.forward import draw
 from tacaf.train.graphed import slow_norms, with_graph
 from tacaf.train.log_file import log_into
 from tacaf.train.new_model import build_model
-from tacaf.train.processes import Place, choose_convolutions, start_distributed, stop_distributed
+from tacaf.train.processes import Place, choose_convolutions, keep_freed_memory, start_distributed, stop_distributed
 from tacaf.train.ranges import Ranges, check_ranges
 from tacaf.train.run import Run, TrainingData, open_folder, record_start
 from tacaf.train.run_log import Extent, RunLog
@@ -151,6 +151,8 @@ def train(config: Config, stop: StopRequest, *, resuming: bool, trusted: bool) -
     place = start_distributed(config.train.start_limit_s, config.train.stall_limit_s)
     prepare_deepspeed()
     choose_convolutions(config.train.deterministic)
+    if place.device.type == "cpu":
+        keep_freed_memory()
     with distributed.together():
         data = open_data(config, place)
     with (

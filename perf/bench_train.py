@@ -31,6 +31,7 @@ from tacaf.command import Parser, entry, to_path
 from tacaf.files import write_json
 from tacaf.provenance import environment
 from tacaf.train.capture import reason_of
+from tacaf.train.processes import keep_freed_memory
 from tacaf.vocabulary import InputError
 
 MEASURED_RATE = 790e12  # FLOPs per second of bf16 matrix products of random data on an H200
@@ -253,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=to_path)
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
+    if args.device == "cpu":
+        keep_freed_memory()  # as a training does
     if args.peak_of:
         variant = next(variant for variant in VARIANTS if variant.name == args.peak_of)
         data = batch("cpu", args.groups, *((96, 48) if args.small else (288, 144)))

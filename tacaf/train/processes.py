@@ -1,5 +1,6 @@
 """The processes of a run: rank and device, how they connect, and settings of each process."""
 
+import ctypes
 import os
 import socket
 import time
@@ -11,6 +12,10 @@ import torch
 from tacaf import distributed
 from tacaf.files import first_line
 from tacaf.vocabulary import InputError
+
+# Blocks up to this size, and as much free memory, stay with the process (`keep_freed_memory`).
+KEPT_BYTES = 2**30
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 class Place(NamedTuple):
@@ -53,6 +58,21 @@ def choose_convolutions(deterministic: bool) -> None:
     """
     torch.backends.cudnn.deterministic = deterministic
     torch.backends.cudnn.benchmark = not deterministic
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep the memory that tensors on the CPU free, for the next ones, instead of returning it.
+
+    Every step allocates and frees the same sizes. By default glibc returns large blocks to the system at once, and the
+    system then clears every page of the new ones, which took a tenth of a step and more (docs/measured.md). Allocators
+    without this setting, and users who chose values in the environment, keep what they have.
+    """
+    chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"} & os.environ.keys()
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None or chosen:
+        return
+    set_option(_M_MMAP_THRESHOLD, KEPT_BYTES)
+    set_option(_M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _read_launcher() -> None:

@@ -1,11 +1,18 @@
-"""How ranks meet on GPUs that are not there: the device of each and the backend of its group; DeepSpeed is quiet."""
+"""How ranks meet on GPUs that are not there, what is kept from the terminal, and which memory a process keeps."""
 
+import ctypes
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
 
+from launch import train
 from tacaf import distributed
+from tacaf.checkout import ROOT
+from tacaf.train.config import load_config
 from tacaf.train.engine import _silent
 from tacaf.train.processes import Place, start_distributed
 
@@ -59,3 +66,51 @@ def test_what_deepspeed_prints_at_the_start_is_kept_from_the_terminal_unless_it_
         fail()
     out, err = capfd.readouterr()
     assert (out, err) == ("", "the compiler's reason\n")
+
+
+COUNT_FAULTS = """
+import resource, torch
+from tacaf.train.processes import keep_freed_memory
+{first}
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(10 * 2**20)  # 40 MiB, freed at once; glibc never keeps more than 32 by itself
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(40)][-1])
+"""
+
+
+def _faults(first: str, **environment: str) -> int:
+    """How many pages the system gave to the last of forty tensors, each of which is freed before the next."""
+    words = [sys.executable, "-c", COUNT_FAULTS.format(first=first)]
+    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library always decides itself")
+def test_freed_memory_is_used_again():
+    usual, kept = _faults("pass"), _faults("keep_freed_memory()")
+    assert kept < usual / 4
+    chosen = _faults("keep_freed_memory()", MALLOC_MMAP_THRESHOLD_="1048576")
+    assert chosen > usual / 4, "what the user chose is changed"
+
+
+@pytest.mark.parametrize(("device", "calls"), [("cpu", 1), ("cuda:0", 0)])
+def test_a_training_on_a_cpu_keeps_freed_memory(monkeypatch, device, calls):
+    class ReachedError(Exception):
+        pass
+
+    def stop() -> None:
+        raise ReachedError
+
+    called: list[None] = []
+    monkeypatch.setattr(train, "start_distributed", lambda *_: Place(0, 1, torch.device(device)))
+    for name in ("prepare_deepspeed", "choose_convolutions"):
+        monkeypatch.setattr(train, name, lambda *_: None)
+    monkeypatch.setattr(train, "keep_freed_memory", lambda: called.append(None))
+    monkeypatch.setattr(distributed, "together", stop)
+    config = load_config(ROOT / "launch/configs/demo.yaml", [])
+    with pytest.raises(ReachedError):
+        train.train(config, None, resuming=False, trusted=False)
+    assert len(called) == calls
