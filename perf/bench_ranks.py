@@ -45,7 +45,7 @@ from tacaf.train.config import Config, load_config
 from tacaf.train.engine import build_engine, prepare_deepspeed
 from tacaf.train.forward import forward
 from tacaf.train.new_model import build_model
-from tacaf.train.processes import Place, start_distributed, stop_distributed
+from tacaf.train.processes import Place, keep_freed_memory, start_distributed, stop_distributed
 from tacaf.train.run_log import peak_memory_mib
 
 WAYS = ("ddp", 0, 1, 2, 3)
@@ -114,6 +114,8 @@ class Way:
 def child(args: argparse.Namespace) -> None:
     """Run as one rank; the first rank prints the rows."""
     place = start_distributed()
+    if place.device.type == "cpu":
+        keep_freed_memory()  # as a training does
     prepare_deepspeed()
     config = load_config(args.config, [f"data.shards={args.shards}", "run=unused", "data.threads=1", *args.set])
     index = ShardIndex.open(config.data.shards, config.data.remote)

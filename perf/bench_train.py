@@ -6,7 +6,7 @@ Forward with losses, backward and optimiser step of TACAFNet (ResNet-50 at 288x1
 demo's model), without data loading. For ranks and ZeRO see bench_ranks.py. Needs PyTorch, Triton and pydantic, but
 neither DeepSpeed nor DALI. On a CPU the variants are interleaved in one process, so that noise of the machine affects
 all alike; on a GPU they run one after another, and the file is written after every variant. A step that is replayed
-from a CUDA graph has one time, not one for each phase.
+from a CUDA graph has one time, not one for each phase. On a CPU, memory of freed tensors is kept, as in a training.
 """
 
 from tacaf.start import start

@@ -51,7 +51,10 @@ def backward(
     gram_BLL: torch.Tensor,
     _: torch.Tensor,
 ) -> torch.Tensor:
-    """The gradient of the features, B x L x C in their dtype. Pairs are added in their order: the same every time."""
+    """The gradient of the features, B x L x C in their dtype.
+
+    Pairs are added in their order, so it is the same every time.
+    """
     maps, count = maps_of(features_BLC, mask_BL), len(positive_N)
     total = Gradient(torch.zeros_like(maps.features), torch.zeros_like(maps.norm))
     saved = reconstruction_NLC, root_NL[:count], similarity_NLL[:count]

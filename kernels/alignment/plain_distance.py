@@ -30,7 +30,7 @@ def forward(
     root_NL: torch.Tensor,
     similarity_NLL: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the distance N x L and the Gram matrices B x L x L of the targets; they are zero for other images.
+    """Return the distance N x L and the Gram matrices B x L x L of the targets; zero for other images.
 
     Writes |f - w| into `root_NL`, and the similarities.
     """
@@ -78,6 +78,8 @@ def backward(
     With c = grad * m / |f - w|, the gradient of w is c (w - f), so that of P is c (P G - A) with A = f_a f_k^T. Three
     products with maps of size L x C remain, of which one is computed once per target image: (sum of P^T c P) f_k.
     """
+    if len(target_N) == 0:
+        return
     features, mask, norm, inverse = maps
     counts = root_NL > distance_floor(norm[anchor_N])  # no gradient flows where the floor applies
     slope = grad_distance_NL * mask[anchor_N]

@@ -1,7 +1,6 @@
 """Soft alignment in plain PyTorch, block by block: the reference's algebra with less memory traffic (method §4.1).
 
-The maps of a block's pairs stay in the cache, and what is kept for the backward is N x L x L. Derivation: README.md
-beside this file.
+What is kept for the backward is N x L x L. Derivation: README.md beside this file.
 Legend: B images, L positions, C channels, N pairs, G pairs of a block; a are the anchors, k the targets and m the
 anchors' masks.
 """

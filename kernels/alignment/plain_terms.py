@@ -13,9 +13,9 @@ from kernels.common.dtypes import compute_dtype
 
 # Where |f - w| < 0.1 |f|, the square of the distance in the CPU's Gram form has lost two of float32's seven digits.
 CANCELS = 0.01
-# The most numbers that the maps of a block have, unless it is one pair. A batched product of several pairs keeps two
-# threads busier than one product divided between them, and a call costs some microseconds whatever its size; a larger
-# block would not fit the cache.
+# The most numbers that the maps of a block have, or its L x L matrices, unless it is one pair. A batched product of
+# several pairs keeps two threads busier than one product divided between them, and a call costs some microseconds
+# whatever its size. Larger blocks were no faster on two cores of an EPYC with 32 MiB of shared cache.
 BLOCK_NUMBERS = 2**21
 Rows = slice | torch.Tensor  # row numbers of a block; a slice where they are consecutive
 
@@ -33,10 +33,7 @@ class Maps(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """What the pairs add to: the gradient of the features, B x L x C, and its component along them, B x L.
-
-    `along` is subtracted at the end, for all pairs at once.
-    """
+    """Sums over the pairs: the gradient of the features, B x L x C, and the multiple of them to subtract, B x L."""
 
     features: torch.Tensor
     along: torch.Tensor
@@ -52,7 +49,7 @@ def maps_of(features_BLC: torch.Tensor, mask_BL: torch.Tensor) -> Maps:
 def pairs_at_once(features_BLC: torch.Tensor) -> int:
     """A power of two, because with an odd number of pairs one of two threads would wait for the other."""
     _, length, channels = features_BLC.shape
-    pairs: int = BLOCK_NUMBERS // (length * channels)
+    pairs: int = BLOCK_NUMBERS // (length * max(length, channels))
     return 1 << max(0, pairs.bit_length() - 1)
 
 
@@ -66,7 +63,7 @@ def blocks(features_BLC: torch.Tensor, *rows: torch.Tensor) -> Iterator[tuple[sl
 
 def _as_slice(rows_G: torch.Tensor) -> Rows:
     first, count = int(rows_G[0]), len(rows_G)
-    consecutive = count == 1 or torch.equal(rows_G, torch.arange(first, first + count))
+    consecutive = count == 1 or torch.equal(rows_G, torch.arange(first, first + count, device=rows_G.device))
     return slice(first, first + count) if consecutive else rows_G
 
 

@@ -73,12 +73,17 @@ def test_gradcheck_of_the_references():
     assert torch.autograd.gradcheck(lambda x: align(x, m, a, k, a, 5.0, backend="reference")[:3], f)
 
 
+def _block_numbers(f):
+    """The numbers of one pair that count for a block: those of its map, or of its similarities if they are more."""
+    return max(f[0].numel(), f.shape[1] ** 2)
+
+
 @pytest.mark.parametrize("at_once", [1, 2, 4, 128])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beta", [1.0, 50.0, 3000.0])
 def test_cpu_path_equals_the_definition(kind, beta, at_once, monkeypatch):
     f, m, a, k = alignment_case(kind)
-    monkeypatch.setattr(plain_terms, "BLOCK_NUMBERS", (2 * at_once - 1) * f[0].numel())
+    monkeypatch.setattr(plain_terms, "BLOCK_NUMBERS", (2 * at_once - 1) * _block_numbers(f))
     assert plain_terms.pairs_at_once(f) == at_once
     other = (k + a + 1) % len(f)
     for op in (soft_align, align_distance, lambda x, m, a, k, beta, backend: align(x, m, a, k, other, beta, backend)):
@@ -89,12 +94,29 @@ def test_cpu_path_equals_the_definition(kind, beta, at_once, monkeypatch):
         assert_equal(found, expected, 1e-10)
 
 
+def test_matrices_larger_than_the_maps_limit_a_block(monkeypatch):
+    monkeypatch.setattr(plain_terms, "BLOCK_NUMBERS", 4 * 20 * 20)
+    assert plain_terms.pairs_at_once(torch.zeros(1, 20, 5)) == 4
+    assert plain_terms.pairs_at_once(torch.zeros(1, 20, 20)) == 4
+    assert plain_terms.pairs_at_once(torch.zeros(1, 20, 21)) == 2
+    assert plain_terms.pairs_at_once(torch.zeros(1, 20, 100)) == 1
+
+
+def test_cpu_path_does_not_depend_on_the_default_device():
+    f, m, a, k = alignment_case("repeated")
+    expected = align(f, m, a, k, a, 5.0)
+    with torch.device("meta"):
+        found = align(f, m, a, k, a, 5.0)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("at_once", [1, 128])
 @pytest.mark.parametrize("apart", [1e-2, 1e-4])
 def test_near_the_target_float32_keeps_the_bound(apart, at_once, monkeypatch):
     """w within .01 and .0001 of f: there the Gram form alone loses the distance (method §4.1)."""
     f, m, a, k = alignment_case("same", length=12, channels=64)
-    monkeypatch.setattr(plain_terms, "BLOCK_NUMBERS", at_once * f[0].numel())
+    monkeypatch.setattr(plain_terms, "BLOCK_NUMBERS", at_once * _block_numbers(f))
     f[1] = f[0] + apart * torch.rand(12, 64, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     exact, gram = (
         outputs_and_gradients(lambda x, b=b: align_distance(x, m.to(x), a, k, 3000.0, backend=b), x)

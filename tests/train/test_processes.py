@@ -1,9 +1,9 @@
 """How ranks meet on GPUs that are not there, what is kept from the terminal, and which memory a process keeps."""
 
 import ctypes
-import os
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,10 +11,10 @@ import torch
 
 from launch import train
 from tacaf import distributed
-from tacaf.checkout import ROOT
+from tacaf.child_processes import ROOT, child_environment
 from tacaf.train.config import load_config
 from tacaf.train.engine import _silent
-from tacaf.train.processes import Place, start_distributed
+from tacaf.train.processes import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, Place, keep_freed_memory, start_distributed
 
 
 @pytest.fixture
@@ -74,26 +74,69 @@ from tacaf.train.processes import keep_freed_memory
 {first}
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(10 * 2**20)  # 40 MiB, freed at once; glibc never keeps more than 32 by itself
+    torch.ones(10 * 2**20)  # 40 MiB, freed at once; by default glibc maps every block above 32 MiB afresh
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print([faults() for _ in range(40)][-1])
 """
+CHOICES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
 
 
-def _faults(first: str, **environment: str) -> int:
+def _faults(first: str) -> int:
     """How many pages the system gave to the last of forty tensors, each of which is freed before the next."""
     words = [sys.executable, "-c", COUNT_FAULTS.format(first=first)]
-    done = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
-    return int(done.stdout)
+    environment = {name: value for name, value in child_environment().items() if name not in CHOICES}
+    return int(subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library always decides itself")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="this C library has no mallopt")
 def test_freed_memory_is_used_again():
-    usual, kept = _faults("pass"), _faults("keep_freed_memory()")
-    assert kept < usual / 4
-    chosen = _faults("keep_freed_memory()", MALLOC_MMAP_THRESHOLD_="1048576")
-    assert chosen > usual / 4, "what the user chose is changed"
+    usual = _faults("pass")
+    if usual < 5:
+        pytest.skip("this allocator keeps freed memory by itself")
+    assert _faults("keep_freed_memory()") < usual / 4
+
+
+def _options(monkeypatch, largest_block: int, **environment: str) -> list[tuple[int, int]]:
+    """The options that a C library takes which refuses larger thresholds for blocks."""
+    taken: list[tuple[int, int]] = []
+
+    def mallopt(option: int, value: int) -> int:
+        if option == M_MMAP_THRESHOLD and value > largest_block:
+            return 0
+        taken.append((option, value))
+        return 1
+
+    for name in CHOICES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    return taken
+
+
+def test_an_older_c_library_that_refuses_large_blocks_keeps_smaller_ones(monkeypatch):
+    both = [(M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**30)]
+    assert _options(monkeypatch, 2**40) == both
+    assert _options(monkeypatch, 2**25) == [(M_MMAP_THRESHOLD, 2**25), both[1]]
+
+
+def test_the_end_of_the_heap_is_not_kept_alone(monkeypatch):
+    """glibc would then stop adjusting the threshold of blocks, and map blocks above 128 KiB afresh."""
+    assert _options(monkeypatch, 0) == []
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_the_environment_chooses_stays(monkeypatch, name):
+    value = "glibc.malloc.check=0" if name == "GLIBC_TUNABLES" else "1048576"
+    assert _options(monkeypatch, 2**40, **{name: value}) == []
+    assert len(_options(monkeypatch, 2**40, GLIBC_TUNABLES="glibc.pthread.rseq=0")) == 2, "says nothing about memory"
+
+
+def test_a_c_library_without_the_setting_is_left_alone(monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    keep_freed_memory()
 
 
 @pytest.mark.parametrize(("device", "calls"), [("cpu", 1), ("cuda:0", 0)])
