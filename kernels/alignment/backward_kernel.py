@@ -53,8 +53,8 @@ def gram_gradient_kernel(
 ):  # fmt: skip
     """The sum of P^T slope P = (slope share P)^T W over the pairs of one target image, pairs ascending.
 
-    The first program of every image sums what is subtracted along f. It mostly waits for its loads, so it runs beside
-    the products instead of in a launch of its own.
+    The first program of every image sums what is subtracted along f. It mostly waits for its loads, so it shares
+    this launch with the products.
     """
     i_image = tl.program_id(1).to(tl.int64)
     if tl.program_id(0) == 0:

@@ -66,8 +66,9 @@ def keep_freed_memory() -> None:
     """Let the C library reuse the memory of freed CPU tensors instead of returning it to the system.
 
     Every step allocates and frees the same sizes. By default glibc returns blocks above 32 MiB, and the free end of its
-    heap, at once. The system then clears every page of the next ones, which took up to a sixth of a small network's
-    step (docs/measured.md). Nothing changes where the C library has no such setting, or the environment chooses one.
+    heap, at once. The system then clears every page of the next ones, which took 9 to 18 per cent of a small
+    network's step (docs/measured.md). Nothing changes where the C library has no such setting, or the environment
+    chooses one.
     """
     chosen = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys()
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
